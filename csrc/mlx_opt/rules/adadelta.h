@@ -1,0 +1,31 @@
+// AdaDelta: Zeiler, arXiv:1212.5701, with a learning rate.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+struct AdaDelta {
+  struct Hypers {
+    Hyper rho, eps;
+  };
+  struct Scalars {
+    float lr;
+  };
+  struct Element {
+    float w, v, u;
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
+    return {lr};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float v = fma(h.rho.value, e.v, h.rho.complement * (g * g));
+    float d = square_root(e.u + h.eps.value) / square_root(v + h.eps.value) * g;
+    float u = fma(h.rho.value, e.u, h.rho.complement * (d * d));
+    float w = fma(-s.lr, d, e.w);
+    return {w, v, u};
+  }
+};
+
+MLX_OPT_RULES_END

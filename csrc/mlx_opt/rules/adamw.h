@@ -1,0 +1,33 @@
+// Adam: Kingma and Ba, ICLR 2015. AdamW: Loshchilov and Hutter, ICLR 2019.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+struct AdamW {
+  struct Hypers {
+    Hyper beta1, beta2, eps, weight_decay, bias_correction;
+  };
+  struct Scalars {
+    float step_size, denominator_scale, decay;
+  };
+  struct Element {
+    float w, m, v;
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    bool correct = h.bias_correction.value != 0.0f;
+    float c1 = correct ? one_minus_power(h.beta1, step) : 1.0f;
+    float c2 = correct ? one_minus_power(h.beta2, step) : 1.0f;
+    return {lr / c1, 1.0f / square_root(c2), lr * h.weight_decay.value};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float m = fma(h.beta1.value, e.m, h.beta1.complement * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.complement * (g * g));
+    float d = s.step_size * m / fma(square_root(v), s.denominator_scale, h.eps.value);
+    return {e.w - (decay_of(e.w, s.decay) + d), m, v};
+  }
+};
+
+MLX_OPT_RULES_END

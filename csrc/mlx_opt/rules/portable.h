@@ -1,0 +1,111 @@
+// The vocabulary of the rules, and the only file that knows which compiler reads them:
+// a C++ compiler, NVRTC or Metal. Rules take and return values and include only this file.
+#pragma once
+
+#if defined(__METAL_VERSION__)
+#define MLX_OPT_FN static inline
+#elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
+#define MLX_OPT_FN static __device__ __forceinline__
+#else
+#define MLX_OPT_FN static inline __attribute__((always_inline))
+#endif
+
+// The CPU backend compiles the rules once per instruction set; each copy needs its own symbols.
+#if !defined(MLX_OPT_LEVEL)
+#define MLX_OPT_LEVEL portable
+#endif
+#define MLX_OPT_RULES_BEGIN \
+  namespace mlx_opt {       \
+  namespace MLX_OPT_LEVEL {
+#define MLX_OPT_RULES_END \
+  }                       \
+  }
+
+MLX_OPT_RULES_BEGIN
+
+// A hyperparameter x as the rules use it. The complement 1 - x and the logarithm come from
+// double precision where x is a constant: 1.0f - 0.999f is off by 1.3e-5.
+struct Hyper {
+  float value;
+  float complement;
+  float log;
+};
+
+// fma(a, b, c) is a * b + c, rounded once where the machine can. Which products are fused is for
+// the rules to say: left to a compiler, equal elements may differ by where they lie.
+#if defined(__METAL_VERSION__)
+MLX_OPT_FN float square_root(float x) {
+  return metal::precise::sqrt(x);
+}
+MLX_OPT_FN float absolute(float x) {
+  return metal::fabs(x);
+}
+MLX_OPT_FN float fma(float a, float b, float c) {
+  return metal::fma(a, b, c);
+}
+// exp(x) - 1 for x <= 0 without cancellation (Metal has no expm1).
+MLX_OPT_FN float exp_minus_one(float x) {
+  if (x < -0.25f) {
+    return metal::precise::exp(x) - 1.0f;
+  }
+  return x * (1.0f +
+              x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720))))));
+}
+#elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
+MLX_OPT_FN float square_root(float x) {
+  return sqrtf(x);
+}
+MLX_OPT_FN float absolute(float x) {
+  return fabsf(x);
+}
+MLX_OPT_FN float exp_minus_one(float x) {
+  return expm1f(x);
+}
+MLX_OPT_FN float fma(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
+#else
+MLX_OPT_FN float square_root(float x) {
+  return __builtin_sqrtf(x);
+}
+MLX_OPT_FN float absolute(float x) {
+  return __builtin_fabsf(x);
+}
+MLX_OPT_FN float exp_minus_one(float x) {
+  return __builtin_expm1f(x);
+}
+MLX_OPT_FN float fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+#endif
+
+// The larger of the two; NaN if either is.
+MLX_OPT_FN float maximum(float a, float b) {
+  return (a > b || a != a) ? a : b;
+}
+
+// -1, 0 or 1; 0 for NaN, as mx.sign.
+MLX_OPT_FN float sign(float x) {
+  return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : 0.0f);
+}
+
+// rate * x, but 0 for a rate of 0 whatever x is.
+MLX_OPT_FN float scaled(float rate, float x) {
+  return rate == 0.0f ? 0.0f : rate * x;
+}
+
+// What decays off w: rate * w, but nothing off an infinite w.
+MLX_OPT_FN float decay_of(float w, float rate) {
+  return absolute(w) <= 3.402823466e38f ? rate * w : 0.0f;
+}
+
+// 1 - x^n.
+MLX_OPT_FN float one_minus_power(Hyper x, float n) {
+  return -exp_minus_one(n * x.log);
+}
+
+MLX_OPT_RULES_END

@@ -1,0 +1,29 @@
+// RMSprop: Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5, 2012.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+struct RMSprop {
+  struct Hypers {
+    Hyper alpha, eps;
+  };
+  struct Scalars {
+    float lr;
+  };
+  struct Element {
+    float w, v;
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
+    return {lr};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float v = fma(h.alpha.value, e.v, h.alpha.complement * (g * g));
+    float w = e.w - s.lr * g / (square_root(v) + h.eps.value);
+    return {w, v};
+  }
+};
+
+MLX_OPT_RULES_END
