@@ -1,0 +1,105 @@
+#include "mlx_opt/update.h"
+
+#include <deque>
+#include <stdexcept>
+
+#include "mlx/allocator.h"
+#include "mlx_opt/backend/cpu/step.h"
+#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/donation.h"
+
+namespace mlx_opt {
+
+Handoff& handoff(const mx::array& token) {
+  auto buffer = token.buffer();
+  return *static_cast<Handoff*>(buffer.ptr());
+}
+
+Update::Update(
+    mx::Stream stream,
+    Rule rule,
+    std::vector<double> hypers,
+    std::vector<int> traced,
+    std::vector<mx::Dtype> dtypes)
+    : mx::Primitive(stream),
+      rule_(rule),
+      hypers_(std::move(hypers)),
+      traced_(std::move(traced)),
+      dtypes_(std::move(dtypes)) {}
+
+namespace {
+
+// Puts the buffers where the Takes find them.
+const Handoff& hand_over(Handoff placed, mx::array& token) {
+  auto* held = new Handoff(std::move(placed));
+  token.set_data(mx::array::Data(mx::allocator::Buffer(held), [](mx::allocator::Buffer buffer) {
+    delete static_cast<Handoff*>(buffer.ptr());
+  }));
+  return *held;
+}
+
+} // namespace
+
+// Where the operands lie must be read before place_outputs moves their buffers, so the step is
+// queued with outputs that are placed between the two.
+void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  release_held_buffers(stream(), inputs, operands(), tensors());
+  cpu::Step step({rule_, hypers_, traced_}, inputs, dtypes_);
+  Handoff placed = place_outputs(
+      inputs, operands(), dtypes_, [](size_t bytes) { return mx::allocator::malloc(bytes); });
+  const Handoff& held = hand_over(std::move(placed), outputs[0]);
+  step.enqueue(stream(), held, outputs[0].data_shared_ptr());
+}
+
+void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto& [backend, reason] = gpu::find_backend();
+  if (!backend) {
+    throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
+  }
+  auto step = backend->prepare({rule_, hypers_, traced_}, inputs, dtypes_, stream());
+  Handoff placed = place_outputs(inputs, operands(), dtypes_, [&](size_t bytes) {
+    return backend->allocate(bytes, stream());
+  });
+  step->enqueue(hand_over(std::move(placed), outputs[0]));
+}
+
+void Take::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  outputs[0].set_data(std::move(handoff(inputs[0]).buffers[position_]));
+}
+
+void Take::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  eval_cpu(inputs, outputs);
+}
+
+std::vector<mx::Shape> Take::output_shapes(const std::vector<mx::array>& inputs) {
+  const auto& update = static_cast<const Update&>(inputs[0].primitive());
+  const size_t fields = update.operands() - 1;
+  const size_t tensor = position_ / fields;
+  return {inputs[0].inputs()[tensor * update.operands()].shape()};
+}
+
+mx::array token_of(std::shared_ptr<Update> update, std::vector<mx::array> inputs) {
+  return mx::array(mx::Shape{}, mx::uint8, std::move(update), std::move(inputs));
+}
+
+std::vector<mx::array> take_all(const mx::array& token) {
+  const auto& update = static_cast<const Update&>(token.primitive());
+  const auto stream = token.primitive().stream();
+  const auto& inputs = token.inputs();
+  // The Takes lie together, and each keeps all alive: few allocations in place of many.
+  auto takes = std::make_shared<std::deque<Take>>();
+  std::vector<mx::array> outputs;
+  outputs.reserve(update.dtypes().size());
+  const size_t fields = update.operands() - 1;
+  for (size_t i = 0; i < update.dtypes().size(); ++i) {
+    takes->emplace_back(stream, i);
+    outputs.emplace_back(
+        inputs[i / fields * update.operands()].shape(),
+        update.dtypes()[i],
+        std::shared_ptr<mx::Primitive>(takes, &takes->back()),
+        std::vector<mx::array>{token});
+  }
+  return outputs;
+}
+
+} // namespace mlx_opt

@@ -1,0 +1,117 @@
+// Update and Take over a batch.
+#include <algorithm>
+#include <stdexcept>
+
+#include "mlx/ops.h"
+#include "mlx_opt/update.h"
+
+namespace mlx_opt {
+namespace {
+
+// Holds the outputs of a batch that was done one by one, for the Takes to find.
+class Bundle : public mx::Primitive {
+ public:
+  using mx::Primitive::Primitive;
+  void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::logic_error("mlx_opt::Bundle has no value");
+  }
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    eval_cpu(inputs, outputs);
+  }
+  const char* name() const override {
+    return "mlx_opt::Bundle";
+  }
+};
+
+int batch_size(const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (axes[i] >= 0) {
+      return inputs[i].shape(axes[i]);
+    }
+  }
+  throw std::logic_error("mlx_opt::Update: vmap without a mapped input");
+}
+
+mx::array batched(const mx::array& x, int axis, int batch, mx::Stream stream) {
+  if (axis >= 0) {
+    return mx::moveaxis(x, axis, 0, stream);
+  }
+  auto shape = x.shape();
+  shape.insert(shape.begin(), batch);
+  return mx::broadcast_to(mx::expand_dims(x, 0, stream), shape, stream);
+}
+
+[[noreturn]] void reject_gradient() {
+  throw std::invalid_argument(
+      "mlx_opt: a gradient cannot go through vmap of an optimizer's step; take vmap of the "
+      "gradient");
+}
+
+} // namespace
+
+std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  const size_t scalars = tensors() * operands();
+  if (std::any_of(axes.begin() + scalars, axes.end(), [](int axis) { return axis >= 0; })) {
+    return {vmap_each(inputs, axes), {0}};
+  }
+  const int batch = batch_size(inputs, axes);
+  std::vector<mx::array> batch_inputs;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    batch_inputs.push_back(i < scalars ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
+  }
+  auto update = std::make_shared<Update>(stream(), rule_, hypers_, traced_, dtypes_);
+  return {{token_of(std::move(update), std::move(batch_inputs))}, {0}};
+}
+
+// A step, a learning rate or a hyperparameter of its own for each: as many updates.
+std::vector<mx::array> Update::vmap_each(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) const {
+  auto stream = const_cast<Update*>(this)->stream();
+  const int batch = batch_size(inputs, axes);
+  std::vector<std::vector<mx::array>> results(dtypes_.size());
+  for (int b = 0; b < batch; ++b) {
+    std::vector<mx::array> one;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream) : inputs[i]);
+    }
+    auto update = std::make_shared<Update>(stream, rule_, hypers_, traced_, dtypes_);
+    auto outputs = take_all(token_of(std::move(update), std::move(one)));
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      results[i].push_back(outputs[i]);
+    }
+  }
+  std::vector<mx::array> stacked;
+  for (const auto& result : results) {
+    stacked.push_back(mx::stack(result, 0, stream));
+  }
+  return {mx::array(mx::Shape{}, mx::uint8, std::make_shared<Bundle>(stream), std::move(stacked))};
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> Take::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>&) {
+  const mx::array& token = inputs[0];
+  if (dynamic_cast<const Bundle*>(&token.primitive())) {
+    return {{token.inputs()[position_]}, {0}};
+  }
+  const auto& update = static_cast<const Update&>(token.primitive());
+  auto take = std::make_shared<Take>(stream(), position_);
+  auto shape = take->output_shapes(inputs)[0];
+  return {{mx::array(std::move(shape), update.dtypes()[position_], std::move(take), inputs)}, {0}};
+}
+
+// Seen when vmap is inside a gradient: then vmap traces first, without a sign of what is outside.
+std::vector<mx::array> Update::jvp(
+    const std::vector<mx::array>&, const std::vector<mx::array>&, const std::vector<int>&) {
+  reject_gradient();
+}
+
+std::vector<mx::array> Take::vjp(
+    const std::vector<mx::array>&,
+    const std::vector<mx::array>&,
+    const std::vector<int>&,
+    const std::vector<mx::array>&) {
+  reject_gradient();
+}
+
+} // namespace mlx_opt
