@@ -1,0 +1,44 @@
+// What libmlx_opt asks for.
+#include "mlx_opt/api.h"
+#include "mlx_opt/backend/cuda/memory.h"
+#include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/step.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+class Backend : public gpu::Backend {
+ public:
+  std::unique_ptr<gpu::Step> prepare(
+      const mlx_opt::Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const override {
+    return prepare_step(schedule, inputs, dtypes, stream);
+  }
+
+  mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {
+    return device_memory(bytes, stream);
+  }
+
+  std::string problem() const override {
+    try {
+      auto& device = mx::cu::device(
+          mx::default_device() == mx::Device::gpu ? mx::default_device()
+                                                  : mx::Device(mx::Device::gpu));
+      device.make_current();
+      function({Rule::SGD, Kind::prepare}, device);
+      return "";
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+};
+
+} // namespace
+} // namespace mlx_opt::cuda
+
+extern "C" MLX_OPT_API const mlx_opt::gpu::Backend* mlx_opt_gpu_backend() {
+  static const mlx_opt::cuda::Backend backend;
+  return &backend;
+}

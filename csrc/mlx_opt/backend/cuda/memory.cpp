@@ -1,0 +1,48 @@
+#include "mlx_opt/backend/cuda/memory.h"
+
+#include <map>
+#include <mutex>
+
+#include "mlx/allocator.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+using Data = mx::array::Data;
+
+std::shared_ptr<mx::Primitive> cast_on(mx::Stream stream) {
+  static std::mutex mutex;
+  static auto* casts = new std::map<int, std::shared_ptr<mx::Primitive>>;
+  const std::lock_guard lock(mutex);
+  auto& cast = (*casts)[stream.index];
+  if (!cast) {
+    cast = mx::astype(mx::array(0.0f), mx::uint8, stream).primitive_ptr();
+  }
+  return cast;
+}
+
+} // namespace
+
+// MLX does not export its allocation of device memory, but its ops use it, and a cast sizes its
+// result by the input's buffer while it copies as many elements as the array has: none here.
+Data device_memory(size_t bytes, mx::Stream stream) {
+  if (bytes == 0) {
+    return mx::allocator::malloc(0);
+  }
+  mx::array nothing(mx::Shape{0}, mx::uint8, nullptr, {});
+  nothing.set_data(
+      Data(mx::allocator::Buffer(nullptr), [](mx::allocator::Buffer) {}),
+      bytes,
+      {1},
+      {true, true, true});
+  std::vector<mx::array> results = {mx::array(mx::Shape{0}, mx::uint8, cast_on(stream), {})};
+  results[0].primitive().eval_gpu({nothing}, results);
+  if (results[0].buffer_size() < bytes) {
+    return mx::allocator::malloc(bytes);
+  }
+  return std::move(*results[0].data_shared_ptr());
+}
+
+} // namespace mlx_opt::cuda

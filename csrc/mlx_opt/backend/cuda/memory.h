@@ -1,0 +1,15 @@
+// Device memory for what is not donated.
+#pragma once
+
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace mlx_opt::cuda {
+
+namespace mx = mlx::core;
+
+/// A buffer from MLX's pool of device memory. MLX's own `allocator::malloc` would give managed
+/// memory, whose first use by the GPU costs page faults.
+mx::array::Data device_memory(size_t bytes, mx::Stream stream);
+
+} // namespace mlx_opt::cuda

@@ -1,0 +1,94 @@
+#include "mlx_opt/backend/cuda/module.h"
+
+#include <map>
+#include <mutex>
+
+#include "mlx_opt/backend/cuda/cache.h"
+#include "mlx_opt/backend/cuda/driver.h"
+#include "mlx_opt/backend/cuda/nvrtc.h"
+#include "mlx_opt/backend/cuda/tables.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+namespace cu = mlx::core::cu;
+
+// A kernel's parameters may take 4 KB; from CUDA 12.1 on, on GPUs of 7.0 and up, 32,764 bytes.
+constexpr int small_table = 56;
+static_assert(sizeof(Table<small_table>) <= 4096);
+static_assert(sizeof(Table<large_table>) <= 32764);
+constexpr int large_tables_since = 12010;
+
+std::string load_error(CUresult result, const cu::Device& device) {
+  const char* reason = nullptr;
+  cuGetErrorString(result, &reason);
+  int driver = 0;
+  cuDriverGetVersion(&driver);
+  return "mlx_opt: CUDA's driver, which is of CUDA " + std::to_string(driver / 1000) + "." +
+         std::to_string(driver % 1000 / 10) + ", cannot load a kernel for compute capability " +
+         std::to_string(device.compute_capability_major()) + "." +
+         std::to_string(device.compute_capability_minor()) + " that NVRTC " + compiler_version() +
+         " has compiled: " + (reason ? reason : "unknown error") +
+         ": a newer driver, or an MLX of an older CUDA (pip install 'mlx[cuda12]'), may mend it";
+}
+
+struct Loaded {
+  CUmodule module;
+  CUresult result;
+};
+
+Loaded load(const std::string& code) {
+  Loaded loaded{};
+  loaded.result = cuModuleLoadData(&loaded.module, code.c_str());
+  return loaded;
+}
+
+CUfunction build(const Kernel& kernel, const cu::Device& device) {
+  const std::string text = source(kernel);
+  const auto target =
+      target_option(device.compute_capability_major() * 10 + device.compute_capability_minor());
+  const std::string key = compiler_version() + " " + target + "\n" + text;
+  const Cache cache = Cache::of_user();
+
+  Loaded loaded{nullptr, CUDA_ERROR_NOT_FOUND};
+  if (const auto kept = cache.find(key)) {
+    loaded = load(*kept);
+  }
+  if (loaded.result != CUDA_SUCCESS) {
+    const std::string code = compile(text, target, nullptr);
+    loaded = load(code);
+    if (loaded.result != CUDA_SUCCESS) {
+      throw std::runtime_error(load_error(loaded.result, device));
+    }
+    cache.keep(key, code);
+  }
+  CUfunction function = nullptr;
+  check(cuModuleGetFunction(&function, loaded.module, kernel_name), "looking up a kernel");
+  return function;
+}
+
+} // namespace
+
+CUfunction function(const Kernel& kernel, const cu::Device& device) {
+  static std::mutex mutex;
+  static auto* functions = new std::map<std::pair<int, uint64_t>, CUfunction>;
+  const std::lock_guard lock(mutex);
+  CUfunction& function = (*functions)[{device.cuda_device(), kernel.id()}];
+  if (!function) {
+    function = build(kernel, device);
+  }
+  return function;
+}
+
+int table_capacity(size_t tensors, const cu::Device& device) {
+  static const int driver = [] {
+    int version = 0;
+    check(cuDriverGetVersion(&version), "its version");
+    return version;
+  }();
+  const bool large = tensors > small_table && driver >= large_tables_since &&
+                     device.compute_capability_major() >= 7;
+  return large ? large_table : small_table;
+}
+
+} // namespace mlx_opt::cuda

@@ -1,0 +1,242 @@
+#include "mlx_opt/backend/cuda/step.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+
+#include "mlx/backend/cuda/device.h"
+#include "mlx/backend/cuda/utils.h"
+#include "mlx_opt/backend/cuda/in_flight.h"
+#include "mlx_opt/backend/cuda/layout.h"
+#include "mlx_opt/backend/cuda/memory.h"
+#include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/tables.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+namespace cu = mx::cu;
+
+static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
+
+constexpr int frame_bytes = (3 * max_hypers + max_scalars) * sizeof(float);
+
+Storage storage_of(mx::Dtype dtype) {
+  return dtype == mx::float32   ? Storage::float32
+         : dtype == mx::float16 ? Storage::float16
+                                : Storage::bfloat16;
+}
+
+template <typename T>
+T* address(const mx::array& x) {
+  return mx::gpu_ptr<T>(const_cast<mx::array&>(x));
+}
+
+unsigned chunks_of(Kind kind, const Tensor& tensor) {
+  if (kind != Kind::transposed) {
+    return static_cast<unsigned>((tensor.size + chunk - 1) / chunk);
+  }
+  const auto tiles = [](int64_t size) { return (size + tile - 1) / tile; };
+  return static_cast<unsigned>(tiles(tensor.size / tensor.columns) * tiles(tensor.columns));
+}
+
+void launch(
+    cu::CommandEncoder& encoder, CUfunction function, unsigned blocks, int threads, void* args) {
+  encoder.add_kernel_node_raw(function, dim3(blocks), dim3(threads), dim3(1), 0, &args);
+}
+
+// The tensors that one kernel serves.
+struct Group {
+  Kernel kernel;
+  std::vector<Tensor> tensors;
+  std::vector<Layout> layouts;   // of each tensor, where the kernel is Kind::strided
+  std::vector<size_t> positions; // of each tensor's parameter among the outputs
+  CUfunction function = nullptr;
+
+  size_t launches() const {
+    const size_t together = kernel.kind == Kind::strided ? 1 : kernel.capacity;
+    return (tensors.size() + together - 1) / together;
+  }
+};
+
+class CudaStep : public gpu::Step {
+ public:
+  CudaStep(
+      const mlx_opt::Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream);
+
+  void enqueue(const Handoff& outputs) override;
+
+ private:
+  void add_tensor(Rule rule, const mx::array* operands, const mx::Dtype* dtypes, size_t position);
+  Group& group_of(const Kernel& kernel);
+  void find_functions();
+  void launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars);
+  void launch_tables(Group& group);
+  void launch_strided(const Group& group);
+
+  mx::Stream stream_;
+  cu::CommandEncoder& encoder_;
+  int fields_;
+  std::vector<Group> groups_;
+  mx::array frame_;
+};
+
+CudaStep::CudaStep(
+    const mlx_opt::Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream)
+    : stream_(stream),
+      encoder_(cu::get_command_encoder(stream)),
+      fields_(info(schedule.rule).moments + 1),
+      frame_(device_memory(frame_bytes, stream), {frame_bytes}, mx::uint8) {
+  const size_t tensors = dtypes.size() / fields_;
+  for (size_t t = 0; t < tensors; ++t) {
+    add_tensor(schedule.rule, &inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
+  }
+  find_functions();
+  wait_for_last_but_one(stream);
+  launch_prepare(schedule, &inputs[tensors * (fields_ + 1)]);
+  // What is written needs no mention: the step is committed, so what follows is behind it.
+  for (size_t i = 0; i < tensors * (fields_ + 1); ++i) {
+    encoder_.set_input_array(inputs[i]);
+  }
+}
+
+void CudaStep::add_tensor(
+    Rule rule, const mx::array* operands, const mx::Dtype* dtypes, size_t position) {
+  if (operands->size() == 0) {
+    return;
+  }
+  Kernel kernel{rule, Kind::flat};
+  Tensor tensor{};
+  tensor.size = static_cast<int64_t>(operands->size());
+  for (int k = 0; k <= fields_; ++k) {
+    kernel.in[k] = storage_of(operands[k].dtype());
+    tensor.in[k] = address<void>(operands[k]);
+  }
+  for (int k = 0; k < fields_; ++k) {
+    kernel.out[k] = storage_of(dtypes[k]);
+  }
+  std::optional<Layout> layout;
+  if (!all_contiguous(operands, fields_ + 1)) {
+    const bool rows = all_contiguous(operands, fields_);
+    tensor.columns = rows ? columns_if_transposed(operands[fields_]) : 0;
+    kernel.kind = tensor.columns ? Kind::transposed : Kind::strided;
+  }
+  Group& group = group_of(kernel);
+  group.tensors.push_back(tensor);
+  group.positions.push_back(position);
+  if (kernel.kind == Kind::strided) {
+    group.layouts.push_back(common_layout(operands, fields_ + 1));
+  }
+}
+
+Group& CudaStep::group_of(const Kernel& kernel) {
+  const uint64_t id = kernel.id();
+  auto group = std::find_if(
+      groups_.begin(), groups_.end(), [&](const Group& g) { return g.kernel.id() == id; });
+  if (group == groups_.end()) {
+    groups_.push_back({kernel, {}, {}, {}, nullptr});
+    return groups_.back();
+  }
+  return *group;
+}
+
+void CudaStep::find_functions() {
+  for (Group& group : groups_) {
+    if (group.kernel.kind != Kind::strided) {
+      group.kernel.capacity = table_capacity(group.tensors.size(), encoder_.device());
+    }
+    group.function = function(group.kernel, encoder_.device());
+  }
+}
+
+// `scalars`: the step, the learning rate and the traced hyperparameters.
+void CudaStep::launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars) {
+  ScalarSources sources{};
+  for (size_t k = 0; k < schedule.hypers.size(); ++k) {
+    const auto hyper = derived(schedule.hypers[k]);
+    sources.hypers[k][0] = hyper.value;
+    sources.hypers[k][1] = hyper.complement;
+    sources.hypers[k][2] = hyper.log;
+  }
+  sources.step = address<unsigned long long>(scalars[0]);
+  sources.learning_rate = address<float>(scalars[1]);
+  for (size_t i = 0; i < schedule.traced.size(); ++i) {
+    sources.traced[schedule.traced[i]] = address<float>(scalars[2 + i]);
+  }
+  sources.frame = address<float>(frame_);
+  const auto prepare = function({schedule.rule, Kind::prepare}, encoder_.device());
+  for (size_t i = 0; i < 2 + schedule.traced.size(); ++i) {
+    encoder_.set_input_array(scalars[i]);
+  }
+  encoder_.set_output_array(frame_);
+  launch(encoder_, prepare, 1, 1, &sources);
+  encoder_.set_input_array(frame_);
+  encoder_.add_temporary(frame_);
+}
+
+void CudaStep::launch_tables(Group& group) {
+  Table<large_table> table;
+  table.frame = address<float>(frame_);
+  for (size_t begin = 0; begin < group.tensors.size(); begin += group.kernel.capacity) {
+    const size_t end = std::min(begin + group.kernel.capacity, group.tensors.size());
+    unsigned chunks = 0;
+    for (size_t i = begin; i < end; ++i) {
+      Tensor& tensor = table.tensors[i - begin] = group.tensors[i];
+      tensor.first_chunk = chunks;
+      chunks += chunks_of(group.kernel.kind, tensor);
+    }
+    table.count = static_cast<int64_t>(end - begin);
+    launch(encoder_, group.function, chunks, threads, &table);
+  }
+}
+
+void CudaStep::launch_strided(const Group& group) {
+  for (size_t i = 0; i < group.tensors.size(); ++i) {
+    Strided args{address<float>(frame_), group.tensors[i], group.layouts[i]};
+    launch(encoder_, group.function, chunks_of(Kind::strided, args.tensor), threads, &args);
+  }
+}
+
+void CudaStep::enqueue(const Handoff& outputs) {
+  size_t launches = 0;
+  for (Group& group : groups_) {
+    launches += group.launches();
+    for (size_t i = 0; i < group.tensors.size(); ++i) {
+      for (int k = 0; k < fields_; ++k) {
+        auto buffer = outputs.buffers[group.positions[i] + k].buffer();
+        group.tensors[i].out[k] = static_cast<cu::CudaBuffer*>(buffer.ptr())->data;
+      }
+    }
+  }
+  {
+    std::optional<cu::CommandEncoder::ConcurrentContext> concurrent;
+    if (launches > 1) {
+      concurrent.emplace(encoder_);
+    }
+    for (Group& group : groups_) {
+      group.kernel.kind == Kind::strided ? launch_strided(group) : launch_tables(group);
+    }
+  }
+  // Now, so that the GPU is at work while the host goes through the Takes.
+  encoder_.commit();
+  note_step(stream_, encoder_);
+}
+
+} // namespace
+
+std::unique_ptr<gpu::Step> prepare_step(
+    const mlx_opt::Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream) {
+  return std::make_unique<CudaStep>(schedule, inputs, dtypes, stream);
+}
+
+} // namespace mlx_opt::cuda

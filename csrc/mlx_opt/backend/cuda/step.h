@@ -1,0 +1,14 @@
+// A step on an NVIDIA GPU.
+#pragma once
+
+#include "mlx_opt/backend/gpu.h"
+
+namespace mlx_opt::cuda {
+
+std::unique_ptr<gpu::Step> prepare_step(
+    const mlx_opt::Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream);
+
+} // namespace mlx_opt::cuda

@@ -1,0 +1,56 @@
+// How Update reaches a GPU without libmlx_opt naming a symbol of one: the backend is a library of
+// its own, loaded when the running MLX has such a GPU.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "mlx_opt/api.h"
+#include "mlx_opt/schedule.h"
+#include "mlx_opt/update.h"
+
+namespace mlx_opt::gpu {
+
+/// A step in two moves, because placing the outputs takes the buffers away from the inputs.
+class Step {
+ public:
+  virtual ~Step() = default;
+
+  /// Queues the step, writing to the buffers of `outputs`.
+  virtual void enqueue(const Handoff& outputs) = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// A step over `inputs`, as Update has them; `dtypes`: of the outputs. Notes where the inputs lie
+  /// and finds the kernels. Throws std::runtime_error if there are none to be had.
+  virtual std::unique_ptr<Step> prepare(
+      const Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const = 0;
+
+  /// A buffer in the device's own memory.
+  virtual mx::array::Data allocate(size_t bytes, mx::Stream stream) const = 0;
+
+  /// What keeps kernels from being compiled and loaded here; empty if nothing does.
+  virtual std::string problem() const = 0;
+};
+
+/// The backend, or null and why there is none.
+struct Found {
+  const Backend* backend;
+  std::string reason;
+};
+
+/// Looks for the backend when first called.
+MLX_OPT_API const Found& find_backend();
+
+/// What the backend's library exports under `entry_point`.
+using EntryPoint = const Backend* (*)();
+inline constexpr const char* entry_point = "mlx_opt_gpu_backend";
+
+} // namespace mlx_opt::gpu
