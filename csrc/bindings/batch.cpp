@@ -1,0 +1,253 @@
+#include "bindings/batch.h"
+
+#include <nanobind/stl/string.h>
+
+#include "mlx/utils.h"
+
+namespace mlx_opt::python {
+namespace {
+
+bool is_array(nb::handle object) {
+  static const nb::handle type = nb::type<mx::array>();
+  return object.type().is(type) || nb::isinstance<mx::array>(object);
+}
+
+const mx::array& array_of(nb::handle object) {
+  return *nb::inst_ptr<mx::array>(object);
+}
+
+// A tree may be deeper than the stack, or contain itself.
+struct Recursion {
+  Recursion() {
+    if (Py_EnterRecursiveCall(" in a tree of gradients")) {
+      throw nb::python_error();
+    }
+  }
+  ~Recursion() {
+    Py_LeaveRecursiveCall();
+  }
+};
+
+bool is_sequence(nb::handle tree) {
+  return PyList_Check(tree.ptr()) || PyTuple_Check(tree.ptr());
+}
+
+bool is_container(nb::handle tree) {
+  return PyDict_Check(tree.ptr()) || is_sequence(tree);
+}
+
+std::string prefix(const Path* path) {
+  const std::string text = path ? path->text() : "";
+  return text.empty() ? "" : text + ": ";
+}
+
+std::string type_of(nb::handle object) {
+  return nb::cast<std::string>(nb::str(object.type().attr("__name__")));
+}
+
+nb::object entry(nb::handle tree, nb::handle key, const char* what, const Path& path) {
+  PyObject* item = PyObject_GetItem(tree.ptr(), key.ptr());
+  if (item) {
+    return nb::steal(item);
+  }
+  nb::python_error cause;
+  if (is_container(tree) && !cause.matches(PyExc_LookupError)) {
+    throw cause;
+  }
+  const std::string message = path.text() + ": there is a gradient but no " + what;
+  throw nb::key_error(message.c_str());
+}
+
+// Before init the state may end anywhere above the leaves.
+nb::object entry_or_none(nb::handle tree, nb::handle key) {
+  PyObject* item = tree.is_none() ? nullptr : PyObject_GetItem(tree.ptr(), key.ptr());
+  if (!item) {
+    PyErr_Clear();
+    return nb::none();
+  }
+  return nb::steal(item);
+}
+
+bool traced(
+    const std::vector<Scalar>& hypers, const mx::array& learning_rate, const mx::array& step) {
+  std::vector<mx::array> arrays = {learning_rate, step};
+  for (const Scalar& hyper : hypers) {
+    if (auto* x = std::get_if<mx::array>(&hyper)) {
+      arrays.push_back(*x);
+    }
+  }
+  return traced_for_gradient(arrays);
+}
+
+template <typename Visit>
+void for_each_item(nb::handle tree, Visit&& visit) {
+  if (PyDict_Check(tree.ptr())) {
+    for (auto [key, child] : nb::borrow<nb::dict>(tree)) {
+      visit(nb::object(nb::borrow(key)), child);
+    }
+  } else {
+    const Py_ssize_t size = PySequence_Size(tree.ptr());
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      visit(nb::object(nb::int_(i)), nb::steal(PySequence_GetItem(tree.ptr(), i)));
+    }
+  }
+}
+
+} // namespace
+
+std::string Path::text() const {
+  const std::string name = nb::cast<std::string>(nb::str(key));
+  return parent ? parent->text() + "." + name : name;
+}
+
+Batch::Batch(
+    nb::object gradients,
+    nb::handle parameters,
+    nb::handle state,
+    std::vector<nb::str> moments,
+    bool initialized)
+    : gradients_(std::move(gradients)),
+      moments_(std::move(moments)),
+      initialized_(initialized),
+      available_(mlx_opt::available(mx::default_device())) {
+  collect(gradients_, parameters, state, nullptr);
+}
+
+void Batch::collect(
+    nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path) {
+  if (!is_container(gradients)) {
+    collect_leaf(gradients, parameters, state, path);
+    return;
+  }
+  const Recursion recursion;
+  for_each_item(gradients, [&](nb::object key, nb::handle child) {
+    const Path here{path, key};
+    nb::object parameter = entry(parameters, key, "parameter", here);
+    nb::object child_state =
+        initialized_ ? entry(state, key, "optimizer state", here) : entry_or_none(state, key);
+    collect(child, parameter, child_state, &here);
+  });
+}
+
+void Batch::collect_leaf(
+    nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path) {
+  for (auto [object, what] : {std::pair{gradient, "gradient"}, {parameter, "parameter"}}) {
+    if (!is_array(object)) {
+      const std::string message =
+          prefix(path) + what + " must be an mlx.core.array, got " + type_of(object);
+      throw nb::type_error(message.c_str());
+    }
+  }
+  const mx::array& g = array_of(gradient);
+  const mx::array& w = array_of(parameter);
+  if (g.shape() != w.shape()) {
+    const std::string message =
+        prefix(path) + "gradient " + shape_text(g.shape()) + ", parameter " + shape_text(w.shape());
+    throw nb::value_error(message.c_str());
+  }
+  bool fused = available_ && is_storage(g.dtype()) && is_storage(w.dtype());
+  fused &= collect_moments(state, w, path);
+  leaves_.push_back({nb::borrow(gradient), nb::borrow(parameter), nb::borrow(state), fused});
+}
+
+// Whether all moments are there and of a storage dtype.
+bool Batch::collect_moments(nb::handle state, const mx::array& parameter, const Path* path) {
+  bool fused = true;
+  for (const nb::str& name : moments_) {
+    PyObject* moment =
+        PyDict_Check(state.ptr()) ? PyDict_GetItem(state.ptr(), name.ptr()) : nullptr;
+    if (!moment && !initialized_) {
+      return false;
+    }
+    if (!moment || !is_array(moment)) {
+      const std::string message =
+          prefix(path) + "the optimizer state has no array \"" + name.c_str() + "\"";
+      throw nb::key_error(message.c_str());
+    }
+    const mx::array& m = array_of(moment);
+    if (m.shape() != parameter.shape()) {
+      const std::string message = prefix(path) + "state \"" + name.c_str() + "\" " +
+                                  shape_text(m.shape()) + ", parameter " +
+                                  shape_text(parameter.shape());
+      throw nb::value_error(message.c_str());
+    }
+    fused &= is_storage(m.dtype());
+  }
+  return fused;
+}
+
+std::vector<mx::array> Batch::operands() const {
+  std::vector<mx::array> operands;
+  operands.reserve(leaves_.size() * (moments_.size() + 2) + 8);
+  for (const Leaf& leaf : leaves_) {
+    if (!leaf.fused) {
+      continue;
+    }
+    operands.push_back(array_of(leaf.parameter));
+    for (const nb::str& name : moments_) {
+      operands.push_back(array_of(PyDict_GetItem(leaf.state.ptr(), name.ptr())));
+    }
+    operands.push_back(array_of(leaf.gradient));
+  }
+  return operands;
+}
+
+nb::object Batch::update(
+    Rule rule,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    nb::handle formula) {
+  std::vector<mx::array> inputs = operands();
+  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step);
+  std::vector<mx::array> outputs;
+  if (fused) {
+    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step);
+  }
+  std::vector<nb::object> updated;
+  updated.reserve(leaves_.size());
+  // The formula may fail, so it goes before anything is put into the state.
+  for (const Leaf& leaf : leaves_) {
+    const bool served = fused && leaf.fused;
+    updated.push_back(served ? nb::object() : formula(leaf.gradient, leaf.parameter, leaf.state));
+  }
+  auto output = outputs.begin();
+  for (size_t i = 0; i < leaves_.size(); ++i) {
+    if (updated[i].is_valid()) {
+      continue;
+    }
+    updated[i] = nb::cast(std::move(*output++));
+    for (const nb::str& name : moments_) {
+      nb::object moment = nb::cast(std::move(*output++));
+      if (PyDict_SetItem(leaves_[i].state.ptr(), name.ptr(), moment.ptr()) != 0) {
+        throw nb::python_error();
+      }
+    }
+  }
+  size_t next = 0;
+  return rebuilt(gradients_, updated, next);
+}
+
+nb::object Batch::rebuilt(
+    nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const {
+  if (PyDict_Check(tree.ptr())) {
+    nb::dict result;
+    for_each_item(tree, [&](nb::object key, nb::handle child) {
+      result[key] = rebuilt(child, updated, next);
+    });
+    return result;
+  }
+  if (!is_sequence(tree)) {
+    return updated[next++];
+  }
+  nb::list result;
+  for_each_item(
+      tree, [&](nb::object, nb::handle child) { result.append(rebuilt(child, updated, next)); });
+  if (PyList_CheckExact(tree.ptr())) {
+    return result;
+  }
+  const nb::handle type = tree.type();
+  return nb::hasattr(tree, "_fields") ? type(*result) : type(result);
+}
+
+} // namespace mlx_opt::python

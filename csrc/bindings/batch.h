@@ -1,0 +1,67 @@
+// The leaves of a step, between Python's trees and libmlx_opt's flat list of operands.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+
+#include "mlx_opt/ops.h"
+
+namespace mlx_opt::python {
+
+namespace nb = nanobind;
+
+/// Where in the tree a leaf is; a link on the stack for each level.
+struct Path {
+  const Path* parent;
+  nb::handle key;
+
+  std::string text() const;
+};
+
+/// The leaves of a tree of gradients with their parameters and states. Building one checks the
+/// trees and changes nothing; so an error leaves model and state as they were.
+class Batch {
+ public:
+  /// `moments`: names of the state's arrays, in the rule's order. Where `initialized` is false a
+  /// leaf may lack state.
+  Batch(
+      nb::object gradients,
+      nb::handle parameters,
+      nb::handle state,
+      std::vector<nb::str> moments,
+      bool initialized);
+
+  /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
+  /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
+  /// state)`.
+  nb::object update(
+      Rule rule,
+      const std::vector<Scalar>& hypers,
+      const mx::array& learning_rate,
+      const mx::array& step,
+      nb::handle formula);
+
+ private:
+  struct Leaf {
+    nb::object gradient;
+    nb::object parameter;
+    nb::object state;
+    bool fused;
+  };
+
+  void collect(nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path);
+  void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
+  bool collect_moments(nb::handle state, const mx::array& parameter, const Path* path);
+  std::vector<mx::array> operands() const;
+  nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
+
+  nb::object gradients_;
+  std::vector<nb::str> moments_;
+  bool initialized_;
+  bool available_;
+  std::vector<Leaf> leaves_;
+};
+
+} // namespace mlx_opt::python

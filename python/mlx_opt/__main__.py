@@ -1,0 +1,162 @@
+"""The command ``python -m mlx_opt``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import io
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from types import ModuleType, TracebackType
+from typing import NoReturn
+
+from . import info
+
+PROGRAM = "python -m mlx_opt"
+EXIT_CODES = "Exit codes: 2 for a wrong command line, 1 if something is off, otherwise 0."
+RUN_HELP = """\
+Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program itself is not
+changed. It gets its arguments, its name __main__ and its folder on sys.path as from python, and
+its exit code is passed on.
+
+Replaced are the names in the module mlx.optimizers; what the program takes from the submodule
+mlx.optimizers.optimizers stays mlx's own, and so does everything in processes that it spawns."""
+RUN_EXAMPLES = f"""\
+examples:
+  {PROGRAM} run train.py --epochs 3
+  {PROGRAM} run -m mlx_lm lora --train --model ..."""
+
+Frames = TracebackType | None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Fused, in-place optimizers for MLX: a drop-in for mlx.optimizers.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(metavar="command", dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run an unchanged program with mlx_opt's optimizers",
+        usage=f"{PROGRAM} run [-h] (script.py | -m module) [argument ...]",
+        description=RUN_HELP,
+        epilog=RUN_EXAMPLES,
+        formatter_class=plain,
+    )
+    run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
+    run.add_argument("program", metavar="script.py", help="a path, or with -m a module's name")
+    run.add_argument(
+        "arguments", metavar="argument", nargs=argparse.REMAINDER, help="what the program gets"
+    )
+    run.set_defaults(usage_error=run.error)
+    commands.add_parser(
+        "info",
+        help="versions, devices, threads, and what to mend if something is off",
+        description="Print what this installation is and whether it can work on this machine.",
+        epilog=EXIT_CODES,
+    )
+    commands.add_parser("bench", help="time the optimizers beside mlx's and PyTorch's")
+    return parser
+
+
+def print_info() -> int:
+    report = info.report()
+    print(report)
+    return 1 if report.problems else 0
+
+
+def bench(arguments: list[str]) -> int:
+    try:
+        from .benchmarks.cli import main as run_benchmarks
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rich":
+            raise
+        return fail("bench needs rich: pip install rich")
+    return run_benchmarks(arguments)
+
+
+def run_script(path: str, arguments: list[str]) -> None:
+    """Do what ``python path arguments`` does."""
+    full_path = os.path.abspath(path)
+    with io.open_code(full_path) as file:
+        source = file.read()
+    sys.argv = [path, *arguments]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    # Not runpy, which takes its __main__ away at the end, when atexit and threads may need it.
+    main = ModuleType("__main__")
+    main.__dict__.update(
+        __file__=full_path,
+        __loader__=importlib.machinery.SourceFileLoader("__main__", full_path),
+        __builtins__=__builtins__,
+    )
+    sys.modules["__main__"] = main
+    exec(compile(source, full_path, "exec", dont_inherit=True), main.__dict__)
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """Do what ``python -m name arguments`` does."""
+    sys.argv = ["-m", *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def run(
+    program: str, module: bool, arguments: list[str], usage_error: Callable[[str], NoReturn]
+) -> None:
+    from . import install
+
+    if not module and not os.path.isfile(program):
+        usage_error(f"there is no script {program}")
+    # To the end of the process: the program's threads and atexit functions may outlast it.
+    install()
+    try:
+        (run_module if module else run_script)(program, arguments)
+    except BaseException as error:
+        frames = frames_of_program(error.__traceback__)
+        if module and isinstance(error, ImportError) and frames is None:
+            usage_error(str(error))
+        sys.excepthook = without_own_frames(sys.excepthook)
+        raise
+
+
+def frames_of_program(frames: Frames) -> Frames:
+    """The traceback from the program's first frame on; None if it did not get so far."""
+    own = {__file__, runpy.run_module.__code__.co_filename}
+    while frames is not None and frames.tb_frame.f_code.co_filename in own:
+        frames = frames.tb_next
+    return frames
+
+
+def without_own_frames(hook: Callable) -> Callable:
+    def show(kind: type[BaseException], error: BaseException, frames: Frames) -> None:
+        frames = frames_of_program(frames)
+        hook(kind, error.with_traceback(frames), frames)
+
+    return show
+
+
+def fail(message: str) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    # bench has its own parser, which needs what may not be installed.
+    options = None if argv[:1] == ["bench"] else build_parser().parse_args(argv)
+    if options and options.command == "info":
+        return print_info()
+    if error := info.import_error():
+        return fail(str(error))
+    if options is None:
+        return bench(argv[1:])
+    run(options.program, options.module, options.arguments, options.usage_error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

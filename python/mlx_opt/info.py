@@ -1,0 +1,210 @@
+"""Whether mlx_opt can work here, and how: what ``python -m mlx_opt info`` prints.
+
+Nothing of mlx_opt or MLX is imported before a function asks for it: this module has to answer where
+they cannot be imported, and mlx_opt imports it first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+# The distributions with MLX's library, and the extra of `mlx` that brings each.
+LIBRARIES = {
+    "mlx-metal": "",
+    "mlx-cpu": "[cpu]",
+    "mlx-cuda-12": "[cuda12]",
+    "mlx-cuda-13": "[cuda13]",
+}
+
+
+class Report(NamedTuple):
+    """The state of an installation."""
+
+    facts: dict[str, str]
+    problems: list[str]
+    """What is off, why, and how to mend it."""
+
+    def __str__(self) -> str:
+        lines = [f"{name:<9} {value}" for name, value in self.facts.items()]
+        lines += [f"\nproblem: {problem}" for problem in self.problems]
+        return "\n".join(lines if self.problems else [*lines, "", "All is well."])
+
+
+def running_as_command() -> bool:
+    """Whether this process is ``python -m mlx_opt`` and still on the way to its ``__main__``."""
+    arguments = getattr(sys, "argv", [])
+    # Python has "-m" in place of the program's path only while it looks for the module.
+    if arguments[:1] != ["-m"]:
+        return False
+    return sys.orig_argv[-len(arguments)].endswith(("mlx_opt", "mlx_opt.__main__"))
+
+
+def import_error() -> ImportError | None:
+    """Why mlx_opt cannot be imported, and how to mend it; None if it can."""
+    try:
+        built = import_module("._built", __package__)
+    except ImportError as cause:
+        return _error("mlx_opt is not built: pip install it, from its folder or a wheel", cause)
+    if error := _mlx_error(built.VERSION, built.MLX_VERSION):
+        return error
+    try:
+        import_module("._ext", __package__)
+    except ImportError as cause:
+        return _error(
+            f"mlx_opt's compiled part cannot be loaded by Python {_python_version()} "
+            f"({cause}): install it again with this Python, from its folder or a wheel made for it",
+            cause,
+        )
+    return None
+
+
+def report() -> Report:
+    """Look at the installation and at this machine."""
+    import platform
+
+    facts = {
+        "mlx_opt": _own_version(),
+        "mlx": _mlx_versions(),
+        "python": f"{_python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+    }
+    error = import_error()
+    if error is not None:
+        return Report(facts, [str(error), *_library_problems()])
+    device, device_problems = _device_facts()
+    threads, thread_problems = _thread_facts()
+    return Report(
+        {**facts, **device, **threads}, _library_problems() + device_problems + thread_problems
+    )
+
+
+def _mlx_error(version: str, mlx_version: str) -> ImportError | None:
+    needs = f"this build of mlx_opt {version} needs mlx {mlx_version}"
+    try:
+        mx: Any = import_module("mlx.core")
+    except ImportError as cause:
+        mend = f"pip install '{_requirement(mlx_version)}'"
+        return _error(f"{needs}, which cannot be imported ({cause}): {mend}", cause)
+    if mx.__version__ == mlx_version:
+        return None
+    return _error(
+        f"{needs}, but mlx {mx.__version__} is installed: "
+        f"pip install '{_requirement(mlx_version)}', or a release of mlx_opt made for "
+        f"mlx {mx.__version__}"
+    )
+
+
+def _error(message: str, cause: ImportError | None = None) -> ImportError:
+    error = ImportError(message)
+    error.__cause__ = cause
+    return error
+
+
+def _python_version() -> str:
+    return sys.version.split()[0]
+
+
+def _version(distribution: str) -> str | None:
+    from importlib import metadata  # a quarter of mlx_opt's import time, where it is not needed
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _libraries() -> dict[str, str]:
+    """The installed distributions with MLX's library, with their versions."""
+    return {name: version for name in LIBRARIES if (version := _version(name))}
+
+
+def _requirement(version: str) -> str:
+    """What to ask pip for: without the extra it would leave MLX's library as it is."""
+    fallback = "[cpu]" if sys.platform == "linux" else ""
+    extra = next((LIBRARIES[name] for name in _libraries()), fallback)
+    return f"mlx{extra}=={version}"
+
+
+def _own_version() -> str:
+    folder = os.path.dirname(__file__)
+    try:
+        built = import_module("._built", __package__)
+    except ImportError:
+        return f"not built, in {folder}"
+    return f"{built.VERSION}, built for mlx {built.MLX_VERSION}, in {folder}"
+
+
+def _mlx_versions() -> str:
+    libraries = ", ".join(" ".join(item) for item in _libraries().items())
+    return f"{_version('mlx') or 'not installed'} (library: {libraries or 'none found'})"
+
+
+def _library_problems() -> list[str]:
+    version = _version("mlx")
+    return [
+        f"mlx {version} is beside {name} {other}, and the two belong together: "
+        f"pip install --force-reinstall 'mlx{LIBRARIES[name]}=={version}'"
+        for name, other in _libraries().items()
+        if version and other != version
+    ]
+
+
+def _device_facts() -> tuple[dict[str, str], list[str]]:
+    import mlx.core as mx
+
+    default = mx.default_device()
+    found = [kind for kind in (mx.cpu, mx.gpu) if mx.is_available(kind)]
+    served = {kind.name: _serves(mx, kind) for kind in found}
+    facts = {
+        "devices": ", ".join(f"{name}: {_backend(yes)}" for name, yes in served.items()),
+        "default": f"{default.type.name}, {mx.device_info().get('device_name', 'unnamed')}",
+    }
+    name = default.type.name
+    ext = import_module("._ext", __package__)
+    if problem := name == "gpu" and ext.gpu_problem():
+        return facts, [f"every step on the GPU will fail, or be slow: {problem}"]
+    if served[name]:
+        return facts, []
+    mend = "install a build of mlx_opt that has a backend for it"
+    if served.get("cpu"):
+        mend += ", or call mx.set_default_device(mx.cpu)"
+    return facts, [
+        f"no backend of this build serves the default device, {name}: mlx_opt runs mlx's own "
+        f"formulas there, with right results but no speed-up: {mend}"
+    ]
+
+
+def _backend(served: bool) -> str:
+    return "fused rules" if served else "no backend in this build, mlx's own formulas"
+
+
+def _serves(mx: ModuleType, kind: object) -> bool:
+    before = mx.default_device()
+    mx.set_default_device(kind)
+    try:
+        return bool(import_module("._ext", __package__).available())
+    finally:
+        mx.set_default_device(before)
+
+
+def _thread_facts() -> tuple[dict[str, str], list[str]]:
+    ext = import_module("._ext", __package__)
+    facts = {"vectors": ext.vector_level()}
+    try:
+        threads = ext.num_threads()
+    except ValueError as error:
+        mend = "set MLX_OPT_NUM_THREADS to a whole number, or unset it"
+        return facts, [f"{error}: every step on the CPU will fail: {mend}"]
+    source = "MLX_OPT_NUM_THREADS" if os.environ.get("MLX_OPT_NUM_THREADS") else "the default"
+    facts["threads"] = f"{threads} ({source}), for {_usable_cores()} usable cores"
+    return facts, []
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,76 @@
+"""mlx_opt in the place of mlx.optimizers, for programs that are not to be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.optimizers
+
+import mlx_opt
+
+
+def install() -> None:
+    """Put mlx_opt's classes into the module ``mlx.optimizers``, for the rest of the process.
+
+    Afterwards ``import mlx.optimizers as optim``, also an earlier one, and
+    ``from mlx.optimizers import AdamW`` give mlx_opt's. A second call changes nothing.
+
+    What was bound before stays MLX's own: names from an earlier ``from mlx.optimizers import
+    AdamW``, classes derived from MLX's, and optimizers that exist. So do names taken from the
+    submodules, as ``mlx.optimizers.optimizers.AdamW``, where pickle looks for MLX's own classes.
+    So call this first. Processes that are started afresh (the "spawn" of multiprocessing) have to
+    call it themselves.
+
+    Example:
+        >>> import mlx.optimizers as optim
+        >>> import mlx_opt
+        >>> mlx_opt.install()
+        >>> optim.AdamW is mlx_opt.AdamW
+        True
+    """
+    vars(mlx.optimizers).update(_replacements())
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Within the block, mlx_opt's classes are in ``mlx.optimizers``, as :func:`install` puts them.
+
+    At its end every replaced name is again what it was at the start. Blocks may be nested and
+    repeated, but the replacement is the whole process's: blocks of several threads must not
+    overlap. Optimizers made within the block stay mlx_opt's.
+
+    Example:
+        >>> import mlx.optimizers as optim
+        >>> import mlx_opt
+        >>> before = optim.AdamW
+        >>> with mlx_opt.installed():
+        ...     optimizer = optim.AdamW(learning_rate=1e-3)
+        >>> type(optimizer) is mlx_opt.AdamW
+        True
+        >>> optim.AdamW is before
+        True
+    """
+    names = vars(mlx.optimizers)
+    replacements = _replacements()
+    before = {name: names[name] for name in replacements}
+    names.update(replacements)
+    try:
+        yield
+    finally:
+        names.update(before)
+
+
+def _replacements() -> dict[str, Any]:
+    """The public names of mlx.optimizers under which mlx_opt has something of its own."""
+    ours = {name: getattr(mlx_opt, name) for name in mlx_opt.__all__}
+    return {
+        name: value
+        for name, value in ours.items()
+        if hasattr(mlx.optimizers, name) and _is_own(value)
+    }
+
+
+def _is_own(value: Any) -> bool:
+    return getattr(value, "__module__", "").partition(".")[0] == mlx_opt.__name__
