@@ -1,0 +1,140 @@
+"""Runs as a table, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from math import floor, log10
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from .measure import Run
+from .peers import LIMIT, OURS
+
+COLORS = {OURS: "#b3470f", "mlx": "#8fb3d9", "compiled": "#3d6f9e", "torch": "#c9a227"}
+HEADINGS = (
+    "step",
+    "ns/\nparam",
+    "GB/s",
+    "of\nlimit",
+    "peak\nB/param",
+    f"time/\n{OURS}",
+    "10-90 %",
+)
+
+
+def table(run: Run) -> Table:
+    rule, model, dtype = run.workload
+    table = Table(
+        title=f"{rule}, {model.name}: {len(model.shapes)} tensors, {model.size:,} parameters of "
+        f"{dtype}",
+        caption=_caption(run),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("peer", no_wrap=True)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for peer in run.results:
+        table.add_row(*_row(run, peer), style="dim" if peer == LIMIT else None)
+    return table
+
+
+def write_json(path: Path, runs: list[Run], environment: dict[str, str]) -> None:
+    report = {"environment": environment, "runs": [_as_json(run) for run in runs]}
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def write_plot(path: Path, runs: list[Run]) -> None:
+    """Draw bars of the time per parameter, with the limit as a line across each rule's bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.5 + 1.6 * len(runs), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(COLORS)
+    for i, (peer, color) in enumerate(COLORS.items()):
+        places = [place for place, run in enumerate(runs) if peer in run.results]
+        heights = [runs[place].nanoseconds_a_parameter(peer) for place in places]
+        lefts = [place + (i - (len(COLORS) - 1) / 2) * width for place in places]
+        if places:
+            axes.bar(lefts, heights, width, color=color, label=peer)
+    limits = [run.nanoseconds_a_parameter(LIMIT) for run in runs]
+    starts = [place - 0.45 for place in range(len(runs))]
+    axes.hlines(limits, starts, [start + 0.9 for start in starts], color="black", label=LIMIT)
+    axes.set_xticks(range(len(runs)), [run.workload.rule for run in runs])
+    _, model, dtype = runs[0].workload
+    axes.set_title(f"Optimizer step, {model.name}, {dtype}")
+    axes.set_ylabel("nanoseconds per parameter")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _caption(run: Run) -> str:
+    workload = run.workload
+    a_parameter = workload.bytes_moved // workload.model.size
+    lines = [f"{peer}: {result.about}" for peer, result in run.results.items()]
+    lines.append(
+        f"GB/s: the {a_parameter} bytes per parameter that {workload.rule} has to move, over the "
+        f"step's time. Medians of {len(run.results[OURS].seconds)} rounds; 10-90 %: of the rounds."
+    )
+    if not run.in_turn:
+        lines.append("Too large to be held at once: each peer ran alone, one after another.")
+    return "\n".join(lines)
+
+
+def _row(run: Run, peer: str) -> list[str]:
+    peak = run.peak_bytes_a_parameter(peer)
+    deciles = quantiles(run.ratios(peer, to=OURS), n=10, method="inclusive")
+    return [
+        peer,
+        _time(run.seconds(peer)),
+        _digits(run.nanoseconds_a_parameter(peer)),
+        _digits(run.gigabytes_a_second(peer)),
+        f"{_digits(100 * run.share_of_limit(peer))}%",
+        "" if peak is None else _digits(peak),
+        _digits(run.time_over_ours(peer)),
+        "" if peer == OURS else f"{_digits(deciles[0])}-{_digits(deciles[-1])}",
+    ]
+
+
+def _digits(value: float) -> str:
+    """Three digits or more, with no exponent."""
+    return f"{value:,.{max(0, 2 - floor(log10(value)))}f}"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_digits(seconds / size)} {unit}"
+    return f"{_digits(seconds * 1e6)} us"
+
+
+def _as_json(run: Run) -> dict[str, Any]:
+    workload = run.workload
+    return {
+        "rule": workload.rule,
+        "model": workload.model.name,
+        "tensors": len(workload.model.shapes),
+        "parameters": workload.model.size,
+        "dtype": workload.dtype,
+        "bytes_moved": workload.bytes_moved,
+        "in_turn": run.in_turn,
+        "peers": [_peer_as_json(run, peer) for peer in run.results],
+    }
+
+
+def _peer_as_json(run: Run, peer: str) -> dict[str, Any]:
+    return {
+        **asdict(run.results[peer]),
+        "ns_per_parameter": run.nanoseconds_a_parameter(peer),
+        "gb_per_s": run.gigabytes_a_second(peer),
+        "share_of_limit": run.share_of_limit(peer),
+        "peak_bytes_per_parameter": run.peak_bytes_a_parameter(peer),
+        f"time_over_{OURS}": run.time_over_ours(peer),
+    }

@@ -1,0 +1,122 @@
+"""What is timed: a rule on the parameters of a model. Knows names and shapes, and no library."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+LEARNING_RATE = 1e-3
+ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Rule(NamedTuple):
+    """An optimizer with its settings; betas, eps and the like are the defaults of each library."""
+
+    moments: int
+    """The arrays of the parameter's size that the state has."""
+
+    settings: dict[str, Any]
+    torch: tuple[str, dict[str, Any]] | None
+    """The class and the settings in torch.optim with the same traffic."""
+
+
+RULES = {
+    "SGD": Rule(1, {"momentum": 0.9}, ("SGD", {"momentum": 0.9})),
+    "RMSprop": Rule(1, {}, ("RMSprop", {})),
+    "Adagrad": Rule(1, {}, ("Adagrad", {})),
+    "AdaDelta": Rule(2, {}, ("Adadelta", {})),
+    "Adam": Rule(2, {"bias_correction": True}, ("Adam", {})),
+    "AdamW": Rule(2, {"bias_correction": True, "weight_decay": 0.01}, ("AdamW", {})),
+    "Adamax": Rule(2, {}, ("Adamax", {})),
+    "Lion": Rule(1, {"weight_decay": 0.01}, None),
+}
+
+
+def call_text(name: str, settings: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
+
+
+class Model(NamedTuple):
+    """The shapes of a model's parameters by their paths."""
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+class Workload(NamedTuple):
+    rule: str
+    model: Model
+    dtype: str
+
+    @property
+    def arrays(self) -> int:
+        """Arrays a step touches for each parameter: itself, its moments and its gradient."""
+        return RULES[self.rule].moments + 2
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.arrays * self.model.size * ITEMSIZES[self.dtype]
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes a step has to move: all arrays are read, all but the gradient are written."""
+        return (2 * self.arrays - 1) * self.model.size * ITEMSIZES[self.dtype]
+
+
+def transformer(layers: int, width: int, vocabulary: int, context: int) -> dict[str, tuple]:
+    """The parameters of a GPT-2 with its output tied to its token embedding."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (vocabulary, width),
+        "wpe.weight": (context, width),
+    }
+    for layer in range(layers):
+        block = f"blocks.{layer}"
+        shapes |= _norm(f"{block}.ln1", width)
+        shapes |= _linear(f"{block}.attention.qkv", width, 3 * width)
+        shapes |= _linear(f"{block}.attention.out", width, width)
+        shapes |= _norm(f"{block}.ln2", width)
+        shapes |= _linear(f"{block}.mlp.up", width, 4 * width)
+        shapes |= _linear(f"{block}.mlp.down", 4 * width, width)
+    return shapes | _norm("ln", width)
+
+
+def _linear(path: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{path}.weight": (outputs, inputs), f"{path}.bias": (outputs,)}
+
+
+def _norm(path: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{path}.weight": (width,), f"{path}.bias": (width,)}
+
+
+MODELS = {
+    "gpt2": transformer(layers=12, width=768, vocabulary=50257, context=1024),
+    "small": transformer(layers=4, width=256, vocabulary=5000, context=256),
+    "scalars": {f"scalars.{i}": (1,) for i in range(288)},
+}
+CUSTOM = re.compile(r"(?:(?P<count>[1-9]\d*)\*)?(?P<shape>[1-9]\d*(?:x[1-9]\d*)*)")
+
+
+def model_named(text: str) -> Model:
+    """A model by its name, or from shapes such as ``24*1024x1024,24*1024``.
+
+    Raises:
+        ValueError: ``text`` is neither.
+    """
+    if text in MODELS:
+        return Model(text, MODELS[text])
+    shapes: list[tuple[int, ...]] = []
+    for part in text.split(","):
+        match = CUSTOM.fullmatch(part)
+        if not match:
+            raise ValueError(
+                f"there is no model {text!r}: choose from {', '.join(MODELS)}, or give shapes, "
+                "for example 24*1024x1024,24*1024"
+            )
+        shape = tuple(int(extent) for extent in match["shape"].split("x"))
+        shapes += [shape] * int(match["count"] or 1)
+    return Model(text, {f"tensors.{i}": shape for i, shape in enumerate(shapes)})
