@@ -1,0 +1,237 @@
+"""What the tests run over: one table of rules, options and dtypes, and the tools to compare with.
+
+Values are drawn in NumPy from a seed, so that both optimizers and the reference see the same.
+"""
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers as stock
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_opt
+import references
+
+
+class Case(NamedTuple):
+    """A rule with the options its constructor is given besides the learning rate."""
+
+    rule: str
+    options: dict[str, Any] = {}
+
+    def __str__(self):
+        return "-".join([self.rule, *(f"{k}={v}" for k, v in self.options.items())])
+
+    def ours(self, learning_rate):
+        return getattr(mlx_opt, self.rule)(learning_rate, **self.options)
+
+    def stock(self, learning_rate):
+        return getattr(stock, self.rule)(learning_rate, **self.options)
+
+    @property
+    def moments(self):
+        return references.STATE[self.rule]
+
+    def reference(self, w, g, state, step, learning_rate):
+        """One step in float64."""
+        rule = references.REFERENCES[self.rule]
+        return rule(w, g, state, step, learning_rate=learning_rate, **self.options)
+
+
+CASES = [
+    Case("SGD"),
+    Case("SGD", {"weight_decay": 0.1}),
+    Case("SGD", {"momentum": 0.9}),
+    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
+    Case("SGD", {"momentum": 0.8, "dampening": -0.5}),
+    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    Case("RMSprop"),
+    Case("RMSprop", {"alpha": 0.9, "eps": 1e-3}),
+    Case("Adagrad"),
+    Case("Adagrad", {"eps": 1e-3}),
+    Case("AdaDelta"),
+    Case("AdaDelta", {"rho": 0.8, "eps": 1e-3}),
+    Case("Adam"),
+    Case("Adam", {"betas": (0.8, 0.95), "eps": 1e-5, "bias_correction": True}),
+    Case("AdamW"),
+    Case("AdamW", {"weight_decay": 0.1}),
+    Case("AdamW", {"betas": (0.8, 0.99), "weight_decay": 0.1, "bias_correction": True}),
+    Case("Adamax"),
+    Case("Adamax", {"betas": (0.8, 0.95), "eps": 1e-5}),
+    Case("Lion"),
+    Case("Lion", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
+    Case("Lion", {"weight_decay": -1.0}),
+]
+
+# One case a rule and form of it, for behaviours that do not depend on the options.
+RULES = [
+    Case("SGD", {"weight_decay": 0.1}),
+    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
+    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    Case("RMSprop"),
+    Case("Adagrad"),
+    Case("AdaDelta"),
+    Case("Adam", {"bias_correction": True}),
+    Case("AdamW", {"weight_decay": 0.1, "bias_correction": True}),
+    Case("Adamax"),
+    Case("Lion", {"weight_decay": 0.1}),
+]
+
+# Three that differ most, where each case costs seconds of compilation.
+FEW = [RULES[2], RULES[7], RULES[9]]
+
+DTYPES = [mx.float32, mx.float16, mx.bfloat16]
+HALVES = [mx.float16, mx.bfloat16]
+
+
+def dtype_name(dtype):
+    return str(dtype).removeprefix("mlx.core.")
+
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_rule = pytest.mark.parametrize("case", RULES, ids=str)
+each_of_few = pytest.mark.parametrize("case", FEW, ids=str)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
+
+
+def falling(step):
+    """A schedule that a Python number and an array can be given to."""
+    return 0.01 / (1 + 0.1 * step)
+
+
+each_learning_rate = pytest.mark.parametrize(
+    "learning_rate", [0.01, falling], ids=["constant", "scheduled"]
+)
+
+
+def at_step(learning_rate, step):
+    """The learning rate of the step that follows `step` done ones."""
+    return learning_rate(step) if callable(learning_rate) else learning_rate
+
+
+def normal(*shape, seed=0, scale=1.0, dtype=mx.float32):
+    """An evaluated array of normal values, of its own seed."""
+    values = np.random.default_rng([seed, *shape]).normal(size=shape) * scale
+    x = mx.array(np.asarray(values, np.float32)).astype(dtype)
+    mx.eval(x)
+    return x
+
+
+def copied(x):
+    """An evaluated copy in a row-contiguous buffer of its own."""
+    values = np.array(x.astype(mx.float32), order="C")  # else NumPy keeps the strides, and MLX too
+    copy = mx.array(values).astype(x.dtype)
+    mx.eval(copy)
+    return copy
+
+
+def wide(x):
+    """An array's values in float64."""
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+# Of each storage: digits of the significand, exponent of the smallest denormal, largest value.
+_FORMATS = {
+    mx.float32: (24, -149, float(np.finfo(np.float32).max)),
+    mx.float16: (11, -24, 65504.0),
+    mx.bfloat16: (8, -133, float.fromhex("0x1.fep127")),
+}
+
+
+def ulp(x, dtype):
+    """The spacing of `dtype` at float64 values."""
+    digits, least, _ = _FORMATS[dtype]
+    _, exponent = np.frexp(x)
+    return np.ldexp(1.0, np.maximum(exponent - digits, least))
+
+
+def rounded(x, dtype):
+    """float64 values rounded once to `dtype`, ties to even; still float64."""
+    spacing = ulp(x, dtype)
+    y = np.round(x / spacing) * spacing
+    return np.where(np.abs(y) > _FORMATS[dtype][2], np.copysign(np.inf, y), y)
+
+
+# What a few float32 operations may be off by, relative to each number that goes into them.
+FLOAT32 = 2.0**-22
+
+
+def exact_step(case, w, g, state, step, learning_rate):
+    """By name, "w" and the moments: the float64 step, and what float32 may make of it.
+
+    That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
+    may be off by as much as what they are made of makes them.
+    """
+
+    def run(inputs):
+        moments = {name: inputs[name] for name in state}
+        w, moments = case.reference(inputs["w"], inputs["g"], moments, step, learning_rate)
+        return {"w": w, **moments}
+
+    inputs = {"w": w, "g": g, **state}
+    exact = run(inputs)
+    with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
+        error = {
+            name: FLOAT32 * (np.abs(inputs[name]) + np.abs(x - inputs[name]))
+            for name, x in exact.items()
+        }
+        for name, x in inputs.items():
+            less = run(inputs | {name: x * (1 - FLOAT32)})
+            more = run(inputs | {name: x * (1 + FLOAT32)})
+            for k in exact:
+                error[k] += np.maximum(np.abs(less[k] - exact[k]), np.abs(more[k] - exact[k]))
+    return {name: (x, error[name]) for name, x in exact.items()}
+
+
+def assert_exact(got, exact, error):
+    """`got` is `exact` within `error`, rounded once to the dtype of `got`."""
+    dtype, got = got.dtype, wide(got)
+    nan, infinite = np.isnan(exact), np.isinf(exact)
+    assert np.array_equal(np.isnan(got), nan)
+    assert np.array_equal(got[infinite], exact[infinite])
+    rest = ~nan & ~infinite
+    assert np.all((rounded(exact - error, dtype) <= got)[rest])
+    assert np.all((got <= rounded(exact + error, dtype))[rest])
+
+
+def flat(tree):
+    """The leaves of a tree by path."""
+    return dict(tree_flatten(tree))
+
+
+def signature(tree):
+    """Path, shape and dtype of each leaf, in the tree's order."""
+    return [(path, leaf.shape, leaf.dtype) for path, leaf in tree_flatten(tree)]
+
+
+def same_bits(x, y):
+    """Whether two arrays are of one dtype and shape and equal in every bit."""
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    return bits(x) == bits(y)
+
+
+def bits(x):
+    """An array's bytes, in row-major order."""
+    words = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[x.dtype.size]
+    return np.array(mx.contiguous(x).view(words)).tobytes()
+
+
+def assert_same(got, expected):
+    """Two trees of arrays have the same paths, dtypes, shapes and bits."""
+    assert signature(got) == signature(expected)
+    for (path, x), (_, y) in zip(tree_flatten(got), tree_flatten(expected), strict=True):
+        assert same_bits(x, y), path
+
+
+def assert_close(got, expected, tolerance=1e-6):
+    """Two trees agree, of the same paths, dtypes and shapes; `tolerance` of each leaf's largest."""
+    assert signature(got) == signature(expected)
+    for (path, x), (_, y) in zip(tree_flatten(got), tree_flatten(expected), strict=True):
+        x, y = wide(x), wide(y)
+        if y.size:
+            scale = np.abs(y).max()
+            assert np.abs(x - y).max() <= tolerance * scale, path

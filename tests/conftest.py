@@ -1,0 +1,36 @@
+"""Fixtures, and how hard hypothesis looks.
+
+`pytest --hypothesis-profile=search` looks further, at other examples each time.
+"""
+
+import mlx.core as mx
+import mlx.optimizers
+import pytest
+from hypothesis import HealthCheck, settings
+
+_slow_is_fine = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", derandomize=True, database=None, **_slow_is_fine)
+settings.register_profile("search", max_examples=2000, **_slow_is_fine)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def the_oracle_stays_mlx():
+    """mlx_opt.install replaces names in mlx.optimizers; no test may leave them so to the next."""
+    before = dict(vars(mlx.optimizers))
+    yield
+    vars(mlx.optimizers).update(before)
+
+
+@pytest.fixture
+def cpu():
+    """For what MLX has only on the CPU, and for what is promised only there."""
+    if mx.default_device().type != mx.cpu:
+        pytest.skip("the default device is not the CPU")
+
+
+@pytest.fixture
+def denormals():
+    """For float32's denormals, which Metal takes for zero."""
+    if mx.default_device().type == mx.gpu and mx.metal.is_available():
+        pytest.skip("Metal flushes denormals to zero")

@@ -1,0 +1,46 @@
+"""Every kernel once over small arrays, for compute-sanitizer to look at."""
+
+import mlx.core as mx
+
+import mlx_opt
+
+RULES = [
+    lambda: mlx_opt.SGD(0.1, weight_decay=0.1),
+    lambda: mlx_opt.SGD(0.1, momentum=0.9),
+    lambda: mlx_opt.SGD(0.1, momentum=0.9, nesterov=True, dampening=0),
+    lambda: mlx_opt.RMSprop(0.1),
+    lambda: mlx_opt.Adagrad(0.1),
+    lambda: mlx_opt.AdaDelta(0.1),
+    lambda: mlx_opt.AdamW(0.1, bias_correction=True),
+    lambda: mlx_opt.Adamax(0.1),
+    lambda: mlx_opt.Lion(0.1),
+]
+SIZES = [1, 3, 64, 4095, 4096, 4097, 9000]
+
+
+def filled(shape, dtype, value):
+    return mx.full(shape, value, dtype)
+
+
+def gradients_of(dtype):
+    flat = {f"flat{n}": filled((n,), dtype, 0.5) for n in SIZES}
+    odd = {
+        "transposed": filled((70, 130), dtype, 0.5).T,
+        "transposed-odd": filled((67, 33), dtype, 0.5).T,
+        "misaligned": filled((5001,), dtype, 0.5)[1:].reshape(50, 100),
+        "strided": filled((60, 40), dtype, 0.5)[::2, ::3],
+    }
+    mx.eval(flat, odd)
+    return {**flat, **odd}
+
+
+for dtype in (mx.float32, mx.float16, mx.bfloat16):
+    for rule in RULES:
+        optimizer = rule()
+        gradients = gradients_of(dtype)
+        parameters = {k: filled(g.shape, dtype, 1.0) for k, g in gradients.items()}
+        for _ in range(2):
+            parameters = optimizer.apply_gradients(gradients, parameters)
+            mx.eval(parameters, optimizer.state)
+        assert all(mx.all(mx.isfinite(p)).item() for p in parameters.values())
+print("done")

@@ -1,0 +1,168 @@
+"""The elementwise rules in float64 NumPy: slow, plain, and what every backend is held to.
+
+Each rule takes the parameter `w`, its gradient `g`, the state (a dict of arrays), the
+1-based `step` and the hyperparameters under the names the optimizer's constructor gives
+them. It returns the new parameter and the new state, and leaves its arguments as they were.
+"""
+
+import numpy as np
+
+
+def sgd(
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    momentum=0.0,
+    weight_decay=0.0,
+    dampening=0.0,
+    nesterov=False,
+):
+    """Polyak 1964 (momentum); Sutskever et al. 2013, ICML 28 (Nesterov's form of it)."""
+    v = state["v"]
+
+    g = g + weight_decay * w
+    if momentum <= 0:
+        return w - learning_rate * g, {"v": v}
+
+    v = momentum * v + (1 - max(dampening, 0)) * g
+    d = g + momentum * v if nesterov else v
+    w = w - learning_rate * d
+    return w, {"v": v}
+
+
+def rmsprop(w, g, state, step, *, learning_rate, alpha=0.99, eps=1e-8):
+    """Tieleman and Hinton 2012, "Lecture 6.5-rmsprop", Neural Networks for Machine Learning."""
+    v = state["v"]
+
+    v = alpha * v + (1 - alpha) * g**2
+    w = w - learning_rate * g / (np.sqrt(v) + eps)
+    return w, {"v": v}
+
+
+def adagrad(w, g, state, step, *, learning_rate, eps=1e-8):
+    """Duchi, Hazan and Singer 2011, "Adaptive Subgradient Methods", JMLR 12."""
+    v = state["v"]
+
+    v = v + g**2
+    w = w - learning_rate * g / (np.sqrt(v) + eps)
+    return w, {"v": v}
+
+
+def adadelta(w, g, state, step, *, learning_rate, rho=0.9, eps=1e-6):
+    """Zeiler 2012, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701."""
+    v, u = state["v"], state["u"]
+
+    v = rho * v + (1 - rho) * g**2
+    d = np.sqrt(u + eps) / np.sqrt(v + eps) * g
+    u = rho * u + (1 - rho) * d**2
+    w = w - learning_rate * d
+    return w, {"v": v, "u": u}
+
+
+def adam(w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8, bias_correction=False):
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980."""
+    m, v = state["m"], state["v"]
+    beta1, beta2 = betas
+
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    c1 = 1 - beta1**step if bias_correction else 1.0
+    c2 = 1 - beta2**step if bias_correction else 1.0
+    w = w - learning_rate * (m / c1) / (np.sqrt(v / c2) + eps)
+    return w, {"m": m, "v": v}
+
+
+def adamw(
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.01,
+    bias_correction=False,
+):
+    """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101."""
+    w = w - learning_rate * weight_decay * w
+    return adam(
+        w,
+        g,
+        state,
+        step,
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        bias_correction=bias_correction,
+    )
+
+
+def adamax(w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8):
+    """Kingma and Ba 2015, section 7.1, arXiv:1412.6980; without bias correction."""
+    m, v = state["m"], state["v"]
+    beta1, beta2 = betas
+
+    m = beta1 * m + (1 - beta1) * g
+    v = np.maximum(beta2 * v, np.abs(g))
+    w = w - learning_rate * m / (v + eps)
+    return w, {"m": m, "v": v}
+
+
+def lion(w, g, state, step, *, learning_rate, betas=(0.9, 0.99), weight_decay=0.0):
+    """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675."""
+    m = state["m"]
+    beta1, beta2 = betas
+
+    c = beta1 * m + (1 - beta1) * g
+    m = beta2 * m + (1 - beta2) * g
+    w = w - learning_rate * (np.sign(c) + max(weight_decay, 0) * w)
+    return w, {"m": m}
+
+
+REFERENCES = {
+    "SGD": sgd,
+    "RMSprop": rmsprop,
+    "Adagrad": adagrad,
+    "AdaDelta": adadelta,
+    "Adam": adam,
+    "AdamW": adamw,
+    "Adamax": adamax,
+    "Lion": lion,
+}
+
+STATE = {
+    "SGD": ("v",),
+    "RMSprop": ("v",),
+    "Adagrad": ("v",),
+    "AdaDelta": ("v", "u"),
+    "Adam": ("m", "v"),
+    "AdamW": ("m", "v"),
+    "Adamax": ("m", "v"),
+    "Lion": ("m",),
+}
+
+
+def initial_state(name, w):
+    """The state before the first step: zeros of the parameter's shape, a leaf a moment."""
+    return {leaf: np.zeros(np.shape(w)) for leaf in STATE[name]}
+
+
+def run(name, w, gradients, options):
+    """Apply one step a gradient, from the initial state; return the last `(w, state)`.
+
+    `options` are the constructor's arguments. A callable `learning_rate` is a schedule:
+    it is given the number of steps already taken.
+    """
+    rule = REFERENCES[name]
+    w = np.array(w, np.float64)
+    state = initial_state(name, w)
+    for step, g in enumerate(gradients, start=1):
+        now = dict(options)
+        if callable(now["learning_rate"]):
+            now["learning_rate"] = float(now["learning_rate"](step - 1))
+        w, state = rule(w, np.array(g, np.float64), state, step, **now)
+    return w, state

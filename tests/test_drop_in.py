@@ -1,0 +1,76 @@
+"""`import mlx_opt as optim` in place of `import mlx.optimizers as optim`."""
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import mlx.core as mx
+import mlx.optimizers as stock
+import pytest
+
+import mlx_opt
+
+# What mlx.optimizers means to offer, without what its modules happen to import.
+NAMES = [
+    name
+    for name, value in vars(stock).items()
+    if not name.startswith("_")
+    and not isinstance(value, ModuleType)
+    and getattr(value, "__module__", "").startswith("mlx.optimizers")
+]
+CLASSES = [name for name in NAMES if isinstance(getattr(stock, name), type)]
+SCHEDULES = ["cosine_decay", "exponential_decay", "join_schedules", "linear_schedule", "step_decay"]
+
+
+def test_the_list_of_names_is_not_empty():
+    assert {"AdamW", "Muon", "clip_grad_norm", *SCHEDULES} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_of_mlx_optimizers_is_there(name):
+    assert hasattr(mlx_opt, name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_class_takes_the_same_arguments(name):
+    ours, theirs = getattr(mlx_opt, name), getattr(stock, name)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert issubclass(ours, theirs)
+    assert ours.__name__ == name
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_class_is_documented(name):
+    assert inspect.getdoc(getattr(mlx_opt, name))
+
+
+def test_clipping_is_stocks():
+    g = {"a": mx.array([3.0, 4.0])}
+    clipped, norm = mlx_opt.clip_grad_norm(g, 1.0)
+    assert norm.item() == pytest.approx(5)
+    assert clipped["a"].tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
+def test_the_module_offers_nothing_it_only_imports():
+    imported = {"mx", "stock", "Any", "NamedTuple", "annotations", "tree_merge"}
+    assert not imported & set(vars(mlx_opt))
+
+
+def test_another_version_of_mlx_is_refused_with_what_to_do():
+    code = """
+        import mlx.core as mx
+        mx.__version__ = "0.1.2"
+        import mlx_opt
+    """
+    command = [sys.executable, "-c", inspect.cleandoc(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr and "mlx 0.1.2" in done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_the_package_is_typed():
+    from importlib.resources import files
+
+    assert files(mlx_opt).joinpath("py.typed").is_file()
