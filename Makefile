@@ -1,0 +1,59 @@
+# make demo    builds, installs and trains on handwritten digits with stock AdamW and with ours
+# make test    builds and runs all tests
+# make lint    formatting, style and types
+# make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make tsan    the tests under ThreadSanitizer
+# make bench   the benchmark of the README
+# make clean   removes what these made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = $(shell find csrc cmake python benchmarks -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+
+# The MLX build that fits the machine.
+ifeq ($(shell uname -s),Darwin)
+MLX = mlx
+else ifneq ($(wildcard /dev/nvidiactl),)
+MLX = mlx[cuda13]
+else
+MLX = mlx[cpu]
+endif
+MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyproject.toml)
+
+.PHONY: demo test unit lint asan tsan bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/digits.py
+
+test: unit $(VENV)/installed
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/tools
+	PATH="$(abspath $(BIN)):$$PATH" tests/cpp/run build/unit
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	$(BIN)/mypy
+
+asan tsan: $(VENV)/tools
+	PATH="$(abspath $(BIN)):$$PATH" tests/sanitizers/run $@
+
+bench: $(VENV)/installed
+	$(BIN)/python -m mlx_opt bench
+
+$(VENV)/tools: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "$(MLX)==$(MLX_VERSION)" --group build --group test --group lint
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools $(SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps --force-reinstall .
+	$(BIN)/python -m pip install -q "mlx-opt[demo]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis digits.png
