@@ -69,8 +69,14 @@ nb::object entry_or_none(nb::handle tree, nb::handle key) {
 }
 
 bool traced(
-    const std::vector<Scalar>& hypers, const mx::array& learning_rate, const mx::array& step) {
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::optional<GradientScale>& scale) {
   std::vector<mx::array> arrays = {learning_rate, step};
+  if (scale) {
+    arrays.push_back(scale->value);
+  }
   for (const Scalar& hyper : hypers) {
     if (auto* x = std::get_if<mx::array>(&hyper)) {
       arrays.push_back(*x);
@@ -197,12 +203,13 @@ nb::object Batch::update(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    nb::handle formula) {
+    nb::handle formula,
+    const std::optional<GradientScale>& scale) {
   std::vector<mx::array> inputs = operands();
-  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step);
+  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step, scale);
   std::vector<mx::array> outputs;
   if (fused) {
-    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step);
+    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step, {}, scale);
   }
   std::vector<nb::object> updated;
   updated.reserve(leaves_.size());

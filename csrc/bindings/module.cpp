@@ -1,5 +1,6 @@
 // mlx_opt._ext: what Python sees of libmlx_opt.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
@@ -68,14 +69,23 @@ Raises:
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
              const mlx_opt::mx::array& step,
-             nb::handle formula) {
-            return self.update(rule_named(rule), hypers, learning_rate, step, formula);
+             nb::handle formula,
+             const std::optional<mlx_opt::mx::array>& scale,
+             bool skip_nonfinite) {
+            std::optional<mlx_opt::GradientScale> gradient_scale;
+            if (scale) {
+              gradient_scale = {*scale, skip_nonfinite};
+            }
+            return self.update(
+                rule_named(rule), hypers, learning_rate, step, formula, gradient_scale);
           },
           "rule"_a,
           "hypers"_a,
           "learning_rate"_a,
           "step"_a,
           "formula"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
           R"(Runs one step of a rule, lazily.
 
 Puts the new moments into the state given to the constructor.
@@ -86,7 +96,10 @@ Args:
     learning_rate: A 0-d array.
     step: The number of this step, from 1, a 0-d array.
     formula: Called as ``formula(gradient, parameter, state)`` for leaves that the primitives do
-        not serve: other dtypes, other devices, and under a gradient transformation.
+        not serve: other dtypes, other devices, and under a gradient transformation. It has to
+        see to ``scale`` itself.
+    scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
+    skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
 
 Returns:
     The tree of new parameters, with the structure of the gradients.)");

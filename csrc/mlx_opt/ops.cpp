@@ -139,7 +139,8 @@ std::vector<mx::array> step(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s) {
+    mx::StreamOrDevice s,
+    const std::optional<GradientScale>& scale) {
   check(rule, operands, hypers.size());
   if (operands.empty()) {
     return {};
@@ -155,19 +156,21 @@ std::vector<mx::array> step(
   std::vector<mx::array>& inputs = operands;
   inputs.push_back(scalar(rule, "step", step, mx::uint64, stream));
   inputs.push_back(scalar(rule, "learning_rate", learning_rate, mx::float32, stream));
-  std::vector<double> constants;
-  std::vector<int> traced;
+  Schedule schedule{rule, {}, {}};
   for (const Scalar& hyper : hypers) {
     if (auto* x = std::get_if<mx::array>(&hyper)) {
-      traced.push_back(static_cast<int>(constants.size()));
+      schedule.traced.push_back(static_cast<int>(schedule.hypers.size()));
       inputs.push_back(scalar(rule, "hyperparameter", *x, mx::float32, stream));
-      constants.push_back(0.0);
+      schedule.hypers.push_back(0.0);
     } else {
-      constants.push_back(std::get<double>(hyper));
+      schedule.hypers.push_back(std::get<double>(hyper));
     }
   }
-  auto update = std::make_shared<Update>(
-      stream, rule, std::move(constants), std::move(traced), std::move(dtypes));
+  if (scale) {
+    schedule.scaling = scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
+    inputs.push_back(scalar(rule, "gradient scale", scale->value, mx::float32, stream));
+  }
+  auto update = std::make_shared<Update>(stream, std::move(schedule), std::move(dtypes));
   return take_all(token_of(std::move(update), std::move(inputs)));
 }
 

@@ -19,6 +19,14 @@ namespace mx = mlx::core;
 /// A hyperparameter: a constant, or a 0-d array that is read when the step runs.
 using Scalar = std::variant<double, mx::array>;
 
+/// What each gradient is multiplied with, in float32, before the rule sees it: a 0-d array. With
+/// `skip_nonfinite` one that is not finite means that the step is not taken: the results are equal
+/// to the operands.
+struct GradientScale {
+  mx::array value;
+  bool skip_nonfinite = false;
+};
+
 /// A shape as Python writes it: (4, 8), (3,), (). By hand, because MLX's operator<< for shapes
 /// crashes in its CUDA build when called from here.
 MLX_OPT_API std::string shape_text(const mx::Shape& shape);
@@ -53,6 +61,7 @@ MLX_OPT_API std::vector<mx::array> step(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s = {});
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
 
 } // namespace mlx_opt

@@ -15,17 +15,8 @@ Handoff& handoff(const mx::array& token) {
   return *static_cast<Handoff*>(buffer.ptr());
 }
 
-Update::Update(
-    mx::Stream stream,
-    Rule rule,
-    std::vector<double> hypers,
-    std::vector<int> traced,
-    std::vector<mx::Dtype> dtypes)
-    : mx::Primitive(stream),
-      rule_(rule),
-      hypers_(std::move(hypers)),
-      traced_(std::move(traced)),
-      dtypes_(std::move(dtypes)) {}
+Update::Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes)
+    : mx::Primitive(stream), schedule_(std::move(schedule)), dtypes_(std::move(dtypes)) {}
 
 namespace {
 
@@ -44,7 +35,7 @@ const Handoff& hand_over(Handoff placed, mx::array& token) {
 // queued with outputs that are placed between the two.
 void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   release_held_buffers(stream(), inputs, operands(), tensors());
-  cpu::Step step({rule_, hypers_, traced_}, inputs, dtypes_);
+  cpu::Step step(schedule_, inputs, dtypes_);
   Handoff placed = place_outputs(
       inputs, operands(), dtypes_, [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
@@ -56,7 +47,7 @@ void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  auto step = backend->prepare({rule_, hypers_, traced_}, inputs, dtypes_, stream());
+  auto step = backend->prepare(schedule_, inputs, dtypes_, stream());
   Handoff placed = place_outputs(inputs, operands(), dtypes_, [&](size_t bytes) {
     return backend->allocate(bytes, stream());
   });

@@ -8,7 +8,7 @@
 
 #include "mlx/array.h"
 #include "mlx/primitives.h"
-#include "mlx_opt/rule.h"
+#include "mlx_opt/schedule.h"
 
 namespace mlx_opt {
 
@@ -23,18 +23,12 @@ struct Handoff {
 Handoff& handoff(const mx::array& token);
 
 /// Inputs: for each tensor the parameter, its moments and its gradient, each float32, float16 or
-/// bfloat16 and of the parameter's shape; then the step (uint64), the learning rate and the traced
-/// hyperparameters (float32), all 0-d.
+/// bfloat16 and of the parameter's shape; then the step (uint64), the learning rate, the traced
+/// hyperparameters and, unless the scaling is none, the gradients' scale (float32), all 0-d.
 class Update : public mx::Primitive {
  public:
-  /// `hypers`: the constant hyperparameters, in the rule's order; `traced`: the positions of those
-  /// that are inputs instead; `dtypes`: of the outputs, parameter and moments of each tensor.
-  Update(
-      mx::Stream stream,
-      Rule rule,
-      std::vector<double> hypers,
-      std::vector<int> traced,
-      std::vector<mx::Dtype> dtypes);
+  /// `dtypes`: of the outputs, parameter and moments of each tensor.
+  Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes);
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
@@ -58,7 +52,7 @@ class Update : public mx::Primitive {
 
   /// Inputs a tensor has: parameter, moments, gradient. It has one output fewer.
   int operands() const {
-    return info(rule_).moments + 2;
+    return info(schedule_.rule).moments + 2;
   }
 
   size_t tensors() const {
@@ -73,9 +67,7 @@ class Update : public mx::Primitive {
   std::vector<mx::array> vmap_each(
       const std::vector<mx::array>& inputs, const std::vector<int>& axes) const;
 
-  Rule rule_;
-  std::vector<double> hypers_;
-  std::vector<int> traced_;
+  Schedule schedule_;
   std::vector<mx::Dtype> dtypes_;
 };
 

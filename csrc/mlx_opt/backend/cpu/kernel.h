@@ -46,9 +46,16 @@ struct Kernel {
   /// The step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
   /// Updates the elements [begin, end); both are at the start of a panel, or the end, where the
-  /// gradient is transposed.
+  /// gradient is transposed. The gradient is multiplied with `*scale` first, unless that is null.
   void (*run)(
-      const Tensor& tensor, int64_t begin, int64_t end, const float* hypers, const float* scalars);
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* scale);
+  /// What stands for `run` where the step is not taken: the elements stay as they are.
+  void (*keep)(const Tensor& tensor, int64_t begin, int64_t end);
 };
 
 /// The kernel of `rule` for the best instruction set this machine has, or the one that the

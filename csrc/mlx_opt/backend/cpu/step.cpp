@@ -1,6 +1,7 @@
 #include "mlx_opt/backend/cpu/step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "mlx/backend/cpu/encoder.h"
@@ -60,6 +61,7 @@ struct Step::Work {
   const uint64_t* step;
   const float* learning_rate;
   std::vector<const float*> traced;
+  const float* scale = nullptr; // of the gradients, if there is one
   std::shared_ptr<void> keep;
 
   void add_tensor(const mx::array* operands, const mx::Dtype* dtypes);
@@ -67,6 +69,7 @@ struct Step::Work {
 
  private:
   std::vector<Hyper> hypers() const;
+  bool taken() const;
 };
 
 void Step::Work::add_tensor(const mx::array* operands, const mx::Dtype* dtypes) {
@@ -101,6 +104,10 @@ std::vector<Hyper> Step::Work::hypers() const {
   return hypers;
 }
 
+bool Step::Work::taken() const {
+  return schedule.scaling != Scaling::if_finite || std::isfinite(*scale);
+}
+
 void Step::Work::run() const {
   const auto derived_hypers = hypers();
   const auto* h = reinterpret_cast<const float*>(derived_hypers.data());
@@ -114,9 +121,14 @@ void Step::Work::run() const {
   const int64_t even = total / (chunks_a_thread * threads);
   const int64_t chunk = std::clamp(even, shortest_chunk, longest_chunk);
   const Plan plan(extents, chunk);
+  const bool update = taken();
   parallel_for(plan.chunks(), [&](int64_t index) {
     plan.visit(index, [&](int64_t tensor, int64_t begin, int64_t end) {
-      kernel->run(tensors[tensor], begin, end, h, scalars);
+      if (update) {
+        kernel->run(tensors[tensor], begin, end, h, scalars, scale);
+      } else {
+        kernel->keep(tensors[tensor], begin, end);
+      }
     });
   });
 }
@@ -138,8 +150,11 @@ Step::Step(
   auto scalar = inputs.begin() + tensors * (fields + 1);
   work_->step = scalar++->data<uint64_t>();
   work_->learning_rate = scalar++->data<float>();
-  for (; scalar != inputs.end(); ++scalar) {
-    work_->traced.push_back(scalar->data<float>());
+  for (size_t i = 0; i < work_->schedule.traced.size(); ++i) {
+    work_->traced.push_back(scalar++->data<float>());
+  }
+  if (work_->schedule.scaling != Scaling::none) {
+    work_->scale = scalar->data<float>();
   }
 }
 
