@@ -2,39 +2,11 @@
 
 #include <nanobind/stl/string.h>
 
+#include "bindings/tree.h"
 #include "mlx/utils.h"
 
 namespace mlx_opt::python {
 namespace {
-
-bool is_array(nb::handle object) {
-  static const nb::handle type = nb::type<mx::array>();
-  return object.type().is(type) || nb::isinstance<mx::array>(object);
-}
-
-const mx::array& array_of(nb::handle object) {
-  return *nb::inst_ptr<mx::array>(object);
-}
-
-// A tree may be deeper than the stack, or contain itself.
-struct Recursion {
-  Recursion() {
-    if (Py_EnterRecursiveCall(" in a tree of gradients")) {
-      throw nb::python_error();
-    }
-  }
-  ~Recursion() {
-    Py_LeaveRecursiveCall();
-  }
-};
-
-bool is_sequence(nb::handle tree) {
-  return PyList_Check(tree.ptr()) || PyTuple_Check(tree.ptr());
-}
-
-bool is_container(nb::handle tree) {
-  return PyDict_Check(tree.ptr()) || is_sequence(tree);
-}
 
 std::string prefix(const Path* path) {
   const std::string text = path ? path->text() : "";
@@ -83,20 +55,6 @@ bool traced(
     }
   }
   return traced_for_gradient(arrays);
-}
-
-template <typename Visit>
-void for_each_item(nb::handle tree, Visit&& visit) {
-  if (PyDict_Check(tree.ptr())) {
-    for (auto [key, child] : nb::borrow<nb::dict>(tree)) {
-      visit(nb::object(nb::borrow(key)), child);
-    }
-  } else {
-    const Py_ssize_t size = PySequence_Size(tree.ptr());
-    for (Py_ssize_t i = 0; i < size; ++i) {
-      visit(nb::object(nb::int_(i)), nb::steal(PySequence_GetItem(tree.ptr(), i)));
-    }
-  }
 }
 
 } // namespace

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings/batch.h"
+#include "bindings/tree.h"
 #include "mlx_opt/backend/cpu/kernel.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/gpu.h"
@@ -29,6 +30,30 @@ std::vector<std::string> rules() {
     names.emplace_back(rule.name);
   }
   return names;
+}
+
+// Whether all leaves are arrays of a storage dtype; puts them into `leaves`.
+bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
+  using namespace mlx_opt::python;
+  if (!is_container(tree)) {
+    if (!is_array(tree) || !mlx_opt::is_storage(array_of(tree).dtype())) {
+      return false;
+    }
+    leaves.push_back(array_of(tree));
+    return true;
+  }
+  const Recursion recursion;
+  bool all = true;
+  for_each_item(tree, [&](nb::object, nb::handle child) { all = all && collect(child, leaves); });
+  return all;
+}
+
+std::optional<mlx_opt::mx::array> global_norm(nb::handle tree) {
+  std::vector<mlx_opt::mx::array> leaves;
+  if (!collect(tree, leaves)) {
+    return std::nullopt;
+  }
+  return mlx_opt::global_norm(leaves);
 }
 
 } // namespace
@@ -104,6 +129,14 @@ Args:
 Returns:
     The tree of new parameters, with the structure of the gradients.)");
 
+  m.def(
+      "global_norm",
+      global_norm,
+      "tree"_a,
+      R"(The square root of the sum of the squares of all elements of a tree's arrays, in float32.
+
+Returns:
+    A 0-d array, or ``None`` where a leaf is not an array of float32, float16 or bfloat16.)");
   m.def("rules", rules, "The names of all rules.");
   m.def(
       "available",

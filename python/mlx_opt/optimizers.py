@@ -13,6 +13,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
 from . import _ext
+from .clipping import Clip, Scaling
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """What the primitives read and write."""
@@ -43,6 +44,58 @@ class Optimizer(stock.Optimizer):
         An optimizer with an ``apply_single`` of its own takes whatever that takes.
         """
 
+    def update(
+        self,
+        model: Any,
+        gradients: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Update the parameters of a model with its gradients, which may be clipped on the way.
+
+        Args:
+            model: A module.
+            gradients: A tree of gradients, most likely from :func:`mlx.nn.value_and_grad`.
+            max_norm: The greatest global norm of the gradients, in their units: what is above it is
+                scaled down to it, as by :func:`clip_grad_norm`, inside the step. The norm that they
+                had is in :attr:`grad_norm` afterwards.
+            skip_nonfinite: Leave the model, the step and the state as they are where the norm is
+                infinite or NaN, and count that in ``state["skipped"]``. Nothing waits for the norm.
+
+        Raises:
+            ValueError: ``max_norm`` is negative.
+
+            And what :meth:`apply_gradients` raises; model and state are then as they were.
+        """
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        if clip is None:
+            model.update(self.apply_gradients(gradients, model))
+        else:
+            model.update(self._apply_clipped(gradients, model, clip))
+
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """Return the updated parameters; the options are those of :meth:`update`."""
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        if clip is None:
+            return super().apply_gradients(gradients, parameters)
+        return self._apply_clipped(gradients, parameters, clip)
+
+    @property
+    def grad_norm(self) -> mx.array | None:
+        """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
+        array; before the first of these, None."""
+        return self.state.get("grad_norm")
+
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        self.check(gradients, parameters)
+        return clip.of(gradients).apply(self, gradients, parameters)
+
 
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is one primitive over all parameters.
@@ -58,13 +111,21 @@ class FusedOptimizer(Optimizer):
         if _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
             self._batch(gradients, parameters, self._initialized)
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
         """Return the updated parameters; the optimizer's state is updated in place.
 
         Args:
             gradients: A tree of arrays.
             parameters: A tree, or a module, that has an array of the same shape for each gradient.
                 It may have more; those are not in the result.
+            max_norm: As for :meth:`update`.
+            skip_nonfinite: As for :meth:`update`.
 
         Returns:
             The new parameters, with the structure of the gradients. They are lazy, as all of MLX;
@@ -85,18 +146,31 @@ class FusedOptimizer(Optimizer):
             {'w': array([2.5], dtype=float32)}
         """
         if not self._uses_own_step():
-            return super().apply_gradients(gradients, parameters)
+            return super().apply_gradients(gradients, parameters, max_norm, skip_nonfinite)
+        return self._step(gradients, parameters, Clip.asked_for(max_norm, skip_nonfinite))
+
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        if _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
+            return self._step(gradients, parameters, clip)
+        return super()._apply_clipped(gradients, parameters, clip)
+
+    def _step(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
         if not self._initialized:
             self._batch(gradients, parameters, initialized=False)
             self.init(gradients)
         batch = self._batch(gradients, parameters, initialized=True)
+        scaling = None if clip is None else clip.of(gradients)
         changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
         changes["step"] = self.step + 1
+        if scaling is not None:
+            changes = scaling.changes(changes, self.state)
         previous = {name: self.state[name] for name in changes if name in self.state}
         self.state.update(changes)
         try:
-            return self._run(batch)
+            return self._run(batch, scaling)
         except BaseException:
+            for name in changes.keys() - previous.keys():
+                del self.state[name]
             self.state.update(previous)
             raise
 
@@ -117,10 +191,14 @@ class FusedOptimizer(Optimizer):
     def _batch(self, gradients: Any, parameters: Any, initialized: bool) -> _ext.Batch:
         return _ext.Batch(gradients, parameters, self.state, self._rule().moments, initialized)
 
-    def _run(self, batch: _ext.Batch) -> Any:
+    def _run(self, batch: _ext.Batch, scaling: Scaling | None = None) -> Any:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
-        return batch.update(rule.name, rule.hypers, self.learning_rate, self.step, self._formula)
+        arguments = (rule.name, rule.hypers, self.learning_rate, self.step)
+        if scaling is None:
+            return batch.update(*arguments, self._formula)
+        formula = scaling.around(self._formula)
+        return batch.update(*arguments, formula, scaling.scale, scaling.finite is not None)
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
@@ -230,19 +308,52 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
     def check(self, gradients: Any, parameters: Any) -> None:
         self._check_parts(self._split_dictionary(gradients), parameters)
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
-        """Apply each gradient with the optimizer whose filter takes it; all are checked first."""
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """Apply each gradient with the optimizer whose filter takes it; all are checked first.
+
+        ``max_norm`` is of the norm of all gradients together; see :meth:`Optimizer.update`.
+        """
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        return self._apply_parts(gradients, parameters, clip)
+
+    @property
+    def grad_norm(self) -> mx.array | None:
+        """As of any :class:`Optimizer`: the norm of all gradients together."""
+        first = self.optimizers[0]
+        own = isinstance(first, Optimizer)
+        return first.grad_norm if own else first.state.get("grad_norm")
+
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        if _is_own(self, "apply_gradients", MultiOptimizer):
+            return self._apply_parts(gradients, parameters, clip)
+        scaling = clip.of(gradients)
+        updated = super()._apply_clipped(gradients, parameters, scaling)
+        for optimizer in self.optimizers:
+            optimizer.state.update(scaling.changes({}, optimizer.state))
+        return updated
+
+    def _apply_parts(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
         parts = self._split_dictionary(gradients)
         self._check_parts(parts, parameters)
+        scaling = None if clip is None else clip.of(gradients)
         tree: Any = {}
         for optimizer, part in zip(self.optimizers, parts, strict=True):
-            tree = tree_merge(tree, optimizer.apply_gradients(part, parameters))
+            if scaling is None:
+                updated = optimizer.apply_gradients(part, parameters)
+            elif isinstance(optimizer, Optimizer):
+                updated = optimizer._apply_clipped(part, parameters, scaling)
+            else:
+                updated = scaling.apply(optimizer, part, parameters)
+            tree = tree_merge(tree, updated)
         return tree
 
     def _check_parts(self, parts: list[Any], parameters: Any) -> None:
         for optimizer, part in zip(self.optimizers, parts, strict=True):
             if isinstance(optimizer, Optimizer):
                 optimizer.check(part, parameters)
-
-
-clip_grad_norm = stock.clip_grad_norm

@@ -58,9 +58,16 @@ struct Kernel {
   void (*keep)(const Tensor& tensor, int64_t begin, int64_t end);
 };
 
+/// Reductions compiled for one instruction set; all sets give the same.
+struct Reductions {
+  /// Of the elements [begin, end).
+  double (*sum_of_squares)(const Operand& operand, int64_t begin, int64_t end);
+};
+
 /// The kernel of `rule` for the best instruction set this machine has, or the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
+MLX_OPT_API const Reductions& reductions();
 
 /// Name of that instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "neon".
 MLX_OPT_API const char* vector_level();
