@@ -1,4 +1,4 @@
-"""The elementwise rules in float64 NumPy: slow, plain, and what every backend is held to.
+"""The rules in float64 NumPy: slow, plain, and what every backend is held to.
 
 Each rule takes the parameter `w`, its gradient `g`, the state (a dict of arrays), the
 1-based `step` and the hyperparameters under the names the optimizer's constructor gives
@@ -121,6 +121,50 @@ def lion(w, g, state, step, *, learning_rate, betas=(0.9, 0.99), weight_decay=0.
     m = beta2 * m + (1 - beta2) * g
     w = w - learning_rate * (np.sign(c) + max(weight_decay, 0) * w)
     return w, {"m": m}
+
+
+def adafactor(
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate=None,
+    eps=(1e-30, 1e-3),
+    clip_threshold=1.0,
+    decay_rate=-0.8,
+    beta_1=None,
+    weight_decay=0.0,
+    scale_parameter=True,
+    relative_step=True,
+    warmup_init=False,
+):
+    """Shazeer and Stern 2018, "Adafactor", arXiv:1804.04235, as mlx.optimizers has it."""
+
+    def rms(x):
+        return np.sqrt(np.mean(x**2))
+
+    if relative_step:
+        learning_rate = min(1e-6 * step if warmup_init else 1e-2, 1 / np.sqrt(step))
+    if scale_parameter:
+        learning_rate = learning_rate * max(eps[1], rms(w))
+    beta_2 = 1 - step**decay_rate
+    squares = g**2 + eps[0]
+    if w.ndim >= 2:
+        row = beta_2 * state["exp_avg_sq_row"] + (1 - beta_2) * squares.mean(axis=-1)
+        column = beta_2 * state["exp_avg_sq_col"] + (1 - beta_2) * squares.mean(axis=-2)
+        after = {"exp_avg_sq_row": row, "exp_avg_sq_col": column}
+        rows = 1 / np.sqrt(row / row.mean(axis=-1, keepdims=True))
+        u = rows[..., :, None] / np.sqrt(column)[..., None, :] * g
+    else:
+        v = beta_2 * state["exp_avg_sq"] + (1 - beta_2) * squares
+        after = {"exp_avg_sq": v}
+        u = g / np.sqrt(v)
+    u = learning_rate * u / max(1.0, rms(u) / clip_threshold)
+    if beta_1 is not None:
+        u = beta_1 * state["exp_avg"] + (1 - beta_1) * u
+        after["exp_avg"] = u
+    return w - weight_decay * learning_rate * w - u, after
 
 
 REFERENCES = {

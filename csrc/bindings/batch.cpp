@@ -40,21 +40,27 @@ nb::object entry_or_none(nb::handle tree, nb::handle key) {
   return nb::steal(item);
 }
 
-bool traced(
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale) {
-  std::vector<mx::array> arrays = {learning_rate, step};
-  if (scale) {
-    arrays.push_back(scale->value);
+bool traced(const StepScalars& scalars) {
+  std::vector<mx::array> arrays = {scalars.learning_rate, scalars.step};
+  if (scalars.scale) {
+    arrays.push_back(scalars.scale->value);
   }
-  for (const Scalar& hyper : hypers) {
+  for (const Scalar& hyper : scalars.hypers) {
     if (auto* x = std::get_if<mx::array>(&hyper)) {
       arrays.push_back(*x);
     }
   }
   return traced_for_gradient(arrays);
+}
+
+// The shape of moment `index` of a parameter; of a factored one the first two are of its rows and
+// of its columns.
+mx::Shape moment_shape(const mx::Shape& parameter, bool factored, size_t index) {
+  mx::Shape shape = parameter;
+  if (factored && index < 2) {
+    shape.erase(shape.end() - 1 - index);
+  }
+  return shape;
 }
 
 } // namespace
@@ -69,11 +75,19 @@ Batch::Batch(
     nb::handle parameters,
     nb::handle state,
     std::vector<nb::str> moments,
-    bool initialized)
+    bool initialized,
+    std::vector<nb::str> factored)
     : gradients_(std::move(gradients)),
       moments_(std::move(moments)),
+      factored_moments_(std::move(factored)),
+      factors_(!factored_moments_.empty()),
       initialized_(initialized),
-      available_(mlx_opt::available(mx::default_device())) {
+      available_(
+          factors_ ? mx::default_device() == mx::Device::cpu
+                   : mlx_opt::available(mx::default_device())) {
+  if (factors_) {
+    factored_moments_.insert(factored_moments_.end(), moments_.begin() + 1, moments_.end());
+  }
   collect(gradients_, parameters, state, nullptr);
 }
 
@@ -110,14 +124,23 @@ void Batch::collect_leaf(
     throw nb::value_error(message.c_str());
   }
   bool fused = available_ && is_storage(g.dtype()) && is_storage(w.dtype());
-  fused &= collect_moments(state, w, path);
-  leaves_.push_back({nb::borrow(gradient), nb::borrow(parameter), nb::borrow(state), fused});
+  const bool factored = factors_ && w.ndim() >= 2;
+  fused &= collect_moments(state, w, factored, path);
+  leaves_.push_back(
+      {nb::borrow(gradient), nb::borrow(parameter), nb::borrow(state), factored, fused});
+}
+
+const std::vector<nb::str>& Batch::moments_of(bool factored) const {
+  return factored ? factored_moments_ : moments_;
 }
 
 // Whether all moments are there and of a storage dtype.
-bool Batch::collect_moments(nb::handle state, const mx::array& parameter, const Path* path) {
+bool Batch::collect_moments(
+    nb::handle state, const mx::array& parameter, bool factored, const Path* path) {
   bool fused = true;
-  for (const nb::str& name : moments_) {
+  const auto& names = moments_of(factored);
+  for (size_t i = 0; i < names.size(); ++i) {
+    const nb::str& name = names[i];
     PyObject* moment =
         PyDict_Check(state.ptr()) ? PyDict_GetItem(state.ptr(), name.ptr()) : nullptr;
     if (!moment && !initialized_) {
@@ -129,10 +152,11 @@ bool Batch::collect_moments(nb::handle state, const mx::array& parameter, const 
       throw nb::key_error(message.c_str());
     }
     const mx::array& m = array_of(moment);
-    if (m.shape() != parameter.shape()) {
+    const mx::Shape expected = moment_shape(parameter.shape(), factored, i);
+    if (m.shape() != expected) {
+      const std::string of = expected == parameter.shape() ? ", parameter " : ", expected ";
       const std::string message = prefix(path) + "state \"" + name.c_str() + "\" " +
-                                  shape_text(m.shape()) + ", parameter " +
-                                  shape_text(parameter.shape());
+                                  shape_text(m.shape()) + of + shape_text(expected);
       throw nb::value_error(message.c_str());
     }
     fused &= is_storage(m.dtype());
@@ -140,15 +164,15 @@ bool Batch::collect_moments(nb::handle state, const mx::array& parameter, const 
   return fused;
 }
 
-std::vector<mx::array> Batch::operands() const {
+std::vector<mx::array> Batch::operands(bool factored) const {
   std::vector<mx::array> operands;
   operands.reserve(leaves_.size() * (moments_.size() + 2) + 8);
   for (const Leaf& leaf : leaves_) {
-    if (!leaf.fused) {
+    if (!leaf.fused || leaf.factored != factored) {
       continue;
     }
     operands.push_back(array_of(leaf.parameter));
-    for (const nb::str& name : moments_) {
+    for (const nb::str& name : moments_of(factored)) {
       operands.push_back(array_of(PyDict_GetItem(leaf.state.ptr(), name.ptr())));
     }
     operands.push_back(array_of(leaf.gradient));
@@ -156,18 +180,34 @@ std::vector<mx::array> Batch::operands() const {
   return operands;
 }
 
-nb::object Batch::update(
-    Rule rule,
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    nb::handle formula,
-    const std::optional<GradientScale>& scale) {
-  std::vector<mx::array> inputs = operands();
-  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step, scale);
-  std::vector<mx::array> outputs;
-  if (fused) {
-    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step, {}, scale);
+nb::object Batch::update(Rule rule, const StepScalars& scalars, nb::handle formula) {
+  return run(scalars, formula, [&](bool, std::vector<mx::array> operands) {
+    const auto& [hypers, learning_rate, step, scale] = scalars;
+    return mlx_opt::step(rule, std::move(operands), hypers, learning_rate, step, {}, scale);
+  });
+}
+
+nb::object Batch::adafactor(const StepScalars& scalars, nb::handle formula) {
+  const bool first_moment = moments_.size() > 1;
+  return run(scalars, formula, [&](bool factored, std::vector<mx::array> operands) {
+    const auto& [hypers, learning_rate, step, scale] = scalars;
+    return mlx_opt::adafactor(
+        std::move(operands), factored, first_moment, hypers, learning_rate, step, {}, scale);
+  });
+}
+
+nb::object Batch::run(const StepScalars& scalars, nb::handle formula, const Step& step) {
+  std::vector<mx::array> inputs[] = {operands(false), {}};
+  if (factors_) {
+    inputs[true] = operands(true);
+  }
+  const bool fused =
+      !traced_for_gradient(inputs[false]) && !traced_for_gradient(inputs[true]) && !traced(scalars);
+  std::vector<mx::array> outputs[2];
+  for (bool factored : {false, true}) {
+    if (fused && (!factored || factors_)) {
+      outputs[factored] = step(factored, std::move(inputs[factored]));
+    }
   }
   std::vector<nb::object> updated;
   updated.reserve(leaves_.size());
@@ -176,14 +216,15 @@ nb::object Batch::update(
     const bool served = fused && leaf.fused;
     updated.push_back(served ? nb::object() : formula(leaf.gradient, leaf.parameter, leaf.state));
   }
-  auto output = outputs.begin();
+  std::vector<mx::array>::iterator next_output[] = {outputs[false].begin(), outputs[true].begin()};
   for (size_t i = 0; i < leaves_.size(); ++i) {
     if (updated[i].is_valid()) {
       continue;
     }
-    updated[i] = nb::cast(std::move(*output++));
-    for (const nb::str& name : moments_) {
-      nb::object moment = nb::cast(std::move(*output++));
+    auto& next = next_output[leaves_[i].factored];
+    updated[i] = nb::cast(std::move(*next++));
+    for (const nb::str& name : moments_of(leaves_[i].factored)) {
+      nb::object moment = nb::cast(std::move(*next++));
       if (PyDict_SetItem(leaves_[i].state.ptr(), name.ptr(), moment.ptr()) != 0) {
         throw nb::python_error();
       }

@@ -1,6 +1,8 @@
 // The leaves of a step, between Python's trees and libmlx_opt's flat list of operands.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,46 +22,62 @@ struct Path {
   std::string text() const;
 };
 
+/// The scalars of a step, as mlx_opt::step takes them.
+struct StepScalars {
+  const std::vector<Scalar>& hypers;
+  const mx::array& learning_rate;
+  const mx::array& step;
+  const std::optional<GradientScale>& scale;
+};
+
 /// The leaves of a tree of gradients with their parameters and states. Building one checks the
 /// trees and changes nothing; so an error leaves model and state as they were.
 class Batch {
  public:
-  /// `moments`: names of the state's arrays, in the rule's order. Where `initialized` is false a
-  /// leaf may lack state.
+  /// `moments`: names of the state's arrays, in the rule's order. `factored`: unless empty, the
+  /// names of the two that stand for the first of these where a parameter has two dimensions or
+  /// more, one of its rows and one of its columns. Where `initialized` is false a leaf may lack
+  /// state.
   Batch(
       nb::object gradients,
       nb::handle parameters,
       nb::handle state,
       std::vector<nb::str> moments,
-      bool initialized);
+      bool initialized,
+      std::vector<nb::str> factored);
 
   /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
   /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
-  /// state)`, which has to see to `scale` itself.
-  nb::object update(
-      Rule rule,
-      const std::vector<Scalar>& hypers,
-      const mx::array& learning_rate,
-      const mx::array& step,
-      nb::handle formula,
-      const std::optional<GradientScale>& scale);
+  /// state)`, which has to see to the scale itself.
+  nb::object update(Rule rule, const StepScalars& scalars, nb::handle formula);
+
+  /// The same of Adafactor, where the batch is of factored parameters.
+  nb::object adafactor(const StepScalars& scalars, nb::handle formula);
 
  private:
   struct Leaf {
     nb::object gradient;
     nb::object parameter;
     nb::object state;
+    bool factored;
     bool fused;
   };
+  using Step =
+      std::function<std::vector<mx::array>(bool factored, std::vector<mx::array> operands)>;
 
   void collect(nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path);
   void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
-  bool collect_moments(nb::handle state, const mx::array& parameter, const Path* path);
-  std::vector<mx::array> operands() const;
+  bool collect_moments(
+      nb::handle state, const mx::array& parameter, bool factored, const Path* path);
+  const std::vector<nb::str>& moments_of(bool factored) const;
+  std::vector<mx::array> operands(bool factored) const;
+  nb::object run(const StepScalars& scalars, nb::handle formula, const Step& step);
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
 
   nb::object gradients_;
   std::vector<nb::str> moments_;
+  std::vector<nb::str> factored_moments_; // of factored parameters
+  bool factors_;
   bool initialized_;
   bool available_;
   std::vector<Leaf> leaves_;

@@ -32,6 +32,14 @@ std::vector<std::string> rules() {
   return names;
 }
 
+std::optional<mlx_opt::GradientScale> scale_of(
+    const std::optional<mlx_opt::mx::array>& scale, bool skip_nonfinite) {
+  if (!scale) {
+    return std::nullopt;
+  }
+  return mlx_opt::GradientScale{*scale, skip_nonfinite};
+}
+
 // Whether all leaves are arrays of a storage dtype; puts them into `leaves`.
 bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
   using namespace mlx_opt::python;
@@ -75,18 +83,28 @@ Args:
     state: A tree that has a dict of arrays of that shape for each gradient.
     moments: The names of those arrays, in the rule's order.
     initialized: Whether every leaf must have state.
+    factored: Where it is not empty, the names of the two arrays that stand for the first of
+        ``moments`` where a parameter has two dimensions or more: of its shape without the last
+        dimension, and of its shape without the last but one.
 
 Raises:
     KeyError: A gradient has no parameter or no state.
     TypeError: A gradient or a parameter is not an array.
     ValueError: The shapes of a leaf differ.)")
       .def(
-          nb::init<nb::object, nb::handle, nb::handle, std::vector<nb::str>, bool>(),
+          nb::init<
+              nb::object,
+              nb::handle,
+              nb::handle,
+              std::vector<nb::str>,
+              bool,
+              std::vector<nb::str>>(),
           "gradients"_a,
           "parameters"_a,
           "state"_a.none(),
           "moments"_a,
-          "initialized"_a = true)
+          "initialized"_a = true,
+          "factored"_a = std::vector<nb::str>{})
       .def(
           "update",
           [](Batch& self,
@@ -97,12 +115,9 @@ Raises:
              nb::handle formula,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
-            std::optional<mlx_opt::GradientScale> gradient_scale;
-            if (scale) {
-              gradient_scale = {*scale, skip_nonfinite};
-            }
+            const auto gradient_scale = scale_of(scale, skip_nonfinite);
             return self.update(
-                rule_named(rule), hypers, learning_rate, step, formula, gradient_scale);
+                rule_named(rule), {hypers, learning_rate, step, gradient_scale}, formula);
           },
           "rule"_a,
           "hypers"_a,
@@ -127,7 +142,26 @@ Args:
     skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
 
 Returns:
-    The tree of new parameters, with the structure of the gradients.)");
+    The tree of new parameters, with the structure of the gradients.)")
+      .def(
+          "adafactor",
+          [](Batch& self,
+             const std::vector<mlx_opt::Scalar>& hypers,
+             const mlx_opt::mx::array& learning_rate,
+             const mlx_opt::mx::array& step,
+             nb::handle formula,
+             const std::optional<mlx_opt::mx::array>& scale,
+             bool skip_nonfinite) {
+            const auto gradient_scale = scale_of(scale, skip_nonfinite);
+            return self.adafactor({hypers, learning_rate, step, gradient_scale}, formula);
+          },
+          "hypers"_a,
+          "learning_rate"_a,
+          "step"_a,
+          "formula"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
+          "Runs one step of Adafactor, of a batch with ``factored`` names; as :meth:`update`.");
 
   m.def(
       "global_norm",

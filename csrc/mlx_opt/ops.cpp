@@ -7,13 +7,14 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/scalars.h"
 #include "mlx_opt/update.h"
 
 namespace mlx_opt {
 namespace {
 
 [[noreturn]] void reject(Rule rule, const std::string& what) {
-  throw std::invalid_argument("mlx_opt " + std::string(info(rule).name) + ": " + what);
+  refuse(info(rule).name, what);
 }
 
 void check(Rule rule, const std::vector<mx::array>& operands, size_t hypers) {
@@ -70,18 +71,6 @@ void push_dtypes(
     dtypes.push_back(moment);
     dtypes[parameter] = mx::promote_types(dtypes[parameter], moment);
   }
-}
-
-mx::array cast(const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
-  return x.dtype() == dtype ? x : mx::astype(x, dtype, stream);
-}
-
-mx::array scalar(
-    Rule rule, const char* name, const mx::array& x, mx::Dtype dtype, mx::Stream stream) {
-  if (x.size() != 1) {
-    reject(rule, std::string(name) + " must be a scalar, got shape " + shape_text(x.shape()));
-  }
-  return cast(x, dtype, stream);
 }
 
 } // namespace
@@ -154,22 +143,8 @@ std::vector<mx::array> step(
   }
 
   std::vector<mx::array>& inputs = operands;
-  inputs.push_back(scalar(rule, "step", step, mx::uint64, stream));
-  inputs.push_back(scalar(rule, "learning_rate", learning_rate, mx::float32, stream));
-  Schedule schedule{rule, {}, {}};
-  for (const Scalar& hyper : hypers) {
-    if (auto* x = std::get_if<mx::array>(&hyper)) {
-      schedule.traced.push_back(static_cast<int>(schedule.hypers.size()));
-      inputs.push_back(scalar(rule, "hyperparameter", *x, mx::float32, stream));
-      schedule.hypers.push_back(0.0);
-    } else {
-      schedule.hypers.push_back(std::get<double>(hyper));
-    }
-  }
-  if (scale) {
-    schedule.scaling = scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
-    inputs.push_back(scalar(rule, "gradient scale", scale->value, mx::float32, stream));
-  }
+  Schedule schedule{
+      push_scalars(info(rule).name, hypers, learning_rate, step, scale, stream, inputs), rule};
   auto update = std::make_shared<Update>(stream, std::move(schedule), std::move(dtypes));
   return take_all(token_of(std::move(update), std::move(inputs)));
 }

@@ -64,6 +64,24 @@ MLX_OPT_API std::vector<mx::array> step(
     mx::StreamOrDevice s = {},
     const std::optional<GradientScale>& scale = std::nullopt);
 
+/// One step of Adafactor (Shazeer and Stern, arXiv:1804.04235), on the CPU.
+///
+/// `operands`: for each tensor its parameter; the running means of the squares of its rows (its
+/// shape without the last dimension) and of its columns (without the last but one) where it is
+/// `factored`, else of its elements; where there is a `first_moment` that; and its gradient.
+/// `hypers`: those of rules/adafactor.h, in order. The rest and the results are as of `step`.
+///
+/// Throws std::invalid_argument where the arguments do not fit, or the stream is not the CPU's.
+MLX_OPT_API std::vector<mx::array> adafactor(
+    std::vector<mx::array> operands,
+    bool factored,
+    bool first_moment,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
+
 /// The square root of the sum of the squares of all elements of all arrays, each of a storage
 /// dtype: 0-d, float32. Where the stream is the CPU's, summed in double precision in one pass and
 /// in an order that does not depend on the number of threads; else by MLX's own operations in

@@ -16,13 +16,18 @@ enum class Scaling : uint8_t {
   if_finite, // the same; where it is not finite the step is not taken, and all stays as it was
 };
 
-/// A rule, its constant hyperparameters in its order, and the positions of those that are read when
-/// the step runs instead.
-struct Schedule {
-  Rule rule;
+/// The constant hyperparameters in a rule's order, the positions of those that are read when the
+/// step runs instead, and the scaling. Those that are read are inputs, behind the operands: the
+/// step (uint64), the learning rate, the traced hyperparameters and, unless the scaling is none,
+/// the scale (float32), all 0-d.
+struct ScalarSources {
   std::vector<double> hypers;
   std::vector<int> traced;
   Scaling scaling = Scaling::none;
+};
+
+struct Schedule : ScalarSources {
+  Rule rule;
 };
 
 /// A hyperparameter as the rules take it.

@@ -15,12 +15,6 @@ Handoff& handoff(const mx::array& token) {
   return *static_cast<Handoff*>(buffer.ptr());
 }
 
-Update::Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes)
-    : mx::Primitive(stream), schedule_(std::move(schedule)), dtypes_(std::move(dtypes)) {}
-
-namespace {
-
-// Puts the buffers where the Takes find them.
 const Handoff& hand_over(Handoff placed, mx::array& token) {
   auto* held = new Handoff(std::move(placed));
   token.set_data(mx::array::Data(mx::allocator::Buffer(held), [](mx::allocator::Buffer buffer) {
@@ -29,15 +23,17 @@ const Handoff& hand_over(Handoff placed, mx::array& token) {
   return *held;
 }
 
-} // namespace
+std::shared_ptr<TokenStep> Update::again() const {
+  return std::make_shared<Update>(const_cast<Update*>(this)->stream(), schedule_, dtypes());
+}
 
 // Where the operands lie must be read before place_outputs moves their buffers, so the step is
 // queued with outputs that are placed between the two.
 void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   release_held_buffers(stream(), inputs, operands(), tensors());
-  cpu::Step step(schedule_, inputs, dtypes_);
+  cpu::Step step(schedule_, inputs, dtypes());
   Handoff placed = place_outputs(
-      inputs, operands(), dtypes_, [](size_t bytes) { return mx::allocator::malloc(bytes); });
+      inputs, operands(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
   step.enqueue(stream(), held, outputs[0].data_shared_ptr());
 }
@@ -47,8 +43,8 @@ void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  auto step = backend->prepare(schedule_, inputs, dtypes_, stream());
-  Handoff placed = place_outputs(inputs, operands(), dtypes_, [&](size_t bytes) {
+  auto step = backend->prepare(schedule_, inputs, dtypes(), stream());
+  Handoff placed = place_outputs(inputs, operands(), dtypes(), [&](size_t bytes) {
     return backend->allocate(bytes, stream());
   });
   step->enqueue(hand_over(std::move(placed), outputs[0]));
@@ -63,30 +59,27 @@ void Take::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>
 }
 
 std::vector<mx::Shape> Take::output_shapes(const std::vector<mx::array>& inputs) {
-  const auto& update = static_cast<const Update&>(inputs[0].primitive());
-  const size_t fields = update.operands() - 1;
-  const size_t tensor = position_ / fields;
-  return {inputs[0].inputs()[tensor * update.operands()].shape()};
+  const auto& step = static_cast<const TokenStep&>(inputs[0].primitive());
+  return {inputs[0].inputs()[step.input_of(position_)].shape()};
 }
 
-mx::array token_of(std::shared_ptr<Update> update, std::vector<mx::array> inputs) {
-  return mx::array(mx::Shape{}, mx::uint8, std::move(update), std::move(inputs));
+mx::array token_of(std::shared_ptr<TokenStep> step, std::vector<mx::array> inputs) {
+  return mx::array(mx::Shape{}, mx::uint8, std::move(step), std::move(inputs));
 }
 
 std::vector<mx::array> take_all(const mx::array& token) {
-  const auto& update = static_cast<const Update&>(token.primitive());
+  const auto& step = static_cast<const TokenStep&>(token.primitive());
   const auto stream = token.primitive().stream();
   const auto& inputs = token.inputs();
   // The Takes lie together, and each keeps all alive: few allocations in place of many.
   auto takes = std::make_shared<std::deque<Take>>();
   std::vector<mx::array> outputs;
-  outputs.reserve(update.dtypes().size());
-  const size_t fields = update.operands() - 1;
-  for (size_t i = 0; i < update.dtypes().size(); ++i) {
+  outputs.reserve(step.dtypes().size());
+  for (size_t i = 0; i < step.dtypes().size(); ++i) {
     takes->emplace_back(stream, i);
     outputs.emplace_back(
-        inputs[i / fields * update.operands()].shape(),
-        update.dtypes()[i],
+        inputs[step.input_of(i)].shape(),
+        step.dtypes()[i],
         std::shared_ptr<mx::Primitive>(takes, &takes->back()),
         std::vector<mx::array>{token});
   }

@@ -1,7 +1,7 @@
-// The primitives of a step. One Update does the work of all tensors; its single output, the token,
-// carries the finished buffers. Each new parameter and moment is a Take whose only input is the
-// token. So every array has one holder, which is what MLX asks before it lends a buffer again, and
-// the cost of a step grows with its tensors, not with their square.
+// The primitives of a step. One TokenStep, as Update is, does the work of all tensors; its single
+// output, the token, carries the finished buffers. Each new parameter and moment is a Take whose
+// only input is the token. So every array has one holder, which is what MLX asks before it lends a
+// buffer again, and the cost of a step grows with its tensors, not with their square.
 #pragma once
 
 #include <vector>
@@ -22,17 +22,19 @@ struct Handoff {
 /// The handoff that an evaluated token carries.
 Handoff& handoff(const mx::array& token);
 
-/// Inputs: for each tensor the parameter, its moments and its gradient, each float32, float16 or
-/// bfloat16 and of the parameter's shape; then the step (uint64), the learning rate, the traced
-/// hyperparameters and, unless the scaling is none, the gradients' scale (float32), all 0-d.
-class Update : public mx::Primitive {
+/// A primitive whose output is a token. Inputs: for each tensor its operands, the parameter, its
+/// moments and its gradient, each float32, float16 or bfloat16; then the scalars, as ScalarSources
+/// says. Outputs behind the token: for each tensor the parameter and its moments, of those shapes.
+class TokenStep : public mx::Primitive {
  public:
-  /// `dtypes`: of the outputs, parameter and moments of each tensor.
-  Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes);
+  /// `operands`: of each tensor; `dtypes`: of the outputs.
+  TokenStep(mx::Stream stream, int operands, std::vector<mx::Dtype> dtypes)
+      : mx::Primitive(stream), operands_(operands), dtypes_(std::move(dtypes)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
-  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  /// A primitive that does the same.
+  virtual std::shared_ptr<TokenStep> again() const = 0;
 
+  /// One by one where that is all that serves; Take::vmap finds the outputs.
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const std::vector<mx::array>& inputs, const std::vector<int>& axes) override;
 
@@ -46,32 +48,55 @@ class Update : public mx::Primitive {
     return {{}};
   }
 
-  const char* name() const override {
-    return "mlx_opt::Update";
-  }
-
-  /// Inputs a tensor has: parameter, moments, gradient. It has one output fewer.
+  /// Inputs a tensor has. It has one output fewer.
   int operands() const {
-    return info(schedule_.rule).moments + 2;
+    return operands_;
   }
 
   size_t tensors() const {
-    return dtypes_.size() / (operands() - 1);
+    return dtypes_.size() / (operands_ - 1);
   }
 
   const std::vector<mx::Dtype>& dtypes() const {
     return dtypes_;
   }
 
- private:
-  std::vector<mx::array> vmap_each(
-      const std::vector<mx::array>& inputs, const std::vector<int>& axes) const;
+  /// The input that output `position` takes the place of.
+  size_t input_of(size_t position) const {
+    const size_t fields = operands_ - 1;
+    return position / fields * operands_ + position % fields;
+  }
 
-  Schedule schedule_;
+ private:
+  int operands_;
   std::vector<mx::Dtype> dtypes_;
 };
 
-/// Output `position` of the Update whose token is the input.
+/// A step of an elementwise rule. The operands of a tensor are all of the parameter's shape.
+class Update : public TokenStep {
+ public:
+  Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes)
+      : TokenStep(stream, info(schedule.rule).moments + 2, std::move(dtypes)),
+        schedule_(std::move(schedule)) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+
+  std::shared_ptr<TokenStep> again() const override;
+
+  /// All together, unless a scalar is mapped.
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs, const std::vector<int>& axes) override;
+
+  const char* name() const override {
+    return "mlx_opt::Update";
+  }
+
+ private:
+  Schedule schedule_;
+};
+
+/// Output `position` of the step whose token is the input.
 class Take : public mx::Primitive {
  public:
   Take(mx::Stream stream, size_t position) : mx::Primitive(stream), position_(position) {}
@@ -99,8 +124,11 @@ class Take : public mx::Primitive {
   size_t position_;
 };
 
-/// The token of `update` over `inputs`, and its outputs.
-mx::array token_of(std::shared_ptr<Update> update, std::vector<mx::array> inputs);
+/// Puts the buffers where the Takes find them.
+const Handoff& hand_over(Handoff placed, mx::array& token);
+
+/// The token of `step` over `inputs`, and its outputs.
+mx::array token_of(std::shared_ptr<TokenStep> step, std::vector<mx::array> inputs);
 std::vector<mx::array> take_all(const mx::array& token);
 
 } // namespace mlx_opt

@@ -1,4 +1,4 @@
-// Update and Take over a batch.
+// Steps and Takes over a batch.
 #include <algorithm>
 #include <stdexcept>
 
@@ -29,7 +29,7 @@ int batch_size(const std::vector<mx::array>& inputs, const std::vector<int>& axe
       return inputs[i].shape(axes[i]);
     }
   }
-  throw std::logic_error("mlx_opt::Update: vmap without a mapped input");
+  throw std::logic_error("mlx_opt: vmap without a mapped input");
 }
 
 mx::array batched(const mx::array& x, int axis, int batch, mx::Stream stream) {
@@ -53,39 +53,37 @@ std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const size_t scalars = tensors() * operands();
   if (std::any_of(axes.begin() + scalars, axes.end(), [](int axis) { return axis >= 0; })) {
-    return {vmap_each(inputs, axes), {0}};
+    return TokenStep::vmap(inputs, axes);
   }
   const int batch = batch_size(inputs, axes);
   std::vector<mx::array> batch_inputs;
   for (size_t i = 0; i < inputs.size(); ++i) {
     batch_inputs.push_back(i < scalars ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
   }
-  auto update = std::make_shared<Update>(stream(), schedule_, dtypes_);
-  return {{token_of(std::move(update), std::move(batch_inputs))}, {0}};
+  return {{token_of(again(), std::move(batch_inputs))}, {0}};
 }
 
-// A step, a learning rate or a hyperparameter of its own for each: as many updates.
-std::vector<mx::array> Update::vmap_each(
-    const std::vector<mx::array>& inputs, const std::vector<int>& axes) const {
-  auto stream = const_cast<Update*>(this)->stream();
+// A step, a learning rate or a tensor of its own for each: as many steps.
+std::pair<std::vector<mx::array>, std::vector<int>> TokenStep::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const int batch = batch_size(inputs, axes);
   std::vector<std::vector<mx::array>> results(dtypes_.size());
   for (int b = 0; b < batch; ++b) {
     std::vector<mx::array> one;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream) : inputs[i]);
+      one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream()) : inputs[i]);
     }
-    auto update = std::make_shared<Update>(stream, schedule_, dtypes_);
-    auto outputs = take_all(token_of(std::move(update), std::move(one)));
+    auto outputs = take_all(token_of(again(), std::move(one)));
     for (size_t i = 0; i < outputs.size(); ++i) {
       results[i].push_back(outputs[i]);
     }
   }
   std::vector<mx::array> stacked;
   for (const auto& result : results) {
-    stacked.push_back(mx::stack(result, 0, stream));
+    stacked.push_back(mx::stack(result, 0, stream()));
   }
-  return {mx::array(mx::Shape{}, mx::uint8, std::make_shared<Bundle>(stream), std::move(stacked))};
+  auto bundle = std::make_shared<Bundle>(stream());
+  return {{mx::array(mx::Shape{}, mx::uint8, std::move(bundle), std::move(stacked))}, {0}};
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Take::vmap(
@@ -94,14 +92,14 @@ std::pair<std::vector<mx::array>, std::vector<int>> Take::vmap(
   if (dynamic_cast<const Bundle*>(&token.primitive())) {
     return {{token.inputs()[position_]}, {0}};
   }
-  const auto& update = static_cast<const Update&>(token.primitive());
+  const auto& step = static_cast<const TokenStep&>(token.primitive());
   auto take = std::make_shared<Take>(stream(), position_);
   auto shape = take->output_shapes(inputs)[0];
-  return {{mx::array(std::move(shape), update.dtypes()[position_], std::move(take), inputs)}, {0}};
+  return {{mx::array(std::move(shape), step.dtypes()[position_], std::move(take), inputs)}, {0}};
 }
 
 // Seen when vmap is inside a gradient: then vmap traces first, without a sign of what is outside.
-std::vector<mx::array> Update::jvp(
+std::vector<mx::array> TokenStep::jvp(
     const std::vector<mx::array>&, const std::vector<mx::array>&, const std::vector<int>&) {
   reject_gradient();
 }

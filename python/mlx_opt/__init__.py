@@ -14,19 +14,19 @@ if _error is None:
 
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
+    from .adafactor import Adafactor
     from .clipping import clip_grad_norm
     from .installation import install, installed
+    from .multi import MultiOptimizer
+    from .muon import Muon
     from .optimizers import (
         SGD,
         AdaDelta,
-        Adafactor,
         Adagrad,
         Adam,
         Adamax,
         AdamW,
         Lion,
-        MultiOptimizer,
-        Muon,
         Optimizer,
         RMSprop,
     )

@@ -103,6 +103,13 @@ class Scaling(NamedTuple):
                 state[key] = self.chosen(value, before[key])
 
 
+def with_scale(formula: Formula, scaling: Scaling | None) -> tuple:
+    """The last arguments of a Batch's step: the formula, the scale and whether it may be skipped."""
+    if scaling is None:
+        return (formula,)
+    return scaling.around(formula), scaling.scale, scaling.finite is not None
+
+
 def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
     """Scale gradients down where their global norm is greater than ``max_norm``.
 

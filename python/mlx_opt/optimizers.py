@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
-from mlx.utils import tree_merge
 
 from . import _ext
-from .clipping import Clip, Scaling
+from .clipping import Clip, Scaling, with_scale
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """What the primitives read and write."""
@@ -108,8 +107,8 @@ class FusedOptimizer(Optimizer):
         raise NotImplementedError
 
     def check(self, gradients: Any, parameters: Any) -> None:
-        if _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
-            self._batch(gradients, parameters, self._initialized)
+        if is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
+            self._batch(gradients, parameters, self.state, self._initialized)
 
     def apply_gradients(
         self,
@@ -150,15 +149,15 @@ class FusedOptimizer(Optimizer):
         return self._step(gradients, parameters, Clip.asked_for(max_norm, skip_nonfinite))
 
     def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
-        if _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
+        if is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
             return self._step(gradients, parameters, clip)
         return super()._apply_clipped(gradients, parameters, clip)
 
     def _step(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
         if not self._initialized:
-            self._batch(gradients, parameters, initialized=False)
+            self._batch(gradients, parameters, self.state, initialized=False)
             self.init(gradients)
-        batch = self._batch(gradients, parameters, initialized=True)
+        batch = self._batch(gradients, parameters, self.state, initialized=True)
         scaling = None if clip is None else clip.of(gradients)
         changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
         changes["step"] = self.step + 1
@@ -167,7 +166,7 @@ class FusedOptimizer(Optimizer):
         previous = {name: self.state[name] for name in changes if name in self.state}
         self.state.update(changes)
         try:
-            return self._run(batch, scaling)
+            return self._run(batch, parameters, scaling)
         except BaseException:
             for name in changes.keys() - previous.keys():
                 del self.state[name]
@@ -182,23 +181,22 @@ class FusedOptimizer(Optimizer):
             parameter: An array of the same shape.
             state: The moments, as :meth:`init_single` made them.
         """
-        return self._run(_ext.Batch(gradient, parameter, state, self._rule().moments))
+        return self._run(self._batch(gradient, parameter, state), parameter)
 
     def _uses_own_step(self) -> bool:
         """Whether no hook takes the place of this class's step."""
-        return _is_own(self, "apply_single", FusedOptimizer)
+        return is_own(self, "apply_single", FusedOptimizer)
 
-    def _batch(self, gradients: Any, parameters: Any, initialized: bool) -> _ext.Batch:
-        return _ext.Batch(gradients, parameters, self.state, self._rule().moments, initialized)
+    def _batch(
+        self, gradients: Any, parameters: Any, state: Any, initialized: bool = True
+    ) -> _ext.Batch:
+        return _ext.Batch(gradients, parameters, state, self._rule().moments, initialized)
 
-    def _run(self, batch: _ext.Batch, scaling: Scaling | None = None) -> Any:
+    def _run(self, batch: _ext.Batch, parameters: Any, scaling: Scaling | None = None) -> Any:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
         arguments = (rule.name, rule.hypers, self.learning_rate, self.step)
-        if scaling is None:
-            return batch.update(*arguments, self._formula)
-        formula = scaling.around(self._formula)
-        return batch.update(*arguments, formula, scaling.scale, scaling.finite is not None)
+        return batch.update(*arguments, *with_scale(self._formula, scaling))
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
@@ -215,7 +213,7 @@ class FusedOptimizer(Optimizer):
         return parameter.astype(dtype)
 
 
-def _is_own(optimizer: Optimizer, name: str, owner: type) -> bool:
+def is_own(optimizer: Optimizer, name: str, owner: type) -> bool:
     """Whether a method is the one that `owner` defines, bound to this optimizer."""
     method = getattr(optimizer, name)
     return getattr(method, "__func__", None) is getattr(owner, name) and (
@@ -281,79 +279,3 @@ class Lion(FusedOptimizer, stock.Lion):
 
     def _rule(self) -> Rule:
         return Rule("Lion", ("m",), (*self.betas, max(self.weight_decay, 0.0)))
-
-
-class Adafactor(Optimizer, stock.Adafactor):
-    __doc__ = stock.Adafactor.__doc__
-
-    def check(self, gradients: Any, parameters: Any) -> None:
-        _check_shapes(self, stock.Adafactor, gradients, parameters)
-
-
-class Muon(Optimizer, stock.Muon):
-    __doc__ = stock.Muon.__doc__
-
-    def check(self, gradients: Any, parameters: Any) -> None:
-        _check_shapes(self, stock.Muon, gradients, parameters)
-
-
-def _check_shapes(optimizer: Optimizer, owner: type, gradients: Any, parameters: Any) -> None:
-    if all(_is_own(optimizer, name, owner) for name in ("apply_gradients", "apply_single")):
-        _ext.Batch(gradients, parameters, None, (), initialized=False)
-
-
-class MultiOptimizer(Optimizer, stock.MultiOptimizer):
-    __doc__ = stock.MultiOptimizer.__doc__
-
-    def check(self, gradients: Any, parameters: Any) -> None:
-        self._check_parts(self._split_dictionary(gradients), parameters)
-
-    def apply_gradients(
-        self,
-        gradients: Any,
-        parameters: Any,
-        max_norm: float | mx.array | None = None,
-        skip_nonfinite: bool = False,
-    ) -> Any:
-        """Apply each gradient with the optimizer whose filter takes it; all are checked first.
-
-        ``max_norm`` is of the norm of all gradients together; see :meth:`Optimizer.update`.
-        """
-        clip = Clip.asked_for(max_norm, skip_nonfinite)
-        return self._apply_parts(gradients, parameters, clip)
-
-    @property
-    def grad_norm(self) -> mx.array | None:
-        """As of any :class:`Optimizer`: the norm of all gradients together."""
-        first = self.optimizers[0]
-        own = isinstance(first, Optimizer)
-        return first.grad_norm if own else first.state.get("grad_norm")
-
-    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
-        if _is_own(self, "apply_gradients", MultiOptimizer):
-            return self._apply_parts(gradients, parameters, clip)
-        scaling = clip.of(gradients)
-        updated = super()._apply_clipped(gradients, parameters, scaling)
-        for optimizer in self.optimizers:
-            optimizer.state.update(scaling.changes({}, optimizer.state))
-        return updated
-
-    def _apply_parts(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
-        parts = self._split_dictionary(gradients)
-        self._check_parts(parts, parameters)
-        scaling = None if clip is None else clip.of(gradients)
-        tree: Any = {}
-        for optimizer, part in zip(self.optimizers, parts, strict=True):
-            if scaling is None:
-                updated = optimizer.apply_gradients(part, parameters)
-            elif isinstance(optimizer, Optimizer):
-                updated = optimizer._apply_clipped(part, parameters, scaling)
-            else:
-                updated = scaling.apply(optimizer, part, parameters)
-            tree = tree_merge(tree, updated)
-        return tree
-
-    def _check_parts(self, parts: list[Any], parameters: Any) -> None:
-        for optimizer, part in zip(self.optimizers, parts, strict=True):
-            if isinstance(optimizer, Optimizer):
-                optimizer.check(part, parameters)

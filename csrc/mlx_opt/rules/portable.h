@@ -51,7 +51,13 @@ MLX_OPT_FN float exp_minus_one(float x) {
   return x * (1.0f +
               x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720))))));
 }
+MLX_OPT_FN float power(float x, float y) {
+  return metal::precise::pow(x, y);
+}
 #elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
+MLX_OPT_FN float power(float x, float y) {
+  return powf(x, y);
+}
 MLX_OPT_FN float square_root(float x) {
   return sqrtf(x);
 }
@@ -65,6 +71,9 @@ MLX_OPT_FN float fma(float a, float b, float c) {
   return fmaf(a, b, c);
 }
 #else
+MLX_OPT_FN float power(float x, float y) {
+  return __builtin_powf(x, y);
+}
 MLX_OPT_FN float square_root(float x) {
   return __builtin_sqrtf(x);
 }
@@ -86,6 +95,11 @@ MLX_OPT_FN float fma(float a, float b, float c) {
 // The larger of the two; NaN if either is.
 MLX_OPT_FN float maximum(float a, float b) {
   return (a > b || a != a) ? a : b;
+}
+
+// The smaller of the two; NaN if either is.
+MLX_OPT_FN float minimum(float a, float b) {
+  return (a < b || a != a) ? a : b;
 }
 
 // -1, 0 or 1; 0 for NaN, as mx.sign.

@@ -158,8 +158,7 @@ struct Driver {
     float* out[fields];
     for (int k = 0; k < fields; ++k) {
       in[k] = load(tensor.in[k], begin, count, buffers[k]);
-      const bool direct = tensor.out[k].storage == Storage::float32;
-      out[k] = direct ? at<float>(tensor.out[k], begin) : buffers[k];
+      out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
     loop<Float32>(in, out, count, frame);

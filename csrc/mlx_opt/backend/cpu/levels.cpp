@@ -5,14 +5,16 @@
 #include <string>
 #include <string_view>
 
+#include "mlx_opt/backend/cpu/adafactor_kernel.h"
 #include "mlx_opt/backend/cpu/kernel.h"
 
 namespace mlx_opt {
 
-#define MLX_OPT_DECLARE(level)             \
-  namespace level {                        \
-  extern const cpu::Kernel kernels[];      \
-  extern const cpu::Reductions reductions; \
+#define MLX_OPT_DECLARE(level)                 \
+  namespace level {                            \
+  extern const cpu::Kernel kernels[];          \
+  extern const cpu::Reductions reductions;     \
+  extern const cpu::AdafactorKernel adafactor; \
   }
 #if defined(__x86_64__)
 MLX_OPT_DECLARE(baseline)
@@ -30,6 +32,7 @@ struct Level {
   std::string_view name;
   const Kernel* kernels;
   const Reductions& reductions;
+  const AdafactorKernel& adafactor;
   bool (*usable)();
 };
 
@@ -50,15 +53,17 @@ const Level levels[] = {
     {"avx512bf16",
      avx512bf16::kernels,
      avx512bf16::reductions,
+     avx512bf16::adafactor,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
-    {"avx512", avx512::kernels, avx512::reductions, has_avx512},
-    {"avx2", avx2::kernels, avx2::reductions, has_avx2},
-    {"baseline", baseline::kernels, baseline::reductions, [] { return true; }},
+    {"avx512", avx512::kernels, avx512::reductions, avx512::adafactor, has_avx512},
+    {"avx2", avx2::kernels, avx2::reductions, avx2::adafactor, has_avx2},
+    {"baseline", baseline::kernels, baseline::reductions, baseline::adafactor, [] { return true; }},
 };
 
 #else
 
-const Level levels[] = {{"neon", neon::kernels, neon::reductions, [] { return true; }}};
+const Level levels[] = {
+    {"neon", neon::kernels, neon::reductions, neon::adafactor, [] { return true; }}};
 
 #endif
 
@@ -94,6 +99,10 @@ const Kernel& kernel(Rule rule) {
 
 const Reductions& reductions() {
   return level().reductions;
+}
+
+const AdafactorKernel& adafactor_kernel() {
+  return level().adafactor;
 }
 
 const char* vector_level() {

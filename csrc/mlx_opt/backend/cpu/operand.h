@@ -83,6 +83,20 @@ void store(const Operand& operand, int64_t begin, int64_t count, const float* st
   }
 }
 
+// Where results are put for `store`: where they belong, if that holds floats, or `staged`.
+float* place(const Operand& operand, int64_t begin, float* staged) {
+  return operand.storage == Storage::float32 ? at<float>(operand, begin) : staged;
+}
+
+// Floats from anywhere to where they belong.
+void put(const Operand& operand, int64_t begin, int64_t count, const float* values) {
+  if (operand.storage == Storage::float32) {
+    __builtin_memcpy(at<float>(operand, begin), values, count * sizeof(float));
+  } else {
+    store(operand, begin, count, values);
+  }
+}
+
 // Elements [begin, end) of `from` to the row-contiguous `to`; bit for bit where both are stored
 // alike.
 template <typename T>
@@ -103,11 +117,7 @@ void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
     const int64_t count = end - begin < block ? end - begin : block;
     float staged[block];
     const float* values = load(from, begin, count, staged);
-    if (to.storage == Storage::float32) {
-      __builtin_memcpy(at<float>(to, begin), values, count * sizeof(float));
-    } else {
-      store(to, begin, count, values);
-    }
+    put(to, begin, count, values);
   }
 }
 

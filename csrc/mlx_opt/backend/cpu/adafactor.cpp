@@ -1,0 +1,343 @@
+#include "mlx_opt/backend/cpu/adafactor.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx_opt/backend/cpu/adafactor_kernel.h"
+#include "mlx_opt/backend/cpu/operands.h"
+#include "mlx_opt/backend/cpu/pool.h"
+#include "mlx_opt/backend/cpu/scalars.h"
+#include "mlx_opt/rules/adafactor.h"
+
+namespace mlx_opt::cpu {
+namespace {
+
+using Rule = MLX_OPT_LEVEL::Adafactor;
+
+// Tensors share the passes up to this number of elements: enough for all threads, and few enough
+// that the second and third pass find most in the caches.
+constexpr int64_t group_size = 1 << 20;
+
+// Of a tile. Its sums go to memory, a row's for each tile that it goes through and a column's, so
+// the tiles are not narrow; and they are in float, so it is not high.
+constexpr int64_t tile_size = 1 << 17;
+constexpr int64_t least_width = 1024;
+constexpr int64_t most_height = 128;
+
+int64_t rounded_up(int64_t x, int64_t unit) {
+  return (x + unit - 1) / unit * unit;
+}
+
+// How the matrices of a tensor are cut; by their shape alone, so that the sums do not depend on the
+// number of threads.
+struct Tiling {
+  int64_t height, width, down, across;
+
+  explicit Tiling(const AdafactorTensor& t) {
+    height = std::min(t.rows, most_height);
+    width = std::min(t.columns, std::max(least_width, rounded_up(tile_size / height, 64)));
+    down = (t.rows + height - 1) / height;
+    across = (t.columns + width - 1) / width;
+  }
+};
+
+struct Item {
+  AdafactorTensor tensor;
+  Operand row, column, row_out, column_out; // running means, where it is factored
+  int64_t row_size, column_size;
+
+  int64_t size() const {
+    return tensor.matrices * tensor.rows * tensor.columns;
+  }
+};
+
+// A tensor on its way through the passes.
+struct Job {
+  const Item* item;
+  AdafactorTensor tensor;
+  Tiling tiling;
+  std::vector<float> rows;    // [across][rows of all matrices]: sums of squares
+  std::vector<float> columns; // [down, of all matrices][columns]
+  std::vector<float> row_factors, column_factors;
+  size_t first_tile = 0;
+  float rates[2];
+};
+
+struct TileOfJob {
+  Job* job;
+  Tile tile;
+  float* rows;
+  float* columns;
+  double parameter, update; // sums of squares
+};
+
+// The jobs of tensors that go through the passes together.
+class Group {
+ public:
+  Group(const AdafactorKernel& kernel, bool factored, const Item* begin, const Item* end)
+      : kernel_(kernel), factored_(factored) {
+    jobs_.reserve(end - begin);
+    for (const Item* item = begin; item != end; ++item) {
+      if (item->size()) {
+        add(*item);
+      }
+    }
+  }
+
+  void run(const float* hypers, const float* scalars, float scale) {
+    for_each_tile([&](TileOfJob& t) {
+      t.parameter = kernel_.squares(t.job->tensor, t.tile, scale, t.rows, t.columns);
+    });
+    if (factored_) {
+      parallel_for(jobs_.size(), [&](int64_t i) { average(jobs_[i], hypers, scalars); });
+    }
+    for_each_tile([&](TileOfJob& t) {
+      t.update = kernel_.update_squares(t.job->tensor, t.tile, scale, hypers, scalars);
+    });
+    find_rates(hypers, scalars);
+    for_each_tile([&](TileOfJob& t) {
+      kernel_.update(t.job->tensor, t.tile, scale, hypers, scalars, t.job->rates);
+    });
+  }
+
+ private:
+  void add(const Item& item) {
+    Job& job = jobs_.emplace_back(Job{&item, item.tensor, Tiling(item.tensor)});
+    const auto& [height, width, down, across] = job.tiling;
+    const AdafactorTensor& t = item.tensor;
+    const int64_t all_rows = t.matrices * t.rows;
+    if (factored_) {
+      job.rows.resize(across * all_rows);
+      job.columns.resize(t.matrices * down * t.columns);
+      job.row_factors.resize(all_rows);
+      job.column_factors.resize(t.matrices * t.columns);
+      job.tensor.row_factors = job.row_factors.data();
+      job.tensor.column_factors = job.column_factors.data();
+    }
+    job.first_tile = tiles_.size();
+    for (int64_t y = 0; y < t.matrices * down; ++y) {
+      const int64_t first = y / down * t.rows;
+      const int64_t top = first + y % down * height;
+      const int64_t bottom = std::min(top + height, first + t.rows);
+      for (int64_t x = 0; x < across; ++x) {
+        const int64_t left = x * width;
+        TileOfJob& tile = tiles_.emplace_back();
+        tile.job = &job;
+        tile.tile = {top, bottom, left, std::min(left + width, t.columns)};
+        if (factored_) {
+          tile.rows = job.rows.data() + x * all_rows + top;
+          tile.columns = job.columns.data() + y * t.columns + left;
+        }
+      }
+    }
+  }
+
+  template <typename Task>
+  void for_each_tile(Task task) {
+    parallel_for(tiles_.size(), [&](int64_t i) { task(tiles_[i]); });
+  }
+
+  // From the sums of a tensor's squares to the factors of its rows and columns.
+  void average(Job& job, const float* hypers, const float* scalars) const {
+    const AdafactorTensor& t = job.tensor;
+    const int64_t all_rows = t.matrices * t.rows;
+    std::vector<double> totals(std::max(t.rows, t.columns));
+    for (int64_t matrix = 0; matrix < t.matrices; ++matrix) {
+      const int64_t first = matrix * t.rows;
+      float* rows = job.row_factors.data() + first;
+      add_up(job.rows.data() + first, job.tiling.across, all_rows, t.rows, t.columns, totals, rows);
+      const double sum =
+          kernel_.average(job.item->row, job.item->row_out, first, t.rows, rows, hypers, scalars);
+      kernel_.row_factors(rows, t.rows, static_cast<float>(sum / t.rows));
+
+      const int64_t left = matrix * t.columns;
+      float* columns = job.column_factors.data() + left;
+      const float* parts = job.columns.data() + left * job.tiling.down;
+      add_up(parts, job.tiling.down, t.columns, t.columns, t.rows, totals, columns);
+      kernel_.average(
+          job.item->column, job.item->column_out, left, t.columns, columns, hypers, scalars);
+      kernel_.column_factors(columns, t.columns);
+    }
+  }
+
+  // `to`: the sums of `parts` rows of `count` numbers, `stride` apart, over `size`.
+  static void add_up(
+      const float* from,
+      int64_t parts,
+      int64_t stride,
+      int64_t count,
+      int64_t size,
+      std::vector<double>& totals,
+      float* to) {
+    std::fill_n(totals.begin(), count, 0.0);
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t i = 0; i < count; ++i) {
+        totals[i] += from[part * stride + i];
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = static_cast<float>(totals[i] / size);
+    }
+  }
+
+  void find_rates(const float* hypers, const float* scalars) {
+    for (size_t i = 0; i < jobs_.size(); ++i) {
+      Job& job = jobs_[i];
+      const size_t end = i + 1 < jobs_.size() ? jobs_[i + 1].first_tile : tiles_.size();
+      double parameter = 0.0, update = 0.0;
+      for (size_t tile = job.first_tile; tile < end; ++tile) {
+        parameter += tiles_[tile].parameter;
+        update += tiles_[tile].update;
+      }
+      const auto rms = [&](double sum) {
+        return static_cast<float>(std::sqrt(sum / job.item->size()));
+      };
+      kernel_.rates(rms(parameter), rms(update), hypers, scalars, job.rates);
+    }
+  }
+
+  const AdafactorKernel& kernel_;
+  bool factored_;
+  std::vector<Job> jobs_; // never more than were reserved: the tiles point to them
+  std::vector<TileOfJob> tiles_;
+};
+
+} // namespace
+
+struct AdafactorStep::Work {
+  const AdafactorKernel& kernel;
+  bool factored;
+  bool first_moment;
+  ScalarInputs scalars;
+  std::vector<Item> items = {};
+  Operands operands = {};
+  std::shared_ptr<void> keep = {};
+
+  int fields() const {
+    return 2 + factored + first_moment;
+  }
+
+  void add(const mx::array* arrays, const mx::Dtype* dtypes);
+  void place(Item& item, const mx::array::Data* buffers);
+  void run() const;
+  void copy_all(const Item& item) const;
+};
+
+// `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
+// if there is one; the gradient.
+void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes) {
+  const mx::array& w = *arrays;
+  Item& item = items.emplace_back();
+  AdafactorTensor& t = item.tensor;
+  t.columns = factored ? w.shape(-1) : static_cast<int64_t>(w.size());
+  t.rows = factored ? w.shape(-2) : 1;
+  const int64_t each = t.rows * t.columns;
+  t.matrices = each ? static_cast<int64_t>(w.size()) / each : 0;
+  auto take = [&](Operand& in, Operand& out) {
+    in = operands.of(*arrays++);
+    out = {nullptr, storage_of(*dtypes++), nullptr};
+  };
+  take(t.w, t.w_out);
+  if (factored) {
+    item.row_size = static_cast<int64_t>(arrays[0].size());
+    item.column_size = static_cast<int64_t>(arrays[1].size());
+    take(item.row, item.row_out);
+    take(item.column, item.column_out);
+  } else {
+    take(t.v, t.v_out);
+  }
+  if (first_moment) {
+    take(t.m, t.m_out);
+  }
+  t.g = operands.of(*arrays);
+}
+
+void AdafactorStep::Work::place(Item& item, const mx::array::Data* buffers) {
+  auto take = [&](Operand& out) {
+    auto buffer = buffers++->buffer();
+    out.data = buffer.raw_ptr();
+  };
+  take(item.tensor.w_out);
+  if (factored) {
+    take(item.row_out);
+    take(item.column_out);
+  } else {
+    take(item.tensor.v_out);
+  }
+  if (first_moment) {
+    take(item.tensor.m_out);
+  }
+}
+
+void AdafactorStep::Work::copy_all(const Item& item) const {
+  const AdafactorTensor& t = item.tensor;
+  auto copy = [&](const Operand& from, const Operand& to, int64_t size) {
+    if (size && from.data != to.data) {
+      kernel.copy(from, to, 0, size);
+    }
+  };
+  copy(t.w, t.w_out, item.size());
+  copy(t.m, t.m_out, first_moment ? item.size() : 0);
+  copy(t.v, t.v_out, factored ? 0 : item.size());
+  copy(item.row, item.row_out, factored ? item.row_size : 0);
+  copy(item.column, item.column_out, factored ? item.column_size : 0);
+}
+
+void AdafactorStep::Work::run() const {
+  const auto hypers = scalars.hypers();
+  const auto* h = reinterpret_cast<const float*>(hypers.data());
+  float prepared[sizeof(Rule::Scalars) / sizeof(float)];
+  kernel.prepare(h, scalars.learning_rate(), scalars.step(), prepared);
+  const bool taken = scalars.taken();
+  parallel_for(items.size(), [&](int64_t i) {
+    if (!taken || items[i].size() == 0) {
+      copy_all(items[i]);
+    }
+  });
+  if (!taken) {
+    return;
+  }
+  const float scale = scalars.scale() ? *scalars.scale() : 1.0f;
+  for (auto begin = items.begin(); begin != items.end();) {
+    auto end = begin;
+    int64_t size = 0;
+    while (end != items.end() && size < group_size) {
+      size += end++->size();
+    }
+    Group(kernel, factored, &*begin, &*begin + (end - begin)).run(h, prepared, scale);
+    begin = end;
+  }
+}
+
+AdafactorStep::AdafactorStep(
+    ScalarSources sources,
+    bool factored,
+    bool first_moment,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes) {
+  const size_t fields = 2 + factored + first_moment;
+  const size_t tensors = dtypes.size() / fields;
+  // The kernel here, not when it runs, because finding it may throw.
+  work_ = std::make_shared<Work>(Work{
+      adafactor_kernel(),
+      factored,
+      first_moment,
+      ScalarInputs(std::move(sources), &inputs[tensors * (fields + 1)])});
+  work_->items.reserve(tensors);
+  for (size_t t = 0; t < tensors; ++t) {
+    work_->add(&inputs[t * (fields + 1)], &dtypes[t * fields]);
+  }
+}
+
+void AdafactorStep::enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep) {
+  const auto* buffers = outputs.buffers.data();
+  for (Item& item : work_->items) {
+    work_->place(item, buffers);
+    buffers += work_->fields();
+  }
+  work_->keep = std::move(keep);
+  mx::cpu::get_command_encoder(stream).dispatch([work = std::move(work_)] { work->run(); });
+}
+
+} // namespace mlx_opt::cpu

@@ -1,0 +1,27 @@
+// A step of Adafactor on the CPU.
+#pragma once
+
+#include "mlx_opt/schedule.h"
+#include "mlx_opt/update.h"
+
+namespace mlx_opt::cpu {
+
+/// In two moves, as cpu::Step.
+class AdafactorStep {
+ public:
+  /// `inputs`: as the primitive has them; `dtypes`: of the outputs.
+  AdafactorStep(
+      ScalarSources sources,
+      bool factored,
+      bool first_moment,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes);
+
+  void enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep);
+
+ private:
+  struct Work;
+  std::shared_ptr<Work> work_;
+};
+
+} // namespace mlx_opt::cpu

@@ -1,0 +1,58 @@
+// Adafactor: Shazeer and Stern, arXiv:1804.04235. No elementwise rule: its drivers find the means
+// of rows and columns and of whole tensors.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+struct Adafactor {
+  struct Hypers {
+    Hyper eps1, eps2, clip_threshold, decay_rate, beta1;
+    Hyper weight_decay, scale_parameter, relative_step, warmup_init;
+  };
+  struct Scalars {
+    float fresh, step_size; // fresh: what new squares weigh in the running means, 1 - beta2
+  };
+  struct Rates {
+    float update, decay;
+  };
+  struct Element {
+    float w, m;
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    float most = h.warmup_init.value != 0.0f ? 1e-6f * step : 1e-2f;
+    float relative = minimum(most, 1.0f / square_root(step));
+    return {power(step, h.decay_rate.value), h.relative_step.value != 0.0f ? relative : lr};
+  }
+
+  // The running mean of the squares of a row, of a column or of one element.
+  MLX_OPT_FN float average(float v, float square, Hypers h, Scalars s) {
+    return fma(1.0f - s.fresh, v, s.fresh * (square + h.eps1.value));
+  }
+
+  // The update of an element is its gradient times its row's factor times its column's, or where
+  // nothing is factored times `factor` of its own running mean.
+  MLX_OPT_FN float row_factor(float row, float mean_row) {
+    return 1.0f / square_root(row / mean_row);
+  }
+
+  MLX_OPT_FN float factor(float v) {
+    return 1.0f / square_root(v);
+  }
+
+  // Once a tensor, from the root mean squares of its parameter and of its update.
+  MLX_OPT_FN Rates rates(float rms_w, float rms_u, Hypers h, Scalars s) {
+    float scale = h.scale_parameter.value != 0.0f ? maximum(h.eps2.value, rms_w) : 1.0f;
+    float lr = scale * s.step_size;
+    return {lr / maximum(1.0f, rms_u / h.clip_threshold.value), lr * h.weight_decay.value};
+  }
+
+  // Without a first moment beta1 is 0, and so is m.
+  MLX_OPT_FN Element update(Element e, float u, Hypers h, Rates r) {
+    float m = fma(h.beta1.value, e.m, h.beta1.complement * (r.update * u));
+    return {e.w - (decay_of(e.w, r.decay) + m), m};
+  }
+};
+
+MLX_OPT_RULES_END
