@@ -19,10 +19,12 @@ using Rule = MLX_OPT_LEVEL::Adafactor;
 // that the second and third pass find most in the caches.
 constexpr int64_t group_size = 1 << 20;
 
-// Of a tile. Its sums go to memory, a row's for each tile that it goes through and a column's, so
-// the tiles are not narrow; and they are in float, so it is not high.
+// Of a tile, about. Its sums go to memory, a row's for each tile that it goes through and a
+// column's; and they are in float, so it is not high. It is as wide as the matrix where its
+// columns' sums stay in the first caches: memory is read fastest in order.
 constexpr int64_t tile_size = 1 << 17;
-constexpr int64_t least_width = 1024;
+constexpr int64_t enough_width = 4096;
+constexpr int64_t least_height = 64;
 constexpr int64_t most_height = 128;
 
 int64_t rounded_up(int64_t x, int64_t unit) {
@@ -35,8 +37,13 @@ struct Tiling {
   int64_t height, width, down, across;
 
   explicit Tiling(const AdafactorTensor& t) {
-    height = std::min(t.rows, most_height);
-    width = std::min(t.columns, std::max(least_width, rounded_up(tile_size / height, 64)));
+    width = t.columns;
+    if (width > enough_width) {
+      const int64_t low = std::min(t.rows, least_height);
+      width = std::min(width, std::max(enough_width, rounded_up(tile_size / low, 64)));
+    }
+    const int64_t high = rounded_up(tile_size / width, transposed_rows);
+    height = std::min(t.rows, std::clamp(high, least_height, most_height));
     down = (t.rows + height - 1) / height;
     across = (t.columns + width - 1) / width;
   }
@@ -92,7 +99,8 @@ class Group {
     if (factored_) {
       parallel_for(jobs_.size(), [&](int64_t i) { average(jobs_[i], hypers, scalars); });
     }
-    for_each_tile([&](TileOfJob& t) {
+    // Backwards: what was read last is still in the caches.
+    for_each_tile_backwards([&](TileOfJob& t) {
       t.update = kernel_.update_squares(t.job->tensor, t.tile, scale, hypers, scalars);
     });
     find_rates(hypers, scalars);
@@ -136,6 +144,11 @@ class Group {
   template <typename Task>
   void for_each_tile(Task task) {
     parallel_for(tiles_.size(), [&](int64_t i) { task(tiles_[i]); });
+  }
+
+  template <typename Task>
+  void for_each_tile_backwards(Task task) {
+    parallel_for(tiles_.size(), [&](int64_t i) { task(tiles_[tiles_.size() - 1 - i]); });
   }
 
   // From the sums of a tensor's squares to the factors of its rows and columns.

@@ -39,11 +39,12 @@ MLX_OPT_FN double sum_of(int64_t count, Term term) {
   for (int k = 0; i < count; ++i, ++k) {
     partial[k] += term(i);
   }
-  double total = 0.0;
-  for (float x : partial) {
-    total += x;
+  for (int half = sums / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) {
+      partial[k] += partial[k + half];
+    }
   }
-  return total;
+  return partial[0];
 }
 
 // Calls `visit(row, column, count, gradient)` for pieces of rows, of at most `block` elements.
