@@ -56,8 +56,8 @@ void push_dtypes(
   const int moments = info(rule).moments;
   mx::Dtype gradient = operands[moments + 1].dtype();
   // Decay that is added to the gradient brings the parameter's dtype with it.
-  const bool coupled =
-      rule == Rule::Momentum || rule == Rule::Nesterov ? !is_zero(hypers.back()) : false;
+  const bool may = rule == Rule::Momentum || rule == Rule::Nesterov || rule == Rule::Muon;
+  const bool coupled = may && !is_zero(hypers.back());
   if (coupled) {
     gradient = mx::promote_types(gradient, operands[0].dtype());
   }

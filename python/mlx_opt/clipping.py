@@ -59,6 +59,10 @@ class Scaling(NamedTuple):
         """`new` where the step is taken, else `old`."""
         return new if self.finite is None else mx.where(self.finite, new, old)
 
+    def once_more(self) -> Scaling:
+        """For a second primitive of the same step, whose gradients are made of scaled ones."""
+        return self._replace(scale=self.chosen(mx.array(1.0), mx.array(mx.nan)))
+
     def changes(self, changes: dict, state: dict) -> dict:
         """What happens to the state's own entries in place of `changes`."""
         chosen = {
@@ -74,8 +78,8 @@ class Scaling(NamedTuple):
     def around(self, formula: Formula) -> Formula:
         """The formula of a leaf, of the scaled gradient, and its results only if it is taken."""
 
-        def step(gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-            before = dict(state)
+        def step(gradient: mx.array, parameter: mx.array, state: dict | None) -> mx.array:
+            before = dict(state or {})
             updated = formula(self.scaled(gradient), parameter, state)
             for name, old in before.items():
                 state[name] = self.chosen(state[name], old)
@@ -104,7 +108,7 @@ class Scaling(NamedTuple):
 
 
 def with_scale(formula: Formula, scaling: Scaling | None) -> tuple:
-    """The last arguments of a Batch's step: the formula, the scale and whether it may be skipped."""
+    """The last arguments of a step of a Batch: formula, scale, and whether it may be skipped."""
     if scaling is None:
         return (formula,)
     return scaling.around(formula), scaling.scale, scaling.finite is not None

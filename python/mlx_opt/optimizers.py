@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
 from . import _ext
-from .clipping import Clip, Scaling, with_scale
+from .clipping import Clip, Formula, Scaling, with_scale
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """What the primitives read and write."""
@@ -200,17 +200,20 @@ class FusedOptimizer(Optimizer):
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
-        arrays = [gradient, parameter, *state.values()]
-        dtype = mx.result_type(gradient, parameter)
-        if dtype == mx.float32 or any(x.dtype not in STORAGE for x in arrays):
-            return super().apply_single(gradient, parameter, state)
-        wide = {name: value.astype(mx.float32) for name, value in state.items()}
-        parameter = super().apply_single(
-            gradient.astype(mx.float32), parameter.astype(mx.float32), wide
-        )
-        for name, value in wide.items():
-            state[name] = value.astype(mx.result_type(state[name], gradient))
-        return parameter.astype(dtype)
+        return in_float32(super().apply_single, gradient, parameter, state)
+
+
+def in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+    """A formula's result, where all is stored as the primitives can, of arithmetic as theirs."""
+    arrays = [gradient, parameter, *state.values()]
+    dtype = mx.result_type(gradient, parameter)
+    if dtype == mx.float32 or any(x.dtype not in STORAGE for x in arrays):
+        return formula(gradient, parameter, state)
+    wide = {name: value.astype(mx.float32) for name, value in state.items()}
+    parameter = formula(gradient.astype(mx.float32), parameter.astype(mx.float32), wide)
+    for name, value in wide.items():
+        state[name] = value.astype(mx.result_type(state[name], gradient))
+    return parameter.astype(dtype)
 
 
 def is_own(optimizer: Optimizer, name: str, owner: type) -> bool:

@@ -5,6 +5,7 @@
 #include "adamax.h"
 #include "adamw.h"
 #include "lion.h"
+#include "muon.h"
 #include "rmsprop.h"
 #include "sgd.h"
 
@@ -15,6 +16,7 @@
   RULE(AdamW)                       \
   RULE(Lion)                        \
   RULE(Momentum)                    \
+  RULE(Muon)                        \
   RULE(Nesterov)                    \
   RULE(RMSprop)                     \
   RULE(SGD)
