@@ -167,6 +167,51 @@ def adafactor(
     return w - weight_decay * learning_rate * w - u, after
 
 
+def newton_schulz(x, coefficients, steps):
+    """Jordan et al. 2024; in exact arithmetic the singular vectors stay as they are."""
+    turned = x.shape[0] > x.shape[1]
+    x = x.T if turned else x
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for step in range(steps):
+        a, b, c = coefficients[min(step, len(coefficients) - 1)]
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if turned else x
+
+
+def muon(
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    momentum=0.95,
+    weight_decay=0.01,
+    nesterov=True,
+    ns_steps=5,
+    coefficients=((3.4445, -4.7750, 2.0315),),
+    adjust_lr="original",
+    decoupled_weight_decay=False,
+):
+    """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
+    v = state["v"]
+
+    d = g if decoupled_weight_decay else g + weight_decay * w
+    v = momentum * v + (1 - momentum) * d
+    u = (1 - momentum) * d + momentum * v if nesterov else v
+    if w.ndim >= 2:
+        matrix = u.reshape(u.shape[0], -1)
+        u = newton_schulz(matrix, coefficients, ns_steps).reshape(u.shape)
+        if adjust_lr == "original":
+            u = u * max(1, u.shape[-2] / u.shape[-1]) ** 0.5
+        else:
+            u = u * 0.2 * max(matrix.shape) ** 0.5
+    if decoupled_weight_decay:
+        w = w - learning_rate * weight_decay * w
+    return w - learning_rate * u, {"v": v}
+
+
 REFERENCES = {
     "SGD": sgd,
     "RMSprop": rmsprop,

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from cases import DTYPES, RULES, dtype_name, normal, ulp, wide
+from cases import DTYPES, RULES, Case, dtype_name, normal, ulp, wide
 from mlx_opt import _ext
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -18,16 +18,24 @@ SIZE = 1003
 STEPS = 3
 
 
+def tree(seed, dtype):
+    return {
+        "vector": normal(SIZE, seed=seed, dtype=dtype),
+        "matrix": normal(39, 300, seed=seed, dtype=dtype),
+    }
+
+
 def walk():
     """By rule, dtype and leaf: the arrays after some steps, in float64."""
     arrays = {}
-    for case in RULES:
+    for case in [*RULES, Case("Adafactor", {"beta_1": 0.9})]:
         for dtype in DTYPES:
-            optimizer, w = case.ours(0.1), {"w": normal(SIZE, seed=1, dtype=dtype)}
+            optimizer, w = case.ours(0.1), tree(1, dtype)
             for step in range(STEPS):
-                w = optimizer.apply_gradients({"w": normal(SIZE, seed=2 + step, dtype=dtype)}, w)
-            for name, x in {"w": w["w"], **optimizer.state["w"]}.items():
-                arrays[f"{case} {dtype_name(dtype)} {name}"] = wide(x)
+                w = optimizer.apply_gradients(tree(2 + step, dtype), w)
+            for leaf, x in w.items():
+                for name, y in {"w": x, **optimizer.state[leaf]}.items():
+                    arrays[f"{case} {dtype_name(dtype)} {leaf} {name}"] = wide(y)
     return arrays
 
 
