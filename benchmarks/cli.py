@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mlx_opt import info
 
 from .measure import Run, measure
-from .peers import LIMIT, OURS, PEERS, why_missing
+from .peers import LIMIT, MEASURED_BY, OURS, PEERS, has_meaning, why_missing
 from .report import table, write_json, write_plot
-from .workloads import ITEMSIZES, MODELS, RULES, Model, Workload, model_named
+from .workloads import ALL, ITEMSIZES, MODELS, RULES, Model, Workload, model_named
 
 OPTIONAL_PEERS = [peer for peer in PEERS if peer not in (OURS, LIMIT)]
 # Average number of running processes from which on they are in the way.
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         choices=[*RULES, "all"],
         metavar="CLASS",
-        help=f"may be repeated; {', '.join(RULES)} or all (default: AdamW)",
+        help=f"may be repeated; {', '.join(RULES)} or all but Muon: all (default: AdamW)",
     )
     parser.add_argument(
         "--model",
@@ -88,6 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         names = _chosen_peers(rule, options.peers or OPTIONAL_PEERS, console)
         runs.append(_measure(workload, names, options.rounds))
         console.print(table(runs[-1]))
+        measure_of = MEASURED_BY.get(rule)
+        if measure_of in runs[-1].results:
+            ratio = 1 / runs[-1].time_over_ours(measure_of)
+            console.print(f"{OURS} takes {ratio:.2f} times {measure_of}")
     if options.json:
         write_json(options.json, runs, _environment())
     if options.plot:
@@ -97,13 +101,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _chosen_rules(names: list[str] | None) -> list[str]:
     chosen = names or ["AdamW"]
-    return list(RULES) if "all" in chosen else list(dict.fromkeys(chosen))
+    return list(
+        dict.fromkeys(rule for name in chosen for rule in (ALL if name == "all" else [name]))
+    )
 
 
 def _chosen_peers(rule: str, optional: list[str], console: Console) -> list[str]:
     chosen = []
     for peer in PEERS:
-        if peer in OPTIONAL_PEERS and peer not in optional:
+        if not has_meaning(peer, rule) or (peer in OPTIONAL_PEERS and peer not in optional):
             continue
         if reason := why_missing(peer, rule):
             console.print(f"without {peer}: {reason}")

@@ -32,7 +32,7 @@ class Limit:
     """The peer that streams the bytes of a step."""
 
     def __init__(self, workload: Workload) -> None:
-        words = max(1, workload.resident_bytes // workload.arrays // 8)
+        words = max(1, workload.bytes_moved // (2 * workload.arrays - 1) // 8)
         by_numpy = mx.default_device() == mx.cpu and find_spec("numpy") is not None
         streams: type[NumpyStreams | MLXStreams] = NumpyStreams if by_numpy else MLXStreams
         self.streams: Streams = streams(words, workload.arrays)

@@ -12,7 +12,7 @@ from statistics import median
 
 import mlx.core as mx
 
-from .peers import LIMIT, OURS, PEERS, Peer
+from .peers import LIMIT, OURS, PEERS, PRODUCTS, Peer
 from .workloads import Workload
 
 WARM_UP_STEPS = 3
@@ -112,7 +112,7 @@ def _set_up(workload: Workload, result: Result) -> Peer:
     result.about = peer.about
     mx.reset_peak_memory()
     peer.step()
-    if result.peer not in ("torch", LIMIT):
+    if result.peer not in ("torch", PRODUCTS, LIMIT):
         result.peak_bytes = max(mx.get_peak_memory(), mx.get_active_memory()) - others
     return peer
 

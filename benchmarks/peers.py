@@ -16,10 +16,13 @@ from mlx.utils import tree_unflatten
 import mlx_opt
 
 from .limit import Limit
+from .products import Products
 from .workloads import LEARNING_RATE, RULES, Model, Workload, call_text
 
 OURS = "mlx_opt"
 LIMIT = "limit"
+ADAMW = "adamw"
+PRODUCTS = "products"
 WEIGHTS_SEED, GRADIENTS_SEED = 0, 1
 
 
@@ -35,9 +38,13 @@ class MLXPeer:
     """A training loop's ``optimizer.update`` and the evaluation of model and state."""
 
     def __init__(self, optimizers: ModuleType, workload: Workload) -> None:
-        settings = RULES[workload.rule].settings
-        self.about = call_text(f"{_package(optimizers)}.{workload.rule}", settings)
-        self.optimizer = getattr(optimizers, workload.rule)(LEARNING_RATE, **settings)
+        rule = RULES[workload.rule]
+        name = rule.optimizer or workload.rule
+        self.max_norm = rule.max_norm
+        self.about = call_text(f"{_package(optimizers)}.{name}", rule.settings)
+        if rule.max_norm is not None:
+            self.about += f", max_norm={rule.max_norm}"
+        self.optimizer = getattr(optimizers, name)(LEARNING_RATE, **rule.settings)
         self.model = nn.Module()
         for name, child in _tree(workload, WEIGHTS_SEED).items():
             self.model[name] = child
@@ -51,7 +58,16 @@ class MLXPeer:
         mx.synchronize()
 
     def update(self) -> None:
-        self.optimizer.update(self.model, self.gradients)
+        self.apply(self.gradients)
+
+    def apply(self, gradients: dict) -> None:
+        if self.max_norm is None:
+            self.optimizer.update(self.model, gradients)
+        elif isinstance(self.optimizer, mlx_opt.Optimizer):
+            self.optimizer.update(self.model, gradients, max_norm=self.max_norm)
+        else:
+            gradients, _ = stock.clip_grad_norm(gradients, self.max_norm)
+            self.optimizer.update(self.model, gradients)
 
 
 class CompiledPeer(MLXPeer):
@@ -61,11 +77,17 @@ class CompiledPeer(MLXPeer):
         super().__init__(optimizers, workload)
         self.about += " in mx.compile"
         state = [self.model.state, self.optimizer.state]
-        update = partial(self.optimizer.update, self.model)
-        self.compiled = mx.compile(update, inputs=state, outputs=state)
+        self.compiled = mx.compile(self.apply, inputs=state, outputs=state)
 
     def update(self) -> None:
         self.compiled(self.gradients)
+
+
+class AdamWPeer(MLXPeer):
+    """mlx_opt's AdamW, for rules that are measured by it."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(mlx_opt, workload._replace(rule="AdamW"))
 
 
 def values(model: Model, dtype: str, seed: int) -> list[mx.array]:
@@ -102,8 +124,18 @@ PEERS: dict[str, Callable[[Workload], Peer]] = {
     "mlx": partial(MLXPeer, stock),
     "compiled": partial(CompiledPeer, stock),
     "torch": _torch_peer,
+    ADAMW: AdamWPeer,
+    PRODUCTS: Products,
     LIMIT: Limit,
 }
+
+
+MEASURED_BY = {"AdamW-clipped": ADAMW, "Adafactor": ADAMW, "Muon": PRODUCTS}
+"""Of some rules: the peer whose time is a measure of theirs."""
+
+
+def has_meaning(peer: str, rule: str) -> bool:
+    return peer not in MEASURED_BY.values() or MEASURED_BY.get(rule) == peer
 
 
 def why_missing(peer: str, rule: str) -> str | None:

@@ -20,6 +20,16 @@ class Rule(NamedTuple):
     torch: tuple[str, dict[str, Any]] | None
     """The class and the settings in torch.optim with the same traffic."""
 
+    passes: int | None = None
+    """How often an array of the parameter's size is read or written; None where each array is read
+    once and all but the gradient are written."""
+
+    optimizer: str | None = None
+    """The optimizer's class, where that is not the rule's name."""
+
+    max_norm: float | None = None
+    """What gradients are clipped to."""
+
 
 RULES = {
     "SGD": Rule(1, {"momentum": 0.9}, ("SGD", {"momentum": 0.9})),
@@ -30,7 +40,22 @@ RULES = {
     "AdamW": Rule(2, {"bias_correction": True, "weight_decay": 0.01}, ("AdamW", {})),
     "Adamax": Rule(2, {}, ("Adamax", {})),
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
+    # The gradient is read for the norm too.
+    "AdamW-clipped": Rule(
+        2,
+        {"bias_correction": True, "weight_decay": 0.01},
+        None,
+        passes=8,
+        optimizer="AdamW",
+        max_norm=1.0,
+    ),
+    # Parameter and gradient for the means, the gradient for the update's, all for the update.
+    "Adafactor": Rule(0, {}, ("Adafactor", {}), passes=6),
+    # Momentum and descent; not the products between them.
+    "Muon": Rule(1, {}, None, passes=8),
 }
+ALL = [rule for rule in RULES if rule != "Muon"]
+"""What ``--rule all`` means: Muon's products take MLX's CPU build minutes on gpt2."""
 
 
 def call_text(name: str, settings: dict[str, Any]) -> str:
@@ -64,8 +89,9 @@ class Workload(NamedTuple):
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes a step has to move: all arrays are read, all but the gradient are written."""
-        return (2 * self.arrays - 1) * self.model.size * ITEMSIZES[self.dtype]
+        """Bytes a step has to move."""
+        passes = RULES[self.rule].passes or 2 * self.arrays - 1
+        return passes * self.model.size * ITEMSIZES[self.dtype]
 
 
 def transformer(layers: int, width: int, vocabulary: int, context: int) -> dict[str, tuple]:

@@ -65,6 +65,7 @@ def blocks(page):
 @pytest.mark.skipif(not RULES.is_dir(), reason="the documentation is not beside the tests")
 def test_each_rule_has_a_page_with_an_example():
     classes = {"SGD", "RMSprop", "Adagrad", "AdaDelta", "Adam", "AdamW", "Adamax", "Lion"}
+    classes |= {"Adafactor", "Muon"}
     assert {page.stem for page in pages()} >= {name.lower() for name in classes}
 
 

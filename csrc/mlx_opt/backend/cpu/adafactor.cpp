@@ -64,11 +64,11 @@ struct Job {
   const Item* item;
   AdafactorTensor tensor;
   Tiling tiling;
-  std::vector<float> rows;    // [across][rows of all matrices]: sums of squares
-  std::vector<float> columns; // [down, of all matrices][columns]
-  std::vector<float> row_factors, column_factors;
+  std::vector<float> rows = {};    // [across][rows of all matrices]: sums of squares
+  std::vector<float> columns = {}; // [down, of all matrices][columns]
+  std::vector<float> row_factors = {}, column_factors = {};
   size_t first_tile = 0;
-  float rates[2];
+  float rates[2] = {};
 };
 
 struct TileOfJob {

@@ -51,7 +51,7 @@ void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
 }
 
 // `count` floats: where they lie, or converted into `staged`.
-const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
+inline const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
   if (operand.storage == Storage::float32) {
     if (!operand.layout) {
       return at<const float>(operand, begin);
@@ -75,7 +75,7 @@ const float* load(const Operand& operand, int64_t begin, int64_t count, float* s
 }
 
 // Puts `staged` where it belongs, unless it is there.
-void store(const Operand& operand, int64_t begin, int64_t count, const float* staged) {
+inline void store(const Operand& operand, int64_t begin, int64_t count, const float* staged) {
   if (operand.storage == Storage::float16) {
     narrow<Float16>(staged, at<uint16_t>(operand, begin), count);
   } else if (operand.storage == Storage::bfloat16) {
@@ -84,12 +84,12 @@ void store(const Operand& operand, int64_t begin, int64_t count, const float* st
 }
 
 // Where results are put for `store`: where they belong, if that holds floats, or `staged`.
-float* place(const Operand& operand, int64_t begin, float* staged) {
+inline float* place(const Operand& operand, int64_t begin, float* staged) {
   return operand.storage == Storage::float32 ? at<float>(operand, begin) : staged;
 }
 
 // Floats from anywhere to where they belong.
-void put(const Operand& operand, int64_t begin, int64_t count, const float* values) {
+inline void put(const Operand& operand, int64_t begin, int64_t count, const float* values) {
   if (operand.storage == Storage::float32) {
     __builtin_memcpy(at<float>(operand, begin), values, count * sizeof(float));
   } else {
@@ -108,7 +108,7 @@ void copy_bits(const Operand& from, const Operand& to, int64_t begin, int64_t en
   }
 }
 
-void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+inline void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
   if (from.storage == to.storage) {
     return from.storage == Storage::float32 ? copy_bits<float>(from, to, begin, end)
                                             : copy_bits<uint16_t>(from, to, begin, end);
@@ -142,7 +142,8 @@ void transpose(const Operand& operand, int64_t top, int64_t left, int64_t right,
   }
 }
 
-void load_panel(const Operand& operand, int64_t top, int64_t left, int64_t right, float* to) {
+inline void load_panel(
+    const Operand& operand, int64_t top, int64_t left, int64_t right, float* to) {
   switch (operand.storage) {
     case Storage::float32:
       return transpose<Float32>(operand, top, left, right, to);
