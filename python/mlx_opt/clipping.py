@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 
 from . import _ext
 
-Formula = Callable[[mx.array, mx.array, dict], mx.array]
+Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class Clip(NamedTuple):
@@ -78,7 +78,7 @@ class Scaling(NamedTuple):
     def around(self, formula: Formula) -> Formula:
         """The formula of a leaf, of the scaled gradient, and its results only if it is taken."""
 
-        def step(gradient: mx.array, parameter: mx.array, state: dict | None) -> mx.array:
+        def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state or {})
             updated = formula(self.scaled(gradient), parameter, state)
             for name, old in before.items():

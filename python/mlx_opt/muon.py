@@ -154,7 +154,7 @@ class Muon(FusedOptimizer, stock.Muon):
         return batch.update("SGD", (decay,), *scalars, *last)
 
     def _orthogonalized(self, directions: Any) -> Any:
-        leaves = [x for _, x in tree_flatten(directions)]
+        leaves: list[mx.array] = [leaf[1] for leaf in tree_flatten(directions)]
         own = not is_own(self, "_zeropower_via_newtonschulz5", stock.Muon)
         together = []
         for i, x in enumerate(leaves):
@@ -189,7 +189,7 @@ class Muon(FusedOptimizer, stock.Muon):
         state["v"] = v
         return gradient * (1 - self.momentum) + v * self.momentum if self.nesterov else v
 
-    def _descent(self, update: mx.array, parameter: mx.array, state: None) -> mx.array:
+    def _descent(self, update: mx.array, parameter: mx.array, state: dict | None) -> mx.array:
         def formula(update: mx.array, parameter: mx.array, state: dict) -> mx.array:
             if self.weight_decay != 0 and self.decoupled_weight_decay:
                 update = update + self.weight_decay * parameter
@@ -223,8 +223,9 @@ def _matrix(x: mx.array) -> mx.array:
 def _split(tree: Any) -> tuple[Any, Any]:
     """The matrices of a tree, and what has fewer dimensions."""
     parts: tuple[list, list] = ([], [])
-    for path, x in tree_flatten(tree):
-        parts[isinstance(x, mx.array) and x.ndim < 2].append((path, x))
+    for leaf in tree_flatten(tree):
+        x: Any = leaf[1]
+        parts[isinstance(x, mx.array) and x.ndim < 2].append(leaf)
     # tree_unflatten makes a list of nothing.
     matrices, others = (tree_unflatten(part) if part else {} for part in parts)
     return matrices, others

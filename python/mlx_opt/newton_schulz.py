@@ -80,7 +80,7 @@ def orthogonalized(
 def _iterated(
     x: mx.array, scale: float, coefficients: Coefficients, steps: int, dtype: mx.Dtype
 ) -> mx.array:
-    norm = mx.linalg.norm(x.astype(mx.float32), axis=(-2, -1), keepdims=True)
+    norm = mx.linalg.norm(x.astype(mx.float32), axis=[-2, -1], keepdims=True)
     x = (x.astype(mx.float32) / (norm + 1e-7)).astype(dtype)
     if steps == 0:
         return scale * x
