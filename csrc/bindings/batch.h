@@ -33,6 +33,15 @@ class Batch {
       std::vector<nb::str> moments,
       bool initialized);
 
+  /// Runs a step of `rule` that overwrites the parameters and moments, the Python objects remaining
+  /// the same, if nobody can tell: all gradients are evaluated, and nothing but the trees refers to
+  /// a parameter, a moment or its buffer. Returns false, having changed nothing, where it cannot.
+  bool update_in_place(
+      Rule rule,
+      const std::vector<Scalar>& hypers,
+      const mx::array& learning_rate,
+      const mx::array& step);
+
   /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
   /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
   /// state)`.
@@ -55,6 +64,7 @@ class Batch {
   void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
   bool collect_moments(nb::handle state, const mx::array& parameter, const Path* path);
   std::vector<mx::array> operands() const;
+  std::vector<mx::array*> unshared_operands() const;
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
 
   nb::object gradients_;

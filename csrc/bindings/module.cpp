@@ -62,6 +62,32 @@ Raises:
           "moments"_a,
           "initialized"_a = true)
       .def(
+          "update_in_place",
+          [](Batch& self,
+             const std::string& rule,
+             const std::vector<mlx_opt::Scalar>& hypers,
+             const mlx_opt::mx::array& learning_rate,
+             const mlx_opt::mx::array& step) {
+            return self.update_in_place(rule_named(rule), hypers, learning_rate, step);
+          },
+          "rule"_a,
+          "hypers"_a,
+          "learning_rate"_a,
+          "step"_a,
+          R"(Runs one step of a rule at once, if nobody can tell.
+
+Overwrites the parameters and moments if all operands are evaluated and nothing but their trees
+refers to a parameter, a moment or its buffer. The Python objects remain the same.
+
+Args:
+    rule: A name from :func:`rules`.
+    hypers: Its hyperparameters in order, each a number or a 0-d array.
+    learning_rate: A 0-d array.
+    step: The number of this step, from 1, a 0-d array.
+
+Returns:
+    Whether it ran. If not, nothing has changed and :meth:`update` serves.)")
+      .def(
           "update",
           [](Batch& self,
              const std::string& rule,

@@ -3,29 +3,25 @@
 #include <deque>
 #include <stdexcept>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/cpu/step.h"
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/donation.h"
 
 namespace mlx_opt {
 
+std::vector<mx::allocator::Buffer> Handoff::written() const {
+  std::vector<mx::allocator::Buffer> written;
+  written.reserve(buffers.size());
+  for (const auto& data : buffers) {
+    written.push_back(data.buffer());
+  }
+  return written;
+}
+
 Handoff& handoff(const mx::array& token) {
   auto buffer = token.buffer();
   return *static_cast<Handoff*>(buffer.ptr());
 }
-
-Update::Update(
-    mx::Stream stream,
-    Rule rule,
-    std::vector<double> hypers,
-    std::vector<int> traced,
-    std::vector<mx::Dtype> dtypes)
-    : mx::Primitive(stream),
-      rule_(rule),
-      hypers_(std::move(hypers)),
-      traced_(std::move(traced)),
-      dtypes_(std::move(dtypes)) {}
 
 namespace {
 
@@ -44,11 +40,11 @@ const Handoff& hand_over(Handoff placed, mx::array& token) {
 // queued with outputs that are placed between the two.
 void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   release_held_buffers(stream(), inputs, operands(), tensors());
-  cpu::Step step({rule_, hypers_, traced_}, inputs, dtypes_);
+  cpu::Step step(schedule_, inputs, dtypes_);
   Handoff placed = place_outputs(
       inputs, operands(), dtypes_, [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
-  step.enqueue(stream(), held, outputs[0].data_shared_ptr());
+  step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
 }
 
 void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
@@ -56,11 +52,12 @@ void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  auto step = backend->prepare({rule_, hypers_, traced_}, inputs, dtypes_, stream());
+  auto step = backend->prepare(schedule_, inputs, dtypes_, stream());
   Handoff placed = place_outputs(inputs, operands(), dtypes_, [&](size_t bytes) {
     return backend->allocate(bytes, stream());
   });
-  step->enqueue(hand_over(std::move(placed), outputs[0]));
+  const Handoff& held = hand_over(std::move(placed), outputs[0]);
+  step->enqueue(held.written(), outputs[0].data_shared_ptr());
 }
 
 void Take::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

@@ -6,9 +6,10 @@
 
 #include <vector>
 
+#include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
-#include "mlx_opt/rule.h"
+#include "mlx_opt/schedule.h"
 
 namespace mlx_opt {
 
@@ -17,6 +18,8 @@ namespace mx = mlx::core;
 /// The buffers between Update and the Takes, one an output.
 struct Handoff {
   std::vector<mx::array::Data> buffers;
+
+  std::vector<mx::allocator::Buffer> written() const;
 };
 
 /// The handoff that an evaluated token carries.
@@ -27,14 +30,9 @@ Handoff& handoff(const mx::array& token);
 /// hyperparameters (float32), all 0-d.
 class Update : public mx::Primitive {
  public:
-  /// `hypers`: the constant hyperparameters, in the rule's order; `traced`: the positions of those
-  /// that are inputs instead; `dtypes`: of the outputs, parameter and moments of each tensor.
-  Update(
-      mx::Stream stream,
-      Rule rule,
-      std::vector<double> hypers,
-      std::vector<int> traced,
-      std::vector<mx::Dtype> dtypes);
+  /// `dtypes`: of the outputs, parameter and moments of each tensor.
+  Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes)
+      : mx::Primitive(stream), schedule_(std::move(schedule)), dtypes_(std::move(dtypes)) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
@@ -58,7 +56,7 @@ class Update : public mx::Primitive {
 
   /// Inputs a tensor has: parameter, moments, gradient. It has one output fewer.
   int operands() const {
-    return info(rule_).moments + 2;
+    return info(schedule_.rule).moments + 2;
   }
 
   size_t tensors() const {
@@ -73,9 +71,7 @@ class Update : public mx::Primitive {
   std::vector<mx::array> vmap_each(
       const std::vector<mx::array>& inputs, const std::vector<int>& axes) const;
 
-  Rule rule_;
-  std::vector<double> hypers_;
-  std::vector<int> traced_;
+  Schedule schedule_;
   std::vector<mx::Dtype> dtypes_;
 };
 

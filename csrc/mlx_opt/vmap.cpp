@@ -60,7 +60,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
   for (size_t i = 0; i < inputs.size(); ++i) {
     batch_inputs.push_back(i < scalars ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
   }
-  auto update = std::make_shared<Update>(stream(), rule_, hypers_, traced_, dtypes_);
+  auto update = std::make_shared<Update>(stream(), schedule_, dtypes_);
   return {{token_of(std::move(update), std::move(batch_inputs))}, {0}};
 }
 
@@ -75,7 +75,7 @@ std::vector<mx::array> Update::vmap_each(
     for (size_t i = 0; i < inputs.size(); ++i) {
       one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream) : inputs[i]);
     }
-    auto update = std::make_shared<Update>(stream, rule_, hypers_, traced_, dtypes_);
+    auto update = std::make_shared<Update>(stream, schedule_, dtypes_);
     auto outputs = take_all(token_of(std::move(update), std::move(one)));
     for (size_t i = 0; i < outputs.size(); ++i) {
       results[i].push_back(outputs[i]);

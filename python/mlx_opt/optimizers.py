@@ -6,9 +6,11 @@ mlx.optimizers. What is added is `_rule`, which says which primitive does the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
@@ -55,7 +57,7 @@ class FusedOptimizer(Optimizer):
         raise NotImplementedError
 
     def check(self, gradients: Any, parameters: Any) -> None:
-        if _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
+        if self._fuses_trees():
             self._batch(gradients, parameters, self._initialized)
 
     def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
@@ -86,19 +88,27 @@ class FusedOptimizer(Optimizer):
         """
         if not self._uses_own_step():
             return super().apply_gradients(gradients, parameters)
-        if not self._initialized:
-            self._batch(gradients, parameters, initialized=False)
-            self.init(gradients)
-        batch = self._batch(gradients, parameters, initialized=True)
-        changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
-        changes["step"] = self.step + 1
-        previous = {name: self.state[name] for name in changes if name in self.state}
-        self.state.update(changes)
-        try:
-            return self._run(batch)
-        except BaseException:
-            self.state.update(previous)
-            raise
+        return self._advance(gradients, parameters, self._run)
+
+    def update(self, model: nn.Module, gradients: Any) -> None:
+        """Update the model's parameters and the optimizer's state.
+
+        Where the gradients are evaluated, and nothing but the model refers to its parameters, the
+        step is queued at once and the parameters' arrays remain the same objects with new values.
+        Otherwise the model gets new, lazy arrays. Nobody who holds an array sees it change.
+
+        Args:
+            model: A module, or a dict, with an array of the same shape for each gradient.
+            gradients: A tree of arrays, as :func:`mlx.nn.value_and_grad` returns it.
+
+        Raises:
+            KeyError, TypeError, ValueError: As :meth:`apply_gradients`.
+        """
+        replaces_leaves = getattr(type(model), "update", None) is nn.Module.update
+        if replaces_leaves and self._fuses_trees():
+            self._advance(gradients, model, lambda batch: self._run_in_place(batch, model))
+        else:
+            super().update(model, gradients)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """Return the updated parameter; ``state`` is updated in place.
@@ -114,6 +124,25 @@ class FusedOptimizer(Optimizer):
         """Whether no hook takes the place of this class's step."""
         return _is_own(self, "apply_single", FusedOptimizer)
 
+    def _fuses_trees(self) -> bool:
+        return _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step()
+
+    def _advance(self, gradients: Any, parameters: Any, run: Callable[[_ext.Batch], Any]) -> Any:
+        """Call `run` at the next step; an error leaves the optimizer as it was."""
+        if not self._initialized:
+            self._batch(gradients, parameters, initialized=False)
+            self.init(gradients)
+        batch = self._batch(gradients, parameters, initialized=True)
+        changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
+        changes["step"] = self.step + 1
+        previous = {name: self.state[name] for name in changes if name in self.state}
+        self.state.update(changes)
+        try:
+            return run(batch)
+        except BaseException:
+            self.state.update(previous)
+            raise
+
     def _batch(self, gradients: Any, parameters: Any, initialized: bool) -> _ext.Batch:
         return _ext.Batch(gradients, parameters, self.state, self._rule().moments, initialized)
 
@@ -121,6 +150,11 @@ class FusedOptimizer(Optimizer):
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
         return batch.update(rule.name, rule.hypers, self.learning_rate, self.step, self._formula)
+
+    def _run_in_place(self, batch: _ext.Batch, model: nn.Module) -> None:
+        rule = self._rule()
+        if not batch.update_in_place(rule.name, rule.hypers, self.learning_rate, self.step):
+            model.update(self._run(batch))
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""

@@ -1,5 +1,6 @@
 // What libmlx_opt asks for.
 #include "mlx_opt/api.h"
+#include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/step.h"
@@ -19,6 +20,10 @@ class Backend : public gpu::Backend {
 
   mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {
     return device_memory(bytes, stream);
+  }
+
+  void wait_for_turn(mx::Stream stream) const override {
+    wait_for_last_but_one(stream);
   }
 
   std::string problem() const override {

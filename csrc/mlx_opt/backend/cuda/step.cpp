@@ -68,7 +68,8 @@ class CudaStep : public gpu::Step {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Handoff& outputs) override;
+  void enqueue(
+      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override;
 
  private:
   void add_tensor(Rule rule, const mx::array* operands, const mx::Dtype* dtypes, size_t position);
@@ -204,13 +205,14 @@ void CudaStep::launch_strided(const Group& group) {
   }
 }
 
-void CudaStep::enqueue(const Handoff& outputs) {
+void CudaStep::enqueue(
+    const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) {
   size_t launches = 0;
   for (Group& group : groups_) {
     launches += group.launches();
     for (size_t i = 0; i < group.tensors.size(); ++i) {
       for (int k = 0; k < fields_; ++k) {
-        auto buffer = outputs.buffers[group.positions[i] + k].buffer();
+        auto buffer = outputs[group.positions[i] + k];
         group.tensors[i].out[k] = static_cast<cu::CudaBuffer*>(buffer.ptr())->data;
       }
     }
@@ -224,7 +226,8 @@ void CudaStep::enqueue(const Handoff& outputs) {
       group.kernel.kind == Kind::strided ? launch_strided(group) : launch_tables(group);
     }
   }
-  // Now, so that the GPU is at work while the host goes through the Takes.
+  encoder_.add_completed_handler([keep = std::move(keep)] {});
+  // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();
   note_step(stream_, encoder_);
 }

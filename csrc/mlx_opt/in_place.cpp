@@ -1,0 +1,180 @@
+#include "mlx_opt/in_place.h"
+
+#include <algorithm>
+
+#include "mlx/primitives.h"
+#include "mlx/scheduler.h"
+#include "mlx/transforms.h"
+#include "mlx_opt/arguments.h"
+#include "mlx_opt/backend/cpu/step.h"
+#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/queued.h"
+
+namespace mlx_opt {
+namespace {
+
+using Operands = std::vector<const mx::array*>;
+
+// Beyond ten active tasks MLX waits for one, and a task may need Python's lock to end.
+constexpr int most_active_tasks = 8;
+
+// The least number of bytes to wait for.
+constexpr size_t worth_waiting = 1 << 20;
+
+// The work of one evaluation, and its operands' buffers.
+struct Work {
+  Schedule schedule;
+  std::vector<mx::array> operands;
+  std::vector<mx::Dtype> dtypes;
+  std::vector<mx::allocator::Buffer> overwritten;
+  std::shared_ptr<Queued> queued;
+};
+
+// The step as MLX evaluates it. Only the scalars are its inputs: the operands are at hand, and what
+// is not in the graph need not be walked. Its output is made to be evaluated, once.
+class UpdateInPlace : public mx::Primitive {
+ public:
+  UpdateInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
+
+  void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
+    cpu::Step step(work_.schedule, inputs(scalars), work_.dtypes);
+    outputs[0].set_data(mx::allocator::malloc(0));
+    step.enqueue(stream(), work_.overwritten, until_done());
+  }
+
+  void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
+    const auto* backend = gpu::find_backend().backend;
+    auto step = backend->prepare(work_.schedule, inputs(scalars), work_.dtypes, stream());
+    outputs[0].set_data(mx::allocator::malloc(0));
+    step->enqueue(work_.overwritten, until_done());
+  }
+
+  const char* name() const override {
+    return "mlx_opt::UpdateInPlace";
+  }
+
+ private:
+  std::vector<mx::array> inputs(const std::vector<mx::array>& scalars) {
+    auto inputs = std::move(work_.operands);
+    inputs.insert(inputs.end(), scalars.begin(), scalars.end());
+    return inputs;
+  }
+
+  std::shared_ptr<void> until_done() {
+    auto release = [queued = work_.queued](void*) { queued->release(); };
+    return {nullptr, std::move(release)};
+  }
+
+  Work work_;
+};
+
+bool is_at_hand(const mx::array& x, mx::Stream stream) {
+  if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
+    return false;
+  }
+  return !x.event().valid() || x.event().stream() == stream || x.is_available();
+}
+
+bool is_traced(const Scalar& x) {
+  auto* array = std::get_if<mx::array>(&x);
+  return array && array->is_tracer();
+}
+
+// Whether every parameter and moment may be overwritten.
+bool all_free(
+    const Operands& operands, int fields, const std::vector<mx::Dtype>& dtypes, Queued* last) {
+  Queued::Count count(last);
+  for (size_t i = 0; i < dtypes.size(); ++i) {
+    const mx::array& x = *operands[i / fields * (fields + 1) + i % fields];
+    if (x.dtype() != dtypes[i] || !x.flags().row_contiguous || x.offset() != 0 ||
+        !count.is_free(x, i)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+Work make_work(
+    const Operands& operands, int fields, Schedule schedule, std::vector<mx::Dtype> dtypes) {
+  Work work{std::move(schedule), {}, std::move(dtypes), {}, nullptr};
+  work.operands.reserve(operands.size());
+  work.overwritten.reserve(work.dtypes.size());
+  std::vector<SharedData> overwritten, read;
+  overwritten.reserve(work.dtypes.size());
+  read.reserve(operands.size() - work.dtypes.size());
+  size_t bytes = 0;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const mx::array& x = *operands[i];
+    work.operands.push_back(x);
+    if (static_cast<int>(i % (fields + 1)) == fields) {
+      read.push_back(x.data_shared_ptr());
+    } else {
+      overwritten.push_back(x.data_shared_ptr());
+      work.overwritten.push_back(x.buffer());
+      bytes += x.nbytes();
+    }
+  }
+  work.queued = std::make_shared<Queued>(std::move(overwritten), std::move(read), bytes);
+  return work;
+}
+
+} // namespace
+
+void wait_for_turn(mx::Stream stream) {
+  if (stream.device == mx::Device::gpu) {
+    if (const auto* backend = gpu::find_backend().backend) {
+      backend->wait_for_turn(stream);
+    }
+    return;
+  }
+  const auto last = last_queued(stream);
+  if (last && last->bytes() >= worth_waiting) {
+    mx::synchronize(stream);
+  }
+}
+
+bool step_in_place(
+    Rule rule,
+    const std::vector<mx::array*>& operands,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s) {
+  const Operands arrays(operands.begin(), operands.end());
+  check_arguments(rule, arrays, hypers);
+  const mx::Stream stream = mx::to_stream(s);
+  const int fields = info(rule).moments + 1;
+  const bool traced = learning_rate.is_tracer() || step.is_tracer() ||
+                      std::any_of(hypers.begin(), hypers.end(), is_traced);
+  if (arrays.empty() || traced || mx::scheduler::n_active_tasks() > most_active_tasks ||
+      !std::all_of(arrays.begin(), arrays.end(), [&](const mx::array* x) {
+        return is_at_hand(*x, stream);
+      })) {
+    return false;
+  }
+  auto dtypes = result_dtypes(rule, arrays, hypers);
+  if (!all_free(arrays, fields, dtypes, last_queued(stream).get())) {
+    return false;
+  }
+
+  std::vector<mx::array> scalars;
+  auto schedule = make_schedule(rule, hypers, learning_rate, step, stream, scalars);
+  Work work = make_work(arrays, fields, std::move(schedule), std::move(dtypes));
+  const auto queued = work.queued;
+  mx::array token(
+      mx::Shape{},
+      mx::uint8,
+      std::make_shared<UpdateInPlace>(stream, std::move(work)),
+      std::move(scalars));
+  mx::async_eval({token});
+  set_last_queued(stream, queued);
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    if (static_cast<int>(i % (fields + 1)) < fields) {
+      arrays[i]->set_status(mx::array::Status::evaluated);
+      arrays[i]->attach_event(token.event());
+    }
+  }
+  return true;
+}
+
+} // namespace mlx_opt
