@@ -1,5 +1,6 @@
 #include "mlx_opt/queued.h"
 
+#include <algorithm>
 #include <map>
 
 namespace mlx_opt {
@@ -22,6 +23,16 @@ void Queued::release() {
   const std::lock_guard lock(mutex_);
   overwritten_.clear();
   bytes_ = 0;
+}
+
+void Queued::hand_over(Queued& next) {
+  const std::scoped_lock lock(mutex_, next.mutex_);
+  const size_t common = std::min(overwritten_.size(), next.overwritten_.size());
+  for (size_t i = 0; i < common; ++i) {
+    if (overwritten_[i] == next.overwritten_[i]) {
+      overwritten_[i].reset();
+    }
+  }
 }
 
 size_t Queued::bytes() {

@@ -24,6 +24,9 @@ class Queued {
   /// Lets go of the buffers, once the step is done.
   void release();
 
+  /// Leaves what `next` overwrites to it, which runs after this.
+  void hand_over(Queued& next);
+
   /// The bytes of what it overwrites; 0 once it is done.
   size_t bytes();
 
