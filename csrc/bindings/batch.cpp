@@ -2,40 +2,12 @@
 
 #include <nanobind/stl/string.h>
 
+#include "bindings/tree.h"
 #include "mlx/utils.h"
 #include "mlx_opt/in_place.h"
 
 namespace mlx_opt::python {
 namespace {
-
-bool is_array(nb::handle object) {
-  static const nb::handle type = nb::type<mx::array>();
-  return object.type().is(type) || nb::isinstance<mx::array>(object);
-}
-
-const mx::array& array_of(nb::handle object) {
-  return *nb::inst_ptr<mx::array>(object);
-}
-
-// A tree may be deeper than the stack, or contain itself.
-struct Recursion {
-  Recursion() {
-    if (Py_EnterRecursiveCall(" in a tree of gradients")) {
-      throw nb::python_error();
-    }
-  }
-  ~Recursion() {
-    Py_LeaveRecursiveCall();
-  }
-};
-
-bool is_sequence(nb::handle tree) {
-  return PyList_Check(tree.ptr()) || PyTuple_Check(tree.ptr());
-}
-
-bool is_container(nb::handle tree) {
-  return PyDict_Check(tree.ptr()) || is_sequence(tree);
-}
 
 std::string prefix(const Path* path) {
   const std::string text = path ? path->text() : "";
@@ -70,28 +42,20 @@ nb::object entry_or_none(nb::handle tree, nb::handle key) {
 }
 
 bool traced(
-    const std::vector<Scalar>& hypers, const mx::array& learning_rate, const mx::array& step) {
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::optional<GradientScale>& scale) {
   std::vector<mx::array> arrays = {learning_rate, step};
+  if (scale) {
+    arrays.push_back(scale->value);
+  }
   for (const Scalar& hyper : hypers) {
     if (auto* x = std::get_if<mx::array>(&hyper)) {
       arrays.push_back(*x);
     }
   }
   return traced_for_gradient(arrays);
-}
-
-template <typename Visit>
-void for_each_item(nb::handle tree, Visit&& visit) {
-  if (PyDict_Check(tree.ptr())) {
-    for (auto [key, child] : nb::borrow<nb::dict>(tree)) {
-      visit(nb::object(nb::borrow(key)), child);
-    }
-  } else {
-    const Py_ssize_t size = PySequence_Size(tree.ptr());
-    for (Py_ssize_t i = 0; i < size; ++i) {
-      visit(nb::object(nb::int_(i)), nb::steal(PySequence_GetItem(tree.ptr(), i)));
-    }
-  }
 }
 
 } // namespace
@@ -219,7 +183,8 @@ bool Batch::update_in_place(
     Rule rule,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
-    const mx::array& step) {
+    const mx::array& step,
+    const std::optional<GradientScale>& scale) {
   if (!available_) {
     return false;
   }
@@ -229,7 +194,8 @@ bool Batch::update_in_place(
     wait_for_turn(stream);
   }
   const auto operands = unshared_operands();
-  return !operands.empty() && step_in_place(rule, operands, hypers, learning_rate, step, stream);
+  return !operands.empty() &&
+         step_in_place(rule, operands, hypers, learning_rate, step, stream, scale);
 }
 
 nb::object Batch::update(
@@ -237,12 +203,13 @@ nb::object Batch::update(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    nb::handle formula) {
+    nb::handle formula,
+    const std::optional<GradientScale>& scale) {
   std::vector<mx::array> inputs = operands();
-  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step);
+  const bool fused = !traced_for_gradient(inputs) && !traced(hypers, learning_rate, step, scale);
   std::vector<mx::array> outputs;
   if (fused) {
-    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step);
+    outputs = mlx_opt::step(rule, std::move(inputs), hypers, learning_rate, step, {}, scale);
   }
   std::vector<nb::object> updated;
   updated.reserve(leaves_.size());

@@ -40,17 +40,19 @@ class Batch {
       Rule rule,
       const std::vector<Scalar>& hypers,
       const mx::array& learning_rate,
-      const mx::array& step);
+      const mx::array& step,
+      const std::optional<GradientScale>& scale);
 
   /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
   /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
-  /// state)`.
+  /// state)`, which has to see to `scale` itself.
   nb::object update(
       Rule rule,
       const std::vector<Scalar>& hypers,
       const mx::array& learning_rate,
       const mx::array& step,
-      nb::handle formula);
+      nb::handle formula,
+      const std::optional<GradientScale>& scale);
 
  private:
   struct Leaf {

@@ -1,10 +1,12 @@
 // mlx_opt._ext: what Python sees of libmlx_opt.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/batch.h"
+#include "bindings/tree.h"
 #include "mlx_opt/backend/cpu/kernel.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/gpu.h"
@@ -28,6 +30,38 @@ std::vector<std::string> rules() {
     names.emplace_back(rule.name);
   }
   return names;
+}
+
+std::optional<mlx_opt::GradientScale> gradient_scale(
+    const std::optional<mlx_opt::mx::array>& scale, bool skip_nonfinite) {
+  if (!scale) {
+    return std::nullopt;
+  }
+  return mlx_opt::GradientScale{*scale, skip_nonfinite};
+}
+
+// Whether all leaves are arrays of a storage dtype; puts them into `leaves`.
+bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
+  using namespace mlx_opt::python;
+  if (!is_container(tree)) {
+    if (!is_array(tree) || !mlx_opt::is_storage(array_of(tree).dtype())) {
+      return false;
+    }
+    leaves.push_back(array_of(tree));
+    return true;
+  }
+  const Recursion recursion;
+  bool all = true;
+  for_each_item(tree, [&](nb::object, nb::handle child) { all = all && collect(child, leaves); });
+  return all;
+}
+
+std::optional<mlx_opt::mx::array> global_norm(nb::handle tree) {
+  std::vector<mlx_opt::mx::array> leaves;
+  if (!collect(tree, leaves)) {
+    return std::nullopt;
+  }
+  return mlx_opt::global_norm(leaves);
 }
 
 } // namespace
@@ -67,13 +101,22 @@ Raises:
              const std::string& rule,
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
-             const mlx_opt::mx::array& step) {
-            return self.update_in_place(rule_named(rule), hypers, learning_rate, step);
+             const mlx_opt::mx::array& step,
+             const std::optional<mlx_opt::mx::array>& scale,
+             bool skip_nonfinite) {
+            return self.update_in_place(
+                rule_named(rule),
+                hypers,
+                learning_rate,
+                step,
+                gradient_scale(scale, skip_nonfinite));
           },
           "rule"_a,
           "hypers"_a,
           "learning_rate"_a,
           "step"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
           R"(Runs one step of a rule at once, if nobody can tell.
 
 Overwrites the parameters and moments if all operands are evaluated and nothing but their trees
@@ -84,6 +127,8 @@ Args:
     hypers: Its hyperparameters in order, each a number or a 0-d array.
     learning_rate: A 0-d array.
     step: The number of this step, from 1, a 0-d array.
+    scale: As for :meth:`update`.
+    skip_nonfinite: As for :meth:`update`.
 
 Returns:
     Whether it ran. If not, nothing has changed and :meth:`update` serves.)")
@@ -94,14 +139,24 @@ Returns:
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
              const mlx_opt::mx::array& step,
-             nb::handle formula) {
-            return self.update(rule_named(rule), hypers, learning_rate, step, formula);
+             nb::handle formula,
+             const std::optional<mlx_opt::mx::array>& scale,
+             bool skip_nonfinite) {
+            return self.update(
+                rule_named(rule),
+                hypers,
+                learning_rate,
+                step,
+                formula,
+                gradient_scale(scale, skip_nonfinite));
           },
           "rule"_a,
           "hypers"_a,
           "learning_rate"_a,
           "step"_a,
           "formula"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
           R"(Runs one step of a rule, lazily.
 
 Puts the new moments into the state given to the constructor.
@@ -112,11 +167,22 @@ Args:
     learning_rate: A 0-d array.
     step: The number of this step, from 1, a 0-d array.
     formula: Called as ``formula(gradient, parameter, state)`` for leaves that the primitives do
-        not serve: other dtypes, other devices, and under a gradient transformation.
+        not serve: other dtypes, other devices, and under a gradient transformation. It has to
+        see to ``scale`` itself.
+    scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
+    skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
 
 Returns:
     The tree of new parameters, with the structure of the gradients.)");
 
+  m.def(
+      "global_norm",
+      global_norm,
+      "tree"_a,
+      R"(The square root of the sum of the squares of all elements of a tree's arrays, in float32.
+
+Returns:
+    A 0-d array, or ``None`` where a leaf is not an array of float32, float16 or bfloat16.)");
   m.def("rules", rules, "The names of all rules.");
   m.def(
       "available",

@@ -96,6 +96,7 @@ Schedule make_schedule(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
+    const std::optional<GradientScale>& scale,
     mx::Stream stream,
     std::vector<mx::array>& scalars) {
   Schedule schedule{rule, {}, {}};
@@ -109,6 +110,10 @@ Schedule make_schedule(
     } else {
       schedule.hypers.push_back(std::get<double>(hyper));
     }
+  }
+  if (scale) {
+    schedule.scaling = scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
+    scalars.push_back(scalar(rule, "gradient scale", scale->value, mx::float32, stream));
   }
   return schedule;
 }

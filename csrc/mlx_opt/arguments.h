@@ -18,12 +18,13 @@ std::vector<mx::Dtype> result_dtypes(
     Rule rule, const std::vector<const mx::array*>& operands, const std::vector<Scalar>& hypers);
 
 /// The schedule of a step. Appends the scalars that it reads to `scalars`: the step (uint64), the
-/// learning rate and the traced hyperparameters (float32).
+/// learning rate, the traced hyperparameters and the gradients' scale if there is one (float32).
 Schedule make_schedule(
     Rule rule,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
+    const std::optional<GradientScale>& scale,
     mx::Stream stream,
     std::vector<mx::array>& scalars);
 

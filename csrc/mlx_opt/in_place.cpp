@@ -146,12 +146,14 @@ bool step_in_place(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s) {
+    mx::StreamOrDevice s,
+    const std::optional<GradientScale>& scale) {
   const Operands arrays(operands.begin(), operands.end());
   check_arguments(rule, arrays, hypers);
   const mx::Stream stream = mx::to_stream(s);
   const int fields = info(rule).moments + 1;
   const bool traced = learning_rate.is_tracer() || step.is_tracer() ||
+                      (scale && scale->value.is_tracer()) ||
                       std::any_of(hypers.begin(), hypers.end(), is_traced);
   if (arrays.empty() || traced || mx::scheduler::n_active_tasks() > most_active_tasks ||
       !std::all_of(arrays.begin(), arrays.end(), [&](const mx::array* x) {
@@ -167,8 +169,8 @@ bool step_in_place(
 
   std::vector<mx::array> scalars;
   const bool on_gpu = stream.device == mx::Device::gpu;
-  auto schedule =
-      make_schedule(rule, hypers, learning_rate, on_gpu ? twin(step) : step, stream, scalars);
+  const mx::array own_step = on_gpu ? twin(step) : step;
+  auto schedule = make_schedule(rule, hypers, learning_rate, own_step, scale, stream, scalars);
   Work work = make_work(arrays, fields, std::move(schedule), std::move(dtypes));
   const auto queued = work.queued;
   mx::array token(

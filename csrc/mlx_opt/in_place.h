@@ -27,6 +27,7 @@ MLX_OPT_API bool step_in_place(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s = {});
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
 
 } // namespace mlx_opt

@@ -63,7 +63,8 @@ std::vector<mx::array> step(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s) {
+    mx::StreamOrDevice s,
+    const std::optional<GradientScale>& scale) {
   std::vector<const mx::array*> pointers;
   pointers.reserve(operands.size());
   for (const mx::array& operand : operands) {
@@ -76,7 +77,7 @@ std::vector<mx::array> step(
   const mx::Stream stream = mx::to_stream(s);
   auto dtypes = result_dtypes(rule, pointers, hypers);
   std::vector<mx::array>& inputs = operands;
-  auto schedule = make_schedule(rule, hypers, learning_rate, step, stream, inputs);
+  auto schedule = make_schedule(rule, hypers, learning_rate, step, scale, stream, inputs);
   auto update = std::make_shared<Update>(stream, std::move(schedule), std::move(dtypes));
   return take_all(token_of(std::move(update), std::move(inputs)));
 }

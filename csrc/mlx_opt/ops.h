@@ -19,6 +19,14 @@ namespace mx = mlx::core;
 /// A hyperparameter: a constant, or a 0-d array that is read when the step runs.
 using Scalar = std::variant<double, mx::array>;
 
+/// What each gradient is multiplied with, in float32, before the rule sees it: a 0-d array. With
+/// `skip_nonfinite` one that is not finite means that the step is not taken: the results are equal
+/// to the operands.
+struct GradientScale {
+  mx::array value;
+  bool skip_nonfinite = false;
+};
+
 /// A shape as Python writes it: (4, 8), (3,), (). By hand, because MLX's operator<< for shapes
 /// crashes in its CUDA build when called from here.
 MLX_OPT_API std::string shape_text(const mx::Shape& shape);
@@ -53,6 +61,15 @@ MLX_OPT_API std::vector<mx::array> step(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
-    mx::StreamOrDevice s = {});
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
+
+/// The square root of the sum of the squares of all elements of all arrays, each of a storage
+/// dtype: 0-d, float32. Where the stream is the CPU's, summed in double precision in one pass and
+/// in an order that does not depend on the number of threads; else by MLX's own operations in
+/// float32.
+///
+/// Throws std::invalid_argument for another dtype.
+MLX_OPT_API mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s = {});
 
 } // namespace mlx_opt

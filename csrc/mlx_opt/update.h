@@ -26,8 +26,8 @@ struct Handoff {
 Handoff& handoff(const mx::array& token);
 
 /// Inputs: for each tensor the parameter, its moments and its gradient, each float32, float16 or
-/// bfloat16 and of the parameter's shape; then the step (uint64), the learning rate and the traced
-/// hyperparameters (float32), all 0-d.
+/// bfloat16 and of the parameter's shape; then the step (uint64), the learning rate, the traced
+/// hyperparameters and, unless the scaling is none, the gradients' scale (float32), all 0-d.
 class Update : public mx::Primitive {
  public:
   /// `dtypes`: of the outputs, parameter and moments of each tensor.

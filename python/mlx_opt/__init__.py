@@ -14,6 +14,7 @@ if _error is None:
 
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
+    from .clipping import clip_grad_norm
     from .installation import install, installed
     from .optimizers import (
         SGD,
@@ -28,7 +29,6 @@ if _error is None:
         Muon,
         Optimizer,
         RMSprop,
-        clip_grad_norm,
     )
 elif not info.running_as_command():  # `python -m mlx_opt info` says what is wrong
     raise _error

@@ -7,6 +7,7 @@ mlx.optimizers. What is added is `_rule`, which says which primitive does the sa
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
 from . import _ext
+from .clipping import Clip, Scaling
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """What the primitives read and write."""
@@ -45,6 +47,58 @@ class Optimizer(stock.Optimizer):
         An optimizer with an ``apply_single`` of its own takes whatever that takes.
         """
 
+    def update(
+        self,
+        model: Any,
+        gradients: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Update the parameters of a model with its gradients, which may be clipped on the way.
+
+        Args:
+            model: A module.
+            gradients: A tree of gradients, most likely from :func:`mlx.nn.value_and_grad`.
+            max_norm: The greatest global norm of the gradients, in their units: what is above it is
+                scaled down to it, as by :func:`clip_grad_norm`, inside the step. The norm that they
+                had is in :attr:`grad_norm` afterwards.
+            skip_nonfinite: Leave the model, the step and the state as they are where the norm is
+                infinite or NaN, and count that in ``state["skipped"]``. Nothing waits for the norm.
+
+        Raises:
+            ValueError: ``max_norm`` is negative.
+
+            And what :meth:`apply_gradients` raises; model and state are then as they were.
+        """
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        if clip is None:
+            model.update(self.apply_gradients(gradients, model))
+        else:
+            model.update(self._apply_clipped(gradients, model, clip))
+
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """Return the updated parameters; the options are those of :meth:`update`."""
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        if clip is None:
+            return super().apply_gradients(gradients, parameters)
+        return self._apply_clipped(gradients, parameters, clip)
+
+    @property
+    def grad_norm(self) -> mx.array | None:
+        """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
+        array; before the first of these, None."""
+        return self.state.get("grad_norm")
+
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        self.check(gradients, parameters)
+        return clip.of(gradients).apply(self, gradients, parameters)
+
 
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is one primitive over all parameters.
@@ -60,13 +114,41 @@ class FusedOptimizer(Optimizer):
         if self._fuses_trees():
             self._batch(gradients, parameters, self._initialized)
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+    def update(
+        self,
+        model: Any,
+        gradients: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Update the parameters of a model, as :meth:`Optimizer.update` does.
+
+        Where the gradients are evaluated, and nothing but the model refers to its parameters, the
+        step is queued at once and the arrays remain the same objects with new values. Otherwise the
+        model gets new, lazy arrays. Nobody who holds an array sees it change.
+        """
+        replaces_leaves = getattr(type(model), "update", None) is nn.Module.update
+        if replaces_leaves and self._fuses_trees():
+            clip = Clip.asked_for(max_norm, skip_nonfinite)
+            self._step(gradients, model, clip, partial(self._run_in_place, model))
+        else:
+            super().update(model, gradients, max_norm, skip_nonfinite)
+
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
         """Return the updated parameters; the optimizer's state is updated in place.
 
         Args:
             gradients: A tree of arrays.
             parameters: A tree, or a module, that has an array of the same shape for each gradient.
                 It may have more; those are not in the result.
+            max_norm: As for :meth:`update`.
+            skip_nonfinite: As for :meth:`update`.
 
         Returns:
             The new parameters, with the structure of the gradients. They are lazy, as all of MLX;
@@ -87,28 +169,41 @@ class FusedOptimizer(Optimizer):
             {'w': array([2.5], dtype=float32)}
         """
         if not self._uses_own_step():
-            return super().apply_gradients(gradients, parameters)
-        return self._advance(gradients, parameters, self._run)
+            return super().apply_gradients(gradients, parameters, max_norm, skip_nonfinite)
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        return self._step(gradients, parameters, clip, self._run)
 
-    def update(self, model: nn.Module, gradients: Any) -> None:
-        """Update the model's parameters and the optimizer's state.
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        if self._fuses_trees():
+            return self._step(gradients, parameters, clip, self._run)
+        return super()._apply_clipped(gradients, parameters, clip)
 
-        Where the gradients are evaluated, and nothing but the model refers to its parameters, the
-        step is queued at once and the parameters' arrays remain the same objects with new values.
-        Otherwise the model gets new, lazy arrays. Nobody who holds an array sees it change.
-
-        Args:
-            model: A module, or a dict, with an array of the same shape for each gradient.
-            gradients: A tree of arrays, as :func:`mlx.nn.value_and_grad` returns it.
-
-        Raises:
-            KeyError, TypeError, ValueError: As :meth:`apply_gradients`.
-        """
-        replaces_leaves = getattr(type(model), "update", None) is nn.Module.update
-        if replaces_leaves and self._fuses_trees():
-            self._advance(gradients, model, lambda batch: self._run_in_place(batch, model))
-        else:
-            super().update(model, gradients)
+    def _step(
+        self,
+        gradients: Any,
+        parameters: Any,
+        clip: Clip | Scaling | None,
+        run: Callable[[_ext.Batch, Scaling | None], Any],
+    ) -> Any:
+        """Call `run` at the next step; an error leaves the optimizer as it was."""
+        if not self._initialized:
+            self._batch(gradients, parameters, initialized=False)
+            self.init(gradients)
+        batch = self._batch(gradients, parameters, initialized=True)
+        scaling = None if clip is None else clip.of(gradients)
+        changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
+        changes["step"] = self.step + 1
+        if scaling is not None:
+            changes = scaling.changes(changes, self.state)
+        previous = {name: self.state[name] for name in changes if name in self.state}
+        self.state.update(changes)
+        try:
+            return run(batch, scaling)
+        except BaseException:
+            for name in changes.keys() - previous.keys():
+                del self.state[name]
+            self.state.update(previous)
+            raise
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """Return the updated parameter; ``state`` is updated in place.
@@ -125,36 +220,29 @@ class FusedOptimizer(Optimizer):
         return _is_own(self, "apply_single", FusedOptimizer)
 
     def _fuses_trees(self) -> bool:
+        """Whether no hook takes the place of this class's step over whole trees."""
         return _is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step()
-
-    def _advance(self, gradients: Any, parameters: Any, run: Callable[[_ext.Batch], Any]) -> Any:
-        """Call `run` at the next step; an error leaves the optimizer as it was."""
-        if not self._initialized:
-            self._batch(gradients, parameters, initialized=False)
-            self.init(gradients)
-        batch = self._batch(gradients, parameters, initialized=True)
-        changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
-        changes["step"] = self.step + 1
-        previous = {name: self.state[name] for name in changes if name in self.state}
-        self.state.update(changes)
-        try:
-            return run(batch)
-        except BaseException:
-            self.state.update(previous)
-            raise
 
     def _batch(self, gradients: Any, parameters: Any, initialized: bool) -> _ext.Batch:
         return _ext.Batch(gradients, parameters, self.state, self._rule().moments, initialized)
 
-    def _run(self, batch: _ext.Batch) -> Any:
+    def _run(self, batch: _ext.Batch, scaling: Scaling | None = None) -> Any:
+        formula = self._formula if scaling is None else scaling.around(self._formula)
+        return batch.update(**self._arguments(scaling), formula=formula)
+
+    def _run_in_place(self, model: nn.Module, batch: _ext.Batch, scaling: Scaling | None) -> None:
+        if not batch.update_in_place(**self._arguments(scaling)):
+            model.update(self._run(batch, scaling))
+
+    def _arguments(self, scaling: Scaling | None) -> dict[str, Any]:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
-        return batch.update(rule.name, rule.hypers, self.learning_rate, self.step, self._formula)
-
-    def _run_in_place(self, batch: _ext.Batch, model: nn.Module) -> None:
-        rule = self._rule()
-        if not batch.update_in_place(rule.name, rule.hypers, self.learning_rate, self.step):
-            model.update(self._run(batch))
+        arguments = {"rule": rule.name, "hypers": rule.hypers}
+        arguments |= {"learning_rate": self.learning_rate, "step": self.step}
+        if scaling is not None:
+            skip_nonfinite = scaling.finite is not None
+            arguments |= {"scale": scaling.scale, "skip_nonfinite": skip_nonfinite}
+        return arguments
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
@@ -254,7 +342,8 @@ class Muon(Optimizer, stock.Muon):
 
 
 def _check_shapes(optimizer: Optimizer, owner: type, gradients: Any, parameters: Any) -> None:
-    if all(_is_own(optimizer, name, owner) for name in ("apply_gradients", "apply_single")):
+    own_step = _is_own(optimizer, "apply_single", owner)
+    if own_step and _is_own(optimizer, "apply_gradients", Optimizer):
         _ext.Batch(gradients, parameters, None, (), initialized=False)
 
 
@@ -264,19 +353,52 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
     def check(self, gradients: Any, parameters: Any) -> None:
         self._check_parts(self._split_dictionary(gradients), parameters)
 
-    def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
-        """Apply each gradient with the optimizer whose filter takes it; all are checked first."""
+    def apply_gradients(
+        self,
+        gradients: Any,
+        parameters: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> Any:
+        """Apply each gradient with the optimizer whose filter takes it; all are checked first.
+
+        ``max_norm`` is of the norm of all gradients together; see :meth:`Optimizer.update`.
+        """
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        return self._apply_parts(gradients, parameters, clip)
+
+    @property
+    def grad_norm(self) -> mx.array | None:
+        """As of any :class:`Optimizer`: the norm of all gradients together."""
+        first = self.optimizers[0]
+        own = isinstance(first, Optimizer)
+        return first.grad_norm if own else first.state.get("grad_norm")
+
+    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
+        if _is_own(self, "apply_gradients", MultiOptimizer):
+            return self._apply_parts(gradients, parameters, clip)
+        scaling = clip.of(gradients)
+        updated = super()._apply_clipped(gradients, parameters, scaling)
+        for optimizer in self.optimizers:
+            optimizer.state.update(scaling.changes({}, optimizer.state))
+        return updated
+
+    def _apply_parts(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
         parts = self._split_dictionary(gradients)
         self._check_parts(parts, parameters)
+        scaling = None if clip is None else clip.of(gradients)
         tree: Any = {}
         for optimizer, part in zip(self.optimizers, parts, strict=True):
-            tree = tree_merge(tree, optimizer.apply_gradients(part, parameters))
+            if scaling is None:
+                updated = optimizer.apply_gradients(part, parameters)
+            elif isinstance(optimizer, Optimizer):
+                updated = optimizer._apply_clipped(part, parameters, scaling)
+            else:
+                updated = scaling.apply(optimizer, part, parameters)
+            tree = tree_merge(tree, updated)
         return tree
 
     def _check_parts(self, parts: list[Any], parameters: Any) -> None:
         for optimizer, part in zip(self.optimizers, parts, strict=True):
             if isinstance(optimizer, Optimizer):
                 optimizer.check(part, parameters)
-
-
-clip_grad_norm = stock.clip_grad_norm

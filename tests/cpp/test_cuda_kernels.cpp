@@ -17,11 +17,13 @@ namespace {
 
 const Architecture architectures[] = {75, 80, 90, 100};
 constexpr Storage storages[] = {Storage::float32, Storage::float16, Storage::bfloat16};
+constexpr mlx_opt::Scaling scalings[] = {
+    mlx_opt::Scaling::none, mlx_opt::Scaling::always, mlx_opt::Scaling::if_finite};
 constexpr int rules = std::size(mlx_opt::rule_infos);
 
 Kernel uniform(Rule rule, Kind kind, Storage storage, int capacity) {
   const int moments = mlx_opt::info(rule).moments;
-  Kernel kernel{rule, kind, capacity, {}, {}};
+  Kernel kernel{rule, kind, capacity, {}, {}, mlx_opt::Scaling::none};
   std::fill_n(kernel.in, moments + 2, storage);
   std::fill_n(kernel.out, moments + 1, storage);
   return kernel;
@@ -31,7 +33,7 @@ std::vector<Kernel> uniform_kernels() {
   std::vector<Kernel> kernels;
   for (int i = 0; i < rules; ++i) {
     const auto rule = static_cast<Rule>(i);
-    kernels.push_back({rule, Kind::prepare, 0, {}, {}});
+    kernels.push_back({rule, Kind::prepare, 0, {}, {}, mlx_opt::Scaling::none});
     for (Storage storage : storages) {
       kernels.push_back(uniform(rule, Kind::flat, storage, 454));
       kernels.push_back(uniform(rule, Kind::transposed, storage, 56));
@@ -50,7 +52,13 @@ std::vector<Kernel> mixed_kernels() {
     const Storage g = storages[i / 9];
     const Kind kind = i % 2 ? Kind::flat : i % 4 ? Kind::transposed : Kind::strided;
     const int moments = mlx_opt::rule_infos[i % rules].moments;
-    Kernel kernel{static_cast<Rule>(i % rules), kind, kind == Kind::strided ? 0 : 56, {}, {}};
+    Kernel kernel{
+        static_cast<Rule>(i % rules),
+        kind,
+        kind == Kind::strided ? 0 : 56,
+        {},
+        {},
+        scalings[i / 2 % 3]};
     kernel.in[0] = w;
     std::fill_n(kernel.in + 1, moments, m);
     kernel.in[moments + 1] = g;
@@ -100,6 +108,20 @@ void check_all(const std::vector<Kernel>& kernels, Architecture architecture) {
 TEST_CASE("every rule's kernels compile for every architecture and keep to their registers") {
   for (Architecture architecture : architectures) {
     check_all(uniform_kernels(), architecture);
+  }
+}
+
+TEST_CASE("kernels that scale the gradient compile") {
+  for (mlx_opt::Scaling scaling : {mlx_opt::Scaling::always, mlx_opt::Scaling::if_finite}) {
+    std::vector<Kernel> kernels;
+    for (Storage storage : storages) {
+      for (Kind kind : {Kind::flat, Kind::transposed, Kind::strided}) {
+        kernels.push_back(uniform(Rule::AdamW, kind, storage, kind == Kind::strided ? 0 : 56));
+        kernels.back().scaling = scaling;
+      }
+    }
+    check_all(kernels, 75);
+    check_all(kernels, 90);
   }
 }
 

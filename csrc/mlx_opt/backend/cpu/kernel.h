@@ -46,14 +46,28 @@ struct Kernel {
   /// The step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
   /// Updates the elements [begin, end); both are at the start of a panel, or the end, where the
-  /// gradient is transposed.
+  /// gradient is transposed. The gradient is multiplied with `*scale` first, unless that is null.
   void (*run)(
-      const Tensor& tensor, int64_t begin, int64_t end, const float* hypers, const float* scalars);
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* scale);
+  /// What stands for `run` where the step is not taken: the elements stay as they are.
+  void (*keep)(const Tensor& tensor, int64_t begin, int64_t end);
+};
+
+/// Reductions compiled for one instruction set; all sets give the same.
+struct Reductions {
+  /// Of the elements [begin, end).
+  double (*sum_of_squares)(const Operand& operand, int64_t begin, int64_t end);
 };
 
 /// The kernel of `rule` for the best instruction set this machine has, or the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
+MLX_OPT_API const Reductions& reductions();
 
 /// Name of that instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "neon".
 MLX_OPT_API const char* vector_level();

@@ -16,6 +16,21 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
 
+// What the gradients are multiplied with as they are loaded.
+struct One {
+  MLX_OPT_FN float of(One, float g) {
+    return g;
+  }
+};
+
+struct Factor {
+  float value;
+
+  MLX_OPT_FN float of(Factor factor, float g) {
+    return factor.value * g;
+  }
+};
+
 template <typename Rule>
 struct Driver {
   using Hypers = typename Rule::Hypers;
@@ -33,23 +48,54 @@ struct Driver {
     __builtin_memcpy(scalars, &s, sizeof s);
   }
 
+  // What all elements of a step share.
+  template <typename Scale>
+  struct Frame {
+    Hypers h;
+    Scalars s;
+    Scale scale;
+  };
+
   static void run(
-      const Tensor& tensor, int64_t begin, int64_t end, const float* hypers, const float* scalars) {
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* scale) {
     Hypers h;
     Scalars s;
     __builtin_memcpy(&h, hypers, sizeof h);
     __builtin_memcpy(&s, scalars, sizeof s);
+    if (scale) {
+      dispatch(tensor, begin, end, Frame<Factor>{h, s, {*scale}});
+    } else {
+      dispatch(tensor, begin, end, Frame<One>{h, s, {}});
+    }
+  }
+
+  static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
+    for (int k = 0; k < fields; ++k) {
+      if (tensor.in[k].data != tensor.out[k].data) {
+        copy(tensor.in[k], tensor.out[k], begin, end);
+      }
+    }
+  }
+
+  template <typename Scale>
+  static void dispatch(
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
     if (all_are(tensor, Storage::float32)) {
-      in_place<Float32>(tensor, begin, end, h, s);
+      in_place<Float32>(tensor, begin, end, frame);
     } else if (all_are(tensor, Storage::bfloat16)) {
-      in_place<BFloat16>(tensor, begin, end, h, s);
+      in_place<BFloat16>(tensor, begin, end, frame);
     } else if (all_are(tensor, Storage::float16)) {
-      in_place<Float16>(tensor, begin, end, h, s);
+      in_place<Float16>(tensor, begin, end, frame);
     } else if (cpu::is_transposed(tensor.in[fields])) {
-      by_panels(tensor, begin, end, h, s);
+      by_panels(tensor, begin, end, frame);
     } else {
       for (; begin < end; begin += block) {
-        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, h, s);
+        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, frame);
       }
     }
   }
@@ -65,9 +111,9 @@ struct Driver {
     return same;
   }
 
-  template <typename Format>
+  template <typename Format, typename Scale>
   static void in_place(
-      const Tensor& tensor, int64_t begin, int64_t end, const Hypers& h, const Scalars& s) {
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
     using Stored = typename Format::Stored;
     const Stored* in[fields + 1];
     Stored* out[fields];
@@ -77,13 +123,14 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       out[k] = at<Stored>(tensor.out[k], begin);
     }
-    loop<Format>(in, out, end - begin, h, s);
+    loop<Format>(in, out, end - begin, frame);
   }
 
   // A gradient that is a transposed matrix, as that of a linear layer often is. `begin` is the
   // start of a panel of its rows.
+  template <typename Scale>
   static void by_panels(
-      const Tensor& tensor, int64_t begin, int64_t end, const Hypers& h, const Scalars& s) {
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
     alignas(64) float gradient[panel * block];
     const int64_t columns = tensor.in[fields].layout->shape[1];
     for (int64_t top = begin / columns; top * columns < end; top += panel) {
@@ -92,20 +139,20 @@ struct Driver {
         load_panel(tensor.in[fields], top, left, right, gradient);
         for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
           const float* values = gradient + (row - top) * block;
-          staged(tensor, row * columns + left, right - left, values, h, s);
+          staged(tensor, row * columns + left, right - left, values, frame);
         }
       }
     }
   }
 
   // At most `block` elements; `gradient` if it has been loaded.
+  template <typename Scale>
   static void staged(
       const Tensor& tensor,
       int64_t begin,
       int64_t count,
       const float* gradient,
-      const Hypers& h,
-      const Scalars& s) {
+      const Frame<Scale>& frame) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
     float* out[fields];
@@ -115,38 +162,36 @@ struct Driver {
       out[k] = direct ? at<float>(tensor.out[k], begin) : buffers[k];
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
-    loop<Float32>(in, out, count, h, s);
+    loop<Float32>(in, out, count, frame);
     for (int k = 0; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
     }
   }
 
-  template <typename Format, typename Stored = typename Format::Stored>
+  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
   static void loop(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t count,
-      const Hypers h,
-      const Scalars s) {
+      const Frame<Scale> frame) {
     int64_t i = 0;
     MLX_OPT_INDEPENDENT
     for (; i + lanes <= count; i += lanes) {
-      update<Format>(in, out, i, h, s);
+      update<Format>(in, out, i, frame);
     }
     if (i < count) {
-      rest<Format>(in, out, i, count - i, h, s);
+      rest<Format>(in, out, i, count - i, frame);
     }
   }
 
   // Fewer elements than a vector has lanes.
-  template <typename Format, typename Stored = typename Format::Stored>
+  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
   static void rest(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t from,
       int64_t count,
-      const Hypers& h,
-      const Scalars& s) {
+      const Frame<Scale>& frame) {
     Stored values[fields + 1][lanes] = {};
     const Stored* padded_in[fields + 1];
     Stored* padded_out[fields];
@@ -157,27 +202,27 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       padded_out[k] = values[k];
     }
-    update<Format>(padded_in, padded_out, 0, h, s);
+    update<Format>(padded_in, padded_out, 0, frame);
     for (int k = 0; k < fields; ++k) {
       __builtin_memcpy(out[k] + from, values[k], count * sizeof(Stored));
     }
   }
 
   // One vector. The arrays are registers once the compiler is done.
-  template <typename Format, typename Stored = typename Format::Stored>
+  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
   MLX_OPT_FN void update(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t i,
-      const Hypers& h,
-      const Scalars& s) {
+      const Frame<Scale>& frame) {
     float from[fields + 1][lanes];
     float to[fields][lanes];
     for (int k = 0; k <= fields; ++k) {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      put(to, lane, Rule::update(take(from, lane), from[fields][lane], h, s));
+      const float g = Scale::of(frame.scale, from[fields][lane]);
+      put(to, lane, Rule::update(take(from, lane), g, frame.h, frame.s));
     }
     for (int k = 0; k < fields; ++k) {
       narrow_lanes<Format>(to[k], out[k] + i);
@@ -213,7 +258,7 @@ struct Driver {
 
 extern const cpu::Kernel kernels[];
 const cpu::Kernel kernels[] = {
-#define MLX_OPT_KERNEL(name) {Driver<name>::prepare, Driver<name>::run},
+#define MLX_OPT_KERNEL(name) {Driver<name>::prepare, Driver<name>::run, Driver<name>::keep},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
 };

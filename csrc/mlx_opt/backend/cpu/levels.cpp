@@ -9,9 +9,10 @@
 
 namespace mlx_opt {
 
-#define MLX_OPT_DECLARE(level)        \
-  namespace level {                   \
-  extern const cpu::Kernel kernels[]; \
+#define MLX_OPT_DECLARE(level)             \
+  namespace level {                        \
+  extern const cpu::Kernel kernels[];      \
+  extern const cpu::Reductions reductions; \
   }
 #if defined(__x86_64__)
 MLX_OPT_DECLARE(baseline)
@@ -28,6 +29,7 @@ namespace {
 struct Level {
   std::string_view name;
   const Kernel* kernels;
+  const Reductions& reductions;
   bool (*usable)();
 };
 
@@ -47,15 +49,16 @@ bool has_avx512() {
 const Level levels[] = {
     {"avx512bf16",
      avx512bf16::kernels,
+     avx512bf16::reductions,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
-    {"avx512", avx512::kernels, has_avx512},
-    {"avx2", avx2::kernels, has_avx2},
-    {"baseline", baseline::kernels, [] { return true; }},
+    {"avx512", avx512::kernels, avx512::reductions, has_avx512},
+    {"avx2", avx2::kernels, avx2::reductions, has_avx2},
+    {"baseline", baseline::kernels, baseline::reductions, [] { return true; }},
 };
 
 #else
 
-const Level levels[] = {{"neon", neon::kernels, [] { return true; }}};
+const Level levels[] = {{"neon", neon::kernels, neon::reductions, [] { return true; }}};
 
 #endif
 
@@ -87,6 +90,10 @@ const Level& level() {
 
 const Kernel& kernel(Rule rule) {
   return level().kernels[static_cast<int>(rule)];
+}
+
+const Reductions& reductions() {
+  return level().reductions;
 }
 
 const char* vector_level() {

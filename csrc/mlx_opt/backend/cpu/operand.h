@@ -83,6 +83,34 @@ void store(const Operand& operand, int64_t begin, int64_t count, const float* st
   }
 }
 
+// Elements [begin, end) of `from` to the row-contiguous `to`; bit for bit where both are stored
+// alike.
+template <typename T>
+void copy_bits(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (from.layout) {
+    gather(from, begin, end - begin, at<T>(to, begin));
+  } else {
+    __builtin_memcpy(at<T>(to, begin), at<T>(from, begin), (end - begin) * sizeof(T));
+  }
+}
+
+void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (from.storage == to.storage) {
+    return from.storage == Storage::float32 ? copy_bits<float>(from, to, begin, end)
+                                            : copy_bits<uint16_t>(from, to, begin, end);
+  }
+  for (; begin < end; begin += block) {
+    const int64_t count = end - begin < block ? end - begin : block;
+    float staged[block];
+    const float* values = load(from, begin, count, staged);
+    if (to.storage == Storage::float32) {
+      __builtin_memcpy(at<float>(to, begin), values, count * sizeof(float));
+    } else {
+      store(to, begin, count, values);
+    }
+  }
+}
+
 // Columns [left, right) of the panel of rows at `top`, row by row. Goes down the columns, whose
 // cache lines hold the panel's rows, a few at a time.
 template <typename Format>

@@ -1,12 +1,12 @@
 #include "mlx_opt/backend/cpu/step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "mlx/backend/cpu/encoder.h"
-#include "mlx_opt/backend/cpu/kernel.h"
+#include "mlx_opt/backend/cpu/operands.h"
 #include "mlx_opt/backend/cpu/pool.h"
-#include "mlx_opt/layout.h"
 #include "mlx_opt/plan.h"
 
 namespace mlx_opt::cpu {
@@ -18,34 +18,7 @@ constexpr int64_t shortest_chunk = 8192;
 constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
-struct OwnedLayout {
-  std::vector<int64_t> shape;
-  std::vector<int64_t> strides;
-  Layout view;
-};
-
-std::unique_ptr<OwnedLayout> merged_layout(const mx::array& x) {
-  auto layout = std::make_unique<OwnedLayout>();
-  auto& [shape, strides, view] = *layout;
-  for (const Dimension& dimension : merged_dimensions(x)) {
-    shape.push_back(dimension.size);
-    strides.push_back(dimension.stride);
-  }
-  view = {shape.data(), strides.data(), static_cast<int>(shape.size())};
-  return layout;
-}
-
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
-
 using MLX_OPT_LEVEL::Hyper;
-
-void* address(const mx::array& x) {
-  return const_cast<void*>(static_cast<const void*>(x.data<char>()));
-}
 
 } // namespace
 
@@ -56,30 +29,26 @@ struct Step::Work {
   int threads;
   std::vector<Tensor> tensors;
   std::vector<Plan::Extent> extents;
-  std::vector<std::unique_ptr<OwnedLayout>> layouts;
+  Operands operands;
   const uint64_t* step;
   const float* learning_rate;
   std::vector<const float*> traced;
+  const float* scale = nullptr; // of the gradients, if there is one
   std::shared_ptr<void> keep;
 
-  void add_tensor(const mx::array* operands, const mx::Dtype* dtypes);
+  void add_tensor(const mx::array* arrays, const mx::Dtype* dtypes);
   void run() const;
 
  private:
   std::vector<Hyper> hypers() const;
+  bool taken() const;
 };
 
-void Step::Work::add_tensor(const mx::array* operands, const mx::Dtype* dtypes) {
+void Step::Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
   const int fields = info(schedule.rule).moments + 1;
   Tensor& tensor = tensors.emplace_back();
   for (int k = 0; k <= fields; ++k) {
-    const mx::array& operand = operands[k];
-    tensor.in[k] = {address(operand), storage_of(operand.dtype()), nullptr};
-    if (!operand.flags().row_contiguous) {
-      auto layout = merged_layout(operand);
-      tensor.in[k].layout = layout->view.ndim ? &layout->view : nullptr;
-      layouts.push_back(std::move(layout));
-    }
+    tensor.in[k] = operands.of(arrays[k]);
   }
   for (int k = 0; k < fields; ++k) {
     tensor.out[k] = {nullptr, storage_of(dtypes[k]), nullptr};
@@ -87,7 +56,7 @@ void Step::Work::add_tensor(const mx::array* operands, const mx::Dtype* dtypes) 
   const Operand& gradient = tensor.in[fields];
   const int64_t grain =
       is_transposed(gradient) ? transposed_rows * gradient.layout->shape[1] : Plan::alignment;
-  extents.push_back({static_cast<int64_t>(operands->size()), grain});
+  extents.push_back({static_cast<int64_t>(arrays->size()), grain});
 }
 
 std::vector<Hyper> Step::Work::hypers() const {
@@ -99,6 +68,10 @@ std::vector<Hyper> Step::Work::hypers() const {
     hypers[schedule.traced[i]] = derived(*traced[i]);
   }
   return hypers;
+}
+
+bool Step::Work::taken() const {
+  return schedule.scaling != Scaling::if_finite || std::isfinite(*scale);
 }
 
 void Step::Work::run() const {
@@ -114,9 +87,14 @@ void Step::Work::run() const {
   const int64_t even = total / (chunks_a_thread * threads);
   const int64_t chunk = std::clamp(even, shortest_chunk, longest_chunk);
   const Plan plan(extents, chunk);
+  const bool update = taken();
   parallel_for(plan.chunks(), [&](int64_t index) {
     plan.visit(index, [&](int64_t tensor, int64_t begin, int64_t end) {
-      kernel->run(tensors[tensor], begin, end, h, scalars);
+      if (update) {
+        kernel->run(tensors[tensor], begin, end, h, scalars, scale);
+      } else {
+        kernel->keep(tensors[tensor], begin, end);
+      }
     });
   });
 }
@@ -138,8 +116,11 @@ Step::Step(
   auto scalar = inputs.begin() + tensors * (fields + 1);
   work_->step = scalar++->data<uint64_t>();
   work_->learning_rate = scalar++->data<float>();
-  for (; scalar != inputs.end(); ++scalar) {
-    work_->traced.push_back(scalar->data<float>());
+  for (size_t i = 0; i < work_->schedule.traced.size(); ++i) {
+    work_->traced.push_back(scalar++->data<float>());
+  }
+  if (work_->schedule.scaling != Scaling::none) {
+    work_->scale = scalar->data<float>();
   }
 }
 

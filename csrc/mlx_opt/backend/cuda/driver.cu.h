@@ -17,6 +17,7 @@ using Index = long long;
 // How a number is stored. Words hold two halves, the first in the low bits.
 struct Float32 {
   using Stored = float;
+  static constexpr int id = 0;
 
   MLX_OPT_FN float widen(float x) {
     return x;
@@ -34,6 +35,7 @@ struct Float32 {
 
 struct Float16 {
   using Stored = unsigned short;
+  static constexpr int id = 1;
 
   MLX_OPT_FN float widen(unsigned short bits) {
     float x;
@@ -62,6 +64,7 @@ struct Float16 {
 
 struct BFloat16 {
   using Stored = unsigned short;
+  static constexpr int id = 2;
 
   MLX_OPT_FN float widen(unsigned short bits) {
     return __uint_as_float(static_cast<unsigned>(bits) << 16);
@@ -146,6 +149,21 @@ MLX_OPT_FN void store(void* operand, Index i, const float (&from)[lanes]) {
   }
 }
 
+// One element, bit for bit where both are stored alike; nothing where it is the same.
+template <typename From, typename To>
+MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
+  if (operand == result) {
+    return;
+  }
+  const auto* value = static_cast<const typename From::Stored*>(operand) + from;
+  auto* copied = static_cast<typename To::Stored*>(result) + to;
+  if constexpr (From::id == To::id) {
+    *copied = *value;
+  } else {
+    *copied = To::narrow(From::widen(*value));
+  }
+}
+
 // A list of formats, and what is done with each operand of such a list.
 template <typename... Formats>
 struct List {
@@ -165,6 +183,23 @@ struct List {
     (store<Formats>(*operands++, i, *from++), ...);
   }
 
+  // One element of each operand, to operands of the formats of `Out`.
+  template <typename Out>
+  MLX_OPT_FN void copy_all(
+      const void* const* operands, const Index* from, void* const* results, Index to) {
+    Out::copy_from(List{}, operands, from, results, to);
+  }
+
+  template <typename... From>
+  MLX_OPT_FN void copy_from(
+      List<From...>,
+      const void* const* operands,
+      const Index* from,
+      void* const* results,
+      Index to) {
+    (copy<From, Formats>(*operands++, *from++, *results++, to), ...);
+  }
+
   // Whether vectors of `lanes` elements can be read from all the operands.
   template <int lanes>
   MLX_OPT_FN bool aligned(const void* const* operands) {
@@ -176,10 +211,14 @@ struct List {
   }
 };
 
+// What the gradients are multiplied with, as mlx_opt::Scaling has it.
+enum class Scaling { none, always, if_finite };
+
 template <typename Rule>
 struct Frame {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
+  float scale;
 };
 
 // Once a step, by one thread.
@@ -200,11 +239,12 @@ MLX_OPT_FN void prepare(const ScalarSources& sources) {
   memcpy(&frame.hypers, hypers, sizeof hypers);
   frame.scalars =
       Rule::prepare(frame.hypers, *sources.learning_rate, static_cast<float>(*sources.step));
+  frame.scale = sources.scale ? *sources.scale : 1.0f;
   *reinterpret_cast<Frame<Rule>*>(sources.frame) = frame;
 }
 
 // In: formats of the parameter and its moments; Out: of their new values.
-template <typename Rule, typename In, typename Gradient, typename Out>
+template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
 struct Update {
   using Element = typename Rule::Element;
   static constexpr int fields = sizeof(Element) / sizeof(float);
@@ -224,12 +264,31 @@ struct Update {
       }
       Element e;
       memcpy(&e, values, sizeof e);
-      e = Rule::update(e, g[lane], frame.hypers, frame.scalars);
+      const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
+      e = Rule::update(e, gradient, frame.hypers, frame.scalars);
       memcpy(values, &e, sizeof e);
 #pragma unroll
       for (int k = 0; k < fields; ++k) {
         x[k][lane] = values[k];
       }
+    }
+  }
+
+  MLX_OPT_FN bool taken(const Frame<Rule>& frame) {
+    return scaling != Scaling::if_finite || fabsf(frame.scale) <= 3.402823466e38f;
+  }
+
+  // What stands for the update where the step is not taken.
+  template <int count>
+  MLX_OPT_FN void keep(const Tensor& tensor, Index i) {
+#pragma unroll 1
+    for (int lane = 0; lane < count; ++lane) {
+      Index at[fields];
+#pragma unroll
+      for (int k = 0; k < fields; ++k) {
+        at[k] = i + lane;
+      }
+      In::template copy_all<Out>(tensor.in, at, tensor.out, i + lane);
     }
   }
 
@@ -251,6 +310,10 @@ struct Update {
 
   template <int count>
   MLX_OPT_FN void element(const Tensor& tensor, Index i, const Frame<Rule>& frame) {
+    if (!taken(frame)) {
+      keep<count>(tensor, i);
+      return;
+    }
     float x[fields][count];
     float g[count];
     In::load_all(tensor.in, i, x);
@@ -352,6 +415,10 @@ struct Update {
       const int column = i % steps * count;
       if (row < height && column < width) {
         const Index at = (top + row) * tensor.columns + left + column;
+        if (!taken(frame)) {
+          keep<count>(tensor, at);
+          continue;
+        }
         float x[fields][count];
         float g[count];
         In::load_all(tensor.in, at, x);
@@ -382,6 +449,10 @@ struct Update {
         for (int k = 0; k <= fields; ++k) {
           at[k] += position * layout.strides[k][dim];
         }
+      }
+      if (!taken(frame)) {
+        In::template copy_all<Out>(args.tensor.in, at, args.tensor.out, begin + i);
+        continue;
       }
       float x[fields][1];
       float g[1];

@@ -19,6 +19,18 @@ const char* name_of(Storage storage) {
   return "";
 }
 
+const char* name_of(Scaling scaling) {
+  switch (scaling) {
+    case Scaling::none:
+      return "Scaling::none";
+    case Scaling::always:
+      return "Scaling::always";
+    case Scaling::if_finite:
+      return "Scaling::if_finite";
+  }
+  return "";
+}
+
 std::string list_of(const Storage* storages, int count) {
   std::string text = "List<";
   for (int k = 0; k < count; ++k) {
@@ -59,7 +71,8 @@ std::string call_of(const Kernel& kernel) {
   }
   const int fields = info(kernel.rule).moments + 1;
   const std::string update = "Update<" + rule + ", " + list_of(kernel.in, fields) + ", " +
-                             name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ">";
+                             name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) +
+                             ", " + name_of(kernel.scaling) + ">";
   const char* way = kernel.kind == Kind::flat         ? "flat"
                     : kernel.kind == Kind::transposed ? "transposed"
                                                       : "strided";
@@ -69,7 +82,8 @@ std::string call_of(const Kernel& kernel) {
 } // namespace
 
 uint64_t Kernel::id() const {
-  uint64_t id = static_cast<uint64_t>(rule) << 8 | static_cast<uint64_t>(kind);
+  uint64_t id = static_cast<uint64_t>(rule) << 8 | static_cast<uint64_t>(scaling) << 4 |
+                static_cast<uint64_t>(kind);
   id = id << 16 | static_cast<uint64_t>(capacity);
   for (Storage storage : in) {
     id = id << 2 | static_cast<uint64_t>(storage);

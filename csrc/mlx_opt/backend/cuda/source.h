@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "mlx_opt/rule.h"
+#include "mlx_opt/schedule.h"
 
 namespace mlx_opt::cuda {
 
@@ -19,6 +19,7 @@ struct Kernel {
   int capacity = 0;                  // flat and transposed
   Storage in[max_moments + 2] = {};  // parameter, moments, gradient
   Storage out[max_moments + 1] = {}; // parameter, moments
+  Scaling scaling = Scaling::none;   // of the gradient
 
   /// A number of its own for each kernel.
   uint64_t id() const;

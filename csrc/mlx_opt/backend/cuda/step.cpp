@@ -20,7 +20,7 @@ namespace cu = mx::cu;
 
 static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
 
-constexpr int frame_bytes = (3 * max_hypers + max_scalars) * sizeof(float);
+constexpr int frame_bytes = (3 * max_hypers + max_scalars + 1) * sizeof(float);
 
 Storage storage_of(mx::Dtype dtype) {
   return dtype == mx::float32   ? Storage::float32
@@ -72,7 +72,11 @@ class CudaStep : public gpu::Step {
       const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override;
 
  private:
-  void add_tensor(Rule rule, const mx::array* operands, const mx::Dtype* dtypes, size_t position);
+  void add_tensor(
+      const mlx_opt::Schedule& schedule,
+      const mx::array* operands,
+      const mx::Dtype* dtypes,
+      size_t position);
   Group& group_of(const Kernel& kernel);
   void find_functions();
   void launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars);
@@ -97,7 +101,7 @@ CudaStep::CudaStep(
       frame_(device_memory(frame_bytes, stream), {frame_bytes}, mx::uint8) {
   const size_t tensors = dtypes.size() / fields_;
   for (size_t t = 0; t < tensors; ++t) {
-    add_tensor(schedule.rule, &inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
+    add_tensor(schedule, &inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
   }
   find_functions();
   wait_for_last_but_one(stream);
@@ -109,11 +113,15 @@ CudaStep::CudaStep(
 }
 
 void CudaStep::add_tensor(
-    Rule rule, const mx::array* operands, const mx::Dtype* dtypes, size_t position) {
+    const mlx_opt::Schedule& schedule,
+    const mx::array* operands,
+    const mx::Dtype* dtypes,
+    size_t position) {
   if (operands->size() == 0) {
     return;
   }
-  Kernel kernel{rule, Kind::flat};
+  Kernel kernel{schedule.rule, Kind::flat};
+  kernel.scaling = schedule.scaling;
   Tensor tensor{};
   tensor.size = static_cast<int64_t>(operands->size());
   for (int k = 0; k <= fields_; ++k) {
@@ -157,7 +165,7 @@ void CudaStep::find_functions() {
   }
 }
 
-// `scalars`: the step, the learning rate and the traced hyperparameters.
+// `scalars`: the step, the learning rate, the traced hyperparameters and the gradients' scale.
 void CudaStep::launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars) {
   ScalarSources sources{};
   for (size_t k = 0; k < schedule.hypers.size(); ++k) {
@@ -171,9 +179,13 @@ void CudaStep::launch_prepare(const mlx_opt::Schedule& schedule, const mx::array
   for (size_t i = 0; i < schedule.traced.size(); ++i) {
     sources.traced[schedule.traced[i]] = address<float>(scalars[2 + i]);
   }
+  size_t count = 2 + schedule.traced.size();
+  if (schedule.scaling != Scaling::none) {
+    sources.scale = address<float>(scalars[count++]);
+  }
   sources.frame = address<float>(frame_);
   const auto prepare = function({schedule.rule, Kind::prepare}, encoder_.device());
-  for (size_t i = 0; i < 2 + schedule.traced.size(); ++i) {
+  for (size_t i = 0; i < count; ++i) {
     encoder_.set_input_array(scalars[i]);
   }
   encoder_.set_output_array(frame_);

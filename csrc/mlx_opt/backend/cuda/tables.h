@@ -24,7 +24,8 @@ struct Tensor {
   int columns;          // of a matrix whose gradient is transposed
 };
 
-// The tensors of a launch. `frame` is what `prepare` has written: the rule's Hypers and Scalars.
+// The tensors of a launch. `frame` is what `prepare` has written: the rule's Hypers and Scalars,
+// and the gradients' scale.
 template <int capacity>
 struct Table {
   const float* frame;
@@ -46,11 +47,13 @@ struct Strided {
   Layout layout;
 };
 
-// Where the scalars of a step come from. `traced[k]`, where it is not null, stands for hyper k.
+// Where the scalars of a step come from. `traced[k]`, where it is not null, stands for hyper k;
+// `scale`, where it is not null, is the gradients'.
 struct ScalarSources {
   const unsigned long long* step;
   const float* learning_rate;
   const float* traced[max_hyperparameters];
+  const float* scale;
   float hypers[max_hyperparameters][3]; // value, complement, logarithm
   float* frame;
 };

@@ -1,0 +1,31 @@
+// Arrays as the kernels take them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/backend/cpu/kernel.h"
+
+namespace mlx_opt::cpu {
+
+namespace mx = mlx::core;
+
+Storage storage_of(mx::Dtype dtype);
+
+/// Makes operands and keeps their layouts. MLX keeps the buffers until the task is done.
+class Operands {
+ public:
+  /// The array's elements in row-major order.
+  Operand of(const mx::array& x);
+
+  /// The array's elements in the order in which they lie in memory where they lie without gaps,
+  /// else as `of`.
+  Operand in_any_order(const mx::array& x);
+
+ private:
+  struct Owned;
+  std::vector<std::shared_ptr<Owned>> layouts_;
+};
+
+} // namespace mlx_opt::cpu
