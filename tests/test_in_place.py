@@ -74,6 +74,12 @@ def plain(case, dtype, steps):
     return model.parameters(), optimizer.state
 
 
+def occupy():
+    """Give the stream so much to do that what is queued next is still to be done for a while."""
+    x = mx.ones((600, 600))
+    mx.async_eval(x @ x @ x @ x)
+
+
 def leaf_ids(model, optimizer):
     trees = {"model": model.parameters(), "state": optimizer.state}
     return {
@@ -185,6 +191,8 @@ def test_lazy_gradients_and_lazy_parameters_make_a_graph():
 
 def test_a_step_that_changes_a_dtype_makes_new_arrays():
     model, optimizer = Model(mx.bfloat16), mlx_opt.AdamW(0.1)
+    optimizer.init(model.parameters())
+    mx.eval(optimizer.state)
     g = tree_map(lambda x: x.astype(mx.float32), gradients(model, 0))
     optimizer.update(model, g)
     mx.eval(model.parameters(), optimizer.state)
@@ -208,16 +216,20 @@ def test_a_module_with_an_update_of_its_own_is_updated_by_it():
 
 
 def test_a_model_may_go_before_its_step_is_done():
-    for seed in range(20):
-        model, optimizer = Model(), mlx_opt.AdamW(0.1)
-        walk(model, optimizer, range(2))
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    for seed in range(10):
+        model, optimizer = begin(ADAMW)
         g = gradients(model, seed)
+        occupy()
         optimizer.update(model, g)
         del model, optimizer, g
         gc.collect()
         mx.clear_cache()
         mx.eval(mx.ones((SIZE, SIZE)) * 2)
     mx.synchronize()
+    assert mx.get_active_memory() <= before + 4096
 
 
 def test_an_error_leaves_everything_as_it_was():
@@ -235,13 +247,30 @@ def test_an_error_leaves_everything_as_it_was():
 def test_steps_on_another_stream_follow_those_before(case):
     model, optimizer = begin(case)
     streams = [mx.default_stream(mx.default_device()), mx.new_stream(mx.default_device())]
-    for step in range(2, 12):
-        g = gradients(model, step)
+    g = [gradients(model, step) for step in range(2, 12)]
+    for step in range(10):
         with mx.stream(streams[step % 2]):
-            optimizer.update(model, g)
-        mx.async_eval(model.parameters(), optimizer.state)
+            occupy()
+            optimizer.update(model, g[step])
     mx.eval(model.parameters(), optimizer.state)
     assert_same((model.parameters(), optimizer.state), plain(case, mx.float32, 12))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_what_somebody_takes_while_a_step_is_queued_keeps_its_value(way):
+    model, optimizer = begin(ADAMW)
+    g = [gradients(model, step) for step in range(2, 5)]
+    clean = Model()
+    clean.update(plain(ADAMW, mx.float32, 3)[0])
+    expected = read(way(copied(clean.layers[1].weight)))
+    occupy()
+    optimizer.update(model, g[0])
+    held = way(model.layers[1].weight)
+    optimizer.update(model, g[1])
+    optimizer.update(model, g[2])
+    mx.eval(model.parameters(), optimizer.state)
+    np.testing.assert_equal(read(held), expected)
+    assert_same((model.parameters(), optimizer.state), plain(ADAMW, mx.float32, 5))
 
 
 def test_threads_train_models_of_their_own():

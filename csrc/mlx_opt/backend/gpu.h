@@ -44,6 +44,14 @@ class Backend {
   /// never waits does not fill the memory.
   virtual void wait_for_turn(mx::Stream stream) const = 0;
 
+  /// Whether it has kernels of the global norm; where not, MLX's own operations serve.
+  virtual bool has_norm() const = 0;
+
+  /// Queues: `output`, a float32 without a buffer yet, = the square root of the sum of the squares
+  /// of all elements of `arrays`.
+  virtual void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const = 0;
+
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.
   virtual std::string problem() const = 0;
 };

@@ -3,6 +3,7 @@
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/norm.h"
 #include "mlx_opt/backend/cuda/step.h"
 
 namespace mlx_opt::cuda {
@@ -24,6 +25,15 @@ class Backend : public gpu::Backend {
 
   void wait_for_turn(mx::Stream stream) const override {
     wait_for_last_but_one(stream);
+  }
+
+  bool has_norm() const override {
+    return true;
+  }
+
+  void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
+    enqueue_norm(arrays, output, stream);
   }
 
   std::string problem() const override {

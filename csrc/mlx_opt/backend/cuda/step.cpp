@@ -6,11 +6,11 @@
 #include <stdexcept>
 
 #include "mlx/backend/cuda/device.h"
-#include "mlx/backend/cuda/utils.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/layout.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
 
 namespace mlx_opt::cuda {
@@ -22,28 +22,12 @@ static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers
 
 constexpr int frame_bytes = (3 * max_hypers + max_scalars + 1) * sizeof(float);
 
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
-
-template <typename T>
-T* address(const mx::array& x) {
-  return mx::gpu_ptr<T>(const_cast<mx::array&>(x));
-}
-
 unsigned chunks_of(Kind kind, const Tensor& tensor) {
   if (kind != Kind::transposed) {
     return static_cast<unsigned>((tensor.size + chunk - 1) / chunk);
   }
   const auto tiles = [](int64_t size) { return (size + tile - 1) / tile; };
   return static_cast<unsigned>(tiles(tensor.size / tensor.columns) * tiles(tensor.columns));
-}
-
-void launch(
-    cu::CommandEncoder& encoder, CUfunction function, unsigned blocks, int threads, void* args) {
-  encoder.add_kernel_node_raw(function, dim3(blocks), dim3(threads), dim3(1), 0, &args);
 }
 
 // The tensors that one kernel serves.
