@@ -76,6 +76,13 @@ class Eager:
         return self.model.state, self.optimizer.state
 
 
+class Clipped(Eager):
+    """With the gradients' global norm kept to 1 inside the step."""
+
+    def build(self):
+        self.optimizer.update(self.model, self.gradients, max_norm=1.0)
+
+
 class Lazy(Eager):
     """With gradients that are still to be computed, so that the step is a graph."""
 
@@ -211,6 +218,7 @@ def torch_fused(rule, shapes, dtype, repeats):
 
 def subjects(rule, make, shapes, kind, quick):
     yield "ours", lambda: Eager(make(mlx_opt), shapes, kind)
+    yield "ours, clipped", lambda: Clipped(make(mlx_opt), shapes, kind)
     if not quick and rule == "AdamW":
         yield "ours lazy", lambda: Lazy(make(mlx_opt), shapes, kind)
         yield "ours compiled", lambda: Compiled(make(mlx_opt), shapes, kind)
