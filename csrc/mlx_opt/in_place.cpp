@@ -116,13 +116,42 @@ Work make_work(
   return work;
 }
 
-// The same value computed once more, so that `x` stays lazy. While an array of the state is lazy,
-// mx.eval waits for the stream once; else for each array, which costs half a microsecond on CUDA.
-mx::array twin(const mx::array& x) {
-  if (x.status() != mx::array::Status::unscheduled || !x.siblings().empty()) {
-    return x;
+// Nothing is traced, everything is at hand, and MLX will not wait.
+bool may_run(
+    const Operands& operands,
+    const std::vector<Scalar>& hypers,
+    const std::vector<const mx::array*>& scalars,
+    mx::Stream stream) {
+  return !operands.empty() && mx::scheduler::n_active_tasks() <= most_active_tasks &&
+         std::none_of(hypers.begin(), hypers.end(), is_traced) &&
+         std::none_of(
+             scalars.begin(), scalars.end(), [](const mx::array* x) { return x->is_tracer(); }) &&
+         std::all_of(operands.begin(), operands.end(), [&](const mx::array* x) {
+           return is_at_hand(*x, stream);
+         });
+}
+
+// Queues the work; `last` leaves to it what it overwrites.
+mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queued* last) {
+  const auto queued = work.queued;
+  auto update = std::make_shared<UpdateInPlace>(stream, std::move(work));
+  mx::array token(mx::Shape{}, mx::uint8, std::move(update), std::move(scalars));
+  mx::async_eval({token});
+  if (last) {
+    last->hand_over(*queued);
   }
-  return mx::array(x.shape(), x.dtype(), x.primitive_ptr(), x.inputs());
+  set_last_queued(stream, queued);
+  return token;
+}
+
+// The arrays have their new values once the token is there.
+void mark_overwritten(const Operands& operands, int fields, const mx::array& token) {
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (static_cast<int>(i % (fields + 1)) < fields) {
+      operands[i]->set_status(mx::array::Status::evaluated);
+      operands[i]->attach_event(token.event());
+    }
+  }
 }
 
 } // namespace
@@ -151,44 +180,24 @@ bool step_in_place(
   const Operands arrays(operands.begin(), operands.end());
   check_arguments(rule, arrays, hypers);
   const mx::Stream stream = mx::to_stream(s);
-  const int fields = info(rule).moments + 1;
-  const bool traced = learning_rate.is_tracer() || step.is_tracer() ||
-                      (scale && scale->value.is_tracer()) ||
-                      std::any_of(hypers.begin(), hypers.end(), is_traced);
-  if (arrays.empty() || traced || mx::scheduler::n_active_tasks() > most_active_tasks ||
-      !std::all_of(arrays.begin(), arrays.end(), [&](const mx::array* x) {
-        return is_at_hand(*x, stream);
-      })) {
+  std::vector<const mx::array*> given = {&learning_rate, &step};
+  if (scale) {
+    given.push_back(&scale->value);
+  }
+  if (!may_run(arrays, hypers, given, stream)) {
     return false;
   }
+  const int fields = info(rule).moments + 1;
   auto dtypes = result_dtypes(rule, arrays, hypers);
   const auto last = last_queued(stream);
   if (!all_free(arrays, fields, dtypes, last.get())) {
     return false;
   }
-
   std::vector<mx::array> scalars;
-  const bool on_gpu = stream.device == mx::Device::gpu;
-  const mx::array own_step = on_gpu ? twin(step) : step;
-  auto schedule = make_schedule(rule, hypers, learning_rate, own_step, scale, stream, scalars);
+  auto schedule = make_schedule(rule, hypers, learning_rate, step, scale, stream, scalars);
   Work work = make_work(arrays, fields, std::move(schedule), std::move(dtypes));
-  const auto queued = work.queued;
-  mx::array token(
-      mx::Shape{},
-      mx::uint8,
-      std::make_shared<UpdateInPlace>(stream, std::move(work)),
-      std::move(scalars));
-  mx::async_eval({token});
-  if (last) {
-    last->hand_over(*queued);
-  }
-  set_last_queued(stream, queued);
-  for (size_t i = 0; i < arrays.size(); ++i) {
-    if (static_cast<int>(i % (fields + 1)) < fields) {
-      arrays[i]->set_status(mx::array::Status::evaluated);
-      arrays[i]->attach_event(token.event());
-    }
-  }
+  const mx::array token = run(stream, std::move(work), std::move(scalars), last.get());
+  mark_overwritten(arrays, fields, token);
   return true;
 }
 
