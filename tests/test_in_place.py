@@ -25,7 +25,7 @@ from cases import (
     each_rule,
     normal,
 )
-from test_held_buffers import EXPORTS, WAYS, read
+from test_held_buffers import EXPORTS, WAYS, other_stream, read
 
 ADAMW = Case("AdamW")
 SIZE = 96  # 9216 elements, as the ways of holding need: more than one chunk of work
@@ -190,10 +190,8 @@ def test_lazy_gradients_and_lazy_parameters_make_a_graph():
 
 
 def test_a_step_that_changes_a_dtype_makes_new_arrays():
-    model, optimizer = Model(mx.bfloat16), mlx_opt.AdamW(0.1)
-    optimizer.init(model.parameters())
-    mx.eval(optimizer.state)
-    g = tree_map(lambda x: x.astype(mx.float32), gradients(model, 0))
+    model, optimizer = begin(ADAMW, mx.bfloat16)
+    g = tree_map(lambda x: x.astype(mx.float32), gradients(model, 2))
     mx.eval(g)
     optimizer.update(model, g)
     mx.eval(model.parameters(), optimizer.state)
@@ -256,6 +254,20 @@ def test_steps_on_another_stream_follow_those_before(case):
             optimizer.update(model, g[step])
     mx.eval(model.parameters(), optimizer.state)
     assert_same((model.parameters(), optimizer.state), plain(case, mx.float32, 12))
+
+
+@each_of_few
+def test_gradients_begun_on_another_stream_are_waited_for(case):
+    model, optimizer = begin(case)
+    for step in range(2, 6):
+        values = gradients(model, step)
+        with mx.stream(other_stream):
+            occupy()
+            g = tree_map(lambda x: x * 1, values)
+            mx.async_eval(g)
+        optimizer.update(model, g)
+        mx.eval(model.parameters(), optimizer.state)
+    assert_same((model.parameters(), optimizer.state), plain(case, mx.float32, 6))
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
