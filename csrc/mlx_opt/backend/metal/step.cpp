@@ -180,6 +180,9 @@ Dispatch& MetalStep::dispatch_for(const Kernel& kernel, size_t size) {
 
 // Throws what the compiler has against a kernel, while the operands are as they were.
 void MetalStep::find_pipelines() {
+  if (dispatches_.empty()) {
+    return;
+  }
   for (Dispatch& dispatch : dispatches_) {
     if (dispatch.tensors.size() > 1) {
       dispatch.kernel.capacity = most_in_a_pack(dispatch.kernel.rule);
