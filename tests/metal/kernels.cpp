@@ -8,6 +8,7 @@
 
 using namespace mlx_opt::metal;
 using mlx_opt::Rule;
+using mlx_opt::Scaling;
 
 namespace {
 
@@ -51,6 +52,12 @@ std::vector<Kernel> all_kernels() {
       }
       kernels.push_back(packed(uniform(rule, Kind::flat, storage)));
     }
+    for (Scaling scaling : {Scaling::always, Scaling::if_finite}) {
+      for (Kind way : {Kind::flat, Kind::transposed, Kind::strided}) {
+        kernels.push_back(uniform(rule, way, storages[i % 3]));
+        kernels.back().scaling = scaling;
+      }
+    }
   }
   for (int mix = 0; mix < 27; ++mix) {
     const auto rule = static_cast<Rule>(mix % rules);
@@ -58,6 +65,8 @@ std::vector<Kernel> all_kernels() {
       kernels.push_back(mixed(rule, way, mix));
     }
     kernels.push_back(packed(mixed(rule, Kind::flat, mix)));
+    kernels.push_back(mixed(rule, Kind::flat, mix));
+    kernels.back().scaling = Scaling::if_finite;
   }
   return kernels;
 }

@@ -8,7 +8,17 @@ import pytest
 
 import kernels
 import references
-from cases import CASES, DTYPES, RULES, assert_exact, dtype_name, exact_step, normal, wide
+from cases import (
+    CASES,
+    DTYPES,
+    RULES,
+    assert_exact,
+    dtype_name,
+    exact_step,
+    normal,
+    same_bits,
+    wide,
+)
 from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE
 
 LEARNING_RATE, STEP = 0.01, 3
@@ -31,19 +41,24 @@ class Tensor:
         self.values = [x.astype(dtype) for x, dtype in zip(values, storages, strict=True)]
         self.results = results
         self.buffers = [kernels.stored(x, lead) for x in self.values]
-        self.out = [kernels.empty(lead + x.size, d)[lead:] for x, d in zip(values, results)]
+        self.out = [kernels.empty(lead + x.size, d)[lead:] for x, d in zip(values, results, strict=False)]
         self.case, self.size, self.shape = case, values[0].size, shape
 
     def slots(self, first=OPERANDS_SLOT):
         return dict(enumerate(self.buffers + self.out, start=first))
 
-    def assert_updated(self, case=None):
+    def assert_updated(self, case=None, scale=1.0):
         w, *moments, g = [wide(x) for x in self.values]
+        g = np.float64(np.float32(scale) * np.float32(g))
         state = dict.fromkeys(self.case.moments, np.zeros(self.shape))
         state |= dict(zip(self.names[1:], moments, strict=True))
         expected = exact_step(case or self.case, w, g, state, STEP, LEARNING_RATE)
         for name, bits, dtype in zip(self.names, self.out, self.results, strict=True):
             assert_exact(kernels.loaded(bits, dtype).reshape(self.shape), *expected[name])
+
+    def assert_kept(self):
+        for x, bits, dtype in zip(self.values, self.out, self.results, strict=False):
+            assert same_bits(kernels.loaded(bits, dtype), x.astype(dtype).reshape(-1))
 
 
 def uniform(case, dtype, shape, seed=1, lead=0):
@@ -51,23 +66,23 @@ def uniform(case, dtype, shape, seed=1, lead=0):
     return Tensor(case, [dtype] * (fields + 1), [dtype] * fields, shape, seed, lead)
 
 
-def name_of(way, capacity, tensor):
+def name_of(way, capacity, tensor, scaling=None):
     short = [kernels.SHORT[x.dtype] for x in tensor.values]
     results = [kernels.SHORT[dtype] for dtype in tensor.results]
-    return "_".join([f"{way}{capacity}", *short, "to", *results])
+    scaled = ["scaled", scaling] if scaling else []
+    return "_".join([f"{way}{capacity}", *short, "to", *results, *scaled])
 
 
-def frame_of(case, traced=False):
-    return kernels.prepare(
-        primitive(case).name, primitive(case).hypers, LEARNING_RATE, STEP, traced
-    )
+def frame_of(case, traced=False, scale=None):
+    rule = primitive(case)
+    return kernels.prepare(rule.name, rule.hypers, LEARNING_RATE, STEP, traced, scale)
 
 
 def chunks(size):
     return -(-size // CHUNK)
 
 
-def run_pack(tensors, capacity, frame, vectors):
+def run_pack(tensors, capacity, frame, vectors, scaling=None):
     """One dispatch over several tensors; unused places repeat the last, as the host has it."""
     table = np.zeros(capacity, kernels.TENSOR)
     buffers, groups, width = {0: frame, 1: table}, 0, len(tensors[0].slots())
@@ -76,11 +91,11 @@ def run_pack(tensors, capacity, frame, vectors):
         buffers |= tensor.slots(OPERANDS_SLOT + k * width)
         table[k] = (tensor.size, groups, vectors) if k < len(tensors) else (0, 2**32 - 1, 0)
         groups += chunks(tensor.size) if k < len(tensors) else 0
-    name = name_of("flat", capacity, tensors[0])
+    name = name_of("flat", capacity, tensors[0], scaling)
     kernels.run(primitive(tensors[0].case).name, name, buffers, groups)
 
 
-def run_transposed(tensor, frame):
+def run_transposed(tensor, frame, scaling=None):
     rows, columns = tensor.shape
     matrix = np.zeros(1, kernels.MATRIX)
     matrix[["rows", "columns", "vectors", "gradient_vectors"]] = (
@@ -88,12 +103,12 @@ def run_transposed(tensor, frame):
     gradient = tensor.buffers[-1].reshape(tensor.shape)
     tensor.buffers[-1] = np.array(gradient.T, order="C").reshape(-1)
     groups = -(-rows // TILE) * -(-columns // TILE)
-    name = name_of("transposed", 1, tensor)
+    name = name_of("transposed", 1, tensor, scaling)
     buffers = {0: frame, 1: matrix} | tensor.slots()
     kernels.run(primitive(tensor.case).name, name, buffers, groups)
 
 
-def run_strided(tensor, frame, way):
+def run_strided(tensor, frame, way, scaling=None):
     """Every operand but the parameter lies with its dimensions in another order."""
     layout = np.zeros(1, kernels.STRIDED)
     layout["size"], layout["dims"] = tensor.size, 3
@@ -105,7 +120,7 @@ def run_strided(tensor, frame, way):
         layout["strides"][0, k, :3] = np.array(places.strides) // x.itemsize
         tensor.buffers[k] = x.reshape(-1)
     buffers = {0: frame, 1: layout} | tensor.slots()
-    name = name_of(way, 1, tensor)
+    name = name_of(way, 1, tensor, scaling)
     kernels.run(primitive(tensor.case).name, name, buffers, chunks(tensor.size))
 
 
@@ -138,13 +153,9 @@ def test_a_pack_with_places_left_over(case, dtype):
             tensor.assert_updated()
 
 
-def capacity_in(name):
-    return int(name.removeprefix("flat").partition("_")[0])
-
-
 def pack_of(rule):
     """The most tensors that a kernel of the rule takes."""
-    return max(capacity_in(name) for name in kernels.names(rule) if name.startswith("flat"))
+    return max(Name(name).capacity for name in kernels.names(rule) if name.startswith("flat"))
 
 
 @pytest.mark.parametrize("shape", [(1, 33), (64, 32), (65, 31), (30, 100), (36, 44), (37, 44)])
@@ -165,35 +176,64 @@ def test_strided(case, dtype, way):
     tensor.assert_updated()
 
 
-def mixes():
-    """Every kernel whose operands are not all of one storage."""
+class Name:
+    """What a kernel's name says."""
+
+    def __init__(self, name):
+        words, _, scaling = name.partition("_scaled_")
+        way, _, storages = words.replace("strided_long", "strided-long").partition("_")
+        before, _, after = storages.partition("_to_")
+        self.scaling = scaling or None
+        self.way = way.rstrip("0123456789").replace("-", "_")
+        self.capacity = int(way[len(self.way) :])
+        self.storages = [kernels.LONG[x] for x in before.split("_") if x]
+        self.results = [kernels.LONG[x] for x in after.split("_") if x]
+
+    @property
+    def mixed(self):
+        return len({*self.storages, *self.results}) > 1
+
+
+def names(wanted):
+    """A case of its rule and the name for each kernel that is wanted."""
     cases = {primitive(case).name: case for case in RULES}
     for rule, case in cases.items():
         for name in kernels.names(rule):
-            way, *short = name.split("_")
-            if short[:1] == ["long"]:
-                way, short = "strided_long1", short[2:]
-            if len(set(short) - {"to"}) > 1:
-                yield pytest.param(case, name, id=f"{rule}-{name}")
+            if name != "prepare" and wanted(Name(name)):
+                yield pytest.param(case, Name(name), id=f"{rule}-{name}")
 
 
-@pytest.mark.parametrize("case, name", list(mixes()))
-def test_mixed_storages(case, name):
-    way, *words = name.replace("strided_long1", "long").split("_")
-    middle = words.index("to")
-    storages, results = (
-        [kernels.LONG[x] for x in part] for part in (words[:middle], words[middle + 1 :])
-    )
-    shape = (17, 5, 61) if way in ("long", "strided1") else (40, 37)
-    tensor = Tensor(case, storages, results, shape, seed=1)
-    frame = frame_of(case)
-    if way.startswith("flat"):
-        run_pack([tensor], capacity_in(way), frame, vectors=True)
-    elif way == "transposed1":
-        run_transposed(tensor, frame)
+def run_by_name(case, name, frame):
+    shape = (17, 5, 61) if name.way.startswith("strided") else (40, 37)
+    tensor = Tensor(case, name.storages, name.results, shape, seed=1)
+    if name.way == "flat":
+        run_pack([tensor], name.capacity, frame, vectors=True, scaling=name.scaling)
+    elif name.way == "transposed":
+        run_transposed(tensor, frame, name.scaling)
     else:
-        run_strided(tensor, frame, {"long": "strided_long"}.get(way, "strided"))
-    tensor.assert_updated()
+        run_strided(tensor, frame, name.way, name.scaling)
+    return tensor
+
+
+each_mix = pytest.mark.parametrize("case, name", [*names(lambda n: n.mixed and not n.scaling)])
+each_scaled = pytest.mark.parametrize("case, name", [*names(lambda n: n.scaling)])
+
+
+@each_mix
+def test_mixed_storages(case, name):
+    run_by_name(case, name, frame_of(case)).assert_updated()
+
+
+@each_scaled
+def test_the_gradients_are_scaled(case, name):
+    run_by_name(case, name, frame_of(case, scale=0.3)).assert_updated(scale=0.3)
+
+
+@pytest.mark.parametrize("scale", [np.inf, np.nan])
+@each_scaled
+def test_a_step_whose_scale_is_not_finite_is_not_taken(case, name, scale):
+    if name.scaling == "if_finite":
+        run_by_name(case, name, frame_of(case, scale=scale)).assert_kept()
 
 
 @each_case

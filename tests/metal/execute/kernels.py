@@ -10,8 +10,8 @@ import numpy as np
 
 FOLDER = Path(os.environ["METAL_KERNELS"])
 CHUNK, THREADS, TILE, LANES, SLOTS = 4096, 256, 32, 4, 31
-OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, TRACED_SLOT = 2, 2, 3, 4
-FRAME_FLOATS = 3 * 8 + 8
+OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, SCALE_SLOT, TRACED_SLOT = 2, 2, 3, 4, 5
+FRAME_FLOATS = 3 * 8 + 8 + 1
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()}
@@ -24,7 +24,7 @@ MATRIX = np.dtype(
 STRIDED = np.dtype(
     [("size", "u8"), ("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (4, 16))]
 )
-CONSTANTS = np.dtype([("hypers", "f4", (8, 3)), ("traced", "u4")])
+CONSTANTS = np.dtype([("hypers", "f4", (8, 3)), ("traced", "u4"), ("scaled", "u4")])
 
 
 @cache
@@ -73,13 +73,16 @@ def derived(x):
         return np.float32(x), np.float32(1 - np.float64(x)), np.float32(np.log(np.float64(x)))
 
 
-def prepare(rule, hypers, learning_rate, step, traced=False):
+def prepare(rule, hypers, learning_rate, step, traced=False, scale=None):
     """The frame of a step; `traced`: all hyperparameters are read when it runs."""
     constants = np.zeros(1, CONSTANTS)
     frame = np.full(FRAME_FLOATS, np.nan, np.float32)
     rate = np.array([learning_rate], np.float32)
     buffers = {0: frame, 1: constants, STEP_SLOT: np.array([step], np.uint64)}
-    buffers[LEARNING_RATE_SLOT] = rate
+    buffers[LEARNING_RATE_SLOT] = buffers[SCALE_SLOT] = rate
+    if scale is not None:
+        constants["scaled"] = True
+        buffers[SCALE_SLOT] = np.array([scale], np.float32)
     for k, x in enumerate(hypers):
         if traced:
             constants["traced"] |= 1 << k

@@ -93,33 +93,65 @@ struct Access<Format, 1> {
   }
 };
 
-// The formats of the parameter and its moments.
+// One element: bit for bit where both are stored alike.
+template <typename From, typename To>
+struct Copy {
+  MLX_OPT_FN void run(device const uchar* operand, ulong from, device uchar* result, ulong to) {
+    float x;
+    Access<From, 1>::load(operand, from, &x);
+    Access<To, 1>::store(result, to, &x);
+  }
+};
+
+template <typename Format>
+struct Copy<Format, Format> {
+  MLX_OPT_FN void run(device const uchar* operand, ulong from, device uchar* result, ulong to) {
+    using Stored = typename Format::Stored;
+    reinterpret_cast<device Stored*>(result)[to] =
+        reinterpret_cast<device const Stored*>(operand)[from];
+  }
+};
+
+// The formats of the parameter and its moments, and what is done with each operand of such a list.
+// `at`: an element's place in each.
 template <typename... Formats>
 struct List {
   template <int count>
-  MLX_OPT_FN void load(const device uchar* const thread* operands, ulong i, thread float* to) {
+  MLX_OPT_FN void load(
+      const device uchar* const thread* operands, thread const ulong* at, thread float* to) {
     int k = 0;
-    const int done[] = {(Access<Formats, count>::load(operands[k], i, to + k * count), ++k)...};
+    const int done[] = {(Access<Formats, count>::load(operands[k], at[k], to + k * count), ++k)...};
     static_cast<void>(done);
   }
-  MLX_OPT_FN void load_each(
-      const device uchar* const thread* operands, thread const long* at, thread float* to) {
-    int k = 0;
-    const int done[] = {(Access<Formats, 1>::load(operands[k], at[k], to + k), ++k)...};
-    static_cast<void>(done);
-  }
+
   template <int count>
   MLX_OPT_FN void store(device uchar* const thread* operands, ulong i, thread const float* from) {
     int k = 0;
     const int done[] = {(Access<Formats, count>::store(operands[k], i, from + k * count), ++k)...};
     static_cast<void>(done);
   }
+
+  template <typename... Out>
+  MLX_OPT_FN void copy(
+      List<Out...>,
+      const device uchar* const thread* operands,
+      thread const ulong* at,
+      device uchar* const thread* results,
+      ulong i) {
+    int k = 0;
+    const int done[] = {(Copy<Formats, Out>::run(operands[k], at[k], results[k], i), ++k)...};
+    static_cast<void>(done);
+  }
 };
+
+// What the gradients are multiplied with, as mlx_opt::Scaling has it.
+enum class Scaling { none, always, if_finite };
 
 template <typename Rule>
 struct Frame {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
+  float scale;
 };
 
 // A struct of floats from floats that lie in any address space, and back.
@@ -141,7 +173,8 @@ MLX_OPT_FN void prepare(
     constant Constants& constants,
     ulong step,
     float learning_rate,
-    thread const float* traced) {
+    thread const float* traced,
+    float scale) {
   const uint count = sizeof(typename Rule::Hypers) / sizeof(Hyper);
   float hypers[3 * count];
   for (uint k = 0; k < count; ++k) {
@@ -152,7 +185,10 @@ MLX_OPT_FN void prepare(
     hypers[3 * k + 2] = given ? ::metal::precise::log(x) : constants.hypers[k][2];
   }
   const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
-  const Frame<Rule> frame = {h, Rule::prepare(h, learning_rate, static_cast<float>(step))};
+  const Frame<Rule> frame = {
+      h,
+      Rule::prepare(h, learning_rate, static_cast<float>(step)),
+      constants.scaled ? scale : 1.0f};
   thread const float* from = reinterpret_cast<thread const float*>(&frame);
   for (uint k = 0; k < sizeof(frame) / sizeof(float); ++k) {
     to[k] = from[k];
@@ -160,7 +196,7 @@ MLX_OPT_FN void prepare(
 }
 
 // In: formats of the parameter and its moments; Out: of their new values.
-template <typename Rule, typename In, typename Gradient, typename Out>
+template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
 struct Update {
   using Element = typename Rule::Element;
   enum : int { fields = sizeof(Element) / sizeof(float) };
@@ -173,6 +209,19 @@ struct Update {
     device uchar* out[fields];
   };
 
+  // Of one element, or of `count` that lie together, the place in each operand but the gradient.
+  struct Places {
+    ulong of[fields];
+  };
+
+  MLX_OPT_FN Places everywhere(ulong i) {
+    Places places;
+    for (int k = 0; k < fields; ++k) {
+      places.of[k] = i;
+    }
+    return places;
+  }
+
   template <int count>
   MLX_OPT_FN void apply(thread float* x, thread const float* g, Frame<Rule> frame) {
     for (int lane = 0; lane < count; ++lane) {
@@ -181,21 +230,48 @@ struct Update {
       for (int k = 0; k < fields; ++k) {
         values[k] = x[k * count + lane];
       }
-      e = Rule::update(e, g[lane], frame.hypers, frame.scalars);
+      const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
+      e = Rule::update(e, gradient, frame.hypers, frame.scalars);
       for (int k = 0; k < fields; ++k) {
         x[k * count + lane] = values[k];
       }
     }
   }
 
+  MLX_OPT_FN bool taken(float scale) {
+    return scaling != Scaling::if_finite || ::metal::fabs(scale) <= 3.402823466e38f;
+  }
+
+  // What stands for the update where the step is not taken.
   template <int count>
-  MLX_OPT_FN void elements(Operands at, ulong i, Frame<Rule> frame) {
+  MLX_OPT_FN void keep(Operands at, Places from, ulong to) {
+    for (int lane = 0; lane < count; ++lane) {
+      In::copy(Out{}, at.in, from.of, at.out, to + lane);
+      for (int k = 0; k < fields; ++k) {
+        ++from.of[k];
+      }
+    }
+  }
+
+  // Results go to the elements [to, to + count).
+  template <int count>
+  MLX_OPT_FN void elements(
+      Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
+    if (!taken(frame.scale)) {
+      keep<count>(at, from, to);
+      return;
+    }
     float x[fields * count];
-    float g[count];
-    In::template load<count>(at.in, i, x);
-    Access<Gradient, count>::load(at.gradient, i, g);
+    In::template load<count>(at.in, from.of, x);
     apply<count>(x, g, frame);
-    Out::template store<count>(at.out, i, x);
+    Out::template store<count>(at.out, to, x);
+  }
+
+  template <int count>
+  MLX_OPT_FN void elements_of_all(Operands at, ulong i, Frame<Rule> frame) {
+    float g[count];
+    Access<Gradient, count>::load(at.gradient, i, g);
+    elements<count>(at, everywhere(i), i, g, frame);
   }
 
   // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
@@ -207,10 +283,10 @@ struct Update {
     const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
     const uint done = tensor.vectors ? count / lanes * lanes : 0u;
     for (uint i = index * lanes; i < done; i += threads * lanes) {
-      elements<lanes>(at, begin + i, frame);
+      elements_of_all<lanes>(at, begin + i, frame);
     }
     for (uint i = done + index; i < count; i += threads) {
-      elements<1>(at, begin + i, frame);
+      elements_of_all<1>(at, begin + i, frame);
     }
   }
 
@@ -264,12 +340,13 @@ struct Update {
           places[k] += position * tensor.layout.strides[k][dim];
         }
       }
-      float x[fields];
+      Places from;
+      for (int k = 0; k < fields; ++k) {
+        from.of[k] = static_cast<ulong>(places[k]);
+      }
       float g[1];
-      In::load_each(at.in, places, x);
-      Access<Gradient, 1>::load(at.gradient, places[fields], g);
-      apply<1>(x, g, frame);
-      Out::template store<1>(at.out, begin + i, x);
+      Access<Gradient, 1>::load(at.gradient, static_cast<ulong>(places[fields]), g);
+      elements<1>(at, from, begin + i, g, frame);
     }
   }
 
@@ -312,14 +389,11 @@ struct Update {
       const uint column = i % steps * count;
       if (row < t.height && column < t.width) {
         const ulong place = (t.top + row) * columns + t.left + column;
-        float x[fields * count];
         float g[count];
-        In::template load<count>(at.in, place, x);
         for (int lane = 0; lane < count; ++lane) {
           g[lane] = staged[row * pitch + column + lane];
         }
-        apply<count>(x, g, frame);
-        Out::template store<count>(at.out, place, x);
+        elements<count>(at, everywhere(place), place, g, frame);
       }
     }
   }

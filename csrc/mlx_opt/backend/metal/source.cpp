@@ -47,6 +47,18 @@ const char* name_of(Kind kind) {
   return "";
 }
 
+const char* name_of(Scaling scaling) {
+  switch (scaling) {
+    case Scaling::none:
+      return "none";
+    case Scaling::always:
+      return "always";
+    case Scaling::if_finite:
+      return "if_finite";
+  }
+  return "";
+}
+
 std::string list_of(const Storage* storages, int count) {
   std::string text = "List<";
   for (int k = 0; k < count; ++k) {
@@ -84,7 +96,7 @@ std::string beginning_of(const Kernel& kernel, const char* frame, int threads_of
 std::string prepare_of(const Kernel& kernel) {
   std::string text = beginning_of(kernel, "device", 1) + "    device const ulong* step" +
                      slot(step_slot) + "    device const float* learning_rate" +
-                     slot(learning_rate_slot);
+                     slot(learning_rate_slot) + "    device const float* scale" + slot(scale_slot);
   std::string traced;
   for (int k = 0; k < info(kernel.rule).hypers; ++k) {
     const std::string name = "traced" + std::to_string(k);
@@ -96,7 +108,7 @@ std::string prepare_of(const Kernel& kernel) {
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
          "  const float traced[] = {" +
          traced + "};\n  if (index == 0) {\n    prepare<" + std::string(info(kernel.rule).name) +
-         ">(frame, arguments, *step, *learning_rate, traced);\n  }\n}\n";
+         ">(frame, arguments, *step, *learning_rate, traced, *scale);\n  }\n}\n";
 }
 
 // The operands of tensor `t` as the driver's struct of them.
@@ -168,7 +180,7 @@ std::string update_of(const Kernel& kernel) {
                      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
                      std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
                      ", " + format_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) +
-                     ">;\n";
+                     ", Scaling::" + name_of(kernel.scaling) + ">;\n";
   if (kernel.kind == Kind::transposed) {
     text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
   }
@@ -194,6 +206,9 @@ std::string name(const Kernel& kernel) {
   text += "_to";
   for (int k = 0; k < fields; ++k) {
     text += std::string("_") + short_name_of(kernel.out[k]);
+  }
+  if (kernel.scaling != Scaling::none) {
+    text += std::string("_scaled_") + name_of(kernel.scaling);
   }
   return text;
 }

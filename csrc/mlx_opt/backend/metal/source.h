@@ -4,7 +4,7 @@
 #include <string>
 
 #include "mlx_opt/backend/metal/tables.h"
-#include "mlx_opt/rule.h"
+#include "mlx_opt/schedule.h"
 
 namespace mlx_opt::metal {
 
@@ -20,6 +20,7 @@ struct Kernel {
   int capacity = 1;                  // more than 1 only where flat
   Storage in[max_moments + 2] = {};  // parameter, moments, gradient
   Storage out[max_moments + 1] = {}; // parameter, moments
+  Scaling scaling = Scaling::none;   // of the gradient
 
   bool operator==(const Kernel&) const = default;
 };

@@ -15,7 +15,7 @@ namespace {
 
 static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
 
-constexpr int frame_floats = 3 * max_hypers + max_scalars;
+constexpr int frame_floats = 3 * max_hypers + max_scalars + 1;
 
 // A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
 constexpr uint64_t most_packed_chunks = 16;
@@ -101,7 +101,8 @@ class MetalStep : public gpu::Step {
   mx::Stream stream_;
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
-  std::vector<mx::array> scalars_; // the step, the learning rate, the traced hyperparameters
+  std::vector<mx::array>
+      scalars_; // the step, the learning rate, the traced hyperparameters, the scale
   std::vector<Dispatch> dispatches_;
   MTL::ComputePipelineState* prepare_ = nullptr;
 };
@@ -131,6 +132,7 @@ void MetalStep::add_tensor(
     return;
   }
   Kernel kernel{schedule_.rule, Kind::flat};
+  kernel.scaling = schedule_.scaling;
   Operands tensor{{}, first_output, size, vectors_fit(operands, fields_ + 1)};
   for (int k = 0; k <= fields_; ++k) {
     kernel.in[k] = storage_of(operands[k].dtype());
@@ -211,11 +213,13 @@ void MetalStep::encode_prepare(mx::array& frame) {
     constants.traced |= 1u << k;
     traced[k] = &scalars_[2 + i];
   }
+  constants.scaled = schedule_.scaling != Scaling::none;
   encoder_.set_compute_pipeline_state(prepare_);
   encoder_.set_output_array(frame, frame_slot);
   encoder_.set_bytes(constants, arguments_slot);
   encoder_.set_input_array(scalars_[0], step_slot);
   encoder_.set_input_array(scalars_[1], learning_rate_slot);
+  encoder_.set_input_array(constants.scaled ? scalars_.back() : scalars_[1], scale_slot);
   for (size_t k = 0; k < traced.size(); ++k) {
     encoder_.set_input_array(*traced[k], traced_slot + static_cast<int>(k));
   }

@@ -20,12 +20,13 @@ enum : int {
 
 // Buffer slots of a kernel.
 enum : int {
-  frame_slot = 0, // what `prepare` has written: the rule's Hypers and Scalars
+  frame_slot = 0, // what `prepare` has written: Hypers, Scalars and the gradients' scale
   arguments_slot = 1,
   operands_slot = 2, // the first of them
-  step_slot = 2,     // these three: of `prepare`
+  step_slot = 2,     // these four: of `prepare`
   learning_rate_slot = 3,
-  traced_slot = 4,
+  scale_slot = 4,
+  traced_slot = 5, // the first of them
   slots = 31,
 };
 
@@ -66,6 +67,7 @@ struct Strided {
 struct Constants {
   float hypers[max_hyperparameters][3]; // value, complement, logarithm
   unsigned traced;                      // bit k: hyper k is read from its buffer instead
+  unsigned scaled;                      // whether the gradients' scale is read from its buffer
 };
 
 } // namespace metal
