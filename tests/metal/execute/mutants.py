@@ -87,7 +87,7 @@ def run(mutant, kernels, folder):
     if not changed:
         return "the text to change is no longer there"
     subprocess.run([HERE / "compile", folder], check=True)
-    command = [HERE / "check", folder, "-x", "-k", mutant.checks]
+    command = [HERE / "check", folder, "-x", "-s", "-k", mutant.checks]
     result = subprocess.run(command, capture_output=True, text=True)
     output = result.stdout + result.stderr
     if result.returncode in (0, 5):
