@@ -1,5 +1,6 @@
-// How a step reaches a GPU without libmlx_opt naming a symbol of one: the backend is a library of
-// its own, loaded when the running MLX has such a GPU.
+// How a step reaches a GPU. Under Linux without libmlx_opt naming a symbol of one: the CUDA backend
+// is a library of its own, loaded when the running MLX has such a GPU. Under macOS, where every MLX
+// has Metal, the backend is part of libmlx_opt.
 #pragma once
 
 #include <memory>
