@@ -1,6 +1,6 @@
 """Makes C++ of Metal programs: as_cpp.py FILE.metal ... prints it, for clang with metal_stdlib.
 
-The programs may differ only in their kernels: what they have in common before those is printed once.
+The programs may differ only in their kernels: what they have before those is printed once.
 For each kernel there is a function that runs threadgroups of it on the CPU:
 
     extern "C" int run_NAME(void* const* buffers, unsigned first, unsigned end, unsigned threads)

@@ -2,12 +2,12 @@
 
 import mmap
 
+import kernels
 import mlx.core as mx
 import numpy as np
 import pytest
+from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE
 
-import kernels
-import references
 from cases import (
     CASES,
     DTYPES,
@@ -19,7 +19,7 @@ from cases import (
     same_bits,
     wide,
 )
-from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE
+from mlx_opt import references
 
 LEARNING_RATE, STEP = 0.01, 3
 
@@ -41,7 +41,9 @@ class Tensor:
         self.values = [x.astype(dtype) for x, dtype in zip(values, storages, strict=True)]
         self.results = results
         self.buffers = [kernels.stored(x, lead) for x in self.values]
-        self.out = [kernels.empty(lead + x.size, d)[lead:] for x, d in zip(values, results, strict=False)]
+        self.out = [
+            kernels.empty(lead + x.size, d)[lead:] for x, d in zip(values, results, strict=False)
+        ]
         self.case, self.size, self.shape = case, values[0].size, shape
 
     def slots(self, first=OPERANDS_SLOT):

@@ -72,6 +72,7 @@ std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
 struct Scalars {
   mx::array learning_rate = mx::array(0.01f);
   mx::array step = mx::array(3, mx::uint64);
+  std::optional<GradientScale> scale = std::nullopt;
 };
 
 // Does what MLX does on a GPU: evaluates the step's graph. `operands` are the graph's alone.
@@ -80,8 +81,14 @@ std::vector<mx::array> run(
     std::vector<mx::array> operands,
     const std::vector<Scalar>& hypers,
     const Scalars& scalars) {
-  auto results =
-      step(rule, std::move(operands), hypers, scalars.learning_rate, scalars.step, gpu_stream);
+  auto results = step(
+      rule,
+      std::move(operands),
+      hypers,
+      scalars.learning_rate,
+      scalars.step,
+      gpu_stream,
+      scalars.scale);
   std::vector<mx::array> token{results[0].inputs()[0]};
   token[0].primitive().eval_gpu(token[0].inputs(), token);
   for (auto& result : results) {
@@ -98,15 +105,18 @@ std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
 }
 
 std::vector<mx::array> run_on_cpu(
-    Rule rule, std::vector<mx::array> operands, const std::vector<Scalar>& hypers) {
-  const Scalars scalars;
+    Rule rule,
+    std::vector<mx::array> operands,
+    const std::vector<Scalar>& hypers,
+    const Scalars& scalars = {}) {
   auto results = step(
       rule,
       std::move(operands),
       hypers,
       scalars.learning_rate,
       scalars.step,
-      mx::default_stream(mx::Device::cpu));
+      mx::default_stream(mx::Device::cpu),
+      scalars.scale);
   mx::eval(results);
   return results;
 }
@@ -233,6 +243,20 @@ TEST_CASE("traced hyperparameters are read when the step runs") {
   const auto got = run(Rule::AdamW, operands, traced, Scalars{});
   check_equal(got, expected);
   check_clean();
+}
+
+TEST_CASE("gradients are scaled, and a step whose scale is not finite is not taken") {
+  for (const float value : {0.3f, INFINITY}) {
+    const auto operands = operands_of(Rule::Lion, {{100}, {33, 31}}, mx::bfloat16);
+    Scalars scalars;
+    scalars.scale = GradientScale{mx::array(value), value == INFINITY};
+    const auto hypers = hypers_of(Rule::Lion);
+    fake::begin();
+    const auto expected = run_on_cpu(Rule::Lion, copies_of(operands), hypers, scalars);
+    const auto got = run(Rule::Lion, operands, hypers, scalars);
+    check_equal(got, expected);
+    check_clean();
+  }
 }
 
 TEST_CASE("a step over nothing encodes nothing") {

@@ -1,5 +1,5 @@
-// The classes of MLX whose layout its headers give away, as the code of libmlx.dylib of this version
-// has them: offsets read from its disassembly. Compiled only.
+// The classes of MLX whose layout its headers give away, as the code of libmlx.dylib of this
+// version has them: offsets read from its disassembly. Compiled only.
 #define private public
 #define protected public
 #include <Metal/Metal.hpp>

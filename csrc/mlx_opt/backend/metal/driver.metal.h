@@ -15,11 +15,6 @@ using metal::Tensor;
 using metal::threads;
 using metal::tile;
 
-// Which product is fused with a sum is for the rules to say, where the compiler lets itself be
-// told.
-#pragma METAL fp contract(off)
-#pragma STDC FP_CONTRACT OFF
-
 // How a number is stored. bfloat16 is converted by its bits, so that no compiler makes it another.
 struct Float32 {
   using Stored = float;

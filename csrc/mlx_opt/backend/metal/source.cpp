@@ -214,7 +214,13 @@ std::string name(const Kernel& kernel) {
 }
 
 std::string source(const Kernel& kernel) {
-  return "#include <metal_stdlib>\nusing namespace metal;\n" + std::string(driver_text) +
+  // Which product is fused with a sum is for the rules to say. Metal has its own word for it since
+  // version 3.2, and clang's.
+  return "#include <metal_stdlib>\n"
+         "#pragma METAL fp contract(off)\n"
+         "#pragma STDC FP_CONTRACT OFF\n"
+         "using namespace metal;\n" +
+         std::string(driver_text) +
          (kernel.kind == Kind::prepare ? prepare_of(kernel) : update_of(kernel));
 }
 
