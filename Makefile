@@ -3,6 +3,7 @@
 # make lint    formatting, style and types
 # make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the tests under ThreadSanitizer
+# make metal   what proves the Metal backend under Linux (Debian 12, as root)
 # make bench   the benchmark of the README
 # make clean   removes what these made
 
@@ -21,7 +22,7 @@ MLX = mlx[cpu]
 endif
 MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: demo test unit lint asan tsan bench clean
+.PHONY: demo test unit lint asan tsan metal bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -35,11 +36,14 @@ unit: $(VENV)/tools
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cpp tests/metal -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 asan tsan: $(VENV)/tools
 	PATH="$(abspath $(BIN)):$$PATH" tests/sanitizers/run $@
+
+metal: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" tests/metal/run build/metal
 
 bench: $(VENV)/installed
 	$(BIN)/python -m mlx_opt bench

@@ -11,6 +11,7 @@ torch. `bytes`: the peak memory of a parameter beyond its gradient's, synchronou
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import itertools
 import math
@@ -19,6 +20,7 @@ import statistics
 import time
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as stock
 
 import mlx_opt
@@ -54,13 +56,15 @@ def parameters(shapes, dtype):
 class Eager:
     def __init__(self, optimizer, shapes, dtype):
         self.optimizer = optimizer
-        self.parameters = parameters(shapes, dtype)
+        self.model = nn.Module()
+        for name, parameter in parameters(shapes, dtype).items():
+            self.model[name] = parameter
         self.gradients = parameters(shapes, dtype)
-        optimizer.init(self.parameters)
+        optimizer.init(self.gradients)
         mx.eval(optimizer.state)
 
     def build(self):
-        self.parameters = self.optimizer.apply_gradients(self.gradients, self.parameters)
+        self.optimizer.update(self.model, self.gradients)
 
     def transpose_gradients(self):
         """As a linear layer's backward pass leaves them."""
@@ -69,18 +73,30 @@ class Eager:
         return self
 
     def results(self):
-        return self.parameters, self.optimizer.state
+        return self.model.state, self.optimizer.state
+
+
+class Clipped(Eager):
+    """With the gradients' global norm kept to 1 inside the step."""
+
+    def build(self):
+        self.optimizer.update(self.model, self.gradients, max_norm=1.0)
+
+
+class Lazy(Eager):
+    """With gradients that are still to be computed, so that the step is a graph."""
+
+    def build(self):
+        gradients = {k: mx.stop_gradient(g) for k, g in self.gradients.items()}
+        self.optimizer.update(self.model, gradients)
 
 
 class Compiled(Eager):
     def __init__(self, optimizer, shapes, dtype):
         super().__init__(optimizer, shapes, dtype)
-        state = [self.parameters, optimizer.state]
-
-        def step(gradients):
-            self.parameters.update(optimizer.apply_gradients(gradients, self.parameters))
-
-        self.step = mx.compile(step, inputs=state, outputs=state)
+        state = [self.model.state, optimizer.state]
+        update = functools.partial(optimizer.update, self.model)
+        self.step = mx.compile(update, inputs=state, outputs=state)
 
     def build(self):
         self.step(self.gradients)
@@ -202,7 +218,9 @@ def torch_fused(rule, shapes, dtype, repeats):
 
 def subjects(rule, make, shapes, kind, quick):
     yield "ours", lambda: Eager(make(mlx_opt), shapes, kind)
+    yield "ours, clipped", lambda: Clipped(make(mlx_opt), shapes, kind)
     if not quick and rule == "AdamW":
+        yield "ours lazy", lambda: Lazy(make(mlx_opt), shapes, kind)
         yield "ours compiled", lambda: Compiled(make(mlx_opt), shapes, kind)
         yield "ours, g.T", lambda: Eager(make(mlx_opt), shapes, kind).transpose_gradients()
         yield "stock eager", lambda: Eager(make(stock), shapes, kind)

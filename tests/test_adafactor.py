@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 
 import mlx_opt
-import references
 from cases import (
     DTYPES,
     assert_close,
@@ -27,6 +26,7 @@ from cases import (
     ulp,
     wide,
 )
+from mlx_opt import references
 
 OPTIONS = [
     {},

@@ -9,9 +9,8 @@ import pytest
 from mlx.utils import tree_map
 
 import mlx_opt
-import references
 from cases import assert_close, assert_same, each_half, falling, flat, normal, signature, wide
-from mlx_opt import newton_schulz
+from mlx_opt import newton_schulz, references
 
 SHAPES = {
     "a": (24, 40),

@@ -4,6 +4,7 @@
 
 #include "bindings/tree.h"
 #include "mlx/utils.h"
+#include "mlx_opt/in_place.h"
 
 namespace mlx_opt::python {
 namespace {
@@ -178,6 +179,43 @@ std::vector<mx::array> Batch::operands(bool factored) const {
     operands.push_back(array_of(leaf.gradient));
   }
   return operands;
+}
+
+// Pointers to all operands, or none if an object is not served, or anything but its tree and this
+// batch refers to a parameter or moment.
+std::vector<mx::array*> Batch::unshared_operands() const {
+  std::vector<mx::array*> operands;
+  operands.reserve(leaves_.size() * (moments_.size() + 2));
+  for (const Leaf& leaf : leaves_) {
+    if (!leaf.fused || Py_REFCNT(leaf.parameter.ptr()) != 2) {
+      return {};
+    }
+    operands.push_back(nb::inst_ptr<mx::array>(leaf.parameter));
+    for (const nb::str& name : moments_) {
+      PyObject* moment = PyDict_GetItem(leaf.state.ptr(), name.ptr());
+      if (Py_REFCNT(moment) != 1) {
+        return {};
+      }
+      operands.push_back(nb::inst_ptr<mx::array>(moment));
+    }
+    operands.push_back(nb::inst_ptr<mx::array>(leaf.gradient));
+  }
+  return operands;
+}
+
+bool Batch::update_in_place(Rule rule, const StepScalars& scalars) {
+  if (!available_) {
+    return false;
+  }
+  const mx::Stream stream = mx::default_stream(mx::default_device());
+  {
+    const nb::gil_scoped_release unlocked;
+    wait_for_turn(stream);
+  }
+  const auto& [hypers, learning_rate, step, scale] = scalars;
+  const auto operands = unshared_operands();
+  return !operands.empty() &&
+         step_in_place(rule, operands, hypers, learning_rate, step, stream, scale);
 }
 
 nb::object Batch::update(Rule rule, const StepScalars& scalars, nb::handle formula) {

@@ -46,6 +46,11 @@ class Batch {
       bool initialized,
       std::vector<nb::str> factored);
 
+  /// Runs a step of `rule` that overwrites the parameters and moments, the Python objects remaining
+  /// the same, if nobody can tell: all gradients are evaluated, and nothing but the trees refers to
+  /// a parameter, a moment or its buffer. Returns false, having changed nothing, where it cannot.
+  bool update_in_place(Rule rule, const StepScalars& scalars);
+
   /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
   /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
   /// state)`, which has to see to the scale itself.
@@ -72,6 +77,7 @@ class Batch {
   const std::vector<nb::str>& moments_of(bool factored) const;
   std::vector<mx::array> operands(bool factored) const;
   nb::object run(const StepScalars& scalars, nb::handle formula, const Step& step);
+  std::vector<mx::array*> unshared_operands() const;
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
 
   nb::object gradients_;

@@ -32,7 +32,7 @@ std::vector<std::string> rules() {
   return names;
 }
 
-std::optional<mlx_opt::GradientScale> scale_of(
+std::optional<mlx_opt::GradientScale> gradient_scale(
     const std::optional<mlx_opt::mx::array>& scale, bool skip_nonfinite) {
   if (!scale) {
     return std::nullopt;
@@ -106,6 +106,40 @@ Raises:
           "initialized"_a = true,
           "factored"_a = std::vector<nb::str>{})
       .def(
+          "update_in_place",
+          [](Batch& self,
+             const std::string& rule,
+             const std::vector<mlx_opt::Scalar>& hypers,
+             const mlx_opt::mx::array& learning_rate,
+             const mlx_opt::mx::array& step,
+             const std::optional<mlx_opt::mx::array>& scale,
+             bool skip_nonfinite) {
+            return self.update_in_place(
+                rule_named(rule),
+                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)});
+          },
+          "rule"_a,
+          "hypers"_a,
+          "learning_rate"_a,
+          "step"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
+          R"(Runs one step of a rule at once, if nobody can tell.
+
+Overwrites the parameters and moments if all operands are evaluated and nothing but their trees
+refers to a parameter, a moment or its buffer. The Python objects remain the same.
+
+Args:
+    rule: A name from :func:`rules`.
+    hypers: Its hyperparameters in order, each a number or a 0-d array.
+    learning_rate: A 0-d array.
+    step: The number of this step, from 1, a 0-d array.
+    scale: As for :meth:`update`.
+    skip_nonfinite: As for :meth:`update`.
+
+Returns:
+    Whether it ran. If not, nothing has changed and :meth:`update` serves.)")
+      .def(
           "update",
           [](Batch& self,
              const std::string& rule,
@@ -115,9 +149,10 @@ Raises:
              nb::handle formula,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
-            const auto gradient_scale = scale_of(scale, skip_nonfinite);
             return self.update(
-                rule_named(rule), {hypers, learning_rate, step, gradient_scale}, formula);
+                rule_named(rule),
+                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)},
+                formula);
           },
           "rule"_a,
           "hypers"_a,
@@ -152,8 +187,8 @@ Returns:
              nb::handle formula,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
-            const auto gradient_scale = scale_of(scale, skip_nonfinite);
-            return self.adafactor({hypers, learning_rate, step, gradient_scale}, formula);
+            return self.adafactor(
+                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)}, formula);
           },
           "hypers"_a,
           "learning_rate"_a,

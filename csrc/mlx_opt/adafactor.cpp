@@ -5,10 +5,10 @@
 
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
+#include "mlx_opt/arguments.h"
 #include "mlx_opt/backend/cpu/adafactor.h"
 #include "mlx_opt/donation.h"
 #include "mlx_opt/rules/adafactor.h"
-#include "mlx_opt/scalars.h"
 
 namespace mlx_opt {
 namespace {
@@ -101,7 +101,7 @@ void AdafactorUpdate::eval_cpu(
   Handoff placed = place_outputs(
       inputs, operands(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
-  step.enqueue(stream(), held, outputs[0].data_shared_ptr());
+  step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
 }
 
 void AdafactorUpdate::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {

@@ -6,6 +6,7 @@
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
 #include "mlx_opt/backend/cpu/norm.h"
+#include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/ops.h"
 
 namespace mlx_opt {
@@ -23,6 +24,11 @@ mx::array norm_by_operations(const std::vector<mx::array>& arrays, mx::Stream st
   return mx::sqrt(total, stream);
 }
 
+bool gpu_has_norm() {
+  const auto* backend = gpu::find_backend().backend;
+  return backend && backend->has_norm();
+}
+
 } // namespace
 
 mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s) {
@@ -32,7 +38,7 @@ mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s
     }
   }
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device != mx::Device::cpu) {
+  if (stream.device != mx::Device::cpu && !gpu_has_norm()) {
     return norm_by_operations(arrays, stream);
   }
   return mx::array({}, mx::float32, std::make_shared<Norm>(stream), arrays);
@@ -43,8 +49,8 @@ void Norm::eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) {
   cpu::enqueue_norm(stream(), inputs, output.data<float>());
 }
 
-void Norm::eval_gpu(const std::vector<mx::array>&, mx::array&) {
-  throw std::logic_error("mlx_opt::Norm has no GPU implementation");
+void Norm::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
+  gpu::find_backend().backend->norm(inputs, output, stream());
 }
 
 std::pair<std::vector<mx::array>, std::vector<int>> Norm::vmap(

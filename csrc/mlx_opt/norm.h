@@ -10,8 +10,8 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// The square root of the sum of the squares of all elements of all inputs, a float32. On the CPU;
-/// elsewhere `global_norm` makes it of MLX's own operations.
+/// The square root of the sum of the squares of all elements of all inputs, a float32. For devices
+/// that have kernels of it; elsewhere `global_norm` makes it of MLX's own operations.
 class Norm : public mx::UnaryPrimitive {
  public:
   using mx::UnaryPrimitive::UnaryPrimitive;

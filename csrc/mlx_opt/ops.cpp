@@ -1,79 +1,14 @@
 #include "mlx_opt/ops.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <unordered_set>
 
-#include "mlx/ops.h"
 #include "mlx/primitives.h"
+#include "mlx_opt/arguments.h"
 #include "mlx_opt/backend/gpu.h"
-#include "mlx_opt/scalars.h"
 #include "mlx_opt/update.h"
 
 namespace mlx_opt {
-namespace {
-
-[[noreturn]] void reject(Rule rule, const std::string& what) {
-  refuse(info(rule).name, what);
-}
-
-void check(Rule rule, const std::vector<mx::array>& operands, size_t hypers) {
-  const size_t width = info(rule).moments + 2;
-  if (operands.size() % width != 0) {
-    reject(rule, "expected " + std::to_string(width) + " operands a tensor");
-  }
-  if (hypers != static_cast<size_t>(info(rule).hypers)) {
-    reject(
-        rule,
-        "expected " + std::to_string(info(rule).hypers) + " hyperparameters, got " +
-            std::to_string(hypers));
-  }
-  for (size_t i = 0; i < operands.size(); ++i) {
-    const auto& parameter = operands[i - i % width];
-    if (operands[i].shape() != parameter.shape()) {
-      reject(
-          rule,
-          "operand " + std::to_string(i % width) + " of tensor " + std::to_string(i / width) +
-              " has shape " + shape_text(operands[i].shape()) + ", the parameter " +
-              shape_text(parameter.shape()));
-    }
-    if (!is_storage(operands[i].dtype())) {
-      reject(rule, "operands must be float32, float16 or bfloat16");
-    }
-  }
-}
-
-bool is_zero(const Scalar& x) {
-  return std::holds_alternative<double>(x) && std::get<double>(x) == 0.0;
-}
-
-// The dtypes of a tensor's new parameter and moments, as stock's formulas promote them.
-void push_dtypes(
-    Rule rule,
-    const mx::array* operands,
-    const std::vector<Scalar>& hypers,
-    std::vector<mx::Dtype>& dtypes) {
-  const int moments = info(rule).moments;
-  mx::Dtype gradient = operands[moments + 1].dtype();
-  // Decay that is added to the gradient brings the parameter's dtype with it.
-  const bool may = rule == Rule::Momentum || rule == Rule::Nesterov || rule == Rule::Muon;
-  const bool coupled = may && !is_zero(hypers.back());
-  if (coupled) {
-    gradient = mx::promote_types(gradient, operands[0].dtype());
-  }
-  const size_t parameter = dtypes.size();
-  dtypes.push_back(mx::promote_types(operands[0].dtype(), gradient));
-  for (int k = 1; k <= moments; ++k) {
-    mx::Dtype moment = mx::promote_types(operands[k].dtype(), gradient);
-    if (rule == Rule::AdaDelta && k == 2) {
-      moment = mx::promote_types(moment, operands[1].dtype());
-    }
-    dtypes.push_back(moment);
-    dtypes[parameter] = mx::promote_types(dtypes[parameter], moment);
-  }
-}
-
-} // namespace
 
 std::string shape_text(const mx::Shape& shape) {
   std::string text;
@@ -130,18 +65,17 @@ std::vector<mx::array> step(
     const mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
-  check(rule, operands, hypers.size());
+  std::vector<const mx::array*> pointers;
+  pointers.reserve(operands.size());
+  for (const mx::array& operand : operands) {
+    pointers.push_back(&operand);
+  }
+  check_arguments(rule, pointers, hypers);
   if (operands.empty()) {
     return {};
   }
   const mx::Stream stream = mx::to_stream(s);
-  std::vector<mx::Dtype> dtypes;
-  const int width = info(rule).moments + 2;
-  dtypes.reserve(operands.size() / width * (width - 1));
-  for (size_t first = 0; first < operands.size(); first += width) {
-    push_dtypes(rule, &operands[first], hypers, dtypes);
-  }
-
+  auto dtypes = result_dtypes(rule, pointers, hypers);
   std::vector<mx::array>& inputs = operands;
   Schedule schedule{
       push_scalars(info(rule).name, hypers, learning_rate, step, scale, stream, inputs), rule};

@@ -83,9 +83,8 @@ MLX_OPT_API std::vector<mx::array> adafactor(
     const std::optional<GradientScale>& scale = std::nullopt);
 
 /// The square root of the sum of the squares of all elements of all arrays, each of a storage
-/// dtype: 0-d, float32. Where the stream is the CPU's, summed in double precision in one pass and
-/// in an order that does not depend on the number of threads; else by MLX's own operations in
-/// float32.
+/// dtype: 0-d, float32. On the CPU and with CUDA, summed in double precision in one pass and in an
+/// order that does not depend on the number of threads; else by MLX's own operations in float32.
 ///
 /// Throws std::invalid_argument for another dtype.
 MLX_OPT_API mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s = {});

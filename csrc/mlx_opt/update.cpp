@@ -3,12 +3,20 @@
 #include <deque>
 #include <stdexcept>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/cpu/step.h"
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/donation.h"
 
 namespace mlx_opt {
+
+std::vector<mx::allocator::Buffer> Handoff::written() const {
+  std::vector<mx::allocator::Buffer> written;
+  written.reserve(buffers.size());
+  for (const auto& data : buffers) {
+    written.push_back(data.buffer());
+  }
+  return written;
+}
 
 Handoff& handoff(const mx::array& token) {
   auto buffer = token.buffer();
@@ -35,7 +43,7 @@ void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   Handoff placed = place_outputs(
       inputs, operands(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
-  step.enqueue(stream(), held, outputs[0].data_shared_ptr());
+  step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
 }
 
 void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
@@ -47,7 +55,8 @@ void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   Handoff placed = place_outputs(inputs, operands(), dtypes(), [&](size_t bytes) {
     return backend->allocate(bytes, stream());
   });
-  step->enqueue(hand_over(std::move(placed), outputs[0]));
+  const Handoff& held = hand_over(std::move(placed), outputs[0]);
+  step->enqueue(held.written(), outputs[0].data_shared_ptr());
 }
 
 void Take::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

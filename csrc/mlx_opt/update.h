@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
 #include "mlx_opt/schedule.h"
@@ -17,6 +18,8 @@ namespace mx = mlx::core;
 /// The buffers between Update and the Takes, one an output.
 struct Handoff {
   std::vector<mx::array::Data> buffers;
+
+  std::vector<mx::allocator::Buffer> written() const;
 };
 
 /// The handoff that an evaluated token carries.

@@ -15,6 +15,8 @@ from .optimizers import FusedOptimizer
 class Adafactor(FusedOptimizer, stock.Adafactor):
     __doc__ = stock.Adafactor.__doc__
 
+    _in_place = False
+
     def _batch(
         self, gradients: Any, parameters: Any, state: Any, initialized: bool = True
     ) -> _ext.Batch:
@@ -22,7 +24,7 @@ class Adafactor(FusedOptimizer, stock.Adafactor):
         factored = ["exp_avg_sq_row", "exp_avg_sq_col"]
         return _ext.Batch(gradients, parameters, state, moments, initialized, factored)
 
-    def _run(self, batch: _ext.Batch, parameters: Any, scaling: Scaling | None = None) -> Any:
+    def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
         hypers = (
             *self.eps,
             self.clip_threshold,

@@ -58,6 +58,8 @@ class Muon(FusedOptimizer, stock.Muon):
         (1, 2)
     """
 
+    _in_place = False
+
     def __init__(
         self,
         learning_rate: float | Callable[[mx.array], mx.array],
@@ -123,15 +125,32 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
-    def _step(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
+    def update(
+        self,
+        model: Any,
+        gradients: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Update the parameters of a model, as :meth:`Optimizer.update` does."""
+        base = super() if self.fallback is None else super(FusedOptimizer, self)
+        base.update(model, gradients, max_norm, skip_nonfinite)
+
+    def _step(
+        self,
+        gradients: Any,
+        parameters: Any,
+        clip: Clip | Scaling | None,
+        run: Callable[[_ext.Batch, Scaling | None], Any],
+    ) -> Any:
         if self.fallback is None:
-            return super()._step(gradients, parameters, clip)
+            return super()._step(gradients, parameters, clip, run)
         self.check(gradients, parameters)
         if not self._initialized:
             self.init(gradients)
         scaling = None if clip is None else clip.of(gradients)
         matrices, others = _split(gradients)
-        updated = super()._step(matrices, parameters, scaling)
+        updated = super()._step(matrices, parameters, scaling, run)
         if scaling is None:
             rest = self.fallback.apply_gradients(others, parameters)
         else:
@@ -142,7 +161,7 @@ class Muon(FusedOptimizer, stock.Muon):
         decay = 0.0 if self.decoupled_weight_decay else self.weight_decay
         return Rule("Muon", ("v",), (self.momentum, self.nesterov, decay))
 
-    def _run(self, batch: _ext.Batch, parameters: Any, scaling: Scaling | None = None) -> Any:
+    def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
         rule = self._rule()
         scalars = (self.learning_rate, self.step)
         first = with_scale(self._formula, scaling)

@@ -6,13 +6,16 @@ mlx.optimizers. What is added is `_rule`, which says which primitive does the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers.optimizers as stock
 
 from . import _ext
-from .clipping import Clip, Formula, Scaling, with_scale
+from .clipping import Clip, Formula, Scaling
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """What the primitives read and write."""
@@ -103,12 +106,35 @@ class FusedOptimizer(Optimizer):
     parameters and moments it replaces where nothing else holds them.
     """
 
+    _in_place = True
+    """Whether a step is one primitive that may overwrite what it updates."""
+
     def _rule(self) -> Rule:
         raise NotImplementedError
 
     def check(self, gradients: Any, parameters: Any) -> None:
-        if is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
+        if self._fuses_trees():
             self._batch(gradients, parameters, self.state, self._initialized)
+
+    def update(
+        self,
+        model: Any,
+        gradients: Any,
+        max_norm: float | mx.array | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Update the parameters of a model, as :meth:`Optimizer.update` does.
+
+        Where the gradients are evaluated, and nothing but the model refers to its parameters, the
+        step is queued at once and the arrays remain the same objects with new values. Otherwise the
+        model gets new, lazy arrays. Nobody who holds an array sees it change.
+        """
+        replaces_leaves = getattr(type(model), "update", None) is nn.Module.update
+        if replaces_leaves and self._fuses_trees():
+            clip = Clip.asked_for(max_norm, skip_nonfinite)
+            self._step(gradients, model, clip, partial(self._run_in_place, model))
+        else:
+            super().update(model, gradients, max_norm, skip_nonfinite)
 
     def apply_gradients(
         self,
@@ -146,14 +172,22 @@ class FusedOptimizer(Optimizer):
         """
         if not self._uses_own_step():
             return super().apply_gradients(gradients, parameters, max_norm, skip_nonfinite)
-        return self._step(gradients, parameters, Clip.asked_for(max_norm, skip_nonfinite))
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        return self._step(gradients, parameters, clip, partial(self._run, parameters))
 
     def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
-        if is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step():
-            return self._step(gradients, parameters, clip)
+        if self._fuses_trees():
+            return self._step(gradients, parameters, clip, partial(self._run, parameters))
         return super()._apply_clipped(gradients, parameters, clip)
 
-    def _step(self, gradients: Any, parameters: Any, clip: Clip | Scaling | None) -> Any:
+    def _step(
+        self,
+        gradients: Any,
+        parameters: Any,
+        clip: Clip | Scaling | None,
+        run: Callable[[_ext.Batch, Scaling | None], Any],
+    ) -> Any:
+        """Call `run` at the next step; an error leaves the optimizer as it was."""
         if not self._initialized:
             self._batch(gradients, parameters, self.state, initialized=False)
             self.init(gradients)
@@ -166,7 +200,7 @@ class FusedOptimizer(Optimizer):
         previous = {name: self.state[name] for name in changes if name in self.state}
         self.state.update(changes)
         try:
-            return self._run(batch, parameters, scaling)
+            return run(batch, scaling)
         except BaseException:
             for name in changes.keys() - previous.keys():
                 del self.state[name]
@@ -181,22 +215,38 @@ class FusedOptimizer(Optimizer):
             parameter: An array of the same shape.
             state: The moments, as :meth:`init_single` made them.
         """
-        return self._run(self._batch(gradient, parameter, state), parameter)
+        return self._run(parameter, self._batch(gradient, parameter, state), None)
 
     def _uses_own_step(self) -> bool:
         """Whether no hook takes the place of this class's step."""
         return is_own(self, "apply_single", FusedOptimizer)
+
+    def _fuses_trees(self) -> bool:
+        """Whether no hook takes the place of this class's step over whole trees."""
+        return is_own(self, "apply_gradients", FusedOptimizer) and self._uses_own_step()
 
     def _batch(
         self, gradients: Any, parameters: Any, state: Any, initialized: bool = True
     ) -> _ext.Batch:
         return _ext.Batch(gradients, parameters, state, self._rule().moments, initialized)
 
-    def _run(self, batch: _ext.Batch, parameters: Any, scaling: Scaling | None = None) -> Any:
+    def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
+        formula = self._formula if scaling is None else scaling.around(self._formula)
+        return batch.update(**self._arguments(scaling), formula=formula)
+
+    def _run_in_place(self, model: nn.Module, batch: _ext.Batch, scaling: Scaling | None) -> None:
+        if not (self._in_place and batch.update_in_place(**self._arguments(scaling))):
+            model.update(self._run(model, batch, scaling))
+
+    def _arguments(self, scaling: Scaling | None) -> dict[str, Any]:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
-        arguments = (rule.name, rule.hypers, self.learning_rate, self.step)
-        return batch.update(*arguments, *with_scale(self._formula, scaling))
+        arguments = {"rule": rule.name, "hypers": rule.hypers}
+        arguments |= {"learning_rate": self.learning_rate, "step": self.step}
+        if scaling is not None:
+            skip_nonfinite = scaling.finite is not None
+            arguments |= {"scale": scaling.scale, "skip_nonfinite": skip_nonfinite}
+        return arguments
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""

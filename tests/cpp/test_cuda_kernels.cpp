@@ -125,6 +125,17 @@ TEST_CASE("kernels that scale the gradient compile") {
   }
 }
 
+TEST_CASE("the kernels of the norm compile") {
+  std::vector<Kernel> kernels = {{Rule{}, Kind::norm}};
+  for (Storage storage : storages) {
+    kernels.push_back({Rule{}, Kind::squares, 454, {storage}});
+    kernels.push_back({Rule{}, Kind::strided_squares, 0, {storage}});
+  }
+  for (Architecture architecture : architectures) {
+    check_all(kernels, architecture);
+  }
+}
+
 TEST_CASE("mixes of storages compile") {
   check_all(mixed_kernels(), 75);
   check_all(mixed_kernels(), 90);

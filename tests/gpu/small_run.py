@@ -1,6 +1,7 @@
 """Every kernel once over small arrays, for compute-sanitizer to look at."""
 
 import mlx.core as mx
+import mlx.nn as nn
 
 import mlx_opt
 
@@ -38,9 +39,12 @@ for dtype in (mx.float32, mx.float16, mx.bfloat16):
     for rule in RULES:
         optimizer = rule()
         gradients = gradients_of(dtype)
-        parameters = {k: filled(g.shape, dtype, 1.0) for k, g in gradients.items()}
-        for _ in range(2):
-            parameters = optimizer.apply_gradients(gradients, parameters)
-            mx.eval(parameters, optimizer.state)
-        assert all(mx.all(mx.isfinite(p)).item() for p in parameters.values())
+        model = nn.Module()
+        for name, g in gradients.items():
+            model[name] = filled(g.shape, dtype, 1.0)
+        # The first makes new arrays, the others overwrite them.
+        for options in ({}, {}, {"max_norm": 0.5}, {"max_norm": 0.5, "skip_nonfinite": True}):
+            optimizer.update(model, gradients, **options)
+            mx.eval(model, optimizer.state)
+        assert all(mx.all(mx.isfinite(p)).item() for p in model.values())
 print("done")

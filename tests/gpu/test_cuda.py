@@ -295,3 +295,26 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert first_step(blocked / "below") == first_step(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_the_norm_is_that_of_the_cpu(dtype):
+    tensors = [values(s, 5, dtype) for s in (*SHAPES, (100_003,), (0,), (513, 700))]
+    tensors += [tensors[6].T, tensors[7][::3, 1::2], mx.broadcast_to(tensors[0], (300, 4))]
+    tensors.append(values((5001,), 6, dtype)[1:])
+    on_gpu, on_cpu = (mlx_opt.clip_grad_norm(tensors, 1.0)[1].item() for _ in use_each_device())
+    assert on_gpu == pytest.approx(on_cpu, rel=2e-7)
+
+
+def use_each_device():
+    for device in (mx.gpu, mx.cpu):
+        with mx.stream(device):
+            yield device
+
+
+def test_the_norm_of_large_numbers_of_many_tensors():
+    tensors = [mx.full((1000,), 3e19) for _ in range(1000)]
+    assert mlx_opt.clip_grad_norm(tensors, 1.0)[1].item() == pytest.approx(3e22, rel=1e-6)
+    halves = [mx.full((70_000,), 60_000.0, mx.float16) for _ in range(3)]
+    expected = 60_000 * 210_000**0.5
+    assert mlx_opt.clip_grad_norm(halves, 1.0)[1].item() == pytest.approx(expected, rel=1e-3)

@@ -1,24 +1,30 @@
-// How Update reaches a GPU without libmlx_opt naming a symbol of one: the backend is a library of
-// its own, loaded when the running MLX has such a GPU.
+// How a step reaches a GPU. Under Linux without libmlx_opt naming a symbol of one: the CUDA backend
+// is a library of its own, loaded when the running MLX has such a GPU. Under macOS, where every MLX
+// has Metal, the backend is part of libmlx_opt.
 #pragma once
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "mlx/allocator.h"
+#include "mlx/array.h"
 #include "mlx_opt/api.h"
 #include "mlx_opt/schedule.h"
-#include "mlx_opt/update.h"
 
 namespace mlx_opt::gpu {
+
+namespace mx = mlx::core;
 
 /// A step in two moves, because placing the outputs takes the buffers away from the inputs.
 class Step {
  public:
   virtual ~Step() = default;
 
-  /// Queues the step, writing to the buffers of `outputs`.
-  virtual void enqueue(const Handoff& outputs) = 0;
+  /// Queues the step, writing to `outputs`. `keep` stays alive until it is done.
+  virtual void enqueue(
+      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) = 0;
 };
 
 class Backend {
@@ -35,6 +41,21 @@ class Backend {
 
   /// A buffer in the device's own memory.
   virtual mx::array::Data allocate(size_t bytes, mx::Stream stream) const = 0;
+
+  /// Waits until the GPU has no more than one step of the stream before it, so that a loop that
+  /// never waits does not fill the memory.
+  virtual void wait_for_turn(mx::Stream stream) const = 0;
+
+  /// Whether it has kernels of the global norm; where not, MLX's own operations serve.
+  virtual bool has_norm() const {
+    return false;
+  }
+
+  /// Queues: `output`, a float32 without a buffer yet, = the square root of the sum of the squares
+  /// of all elements of `arrays`.
+  virtual void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const {
+    throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
+  }
 
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.
   virtual std::string problem() const = 0;

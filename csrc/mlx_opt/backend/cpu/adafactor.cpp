@@ -232,7 +232,7 @@ struct AdafactorStep::Work {
   }
 
   void add(const mx::array* arrays, const mx::Dtype* dtypes);
-  void place(Item& item, const mx::array::Data* buffers);
+  void place(Item& item, const mx::allocator::Buffer* buffers);
   void run() const;
   void copy_all(const Item& item) const;
 };
@@ -266,9 +266,9 @@ void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes) 
   t.g = operands.of(*arrays);
 }
 
-void AdafactorStep::Work::place(Item& item, const mx::array::Data* buffers) {
+void AdafactorStep::Work::place(Item& item, const mx::allocator::Buffer* buffers) {
   auto take = [&](Operand& out) {
-    auto buffer = buffers++->buffer();
+    auto buffer = *buffers++;
     out.data = buffer.raw_ptr();
   };
   take(item.tensor.w_out);
@@ -343,8 +343,11 @@ AdafactorStep::AdafactorStep(
   }
 }
 
-void AdafactorStep::enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep) {
-  const auto* buffers = outputs.buffers.data();
+void AdafactorStep::enqueue(
+    mx::Stream stream,
+    const std::vector<mx::allocator::Buffer>& outputs,
+    std::shared_ptr<void> keep) {
+  const auto* buffers = outputs.data();
   for (Item& item : work_->items) {
     work_->place(item, buffers);
     buffers += work_->fields();

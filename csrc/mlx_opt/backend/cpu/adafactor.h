@@ -17,7 +17,10 @@ class AdafactorStep {
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes);
 
-  void enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep);
+  void enqueue(
+      mx::Stream stream,
+      const std::vector<mx::allocator::Buffer>& outputs,
+      std::shared_ptr<void> keep);
 
  private:
   struct Work;

@@ -91,12 +91,15 @@ Step::Step(
   }
 }
 
-void Step::enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep) {
-  auto buffer = outputs.buffers.begin();
+void Step::enqueue(
+    mx::Stream stream,
+    const std::vector<mx::allocator::Buffer>& outputs,
+    std::shared_ptr<void> keep) {
+  auto output = outputs.begin();
   for (Tensor& tensor : work_->tensors) {
-    for (int k = 0; k < work_->fields; ++k, ++buffer) {
-      auto owned = buffer->buffer();
-      tensor.out[k].data = owned.raw_ptr();
+    for (int k = 0; k < work_->fields; ++k, ++output) {
+      auto buffer = *output;
+      tensor.out[k].data = buffer.raw_ptr();
     }
   }
   work_->keep = std::move(keep);

@@ -1,10 +1,16 @@
 // A step on the CPU.
 #pragma once
 
+#include <memory>
+#include <vector>
+
+#include "mlx/allocator.h"
+#include "mlx/array.h"
 #include "mlx_opt/schedule.h"
-#include "mlx_opt/update.h"
 
 namespace mlx_opt::cpu {
+
+namespace mx = mlx::core;
 
 /// A step in two moves, because placing the outputs takes the buffers away from the inputs: first
 /// note where the inputs lie, then queue the work.
@@ -16,9 +22,11 @@ class Step {
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes);
 
-  /// Queues the step on `stream`, writing to the buffers of `outputs`. `keep` stays alive until it
-  /// is done.
-  void enqueue(mx::Stream stream, const Handoff& outputs, std::shared_ptr<void> keep);
+  /// Queues the step on `stream`, writing to `outputs`. `keep` stays alive until it is done.
+  void enqueue(
+      mx::Stream stream,
+      const std::vector<mx::allocator::Buffer>& outputs,
+      std::shared_ptr<void> keep);
 
  private:
   struct Work;

@@ -1,7 +1,9 @@
 // What libmlx_opt asks for.
 #include "mlx_opt/api.h"
+#include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/norm.h"
 #include "mlx_opt/backend/cuda/step.h"
 
 namespace mlx_opt::cuda {
@@ -19,6 +21,19 @@ class Backend : public gpu::Backend {
 
   mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {
     return device_memory(bytes, stream);
+  }
+
+  void wait_for_turn(mx::Stream stream) const override {
+    wait_for_last_but_one(stream);
+  }
+
+  bool has_norm() const override {
+    return true;
+  }
+
+  void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
+    enqueue_norm(arrays, output, stream);
   }
 
   std::string problem() const override {

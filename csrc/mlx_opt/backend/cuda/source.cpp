@@ -44,9 +44,13 @@ std::string parameter_of(const Kernel& kernel) {
     case Kind::prepare:
       return "ScalarSources";
     case Kind::strided:
+    case Kind::strided_squares:
       return "Strided";
+    case Kind::norm:
+      return "Sums";
     case Kind::flat:
     case Kind::transposed:
+    case Kind::squares:
       return "Table<" + std::to_string(kernel.capacity) + ">";
   }
   return "";
@@ -56,6 +60,8 @@ const char* bounds_of(Kind kind) {
   switch (kind) {
     case Kind::prepare:
       return "";
+    case Kind::norm:
+      return "__launch_bounds__(mlx_opt::cuda::norm_threads) ";
     // Left to itself the compiler goes for the most blocks, and spills registers for them.
     case Kind::transposed:
       return "__launch_bounds__(mlx_opt::cuda::threads, 4) ";
@@ -64,19 +70,32 @@ const char* bounds_of(Kind kind) {
   }
 }
 
-std::string call_of(const Kernel& kernel) {
-  const std::string rule(info(kernel.rule).name);
-  if (kernel.kind == Kind::prepare) {
-    return "prepare<" + rule + ">";
-  }
+std::string update_of(const Kernel& kernel) {
   const int fields = info(kernel.rule).moments + 1;
-  const std::string update = "Update<" + rule + ", " + list_of(kernel.in, fields) + ", " +
-                             name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) +
-                             ", " + name_of(kernel.scaling) + ">";
-  const char* way = kernel.kind == Kind::flat         ? "flat"
-                    : kernel.kind == Kind::transposed ? "transposed"
-                                                      : "strided";
-  return update + "::" + way;
+  return "Update<" + std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
+         ", " + name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ", " +
+         name_of(kernel.scaling) + ">";
+}
+
+std::string call_of(const Kernel& kernel) {
+  const std::string squares = std::string("Squares<") + name_of(kernel.in[0]) + ">";
+  switch (kernel.kind) {
+    case Kind::prepare:
+      return "prepare<" + std::string(info(kernel.rule).name) + ">";
+    case Kind::flat:
+      return update_of(kernel) + "::flat";
+    case Kind::transposed:
+      return update_of(kernel) + "::transposed";
+    case Kind::strided:
+      return update_of(kernel) + "::strided";
+    case Kind::squares:
+      return squares + "::flat";
+    case Kind::strided_squares:
+      return squares + "::strided";
+    case Kind::norm:
+      return "norm";
+  }
+  return "";
 }
 
 } // namespace

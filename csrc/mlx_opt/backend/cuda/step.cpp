@@ -6,12 +6,12 @@
 #include <stdexcept>
 
 #include "mlx/backend/cuda/device.h"
-#include "mlx/backend/cuda/utils.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
-#include "mlx_opt/backend/cuda/layout.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -22,28 +22,12 @@ static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers
 
 constexpr int frame_bytes = (3 * max_hypers + max_scalars + 1) * sizeof(float);
 
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
-
-template <typename T>
-T* address(const mx::array& x) {
-  return mx::gpu_ptr<T>(const_cast<mx::array&>(x));
-}
-
 unsigned chunks_of(Kind kind, const Tensor& tensor) {
   if (kind != Kind::transposed) {
     return static_cast<unsigned>((tensor.size + chunk - 1) / chunk);
   }
   const auto tiles = [](int64_t size) { return (size + tile - 1) / tile; };
   return static_cast<unsigned>(tiles(tensor.size / tensor.columns) * tiles(tensor.columns));
-}
-
-void launch(
-    cu::CommandEncoder& encoder, CUfunction function, unsigned blocks, int threads, void* args) {
-  encoder.add_kernel_node_raw(function, dim3(blocks), dim3(threads), dim3(1), 0, &args);
 }
 
 // The tensors that one kernel serves.
@@ -68,7 +52,8 @@ class CudaStep : public gpu::Step {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Handoff& outputs) override;
+  void enqueue(
+      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override;
 
  private:
   void add_tensor(
@@ -133,14 +118,14 @@ void CudaStep::add_tensor(
   std::optional<Layout> layout;
   if (!all_contiguous(operands, fields_ + 1)) {
     const bool rows = all_contiguous(operands, fields_);
-    tensor.columns = rows ? columns_if_transposed(operands[fields_]) : 0;
+    tensor.columns = rows ? columns_if_transposed(operands[fields_], tile) : 0;
     kernel.kind = tensor.columns ? Kind::transposed : Kind::strided;
   }
   Group& group = group_of(kernel);
   group.tensors.push_back(tensor);
   group.positions.push_back(position);
   if (kernel.kind == Kind::strided) {
-    group.layouts.push_back(common_layout(operands, fields_ + 1));
+    group.layouts.push_back(common_layout<Layout>(operands, fields_ + 1));
   }
 }
 
@@ -216,13 +201,14 @@ void CudaStep::launch_strided(const Group& group) {
   }
 }
 
-void CudaStep::enqueue(const Handoff& outputs) {
+void CudaStep::enqueue(
+    const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) {
   size_t launches = 0;
   for (Group& group : groups_) {
     launches += group.launches();
     for (size_t i = 0; i < group.tensors.size(); ++i) {
       for (int k = 0; k < fields_; ++k) {
-        auto buffer = outputs.buffers[group.positions[i] + k].buffer();
+        auto buffer = outputs[group.positions[i] + k];
         group.tensors[i].out[k] = static_cast<cu::CudaBuffer*>(buffer.ptr())->data;
       }
     }
@@ -236,7 +222,8 @@ void CudaStep::enqueue(const Handoff& outputs) {
       group.kernel.kind == Kind::strided ? launch_strided(group) : launch_tables(group);
     }
   }
-  // Now, so that the GPU is at work while the host goes through the Takes.
+  encoder_.add_completed_handler([keep = std::move(keep)] {});
+  // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();
   note_step(stream_, encoder_);
 }

@@ -5,6 +5,8 @@
 
 namespace mlx_opt::cuda {
 
+namespace mx = mlx::core;
+
 std::unique_ptr<gpu::Step> prepare_step(
     const mlx_opt::Schedule& schedule,
     const std::vector<mx::array>& inputs,

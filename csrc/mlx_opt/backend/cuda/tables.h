@@ -58,5 +58,15 @@ struct ScalarSources {
   float* frame;
 };
 
+// Elements whose squares a block sums; the sums of all chunks, in order, and where their root goes.
+constexpr int norm_chunk = 32768;
+constexpr int norm_threads = 1024; // of the one block that sums the chunks
+
+struct Sums {
+  const double* of_chunks;
+  long long count;
+  float* norm;
+};
+
 } // namespace cuda
 } // namespace mlx_opt

@@ -1,0 +1,123 @@
+#include "mlx_opt/backend/cuda/norm.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "mlx_opt/backend/cuda/memory.h"
+#include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/operand.h"
+#include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/layout.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+namespace cu = mx::cu;
+
+constexpr Rule no_rule{};
+
+Kernel kernel_of(Kind kind, Storage storage, int capacity) {
+  Kernel kernel{no_rule, kind, capacity};
+  kernel.in[0] = storage;
+  return kernel;
+}
+
+int64_t chunks_of(const Tensor& tensor) {
+  return (tensor.size + norm_chunk - 1) / norm_chunk;
+}
+
+// The tensors, by how they are read. `out[0]` of each is the place of its first sum.
+struct Operands {
+  std::map<Storage, std::vector<Tensor>> dense; // every element of the buffer is one of the tensor
+  std::vector<std::pair<Storage, Strided>> strided;
+  int64_t chunks = 0;
+
+  void add(const mx::array& x);
+  void place(double* sums);
+};
+
+void Operands::add(const mx::array& x) {
+  if (x.size() == 0) {
+    return;
+  }
+  Tensor tensor{};
+  tensor.in[0] = address<void>(x);
+  tensor.size = static_cast<int64_t>(x.size());
+  chunks += chunks_of(tensor);
+  if (x.flags().contiguous && x.data_size() == x.size()) {
+    dense[storage_of(x.dtype())].push_back(tensor);
+  } else {
+    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, common_layout<Layout>(&x, 1)}});
+  }
+}
+
+void Operands::place(double* sums) {
+  const auto take = [&](Tensor& tensor) {
+    tensor.out[0] = sums;
+    sums += chunks_of(tensor);
+  };
+  for (auto& [storage, tensors] : dense) {
+    std::for_each(tensors.begin(), tensors.end(), take);
+  }
+  for (auto& [storage, args] : strided) {
+    take(args.tensor);
+  }
+}
+
+void launch_dense(
+    cu::CommandEncoder& encoder, Storage storage, const std::vector<Tensor>& tensors) {
+  const size_t capacity = table_capacity(tensors.size(), encoder.device());
+  const auto kernel =
+      function(kernel_of(Kind::squares, storage, static_cast<int>(capacity)), encoder.device());
+  Table<large_table> table{};
+  for (size_t begin = 0; begin < tensors.size(); begin += capacity) {
+    const size_t end = std::min(begin + capacity, tensors.size());
+    unsigned chunks = 0;
+    for (size_t i = begin; i < end; ++i) {
+      Tensor& tensor = table.tensors[i - begin] = tensors[i];
+      tensor.first_chunk = chunks;
+      chunks += static_cast<unsigned>(chunks_of(tensor));
+    }
+    table.count = static_cast<int64_t>(end - begin);
+    launch(encoder, kernel, chunks, threads, &table);
+  }
+}
+
+void launch_strided(cu::CommandEncoder& encoder, Storage storage, Strided args) {
+  const auto kernel = function(kernel_of(Kind::strided_squares, storage, 0), encoder.device());
+  launch(encoder, kernel, static_cast<unsigned>(chunks_of(args.tensor)), threads, &args);
+}
+
+} // namespace
+
+void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) {
+  auto& encoder = cu::get_command_encoder(stream);
+  Operands operands;
+  for (const mx::array& x : arrays) {
+    operands.add(x);
+    encoder.set_input_array(x);
+  }
+  const int64_t bytes =
+      std::max<int64_t>(operands.chunks, 1) * static_cast<int64_t>(sizeof(double));
+  mx::array sums(device_memory(bytes, stream), {static_cast<int>(bytes)}, mx::uint8);
+  operands.place(address<double>(sums));
+  encoder.set_output_array(sums);
+  {
+    const cu::CommandEncoder::ConcurrentContext concurrent(encoder);
+    for (const auto& [storage, tensors] : operands.dense) {
+      launch_dense(encoder, storage, tensors);
+    }
+    for (const auto& [storage, args] : operands.strided) {
+      launch_strided(encoder, storage, args);
+    }
+  }
+  output.set_data(device_memory(output.nbytes(), stream));
+  Sums total{address<double>(sums), operands.chunks, address<float>(output)};
+  encoder.set_input_array(sums);
+  encoder.set_output_array(output);
+  launch(encoder, function({no_rule, Kind::norm}, encoder.device()), 1, norm_threads, &total);
+  encoder.add_temporary(sums);
+}
+
+} // namespace mlx_opt::cuda

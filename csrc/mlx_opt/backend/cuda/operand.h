@@ -1,0 +1,30 @@
+// Operands as the kernels take them.
+#pragma once
+
+#include <cuda.h>
+
+#include "mlx/array.h"
+#include "mlx/backend/cuda/device.h"
+#include "mlx/backend/cuda/utils.h"
+#include "mlx_opt/backend/cuda/source.h"
+
+namespace mlx_opt::cuda {
+
+namespace mx = mlx::core;
+
+Storage storage_of(mx::Dtype dtype);
+
+template <typename T>
+T* address(const mx::array& x) {
+  return mx::gpu_ptr<T>(const_cast<mx::array&>(x));
+}
+
+/// Queues a kernel; `parameter` is its only one.
+void launch(
+    mx::cu::CommandEncoder& encoder,
+    CUfunction function,
+    unsigned blocks,
+    int threads,
+    void* parameter);
+
+} // namespace mlx_opt::cuda

@@ -1,0 +1,208 @@
+// How numbers are stored: from memory to floats and back. NVRTC compiles this text behind the rules
+// and tables.h.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using Index = long long;
+
+// How a number is stored. Words hold two halves, the first in the low bits.
+struct Float32 {
+  using Stored = float;
+  static constexpr int id = 0;
+
+  MLX_OPT_FN float widen(float x) {
+    return x;
+  }
+  MLX_OPT_FN float narrow(float x) {
+    return x;
+  }
+  MLX_OPT_FN void widen(unsigned word, float* to) {
+    to[0] = __uint_as_float(word);
+  }
+  MLX_OPT_FN unsigned narrow(const float* from) {
+    return __float_as_uint(from[0]);
+  }
+};
+
+struct Float16 {
+  using Stored = unsigned short;
+  static constexpr int id = 1;
+
+  MLX_OPT_FN float widen(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+  }
+  MLX_OPT_FN unsigned short narrow(float x) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+  }
+  MLX_OPT_FN void widen(unsigned word, float* to) {
+    to[0] = widen(static_cast<unsigned short>(word));
+    to[1] = widen(static_cast<unsigned short>(word >> 16));
+  }
+  MLX_OPT_FN unsigned narrow(const float* from) {
+#if __CUDA_ARCH__ >= 800
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[1]), "f"(from[0]));
+    return word;
+#else
+    return narrow(from[0]) | static_cast<unsigned>(narrow(from[1])) << 16;
+#endif
+  }
+};
+
+struct BFloat16 {
+  using Stored = unsigned short;
+  static constexpr int id = 2;
+
+  MLX_OPT_FN float widen(unsigned short bits) {
+    return __uint_as_float(static_cast<unsigned>(bits) << 16);
+  }
+  MLX_OPT_FN unsigned short narrow(float x) {
+    const float pair[2] = {x, 0.0f};
+    return static_cast<unsigned short>(narrow(pair));
+  }
+  MLX_OPT_FN void widen(unsigned word, float* to) {
+    to[0] = __uint_as_float(word << 16);
+    to[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  MLX_OPT_FN unsigned narrow(const float* from) {
+#if __CUDA_ARCH__ >= 800
+    unsigned word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(from[1]), "f"(from[0]));
+    return word;
+#else
+    return rounded(from[0]) >> 16 | (rounded(from[1]) & 0xffff0000u);
+#endif
+  }
+
+ private:
+  // To nearest, ties to even, in the high half; a NaN stays one.
+  MLX_OPT_FN unsigned rounded(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fc00000u : bits + 0x7fffu + (bits >> 16 & 1u);
+  }
+};
+
+// Every byte is touched once, so none is worth a place in the caches.
+template <int words>
+MLX_OPT_FN void read(const void* from, unsigned* to) {
+  if constexpr (words == 4) {
+    const uint4 v = __ldcs(static_cast<const uint4*>(from));
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else {
+    const uint2 v = __ldcs(static_cast<const uint2*>(from));
+    to[0] = v.x, to[1] = v.y;
+  }
+}
+
+template <int words>
+MLX_OPT_FN void write(void* to, const unsigned* from) {
+  if constexpr (words == 4) {
+    __stcs(static_cast<uint4*>(to), make_uint4(from[0], from[1], from[2], from[3]));
+  } else {
+    __stcs(static_cast<uint2*>(to), make_uint2(from[0], from[1]));
+  }
+}
+
+// Elements [i, i + lanes) of an operand as floats, and back.
+template <typename Format, int lanes>
+MLX_OPT_FN void load(const void* operand, Index i, float (&to)[lanes]) {
+  const auto* from = static_cast<const typename Format::Stored*>(operand) + i;
+  if constexpr (lanes == 1) {
+    to[0] = Format::widen(*from);
+  } else {
+    constexpr int words = lanes * sizeof(typename Format::Stored) / 4;
+    unsigned stored[words];
+    read<words>(from, stored);
+#pragma unroll
+    for (int k = 0; k < words; ++k) {
+      Format::widen(stored[k], to + k * (lanes / words));
+    }
+  }
+}
+
+template <typename Format, int lanes>
+MLX_OPT_FN void store(void* operand, Index i, const float (&from)[lanes]) {
+  auto* to = static_cast<typename Format::Stored*>(operand) + i;
+  if constexpr (lanes == 1) {
+    *to = Format::narrow(from[0]);
+  } else {
+    constexpr int words = lanes * sizeof(typename Format::Stored) / 4;
+    unsigned stored[words];
+#pragma unroll
+    for (int k = 0; k < words; ++k) {
+      stored[k] = Format::narrow(from + k * (lanes / words));
+    }
+    write<words>(to, stored);
+  }
+}
+
+// One element, bit for bit where both are stored alike; nothing where it is the same.
+template <typename From, typename To>
+MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
+  if (operand == result) {
+    return;
+  }
+  const auto* value = static_cast<const typename From::Stored*>(operand) + from;
+  auto* copied = static_cast<typename To::Stored*>(result) + to;
+  if constexpr (From::id == To::id) {
+    *copied = *value;
+  } else {
+    *copied = To::narrow(From::widen(*value));
+  }
+}
+
+// A list of formats, and what is done with each operand of such a list.
+template <typename... Formats>
+struct List {
+  static constexpr bool all_halves = ((sizeof(typename Formats::Stored) == 2) && ...);
+
+  template <int lanes>
+  MLX_OPT_FN void load_all(const void* const* operands, Index i, float (*to)[lanes]) {
+    (load<Formats>(*operands++, i, *to++), ...);
+  }
+
+  MLX_OPT_FN void load_each(const void* const* operands, const Index* at, float (*to)[1]) {
+    (load<Formats>(*operands++, *at++, *to++), ...);
+  }
+
+  template <int lanes>
+  MLX_OPT_FN void store_all(void* const* operands, Index i, const float (*from)[lanes]) {
+    (store<Formats>(*operands++, i, *from++), ...);
+  }
+
+  // One element of each operand, to operands of the formats of `Out`.
+  template <typename Out>
+  MLX_OPT_FN void copy_all(
+      const void* const* operands, const Index* from, void* const* results, Index to) {
+    Out::copy_from(List{}, operands, from, results, to);
+  }
+
+  template <typename... From>
+  MLX_OPT_FN void copy_from(
+      List<From...>,
+      const void* const* operands,
+      const Index* from,
+      void* const* results,
+      Index to) {
+    (copy<From, Formats>(*operands++, *from++, *results++, to), ...);
+  }
+
+  // Whether vectors of `lanes` elements can be read from all the operands.
+  template <int lanes>
+  MLX_OPT_FN bool aligned(const void* const* operands) {
+    return (
+        (reinterpret_cast<unsigned long long>(*operands++) %
+             (lanes * sizeof(typename Formats::Stored)) ==
+         0) &&
+        ...);
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

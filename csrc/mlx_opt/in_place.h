@@ -1,0 +1,33 @@
+// A step that runs at once and overwrites its operands. A graph takes longer to build and to walk
+// than a small model's step takes to run; where nobody can tell the difference there is none.
+#pragma once
+
+#include <vector>
+
+#include "mlx_opt/ops.h"
+
+namespace mlx_opt {
+
+/// Waits until `stream` takes another step without having too many before it. May be called without
+/// Python's lock; step_in_place then does not wait.
+MLX_OPT_API void wait_for_turn(mx::Stream stream);
+
+/// Queues one step of `rule` that overwrites the parameters and moments among `operands`, which
+/// are as `step` has them.
+///
+/// It does so if all operands are evaluated, on a GPU at least queued on the stream, and each
+/// parameter and moment is row-contiguous, keeps its dtype, and is held by its pointer alone: the
+/// array by no copy, its buffer by no other array, nor by a queued task but the stream's last step.
+/// Otherwise it changes nothing and returns false, and `step` serves.
+///
+/// Throws std::invalid_argument where the arguments do not fit the rule.
+MLX_OPT_API bool step_in_place(
+    Rule rule,
+    const std::vector<mx::array*>& operands,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
+
+} // namespace mlx_opt
