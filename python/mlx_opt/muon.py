@@ -133,8 +133,10 @@ class Muon(FusedOptimizer, stock.Muon):
         skip_nonfinite: bool = False,
     ) -> None:
         """Update the parameters of a model, as :meth:`Optimizer.update` does."""
-        base = super() if self.fallback is None else super(FusedOptimizer, self)
-        base.update(model, gradients, max_norm, skip_nonfinite)
+        if self.fallback is None:
+            super().update(model, gradients, max_norm, skip_nonfinite)
+        else:
+            Optimizer.update(self, model, gradients, max_norm, skip_nonfinite)
 
     def _step(
         self,
@@ -173,7 +175,7 @@ class Muon(FusedOptimizer, stock.Muon):
         return batch.update("SGD", (decay,), *scalars, *last)
 
     def _orthogonalized(self, directions: Any) -> Any:
-        leaves: list[mx.array] = [leaf[1] for leaf in tree_flatten(directions)]
+        leaves: list[Any] = [leaf[1] for leaf in tree_flatten(directions)]
         own = not is_own(self, "_zeropower_via_newtonschulz5", stock.Muon)
         together = []
         for i, x in enumerate(leaves):

@@ -241,7 +241,7 @@ class FusedOptimizer(Optimizer):
     def _arguments(self, scaling: Scaling | None) -> dict[str, Any]:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
-        arguments = {"rule": rule.name, "hypers": rule.hypers}
+        arguments: dict[str, Any] = {"rule": rule.name, "hypers": rule.hypers}
         arguments |= {"learning_rate": self.learning_rate, "step": self.step}
         if scaling is not None:
             skip_nonfinite = scaling.finite is not None
