@@ -49,19 +49,6 @@ def test_keys_shapes_and_dtypes_are_stocks(case, dtype):
         assert signature(ours.state) == signature(theirs.state)
 
 
-@pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_the_rules_without_a_primitive_are_stocks_to_the_bit(case):
-    options = {"learning_rate": 0.01} if case.rule == "Muon" else {}
-    ours = getattr(mlx_opt, case.rule)(**options, **case.options)
-    theirs = getattr(stock, case.rule)(**options, **case.options)
-    a = b = tree(1)
-    for step in range(3):
-        a = ours.apply_gradients(tree(2 + step), a)
-        b = theirs.apply_gradients(tree(2 + step), b)
-    assert_same(a, b)
-    assert_same(ours.state, theirs.state)
-
-
 @each_rule
 def test_the_dict_is_one_object_from_before_init_on(case):
     optimizer = case.ours(0.1)
