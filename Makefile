@@ -5,6 +5,7 @@
 # make tsan    the tests under ThreadSanitizer
 # make wheel   the sdist and the wheel of the last commit, checked, in dist/
 # make wheels  a wheel for each Python of PYTHONS
+# make macos-wheel  a wheel for macOS, cross-built under Linux
 # make package builds the wheel twice and proves it, the C++ package and its example
 # make bench   the benchmark of the README
 # make clean   removes what these made
@@ -26,7 +27,7 @@ MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyprojec
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo test unit lint asan tsan wheel wheels package bench clean
+.PHONY: demo test unit lint asan tsan wheel macos-wheel wheels package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -48,6 +49,9 @@ asan tsan: $(VENV)/tools
 
 wheel: $(VENV)/tools
 	packaging/wheel $(BIN)/python dist
+
+macos-wheel: $(VENV)/tools
+	packaging/wheel $(BIN)/python dist macos
 
 wheels:
 	for python in $(PYTHONS); do \

@@ -25,7 +25,6 @@ HEADERS = {"api", "functions", "hyperparameters", "mlx_opt", "optimizer", "versi
 FILES = {
     "mlx_opt/*.py",
     "mlx_opt/py.typed",
-    "mlx_opt/_ext.pyi",
     "mlx_opt/benchmarks/*.py",
     "mlx_opt/share/cmake/mlx_opt/mlx_opt*.cmake",
     "mlx_opt/share/pkgconfig/mlx_opt.pc",
@@ -40,6 +39,8 @@ BINARIES = {
     "linux": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.so", "mlx_opt/lib/libmlx_opt_cuda.so"},
     "macos": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.dylib"},
 }
+# The stub is made by importing the extension, which a cross build cannot.
+FILES_OF = {"linux": FILES | {"mlx_opt/_ext.pyi"}, "macos": FILES}
 # Folders that a build takes place in; those of the running machine (/usr, /etc, /proc) are no leak.
 BUILD_PATH = re.compile(
     rb"/(?:home|root|tmp|work|build|Users|opt|mnt|private|var)/[\w.+-][\w./+-]*"
@@ -55,8 +56,7 @@ def require(holds: object, what: str) -> None:
         raise Wrong(what)
 
 
-def check_names(names: list[str], binaries: set[str]) -> None:
-    patterns = FILES | binaries
+def check_names(names: list[str], patterns: set[str]) -> None:
     for name in names:
         require(any(fnmatchcase(name, p) for p in patterns), f"{name} does not belong in it")
     for pattern in patterns:
@@ -103,7 +103,7 @@ def check(path: Path, forbidden: list[str]) -> None:
     with zipfile.ZipFile(path) as wheel:
         files = {info.filename: wheel.read(info) for info in wheel.infolist() if not info.is_dir()}
     binaries = BINARIES[platform]
-    check_names(list(files), binaries)
+    check_names(list(files), FILES_OF[platform] | binaries)
     for name, data in files.items():
         check_no_build_path(name, data, forbidden)
         if name.endswith(".h"):
