@@ -95,6 +95,9 @@ void apply(
     }
     operands.push_back(std::move(gradients[i]));
   }
+  if (traced_for_gradient(operands)) {
+    reject("a step cannot be differentiated");
+  }
   Arrays successors = mlx_opt::step(
       definition.rule, std::move(operands), definition.hypers, learning_rate, step, s);
   auto successor = successors.begin();

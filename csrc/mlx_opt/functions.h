@@ -39,7 +39,8 @@ MLX_OPT_API Arrays initial_state(const Hyperparameters& hypers, const Arrays& pa
 /// The successors are lazy, as all of MLX. Arithmetic is in float32; the dtypes are those to which
 /// mlx.optimizers promotes, which are the old ones where a gradient has its parameter's dtype. When
 /// they are evaluated they take the buffers of what they replace, where nobody else holds that; so
-/// move the gradients in, and keep no copy of the arrays.
+/// move the gradients in, and keep no copy of the arrays. A step can be part of a function that
+/// mx::compile or mx::vmap takes, but not of one that is differentiated.
 ///
 /// Throws std::invalid_argument where an argument does not fit, which it names, and
 /// std::runtime_error if the device has no backend or the running MLX is not the one that this

@@ -86,6 +86,34 @@ TEST_CASE("plain SGD leaves its state alone") {
   CHECK(mx::array_equal(state[0], vector_of(slope)).item<bool>());
 }
 
+TEST_CASE("a step can be compiled") {
+  const auto step = mx::compile([](const Arrays& x) {
+    Arrays w = {x[0]}, m = {x[1]};
+    mlx_opt::lion(w, {x[2]}, m, {}, x[3], x[4]);
+    return Arrays{w[0], m[0]};
+  });
+  Arrays w = {vector_of(start)}, m = {mx::zeros({4})};
+  Arrays compiled = {w[0], m[0]};
+  for (int i = 1; i <= 3; ++i) {
+    const mx::array rate(0.1f * i), count(i, mx::uint64);
+    compiled = step({compiled[0], compiled[1], vector_of(slope), rate, count});
+    mlx_opt::lion(w, {vector_of(slope)}, m, {}, rate, count);
+    CHECK(mx::array_equal(compiled[0], w[0]).item<bool>());
+    CHECK(mx::array_equal(compiled[1], m[0]).item<bool>());
+  }
+}
+
+TEST_CASE("a step cannot be differentiated, and says so") {
+  const auto loss = [](const mx::array& x) {
+    Arrays w = {x}, v = {mx::zeros_like(x)};
+    mlx_opt::sgd(w, {mx::ones_like(x)}, v, {}, 0.1, 1);
+    return mx::sum(w[0]);
+  };
+  CHECK(message_of([&] {
+          mx::grad(loss)(vector_of(start));
+        }) == "mlx_opt: a step cannot be differentiated");
+}
+
 TEST_CASE("no parameters are no work") {
   Arrays none, state;
   mlx_opt::lion(none, {}, state, {}, 0.1, 1);
