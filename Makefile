@@ -7,6 +7,7 @@
 # make wheels  a wheel for each Python of PYTHONS
 # make macos-wheel  a wheel for macOS, cross-built under Linux
 # make package builds the wheel twice and proves it, the C++ package and its example
+# make metal   what proves the Metal backend under Linux (Debian 12, as root)
 # make bench   the benchmark of the README
 # make clean   removes what these made
 
@@ -27,7 +28,7 @@ MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyprojec
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo test unit lint asan tsan wheel macos-wheel wheels package bench clean
+.PHONY: demo test unit lint asan tsan metal wheel macos-wheel wheels package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -41,11 +42,14 @@ unit: $(VENV)/tools
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/metal -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 asan tsan: $(VENV)/tools
 	PATH="$(abspath $(BIN)):$$PATH" tests/sanitizers/run $@
+
+metal: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" tests/metal/run build/metal
 
 wheel: $(VENV)/tools
 	packaging/wheel $(BIN)/python dist

@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_opt
-import references
+from mlx_opt import references
 
 
 class Case(NamedTuple):
@@ -66,18 +66,7 @@ CASES = [
 ]
 
 # One case a rule and form of it, for behaviours that do not depend on the options.
-RULES = [
-    Case("SGD", {"weight_decay": 0.1}),
-    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
-    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
-    Case("RMSprop"),
-    Case("Adagrad"),
-    Case("AdaDelta"),
-    Case("Adam", {"bias_correction": True}),
-    Case("AdamW", {"weight_decay": 0.1, "bias_correction": True}),
-    Case("Adamax"),
-    Case("Lion", {"weight_decay": 0.1}),
-]
+RULES = [Case(rule, options) for rule, options in references.CASES]
 
 # Three that differ most, where each case costs seconds of compilation.
 FEW = [RULES[2], RULES[7], RULES[9]]
@@ -133,57 +122,20 @@ def wide(x):
     return np.array(x.astype(mx.float32)).astype(np.float64)
 
 
-# Of each storage: digits of the significand, exponent of the smallest denormal, largest value.
-_FORMATS = {
-    mx.float32: (24, -149, float(np.finfo(np.float32).max)),
-    mx.float16: (11, -24, 65504.0),
-    mx.bfloat16: (8, -133, float.fromhex("0x1.fep127")),
-}
-
-
 def ulp(x, dtype):
     """The spacing of `dtype` at float64 values."""
-    digits, least, _ = _FORMATS[dtype]
-    _, exponent = np.frexp(x)
-    return np.ldexp(1.0, np.maximum(exponent - digits, least))
+    return references.ulp(x, dtype_name(dtype))
 
 
 def rounded(x, dtype):
     """float64 values rounded once to `dtype`, ties to even; still float64."""
-    spacing = ulp(x, dtype)
-    y = np.round(x / spacing) * spacing
-    return np.where(np.abs(y) > _FORMATS[dtype][2], np.copysign(np.inf, y), y)
-
-
-# What a few float32 operations may be off by, relative to each number that goes into them.
-FLOAT32 = 2.0**-22
+    return references.rounded(x, dtype_name(dtype))
 
 
 def exact_step(case, w, g, state, step, learning_rate):
-    """By name, "w" and the moments: the float64 step, and what float32 may make of it.
-
-    That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
-    may be off by as much as what they are made of makes them.
-    """
-
-    def run(inputs):
-        moments = {name: inputs[name] for name in state}
-        w, moments = case.reference(inputs["w"], inputs["g"], moments, step, learning_rate)
-        return {"w": w, **moments}
-
-    inputs = {"w": w, "g": g, **state}
-    exact = run(inputs)
-    with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
-        error = {
-            name: FLOAT32 * (np.abs(inputs[name]) + np.abs(x - inputs[name]))
-            for name, x in exact.items()
-        }
-        for name, x in inputs.items():
-            less = run(inputs | {name: x * (1 - FLOAT32)})
-            more = run(inputs | {name: x * (1 + FLOAT32)})
-            for k in exact:
-                error[k] += np.maximum(np.abs(less[k] - exact[k]), np.abs(more[k] - exact[k]))
-    return {name: (x, error[name]) for name, x in exact.items()}
+    """By name, "w" and the moments: the float64 step, and what float32 may make of it."""
+    options = {"learning_rate": learning_rate} | case.options
+    return references.exact_step(case.rule, w, g, state, step, options)
 
 
 def assert_exact(got, exact, error):

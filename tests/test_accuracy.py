@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import mlx_opt
-import references
 from cases import (
     assert_same,
     at_step,
@@ -16,6 +15,7 @@ from cases import (
     signature,
     wide,
 )
+from mlx_opt import references
 
 STEPS = 100
 TOLERANCE = 1e-6  # of the largest value that the tensor has had

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import mlx_opt
-import references
 from cases import (
     DTYPES,
     dtype_name,
@@ -19,6 +18,7 @@ from cases import (
     ulp,
     wide,
 )
+from mlx_opt import references
 
 INF = float("inf")
 SPECIAL = [0.0, -0.0, 1.0, -2.5, 1e-30, 1e30, INF, -INF, float("nan")]

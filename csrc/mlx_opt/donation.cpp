@@ -9,6 +9,9 @@ namespace {
 // As MLX has it: a buffer much larger than its array is not worth keeping.
 constexpr size_t most_waste = 16384;
 
+// The least number of bytes to wait for.
+constexpr size_t worth_waiting = 1 << 20;
+
 bool can_take(const mx::array& in, mx::Dtype dtype) {
   return in.is_donatable() && in.itemsize() == mx::size_of(dtype) && in.flags().row_contiguous &&
          in.offset() == 0 && in.size() > 0 && in.buffer_size() <= in.nbytes() + most_waste;

@@ -7,9 +7,6 @@
 
 namespace mlx_opt {
 
-/// The least number of bytes of buffers to wait for.
-inline constexpr size_t worth_waiting = 1 << 20;
-
 /// Waits for `stream` where that frees buffers worth having. MLX keeps what a queued task reads,
 /// the forward pass's parameters and all that async_eval was given, until the task is done. Waiting
 /// is safe where every stream is a CPU stream: all that this one waits for is queued.

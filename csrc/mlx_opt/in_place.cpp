@@ -3,21 +3,16 @@
 #include <algorithm>
 
 #include "mlx/primitives.h"
-#include "mlx/scheduler.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/arguments.h"
 #include "mlx_opt/backend/cpu/step.h"
 #include "mlx_opt/backend/gpu.h"
-#include "mlx_opt/donation.h"
 #include "mlx_opt/queued.h"
 
 namespace mlx_opt {
 namespace {
 
 using Operands = std::vector<const mx::array*>;
-
-// Beyond ten active tasks MLX waits for one, and a task may need Python's lock to end.
-constexpr int most_active_tasks = 8;
 
 // The work of one evaluation, and its operands' buffers.
 struct Work {
@@ -66,11 +61,15 @@ class UpdateInPlace : public mx::Primitive {
   Work work_;
 };
 
+// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
+// queued, and they for Python's lock, there must be none.
 bool is_at_hand(const mx::array& x, mx::Stream stream) {
   if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
     return false;
   }
-  return !x.event().valid() || x.event().stream() == stream || x.is_available();
+  const bool in_order =
+      stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
+  return in_order || x.is_available();
 }
 
 bool is_traced(const Scalar& x) {
@@ -100,7 +99,6 @@ Work make_work(
   std::vector<SharedData> overwritten, read;
   overwritten.reserve(work.dtypes.size());
   read.reserve(operands.size() - work.dtypes.size());
-  size_t bytes = 0;
   for (size_t i = 0; i < operands.size(); ++i) {
     const mx::array& x = *operands[i];
     work.operands.push_back(x);
@@ -109,21 +107,19 @@ Work make_work(
     } else {
       overwritten.push_back(x.data_shared_ptr());
       work.overwritten.push_back(x.buffer());
-      bytes += x.nbytes();
     }
   }
-  work.queued = std::make_shared<Queued>(std::move(overwritten), std::move(read), bytes);
+  work.queued = std::make_shared<Queued>(std::move(overwritten), std::move(read));
   return work;
 }
 
-// Nothing is traced, everything is at hand, and MLX will not wait.
+// Whether nothing is traced and everything is at hand.
 bool may_run(
     const Operands& operands,
     const std::vector<Scalar>& hypers,
     const std::vector<const mx::array*>& scalars,
     mx::Stream stream) {
-  return !operands.empty() && mx::scheduler::n_active_tasks() <= most_active_tasks &&
-         std::none_of(hypers.begin(), hypers.end(), is_traced) &&
+  return !operands.empty() && std::none_of(hypers.begin(), hypers.end(), is_traced) &&
          std::none_of(
              scalars.begin(), scalars.end(), [](const mx::array* x) { return x->is_tracer(); }) &&
          std::all_of(operands.begin(), operands.end(), [&](const mx::array* x) {
@@ -164,7 +160,7 @@ void wait_for_turn(mx::Stream stream) {
     return;
   }
   const auto last = last_queued(stream);
-  if (last && last->bytes() >= worth_waiting) {
+  if (last && last->is_pending()) {
     mx::synchronize(stream);
   }
 }

@@ -15,10 +15,10 @@ MLX_OPT_API void wait_for_turn(mx::Stream stream);
 /// Queues one step of `rule` that overwrites the parameters and moments among `operands`, which
 /// are as `step` has them.
 ///
-/// It does so if all operands are evaluated or queued on the stream, and each parameter and moment
-/// is row-contiguous, keeps its dtype, and is held by its pointer alone: the array by no copy, its
-/// buffer by no other array, nor by a queued task but the stream's last step. Otherwise it changes
-/// nothing and returns false, and `step` serves.
+/// It does so if all operands are evaluated, on a GPU at least queued on the stream, and each
+/// parameter and moment is row-contiguous, keeps its dtype, and is held by its pointer alone: the
+/// array by no copy, its buffer by no other array, nor by a queued task but the stream's last step.
+/// Otherwise it changes nothing and returns false, and `step` serves.
 ///
 /// Throws std::invalid_argument where the arguments do not fit the rule.
 MLX_OPT_API bool step_in_place(

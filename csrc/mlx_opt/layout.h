@@ -1,7 +1,10 @@
-// The shape of an operand as few dimensions as it can be told in.
+// Which way through memory operands take.
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "mlx/array.h"
@@ -30,6 +33,70 @@ inline std::vector<Dimension> merged_dimensions(const mlx::core::array& x) {
     }
   }
   return merged;
+}
+
+inline bool is_contiguous(const mlx::core::array& x) {
+  if (x.flags().row_contiguous) {
+    return true;
+  }
+  const auto dimensions = merged_dimensions(x);
+  return dimensions.empty() || (dimensions.size() == 1 && dimensions[0].stride == 1);
+}
+
+inline bool all_contiguous(const mlx::core::array* operands, int count) {
+  for (int k = 0; k < count; ++k) {
+    if (!is_contiguous(operands[k])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// The columns of an operand that is a dense matrix with contiguous columns, else 0. Their number
+/// and `tile` together are within an int.
+inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
+  const auto dimensions = merged_dimensions(operand);
+  const bool transposed = dimensions.size() == 2 && dimensions[0].stride == 1 &&
+                          dimensions[1].stride == dimensions[0].size &&
+                          dimensions[1].size <= std::numeric_limits<int>::max() - tile;
+  return transposed ? static_cast<int>(dimensions[1].size) : 0;
+}
+
+/// The shape and every operand's strides, in as few dimensions as serve them all, as a backend's
+/// Layout holds them: `dims`, `shape[dim]`, `strides[operand][dim]`. Throws std::runtime_error if
+/// it has no room for as many dimensions.
+template <typename Layout>
+Layout common_layout(const mlx::core::array* operands, int count) {
+  Layout layout{};
+  constexpr int most = sizeof(layout.shape) / sizeof(layout.shape[0]);
+  const auto merges = [&](int dim) {
+    for (int k = 0; k < count; ++k) {
+      const int64_t together = operands->shape()[dim] * operands[k].strides()[dim];
+      if (layout.strides[k][layout.dims - 1] != together) {
+        return false;
+      }
+    }
+    return true;
+  };
+  for (int dim = 0; dim < static_cast<int>(operands->ndim()); ++dim) {
+    const int64_t size = operands->shape()[dim];
+    if (size == 1) {
+      continue;
+    }
+    if (layout.dims > 0 && merges(dim)) {
+      layout.shape[layout.dims - 1] *= size;
+    } else if (layout.dims == most) {
+      throw std::runtime_error(
+          "mlx_opt: an array of more than " + std::to_string(most) +
+          " dimensions that do not merge: make it contiguous with mx.contiguous");
+    } else {
+      layout.shape[layout.dims++] = size;
+    }
+    for (int k = 0; k < count; ++k) {
+      layout.strides[k][layout.dims - 1] = operands[k].strides()[dim];
+    }
+  }
+  return layout;
 }
 
 } // namespace mlx_opt

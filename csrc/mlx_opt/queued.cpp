@@ -22,7 +22,6 @@ void Queued::release() {
   // Under the lock: who finds nothing here counts the arrays' own holders only.
   const std::lock_guard lock(mutex_);
   overwritten_.clear();
-  bytes_ = 0;
 }
 
 void Queued::hand_over(Queued& next) {
@@ -35,9 +34,9 @@ void Queued::hand_over(Queued& next) {
   }
 }
 
-size_t Queued::bytes() {
+bool Queued::is_pending() {
   const std::lock_guard lock(mutex_);
-  return bytes_;
+  return !overwritten_.empty();
 }
 
 Queued::Count::Count(Queued* queued) : queued_(queued) {

@@ -18,8 +18,8 @@ using SharedData = std::shared_ptr<mx::array::Data>;
 /// the former again all the same.
 class Queued {
  public:
-  Queued(std::vector<SharedData> overwritten, std::vector<SharedData> read, size_t bytes)
-      : overwritten_(std::move(overwritten)), read_(std::move(read)), bytes_(bytes) {}
+  Queued(std::vector<SharedData> overwritten, std::vector<SharedData> read)
+      : overwritten_(std::move(overwritten)), read_(std::move(read)) {}
 
   /// Lets go of the buffers, once the step is done.
   void release();
@@ -27,8 +27,8 @@ class Queued {
   /// Leaves what `next` overwrites to it, which runs after this.
   void hand_over(Queued& next);
 
-  /// The bytes of what it overwrites; 0 once it is done.
-  size_t bytes();
+  /// Whether the step is still to be done.
+  bool is_pending();
 
   /// Keeps release() away while holders are counted.
   class Count {
@@ -48,7 +48,6 @@ class Queued {
   std::mutex mutex_;
   std::vector<SharedData> overwritten_;
   std::vector<SharedData> read_;
-  size_t bytes_;
 };
 
 /// The last step of a stream, or null.

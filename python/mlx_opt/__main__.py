@@ -73,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Print what this installation is and whether it can work on this machine.",
         epilog=EXIT_CODES,
     )
+    commands.add_parser(
+        "selftest",
+        help="check the fused rules against float64, on each device of this machine",
+        description="Run the fused rules on each device of this machine and compare them with a "
+        "float64 reference. The table is made to be pasted into an issue.",
+        epilog=EXIT_CODES,
+    )
     commands.add_parser("bench", help="time the optimizers beside mlx's and PyTorch's")
     return parser
 
@@ -91,6 +98,16 @@ def bench(arguments: list[str]) -> int:
             raise
         return fail("bench needs rich: pip install rich")
     return run_benchmarks(arguments)
+
+
+def selftest() -> int:
+    try:
+        from .selftest import main as run_selftest
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("numpy", "rich"):
+            raise
+        return fail(f"selftest needs {error.name}: pip install 'mlx-opt[selftest]'")
+    return run_selftest()
 
 
 def run_script(path: str, arguments: list[str]) -> None:
@@ -168,6 +185,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(str(error))
     if options is None:
         return bench(argv[1:])
+    if options.command == "selftest":
+        return selftest()
     run(options.program, options.module, options.arguments, options.usage_error)
     return 0
 

@@ -1,15 +1,27 @@
 #include "mlx_opt/backend/gpu.h"
 
-#include "mlx/device.h"
-
-#if defined(__linux__)
+#if defined(MLX_OPT_METAL)
+#include "mlx/backend/metal/metal.h"
+#include "mlx_opt/backend/metal/backend.h"
+#elif defined(__linux__)
 #include <dlfcn.h>
+
+#include "mlx/device.h"
 #endif
 
 namespace mlx_opt::gpu {
 namespace {
 
-#if defined(__linux__)
+#if defined(MLX_OPT_METAL)
+
+Found load() {
+  if (!mx::metal::is_available()) {
+    return {nullptr, "this MLX finds no GPU that Metal can use"};
+  }
+  return {&metal::backend(), ""};
+}
+
+#elif defined(__linux__)
 
 constexpr const char* library = "libmlx_opt_cuda.so";
 
@@ -45,7 +57,7 @@ Found load() {
 #else
 
 Found load() {
-  return {nullptr, "this build has no GPU backend"};
+  return {nullptr, "this build of mlx_opt was made without one (MLX_OPT_METAL=OFF)"};
 }
 
 #endif

@@ -1,8 +1,10 @@
-// How a step reaches a GPU without libmlx_opt naming a symbol of one: the backend is a library of
-// its own, loaded when the running MLX has such a GPU.
+// How a step reaches a GPU. Under Linux without libmlx_opt naming a symbol of one: the CUDA backend
+// is a library of its own, loaded when the running MLX has such a GPU. Under macOS, where every MLX
+// has Metal, the backend is part of libmlx_opt.
 #pragma once
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -45,12 +47,15 @@ class Backend {
   virtual void wait_for_turn(mx::Stream stream) const = 0;
 
   /// Whether it has kernels of the global norm; where not, MLX's own operations serve.
-  virtual bool has_norm() const = 0;
+  virtual bool has_norm() const {
+    return false;
+  }
 
   /// Queues: `output`, a float32 without a buffer yet, = the square root of the sum of the squares
   /// of all elements of `arrays`.
-  virtual void norm(
-      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const = 0;
+  virtual void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const {
+    throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
+  }
 
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.
   virtual std::string problem() const = 0;

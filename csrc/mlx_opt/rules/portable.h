@@ -35,21 +35,28 @@ struct Hyper {
 // the rules to say: left to a compiler, equal elements may differ by where they lie.
 #if defined(__METAL_VERSION__)
 MLX_OPT_FN float square_root(float x) {
-  return metal::precise::sqrt(x);
+  return ::metal::precise::sqrt(x);
 }
 MLX_OPT_FN float absolute(float x) {
-  return metal::fabs(x);
+  return ::metal::fabs(x);
 }
 MLX_OPT_FN float fma(float a, float b, float c) {
-  return metal::fma(a, b, c);
+  return ::metal::fma(a, b, c);
 }
-// exp(x) - 1 for x <= 0 without cancellation (Metal has no expm1).
+// exp(x) - 1 without cancellation (Metal has no expm1): its series at x / 4, doubled twice, where
+// exp(x) is near 1.
 MLX_OPT_FN float exp_minus_one(float x) {
-  if (x < -0.25f) {
-    return metal::precise::exp(x) - 1.0f;
+  if (absolute(x) > 1.0f) {
+    return ::metal::precise::exp(x) - 1.0f;
   }
-  return x * (1.0f +
-              x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720))))));
+  float y = 0.25f * x;
+  float e = fma(y, 1.0f / 720, 1.0f / 120);
+  e = fma(e, y, 1.0f / 24);
+  e = fma(e, y, 1.0f / 6);
+  e = fma(e, y, 0.5f);
+  e = fma(e * y, y, y);
+  e = fma(e, e, 2.0f * e);
+  return fma(e, e, 2.0f * e);
 }
 #elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
 MLX_OPT_FN float square_root(float x) {

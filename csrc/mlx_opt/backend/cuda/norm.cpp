@@ -4,11 +4,11 @@
 #include <map>
 #include <optional>
 
-#include "mlx_opt/backend/cuda/layout.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -48,7 +48,7 @@ void Operands::add(const mx::array& x) {
   if (x.flags().contiguous && x.data_size() == x.size()) {
     dense[storage_of(x.dtype())].push_back(tensor);
   } else {
-    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, common_layout(&x, 1)}});
+    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, common_layout<Layout>(&x, 1)}});
   }
 }
 

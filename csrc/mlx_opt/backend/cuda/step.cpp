@@ -7,11 +7,11 @@
 
 #include "mlx/backend/cuda/device.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
-#include "mlx_opt/backend/cuda/layout.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -118,14 +118,14 @@ void CudaStep::add_tensor(
   std::optional<Layout> layout;
   if (!all_contiguous(operands, fields_ + 1)) {
     const bool rows = all_contiguous(operands, fields_);
-    tensor.columns = rows ? columns_if_transposed(operands[fields_]) : 0;
+    tensor.columns = rows ? columns_if_transposed(operands[fields_], tile) : 0;
     kernel.kind = tensor.columns ? Kind::transposed : Kind::strided;
   }
   Group& group = group_of(kernel);
   group.tensors.push_back(tensor);
   group.positions.push_back(position);
   if (kernel.kind == Kind::strided) {
-    group.layouts.push_back(common_layout(operands, fields_ + 1));
+    group.layouts.push_back(common_layout<Layout>(operands, fields_ + 1));
   }
 }
 

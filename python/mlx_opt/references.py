@@ -1,5 +1,7 @@
 """The elementwise rules in float64 NumPy: slow, plain, and what every backend is held to.
 
+For the tests and ``python -m mlx_opt selftest``; nothing else of the package needs NumPy.
+
 Each rule takes the parameter `w`, its gradient `g`, the state (a dict of arrays), the
 1-based `step` and the hyperparameters under the names the optimizer's constructor gives
 them. It returns the new parameter and the new state, and leaves its arguments as they were.
@@ -134,6 +136,19 @@ REFERENCES = {
     "Lion": lion,
 }
 
+# A case of every rule and form of it: the options of its constructor besides the learning rate.
+CASES = [
+    ("SGD", {"weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
+    ("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    ("RMSprop", {}),
+    ("Adagrad", {}),
+    ("AdaDelta", {}),
+    ("Adam", {"bias_correction": True}),
+    ("AdamW", {"weight_decay": 0.1, "bias_correction": True}),
+    ("Adamax", {}),
+    ("Lion", {"weight_decay": 0.1}),
+]
 STATE = {
     "SGD": ("v",),
     "RMSprop": ("v",),
@@ -166,3 +181,53 @@ def run(name, w, gradients, options):
             now["learning_rate"] = float(now["learning_rate"](step - 1))
         w, state = rule(w, np.array(g, np.float64), state, step, **now)
     return w, state
+
+
+# Of each storage: digits of the significand, exponent of the smallest denormal, largest value.
+_FORMATS = {
+    "float32": (24, -149, float(np.finfo(np.float32).max)),
+    "float16": (11, -24, 65504.0),
+    "bfloat16": (8, -133, float.fromhex("0x1.fep127")),
+}
+
+
+def ulp(x, storage):
+    """The spacing of a storage, by name, at float64 values."""
+    digits, least, _ = _FORMATS[storage]
+    _, exponent = np.frexp(x)
+    return np.ldexp(1.0, np.maximum(exponent - digits, least))
+
+
+def rounded(x, storage):
+    """float64 values rounded once to a storage, ties to even; still float64."""
+    spacing = ulp(x, storage)
+    y = np.round(x / spacing) * spacing
+    return np.where(np.abs(y) > _FORMATS[storage][2], np.copysign(np.inf, y), y)
+
+
+# What a few float32 operations may be off by, relative to each number that goes into them.
+FLOAT32 = 2.0**-22
+
+
+def exact_step(name, w, g, state, step, options):
+    """By name, "w" and the moments: the float64 step, and what float32 may make of it.
+
+    That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
+    may be off by as much as what they are made of makes them.
+    """
+
+    def run(inputs):
+        moments = {moment: inputs[moment] for moment in state}
+        w, moments = REFERENCES[name](inputs["w"], inputs["g"], moments, step, **options)
+        return {"w": w, **moments}
+
+    inputs = {"w": w, "g": g, **state}
+    exact = run(inputs)
+    with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
+        error = {k: FLOAT32 * (np.abs(inputs[k]) + np.abs(x - inputs[k])) for k, x in exact.items()}
+        for changed, x in inputs.items():
+            less = run(inputs | {changed: x * (1 - FLOAT32)})
+            more = run(inputs | {changed: x * (1 + FLOAT32)})
+            for k in exact:
+                error[k] += np.maximum(np.abs(less[k] - exact[k]), np.abs(more[k] - exact[k]))
+    return {k: (x, error[k]) for k, x in exact.items()}

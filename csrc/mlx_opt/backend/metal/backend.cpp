@@ -1,0 +1,56 @@
+#include "mlx_opt/backend/metal/backend.h"
+
+#include <stdexcept>
+
+#include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/in_flight.h"
+#include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/step.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+class Backend : public gpu::Backend {
+ public:
+  std::unique_ptr<gpu::Step> prepare(
+      const Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const override {
+    return prepare_step(schedule, inputs, dtypes, stream);
+  }
+
+  mx::array::Data allocate(size_t bytes, mx::Stream) const override {
+    return mx::allocator::malloc(bytes);
+  }
+
+  void wait_for_turn(mx::Stream stream) const override {
+    wait_for_last_but_one(stream);
+  }
+
+  bool has_norm() const override {
+    return false;
+  }
+
+  void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const override {
+    throw std::logic_error("mlx_opt: the Metal backend has no kernels of the global norm");
+  }
+
+  std::string problem() const override {
+    try {
+      pipeline({Rule::SGD, Kind::prepare}, mx::metal::device(mx::Device::gpu));
+      return "";
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+};
+
+} // namespace
+
+const gpu::Backend& backend() {
+  static const Backend backend;
+  return backend;
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,10 @@
+// What gpu.cpp asks for.
+#pragma once
+
+#include "mlx_opt/backend/gpu.h"
+
+namespace mlx_opt::metal {
+
+const gpu::Backend& backend();
+
+} // namespace mlx_opt::metal

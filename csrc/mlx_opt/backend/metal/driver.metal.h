@@ -1,0 +1,398 @@
+// The kernels, generic over the rule and the storage of each operand. Metal compiles this text at
+// first use, behind the rules and tables.h; it includes nothing. C++14, and every pointer names its
+// address space.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using metal::chunk;
+using metal::Constants;
+using metal::lanes;
+using metal::Matrix;
+using metal::Strided;
+using metal::Tensor;
+using metal::threads;
+using metal::tile;
+
+// How a number is stored. bfloat16 is converted by its bits, so that no compiler makes it another.
+struct Float32 {
+  using Stored = float;
+  using Vector = float4;
+
+  MLX_OPT_FN float widen(float x) {
+    return x;
+  }
+  MLX_OPT_FN float narrow(float x) {
+    return x;
+  }
+};
+
+struct Float16 {
+  using Stored = half;
+  using Vector = half4;
+
+  MLX_OPT_FN float widen(half x) {
+    return static_cast<float>(x);
+  }
+  MLX_OPT_FN half narrow(float x) {
+    return static_cast<half>(x);
+  }
+};
+
+struct BFloat16 {
+  using Stored = ushort;
+  using Vector = ushort4;
+
+  MLX_OPT_FN float widen(ushort bits) {
+    return as_type<float>(static_cast<uint>(bits) << 16);
+  }
+  // To nearest, ties to even; a NaN stays one.
+  MLX_OPT_FN ushort narrow(float x) {
+    const uint bits = as_type<uint>(x);
+    const uint rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+    return static_cast<ushort>((x != x ? 0x7fc00000u : rounded) >> 16);
+  }
+};
+
+// Elements [i, i + count) of an operand as floats, and back.
+template <typename Format, int count>
+struct Access {
+  using Stored = typename Format::Stored;
+  using Vector = typename Format::Vector;
+
+  MLX_OPT_FN void load(device const uchar* operand, ulong i, thread float* to) {
+    const Vector stored = *reinterpret_cast<device const Vector*>(operand + i * sizeof(Stored));
+    for (int lane = 0; lane < count; ++lane) {
+      to[lane] = Format::widen(stored[lane]);
+    }
+  }
+  MLX_OPT_FN void store(device uchar* operand, ulong i, thread const float* from) {
+    Vector stored;
+    for (int lane = 0; lane < count; ++lane) {
+      stored[lane] = Format::narrow(from[lane]);
+    }
+    *reinterpret_cast<device Vector*>(operand + i * sizeof(Stored)) = stored;
+  }
+};
+
+template <typename Format>
+struct Access<Format, 1> {
+  using Stored = typename Format::Stored;
+
+  MLX_OPT_FN void load(device const uchar* operand, ulong i, thread float* to) {
+    *to = Format::widen(*reinterpret_cast<device const Stored*>(operand + i * sizeof(Stored)));
+  }
+  MLX_OPT_FN void store(device uchar* operand, ulong i, thread const float* from) {
+    *reinterpret_cast<device Stored*>(operand + i * sizeof(Stored)) = Format::narrow(*from);
+  }
+};
+
+// One element: bit for bit where both are stored alike.
+template <typename From, typename To>
+struct Copy {
+  MLX_OPT_FN void run(device const uchar* operand, ulong from, device uchar* result, ulong to) {
+    float x;
+    Access<From, 1>::load(operand, from, &x);
+    Access<To, 1>::store(result, to, &x);
+  }
+};
+
+template <typename Format>
+struct Copy<Format, Format> {
+  MLX_OPT_FN void run(device const uchar* operand, ulong from, device uchar* result, ulong to) {
+    using Stored = typename Format::Stored;
+    reinterpret_cast<device Stored*>(result)[to] =
+        reinterpret_cast<device const Stored*>(operand)[from];
+  }
+};
+
+// The formats of the parameter and its moments, and what is done with each operand of such a list.
+// `at`: an element's place in each.
+template <typename... Formats>
+struct List {
+  template <int count>
+  MLX_OPT_FN void load(
+      const device uchar* const thread* operands, thread const ulong* at, thread float* to) {
+    int k = 0;
+    const int done[] = {(Access<Formats, count>::load(operands[k], at[k], to + k * count), ++k)...};
+    static_cast<void>(done);
+  }
+
+  template <int count>
+  MLX_OPT_FN void store(device uchar* const thread* operands, ulong i, thread const float* from) {
+    int k = 0;
+    const int done[] = {(Access<Formats, count>::store(operands[k], i, from + k * count), ++k)...};
+    static_cast<void>(done);
+  }
+
+  template <typename... Out>
+  MLX_OPT_FN void copy(
+      List<Out...>,
+      const device uchar* const thread* operands,
+      thread const ulong* at,
+      device uchar* const thread* results,
+      ulong i) {
+    int k = 0;
+    const int done[] = {(Copy<Formats, Out>::run(operands[k], at[k], results[k], i), ++k)...};
+    static_cast<void>(done);
+  }
+};
+
+// What the gradients are multiplied with, as mlx_opt::Scaling has it.
+enum class Scaling { none, always, if_finite };
+
+template <typename Rule>
+struct Frame {
+  typename Rule::Hypers hypers;
+  typename Rule::Scalars scalars;
+  float scale;
+};
+
+// A struct of floats from floats that lie in any address space, and back.
+template <typename T, typename Pointer>
+MLX_OPT_FN T gathered(Pointer from) {
+  T x;
+  thread float* to = reinterpret_cast<thread float*>(&x);
+  for (uint k = 0; k < sizeof(T) / sizeof(float); ++k) {
+    to[k] = from[k];
+  }
+  return x;
+}
+
+// Once a step, by one thread. `traced`: a value a hyperparameter, of which those count that
+// `constants.traced` names.
+template <typename Rule>
+MLX_OPT_FN void prepare(
+    device float* to,
+    constant Constants& constants,
+    ulong step,
+    float learning_rate,
+    thread const float* traced,
+    float scale) {
+  const uint count = sizeof(typename Rule::Hypers) / sizeof(Hyper);
+  float hypers[3 * count];
+  for (uint k = 0; k < count; ++k) {
+    const float x = traced[k];
+    const bool given = (constants.traced >> k & 1u) != 0;
+    hypers[3 * k] = given ? x : constants.hypers[k][0];
+    hypers[3 * k + 1] = given ? 1.0f - x : constants.hypers[k][1];
+    hypers[3 * k + 2] = given ? ::metal::precise::log(x) : constants.hypers[k][2];
+  }
+  const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
+  const Frame<Rule> frame = {
+      h,
+      Rule::prepare(h, learning_rate, static_cast<float>(step)),
+      constants.scaled ? scale : 1.0f};
+  thread const float* from = reinterpret_cast<thread const float*>(&frame);
+  for (uint k = 0; k < sizeof(frame) / sizeof(float); ++k) {
+    to[k] = from[k];
+  }
+}
+
+// In: formats of the parameter and its moments; Out: of their new values.
+template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
+struct Update {
+  using Element = typename Rule::Element;
+  enum : int { fields = sizeof(Element) / sizeof(float) };
+
+  // Where a tensor lies. An output may be an input's buffer: an element is written by the thread
+  // that has read it.
+  struct Operands {
+    const device uchar* in[fields];
+    const device uchar* gradient;
+    device uchar* out[fields];
+  };
+
+  // Of one element, or of `count` that lie together, the place in each operand but the gradient.
+  struct Places {
+    ulong of[fields];
+  };
+
+  MLX_OPT_FN Places everywhere(ulong i) {
+    Places places;
+    for (int k = 0; k < fields; ++k) {
+      places.of[k] = i;
+    }
+    return places;
+  }
+
+  template <int count>
+  MLX_OPT_FN void apply(thread float* x, thread const float* g, Frame<Rule> frame) {
+    for (int lane = 0; lane < count; ++lane) {
+      Element e;
+      thread float* values = reinterpret_cast<thread float*>(&e);
+      for (int k = 0; k < fields; ++k) {
+        values[k] = x[k * count + lane];
+      }
+      const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
+      e = Rule::update(e, gradient, frame.hypers, frame.scalars);
+      for (int k = 0; k < fields; ++k) {
+        x[k * count + lane] = values[k];
+      }
+    }
+  }
+
+  MLX_OPT_FN bool taken(float scale) {
+    return scaling != Scaling::if_finite || ::metal::fabs(scale) <= 3.402823466e38f;
+  }
+
+  // What stands for the update where the step is not taken.
+  template <int count>
+  MLX_OPT_FN void keep(Operands at, Places from, ulong to) {
+    for (int lane = 0; lane < count; ++lane) {
+      In::copy(Out{}, at.in, from.of, at.out, to + lane);
+      for (int k = 0; k < fields; ++k) {
+        ++from.of[k];
+      }
+    }
+  }
+
+  // Results go to the elements [to, to + count).
+  template <int count>
+  MLX_OPT_FN void elements(
+      Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
+    if (!taken(frame.scale)) {
+      keep<count>(at, from, to);
+      return;
+    }
+    float x[fields * count];
+    In::template load<count>(at.in, from.of, x);
+    apply<count>(x, g, frame);
+    Out::template store<count>(at.out, to, x);
+  }
+
+  template <int count>
+  MLX_OPT_FN void elements_of_all(Operands at, ulong i, Frame<Rule> frame) {
+    float g[count];
+    Access<Gradient, count>::load(at.gradient, i, g);
+    elements<count>(at, everywhere(i), i, g, frame);
+  }
+
+  // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
+  MLX_OPT_FN void flat(
+      Operands at, constant Tensor& tensor, constant float* frame_at, uint group, uint index) {
+    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
+    const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
+    const ulong left = tensor.size - begin;
+    const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
+    const uint done = tensor.vectors ? count / lanes * lanes : 0u;
+    for (uint i = index * lanes; i < done; i += threads * lanes) {
+      elements_of_all<lanes>(at, begin + i, frame);
+    }
+    for (uint i = done + index; i < count; i += threads) {
+      elements_of_all<1>(at, begin + i, frame);
+    }
+  }
+
+  // A matrix whose gradient's columns are contiguous, by tiles: the gradient is read down its
+  // columns into `staged`, the rest along the rows.
+  MLX_OPT_FN void transposed(
+      Operands at,
+      constant Matrix& matrix,
+      constant float* frame_at,
+      uint group,
+      uint index,
+      threadgroup float* staged) {
+    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
+    const uint across = (matrix.columns + tile - 1) / tile;
+    Tile t;
+    t.top = static_cast<ulong>(group / across) * tile;
+    t.left = group % across * tile;
+    const ulong below = matrix.rows - t.top;
+    t.height = below < tile ? static_cast<uint>(below) : static_cast<uint>(tile);
+    const uint beside = matrix.columns - t.left;
+    t.width = beside < tile ? beside : static_cast<uint>(tile);
+    if (matrix.gradient_vectors) {
+      stage<lanes>(at.gradient, matrix.rows, t, index, staged);
+    } else {
+      stage<1>(at.gradient, matrix.rows, t, index, staged);
+    }
+    ::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);
+    if (matrix.vectors) {
+      update_tile<lanes>(at, matrix.columns, t, frame, index, staged);
+    } else {
+      update_tile<1>(at, matrix.columns, t, frame, index, staged);
+    }
+  }
+
+  // Operands of any layout. Index: of the elements.
+  template <typename Index>
+  MLX_OPT_FN void strided(
+      Operands at, constant Strided& tensor, constant float* frame_at, uint group, uint index) {
+    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
+    const ulong begin = static_cast<ulong>(group) * chunk;
+    const ulong left = tensor.size - begin;
+    const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
+    for (uint i = index; i < count; i += threads) {
+      long places[fields + 1] = {};
+      Index rest = static_cast<Index>(begin + i);
+      for (int dim = tensor.layout.dims - 1; dim >= 0; --dim) {
+        const Index size = static_cast<Index>(tensor.layout.shape[dim]);
+        const long position = static_cast<long>(rest % size);
+        rest /= size;
+        for (int k = 0; k <= fields; ++k) {
+          places[k] += position * tensor.layout.strides[k][dim];
+        }
+      }
+      Places from;
+      for (int k = 0; k < fields; ++k) {
+        from.of[k] = static_cast<ulong>(places[k]);
+      }
+      float g[1];
+      Access<Gradient, 1>::load(at.gradient, static_cast<ulong>(places[fields]), g);
+      elements<1>(at, from, begin + i, g, frame);
+    }
+  }
+
+ private:
+  struct Tile {
+    ulong top;
+    uint left, height, width;
+  };
+  // One more than a tile is wide: threads that go down a column then use different banks.
+  enum : uint { pitch = tile + 1 };
+
+  template <int count>
+  MLX_OPT_FN void stage(
+      device const uchar* gradient, ulong rows, Tile t, uint index, threadgroup float* staged) {
+    const uint steps = tile / count;
+    for (uint i = index; i < tile * steps; i += threads) {
+      const uint row = i % steps * count;
+      const uint column = i / steps;
+      if (row < t.height && column < t.width) {
+        float values[count];
+        Access<Gradient, count>::load(gradient, (t.left + column) * rows + t.top + row, values);
+        for (int lane = 0; lane < count; ++lane) {
+          staged[(row + lane) * pitch + column] = values[lane];
+        }
+      }
+    }
+  }
+
+  template <int count>
+  MLX_OPT_FN void update_tile(
+      Operands at,
+      ulong columns,
+      Tile t,
+      Frame<Rule> frame,
+      uint index,
+      threadgroup const float* staged) {
+    const uint steps = tile / count;
+    for (uint i = index; i < tile * steps; i += threads) {
+      const uint row = i / steps;
+      const uint column = i % steps * count;
+      if (row < t.height && column < t.width) {
+        const ulong place = (t.top + row) * columns + t.left + column;
+        float g[count];
+        for (int lane = 0; lane < count; ++lane) {
+          g[lane] = staged[row * pitch + column + lane];
+        }
+        elements<count>(at, everywhere(place), place, g, frame);
+      }
+    }
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

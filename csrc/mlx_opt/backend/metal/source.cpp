@@ -1,0 +1,227 @@
+#include "mlx_opt/backend/metal/source.h"
+
+namespace mlx_opt::metal {
+
+/// Made by the build from the rules, tables.h and driver.metal.h.
+extern const char* const driver_text;
+
+namespace {
+
+const char* format_of(Storage storage) {
+  switch (storage) {
+    case Storage::float32:
+      return "Float32";
+    case Storage::float16:
+      return "Float16";
+    case Storage::bfloat16:
+      return "BFloat16";
+  }
+  return "";
+}
+
+const char* short_name_of(Storage storage) {
+  switch (storage) {
+    case Storage::float32:
+      return "f32";
+    case Storage::float16:
+      return "f16";
+    case Storage::bfloat16:
+      return "bf16";
+  }
+  return "";
+}
+
+const char* name_of(Kind kind) {
+  switch (kind) {
+    case Kind::prepare:
+      return "prepare";
+    case Kind::flat:
+      return "flat";
+    case Kind::transposed:
+      return "transposed";
+    case Kind::strided:
+      return "strided";
+    case Kind::strided_long:
+      return "strided_long";
+  }
+  return "";
+}
+
+const char* name_of(Scaling scaling) {
+  switch (scaling) {
+    case Scaling::none:
+      return "none";
+    case Scaling::always:
+      return "always";
+    case Scaling::if_finite:
+      return "if_finite";
+  }
+  return "";
+}
+
+std::string list_of(const Storage* storages, int count) {
+  std::string text = "List<";
+  for (int k = 0; k < count; ++k) {
+    text += std::string(k ? ", " : "") + format_of(storages[k]);
+  }
+  return text + ">";
+}
+
+std::string arguments_of(const Kernel& kernel) {
+  switch (kernel.kind) {
+    case Kind::prepare:
+      return "Constants";
+    case Kind::flat:
+      return "Pack<" + std::to_string(kernel.capacity) + ">";
+    case Kind::transposed:
+      return "Matrix";
+    case Kind::strided:
+    case Kind::strided_long:
+      return "Strided";
+  }
+  return "";
+}
+
+std::string slot(int index) {
+  return " [[buffer(" + std::to_string(index) + ")]],\n";
+}
+
+std::string beginning_of(const Kernel& kernel, const char* frame, int threads_of_group) {
+  return "\n[[kernel, max_total_threads_per_threadgroup(" + std::to_string(threads_of_group) +
+         ")]] void " + name(kernel) + "(\n    " + frame + " float* frame" + slot(frame_slot) +
+         "    constant mlx_opt::metal::" + arguments_of(kernel) + "& arguments" +
+         slot(arguments_slot);
+}
+
+std::string prepare_of(const Kernel& kernel) {
+  std::string text = beginning_of(kernel, "device", 1) + "    device const ulong* step" +
+                     slot(step_slot) + "    device const float* learning_rate" +
+                     slot(learning_rate_slot) + "    device const float* scale" + slot(scale_slot);
+  std::string traced;
+  for (int k = 0; k < info(kernel.rule).hypers; ++k) {
+    const std::string name = "traced" + std::to_string(k);
+    text += "    device const float* " + name + slot(traced_slot + k);
+    traced += (k ? ", *" : "*") + name;
+  }
+  return text +
+         "    uint index [[thread_position_in_grid]]) {\n"
+         "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
+         "  const float traced[] = {" +
+         traced + "};\n  if (index == 0) {\n    prepare<" + std::string(info(kernel.rule).name) +
+         ">(frame, arguments, *step, *learning_rate, traced, *scale);\n  }\n}\n";
+}
+
+// The operands of tensor `t` as the driver's struct of them.
+std::string operands_of(int t, int fields) {
+  const auto names = [&](const char* kind) {
+    std::string text = "{";
+    for (int k = 0; k < fields; ++k) {
+      text += (k ? ", " : "") + std::string(kind) + std::to_string(t) + "_" + std::to_string(k);
+    }
+    return text + "}";
+  };
+  return "{" + names("in") + ", gradient" + std::to_string(t) + ", " + names("out") + "}";
+}
+
+std::string slots_of(const Kernel& kernel) {
+  const int fields = info(kernel.rule).moments + 1;
+  std::string text;
+  int index = operands_slot;
+  for (int t = 0; t < kernel.capacity; ++t) {
+    const std::string tensor = std::to_string(t);
+    for (int k = 0; k < fields; ++k) {
+      text += "    device const uchar* in" + tensor + "_" + std::to_string(k) + slot(index++);
+    }
+    text += "    device const uchar* gradient" + tensor + slot(index++);
+    for (int k = 0; k < fields; ++k) {
+      text += "    device uchar* out" + tensor + "_" + std::to_string(k) + slot(index++);
+    }
+  }
+  return text;
+}
+
+// Which of a pack's tensors the threadgroup works on.
+std::string choice_of(const Kernel& kernel) {
+  const int fields = info(kernel.rule).moments + 1;
+  std::string text = "  Step::Operands at = " + operands_of(0, fields) + ";\n";
+  if (kernel.kind == Kind::flat) {
+    text += "  uint which = 0;\n";
+  }
+  for (int t = 1; t < kernel.capacity; ++t) {
+    const std::string tensor = std::to_string(t);
+    text += "  if (group >= arguments.tensors[" + tensor +
+            "].first_chunk) {\n    which = " + tensor + ";\n    at = Step::Operands" +
+            operands_of(t, fields) + ";\n  }\n";
+  }
+  return text;
+}
+
+std::string call_of(const Kernel& kernel) {
+  switch (kernel.kind) {
+    case Kind::flat:
+      return "flat(at, arguments.tensors[which], frame, group, index)";
+    case Kind::transposed:
+      return "transposed(at, arguments, frame, group, index, staged)";
+    case Kind::strided:
+      return "strided<uint>(at, arguments, frame, group, index)";
+    case Kind::strided_long:
+      return "strided<ulong>(at, arguments, frame, group, index)";
+    case Kind::prepare:
+      break;
+  }
+  return "";
+}
+
+std::string update_of(const Kernel& kernel) {
+  const int fields = info(kernel.rule).moments + 1;
+  std::string text = beginning_of(kernel, "constant", threads) + slots_of(kernel) +
+                     "    uint group [[threadgroup_position_in_grid]],\n"
+                     "    uint index [[thread_index_in_threadgroup]]) {\n"
+                     "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
+                     std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
+                     ", " + format_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) +
+                     ", Scaling::" + name_of(kernel.scaling) + ">;\n";
+  if (kernel.kind == Kind::transposed) {
+    text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
+  }
+  return text + choice_of(kernel) + "  Step::" + call_of(kernel) + ";\n}\n";
+}
+
+} // namespace
+
+std::string name(const Kernel& kernel) {
+  std::string text = "mlx_opt_" MLX_OPT_VERSION "_" + std::string(info(kernel.rule).name) + "_" +
+                     name_of(kernel.kind);
+  for (char& c : text) {
+    c = c == '.' || c == '+' ? '_' : c;
+  }
+  if (kernel.kind == Kind::prepare) {
+    return text;
+  }
+  const int fields = info(kernel.rule).moments + 1;
+  text += std::to_string(kernel.capacity);
+  for (int k = 0; k <= fields; ++k) {
+    text += std::string("_") + short_name_of(kernel.in[k]);
+  }
+  text += "_to";
+  for (int k = 0; k < fields; ++k) {
+    text += std::string("_") + short_name_of(kernel.out[k]);
+  }
+  if (kernel.scaling != Scaling::none) {
+    text += std::string("_scaled_") + name_of(kernel.scaling);
+  }
+  return text;
+}
+
+std::string source(const Kernel& kernel) {
+  // Which product is fused with a sum is for the rules to say. Metal has its own word for it since
+  // version 3.2, and clang's.
+  return "#include <metal_stdlib>\n"
+         "#pragma METAL fp contract(off)\n"
+         "#pragma STDC FP_CONTRACT OFF\n"
+         "using namespace metal;\n" +
+         std::string(driver_text) +
+         (kernel.kind == Kind::prepare ? prepare_of(kernel) : update_of(kernel));
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,300 @@
+#include "mlx_opt/backend/metal/step.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <variant>
+
+#include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/in_flight.h"
+#include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/layout.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
+
+constexpr int frame_floats = 3 * max_hypers + max_scalars + 1;
+
+// A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
+constexpr uint64_t most_packed_chunks = 16;
+
+using Buffers = std::vector<mx::allocator::Buffer>;
+
+Storage storage_of(mx::Dtype dtype) {
+  return dtype == mx::float32   ? Storage::float32
+         : dtype == mx::float16 ? Storage::float16
+                                : Storage::bfloat16;
+}
+
+// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
+struct Place {
+  void* buffer;
+  size_t data_size;
+  int64_t offset;
+
+  explicit Place(const mx::array& x)
+      : buffer(x.buffer().ptr()), data_size(x.data_size()), offset(x.offset()) {}
+  Place(mx::allocator::Buffer output, size_t size)
+      : buffer(output.ptr()), data_size(size), offset(0) {}
+
+  /// An array that lies here and owns nothing, for MLX's encoder, which takes arrays.
+  mx::array array() const {
+    mx::array x(mx::Shape{}, mx::uint8, nullptr, {});
+    mx::allocator::Data unowned(mx::allocator::Buffer(buffer), nullptr);
+    x.set_data(std::move(unowned), data_size, {}, {true, true, true}, offset);
+    return x;
+  }
+};
+
+struct Operands {
+  std::vector<Place> in; // parameter, moments, gradient
+  size_t first_output;   // the parameter's among the outputs
+  size_t size;
+  bool vectors; // whether vectors can be loaded from all
+};
+
+bool vectors_fit(const mx::array* operands, int count) {
+  return std::all_of(operands, operands + count, [](const mx::array& x) {
+    return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
+  });
+}
+
+// One kernel over one tensor, or over several where it is Kind::flat.
+struct Dispatch {
+  Kernel kernel;
+  std::vector<Operands> tensors;
+  std::variant<std::monostate, Matrix, Strided> arguments; // by the kernel's kind
+  MTL::ComputePipelineState* pipeline = nullptr;
+};
+
+uint64_t chunks_of(uint64_t size) {
+  return (size + chunk - 1) / chunk;
+}
+
+uint64_t tiles_of(uint64_t size) {
+  return (size + tile - 1) / tile;
+}
+
+class MetalStep : public gpu::Step {
+ public:
+  MetalStep(
+      const Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream);
+
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+
+ private:
+  void add_tensor(const mx::array* operands, const mx::Dtype* dtypes, size_t first_output);
+  Dispatch& dispatch_for(const Kernel& kernel, size_t size);
+  void find_pipelines();
+  void encode_prepare(mx::array& frame);
+  void encode(const Dispatch& dispatch, const mx::array& frame, const Buffers& outputs);
+  uint64_t set_pack(const Dispatch& dispatch);
+  void set_operands(const Operands& tensor, int slot, const Buffers& outputs);
+
+  Schedule schedule_;
+  int fields_;
+  mx::Stream stream_;
+  mx::metal::Device& device_;
+  mx::metal::CommandEncoder& encoder_;
+  std::vector<mx::array>
+      scalars_; // the step, the learning rate, the traced hyperparameters, the scale
+  std::vector<Dispatch> dispatches_;
+  MTL::ComputePipelineState* prepare_ = nullptr;
+};
+
+MetalStep::MetalStep(
+    const Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream)
+    : schedule_(schedule),
+      fields_(info(schedule.rule).moments + 1),
+      stream_(stream),
+      device_(mx::metal::device(stream.device)),
+      encoder_(mx::metal::get_command_encoder(stream)) {
+  const size_t tensors = dtypes.size() / fields_;
+  for (size_t t = 0; t < tensors; ++t) {
+    add_tensor(&inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
+  }
+  scalars_.assign(inputs.begin() + tensors * (fields_ + 1), inputs.end());
+  find_pipelines();
+}
+
+void MetalStep::add_tensor(
+    const mx::array* operands, const mx::Dtype* dtypes, size_t first_output) {
+  const size_t size = operands->size();
+  if (size == 0) {
+    return;
+  }
+  Kernel kernel{schedule_.rule, Kind::flat};
+  kernel.scaling = schedule_.scaling;
+  Operands tensor{{}, first_output, size, vectors_fit(operands, fields_ + 1)};
+  for (int k = 0; k <= fields_; ++k) {
+    kernel.in[k] = storage_of(operands[k].dtype());
+    tensor.in.emplace_back(operands[k]);
+  }
+  for (int k = 0; k < fields_; ++k) {
+    kernel.out[k] = storage_of(dtypes[k]);
+  }
+  decltype(Dispatch::arguments) arguments;
+  if (!all_contiguous(operands, fields_ + 1)) {
+    const bool rows = all_contiguous(operands, fields_);
+    const mx::array& gradient = operands[fields_];
+    if (const int columns = rows ? columns_if_transposed(gradient, tile) : 0) {
+      kernel.kind = Kind::transposed;
+      const uint64_t height = size / columns;
+      arguments = Matrix{
+          height,
+          static_cast<unsigned>(columns),
+          columns % lanes == 0 && vectors_fit(operands, fields_),
+          height % lanes == 0 && vectors_fit(&gradient, 1)};
+    } else {
+      const bool small = size <= std::numeric_limits<uint32_t>::max();
+      kernel.kind = small ? Kind::strided : Kind::strided_long;
+      arguments = Strided{size, common_layout<Layout>(operands, fields_ + 1)};
+    }
+  }
+  Dispatch& dispatch = dispatch_for(kernel, size);
+  dispatch.tensors.push_back(std::move(tensor));
+  dispatch.arguments = arguments;
+}
+
+// The dispatch that a tensor of `size` elements joins: small ones share theirs.
+Dispatch& MetalStep::dispatch_for(const Kernel& kernel, size_t size) {
+  const auto most = static_cast<size_t>(most_in_a_pack(kernel.rule));
+  const auto packs = [&](size_t elements) { return chunks_of(elements) <= most_packed_chunks; };
+  if (kernel.kind == Kind::flat && packs(size)) {
+    const auto open = std::find_if(dispatches_.begin(), dispatches_.end(), [&](const Dispatch& d) {
+      return d.kernel == kernel && d.tensors.size() < most && packs(d.tensors[0].size);
+    });
+    if (open != dispatches_.end()) {
+      return *open;
+    }
+  }
+  dispatches_.push_back({kernel, {}, {}});
+  return dispatches_.back();
+}
+
+// Throws what the compiler has against a kernel, while the operands are as they were.
+void MetalStep::find_pipelines() {
+  if (dispatches_.empty()) {
+    return;
+  }
+  for (Dispatch& dispatch : dispatches_) {
+    if (dispatch.tensors.size() > 1) {
+      dispatch.kernel.capacity = most_in_a_pack(dispatch.kernel.rule);
+    }
+    const auto same = std::find_if(dispatches_.begin(), dispatches_.end(), [&](const Dispatch& d) {
+      return d.pipeline && d.kernel == dispatch.kernel;
+    });
+    dispatch.pipeline =
+        same != dispatches_.end() ? same->pipeline : metal::pipeline(dispatch.kernel, device_);
+  }
+  prepare_ = metal::pipeline({schedule_.rule, Kind::prepare}, device_);
+}
+
+// The frame's one writer: the dispatches that follow read it behind one barrier, which MLX inserts.
+void MetalStep::encode_prepare(mx::array& frame) {
+  Constants constants{};
+  std::vector<const mx::array*> traced(schedule_.hypers.size(), &scalars_[1]);
+  for (size_t k = 0; k < schedule_.hypers.size(); ++k) {
+    const auto hyper = derived(schedule_.hypers[k]);
+    constants.hypers[k][0] = hyper.value;
+    constants.hypers[k][1] = hyper.complement;
+    constants.hypers[k][2] = hyper.log;
+  }
+  for (size_t i = 0; i < schedule_.traced.size(); ++i) {
+    const int k = schedule_.traced[i];
+    constants.traced |= 1u << k;
+    traced[k] = &scalars_[2 + i];
+  }
+  constants.scaled = schedule_.scaling != Scaling::none;
+  encoder_.set_compute_pipeline_state(prepare_);
+  encoder_.set_output_array(frame, frame_slot);
+  encoder_.set_bytes(constants, arguments_slot);
+  encoder_.set_input_array(scalars_[0], step_slot);
+  encoder_.set_input_array(scalars_[1], learning_rate_slot);
+  encoder_.set_input_array(constants.scaled ? scalars_.back() : scalars_[1], scale_slot);
+  for (size_t k = 0; k < traced.size(); ++k) {
+    encoder_.set_input_array(*traced[k], traced_slot + static_cast<int>(k));
+  }
+  encoder_.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));
+}
+
+void MetalStep::set_operands(const Operands& tensor, int slot, const Buffers& outputs) {
+  for (const Place& place : tensor.in) {
+    encoder_.set_input_array(place.array(), slot++);
+  }
+  for (int k = 0; k < fields_; ++k) {
+    mx::array out = Place(outputs[tensor.first_output + k], tensor.size).array();
+    encoder_.set_output_array(out, slot++);
+  }
+}
+
+// Hands over the table of a pack, whose unused places no threadgroup reaches; returns its chunks.
+uint64_t MetalStep::set_pack(const Dispatch& dispatch) {
+  std::vector<Tensor> tensors;
+  uint64_t chunks = 0;
+  for (const Operands& tensor : dispatch.tensors) {
+    tensors.push_back({tensor.size, static_cast<unsigned>(chunks), tensor.vectors});
+    chunks += chunks_of(tensor.size);
+  }
+  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0});
+  encoder_.set_vector_bytes(tensors, arguments_slot);
+  return chunks;
+}
+
+void MetalStep::encode(const Dispatch& dispatch, const mx::array& frame, const Buffers& outputs) {
+  encoder_.set_compute_pipeline_state(dispatch.pipeline);
+  encoder_.set_input_array(frame, frame_slot);
+  uint64_t groups = 0;
+  if (const auto* matrix = std::get_if<Matrix>(&dispatch.arguments)) {
+    encoder_.set_bytes(*matrix, arguments_slot);
+    groups = tiles_of(matrix->rows) * tiles_of(matrix->columns);
+  } else if (const auto* strided = std::get_if<Strided>(&dispatch.arguments)) {
+    encoder_.set_bytes(*strided, arguments_slot);
+    groups = chunks_of(strided->size);
+  } else {
+    groups = set_pack(dispatch);
+  }
+  // Every slot of a kernel has to be bound: the unused ones to the last tensor's operands.
+  const int width = 2 * fields_ + 1;
+  for (int t = 0; t < dispatch.kernel.capacity; ++t) {
+    const size_t last = dispatch.tensors.size() - 1;
+    const Operands& tensor = dispatch.tensors[std::min<size_t>(t, last)];
+    set_operands(tensor, operands_slot + t * width, outputs);
+  }
+  encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
+}
+
+void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+  if (dispatches_.empty()) {
+    return;
+  }
+  mx::array frame(mx::allocator::malloc(frame_floats * sizeof(float)), {frame_floats}, mx::float32);
+  encode_prepare(frame);
+  for (const Dispatch& dispatch : dispatches_) {
+    encode(dispatch, frame, outputs);
+  }
+  encoder_.add_temporary(std::move(frame));
+  auto* commands = encoder_.get_command_buffer();
+  commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
+  note_step(stream_, commands);
+}
+
+} // namespace
+
+std::unique_ptr<gpu::Step> prepare_step(
+    const Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream) {
+  return std::make_unique<MetalStep>(schedule, inputs, dtypes, stream);
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,16 @@
+// A step on an Apple GPU.
+#pragma once
+
+#include "mlx_opt/backend/gpu.h"
+
+namespace mlx_opt::metal {
+
+namespace mx = mlx::core;
+
+std::unique_ptr<gpu::Step> prepare_step(
+    const Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream);
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,74 @@
+// What the kernels take as arguments, as plain data: the host's compiler and Metal's both read
+// this.
+#pragma once
+
+namespace mlx_opt {
+namespace metal {
+
+enum : unsigned {
+  chunk = 4096,  // elements that a threadgroup updates
+  threads = 256, // of a threadgroup
+  lanes = 4,     // elements that a thread loads at once
+  tile = 32,     // a transposed gradient is taken by square tiles of as many elements
+};
+
+enum : int {
+  max_fields = 3, // the parameter and its moments
+  max_dims = 16,
+  max_hyperparameters = 8,
+};
+
+// Buffer slots of a kernel.
+enum : int {
+  frame_slot = 0, // what `prepare` has written: Hypers, Scalars and the gradients' scale
+  arguments_slot = 1,
+  operands_slot = 2, // the first of them
+  step_slot = 2,     // these four: of `prepare`
+  learning_rate_slot = 3,
+  scale_slot = 4,
+  traced_slot = 5, // the first of them
+  slots = 31,
+};
+
+struct Tensor {
+  unsigned long size;
+  unsigned first_chunk; // of the dispatch's chunks
+  unsigned vectors;     // whether all operands lie so that vectors can be loaded
+};
+
+// Several tensors of a dispatch.
+template <int capacity>
+struct Pack {
+  Tensor tensors[capacity];
+};
+
+// A matrix whose gradient's columns are contiguous.
+struct Matrix {
+  unsigned long rows;
+  unsigned columns;
+  unsigned vectors;          // of the parameter, the moments and the results
+  unsigned gradient_vectors; // of the gradient, down its columns
+};
+
+// Shape and strides of a tensor's operands. Dimensions from the outermost; strides in elements.
+struct Layout {
+  int dims;
+  long shape[max_dims];
+  long strides[max_fields + 1][max_dims];
+};
+
+// A tensor with operands of any layout; its results are row-contiguous.
+struct Strided {
+  unsigned long size;
+  Layout layout;
+};
+
+// The scalars of a step that the host knows.
+struct Constants {
+  float hypers[max_hyperparameters][3]; // value, complement, logarithm
+  unsigned traced;                      // bit k: hyper k is read from its buffer instead
+  unsigned scaled;                      // whether the gradients' scale is read from its buffer
+};
+
+} // namespace metal
+} // namespace mlx_opt

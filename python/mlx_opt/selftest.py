@@ -1,0 +1,170 @@
+"""The fused rules against float64, on each device: what ``python -m mlx_opt selftest`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import mlx_opt
+
+from . import _ext, info, references
+
+STORAGES = ("float32", "float16", "bfloat16")
+LEARNING_RATE = 0.01
+STEPS = 3
+
+# Vectors with a rest, short and long, a matrix, and tensors of one element and of none.
+SHAPES = [(1031,), (7,), (70_001,), (96, 68), (5, 4, 9), (0, 3), ()]
+
+# The smallest float32 that is not denormal; Metal takes those for zero.
+LEAST_NORMAL = 2.0**-126
+
+HEADING = "The largest error of a step, of what rounding allows: more than 1 is wrong."
+
+
+class Outcome(NamedTuple):
+    """How a rule did on a device with a storage."""
+
+    share: float
+    """The largest error, in multiples of the allowed one."""
+
+    error: str = ""
+    """What it raised, if it did."""
+
+    @property
+    def right(self) -> bool:
+        return not self.error and self.share <= 1
+
+    def __str__(self) -> str:
+        if self.error:
+            return "raised"
+        return f"{self.share:.2f}" if self.right else f"{self.share:.3g} WRONG"
+
+
+def main() -> int:
+    """Print the report; return 1 if a device has no backend or a rule is wrong, else 0."""
+    console = Console(width=100)
+    console.print(str(info.report()), markup=False, highlight=False, soft_wrap=True)
+    problems = []
+    for device in filter(mx.is_available, (mx.cpu, mx.gpu)):
+        with _default(device):
+            if not _ext.available():
+                problems.append(f"{device.name}: no backend of this build serves it")
+                continue
+            outcomes = run()
+        console.print(_table(device.name, outcomes))
+        problems += [
+            f"{device.name}: {case} with {storage}: {outcome.error or 'wrong'}"
+            for case, row in outcomes.items()
+            for storage, outcome in row.items()
+            if not outcome.right
+        ]
+    for problem in problems:
+        console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+    if not problems:
+        console.print("All rules are right.")
+    return 1 if problems else 0
+
+
+def run() -> dict[str, dict[str, Outcome]]:
+    """Check every rule with every storage on the default device: by rule, by storage."""
+    return {
+        name_of(rule, options): {storage: check(rule, options, storage) for storage in STORAGES}
+        for rule, options in references.CASES
+    }
+
+
+def check(rule: str, options: dict[str, Any], storage: str) -> Outcome:
+    """Take a few steps and compare each with the float64 step from the same values."""
+    try:
+        optimizer = getattr(mlx_opt, rule)(LEARNING_RATE, **options)
+        parameters = _values(storage, seed=0)
+        optimizer.init(parameters)
+        worst = 0.0
+        for step in range(1, STEPS + 1):
+            gradients = _gradients(storage, seed=step)
+            before = {name: _wide_tensor(optimizer, parameters, name) for name in parameters}
+            parameters = optimizer.apply_gradients(gradients, parameters)
+            mx.eval(parameters, optimizer.state)
+            for name, old in before.items():
+                settings = {"learning_rate": LEARNING_RATE} | options
+                g = _wide(gradients[name])
+                w = old.pop("w")
+                exact = references.exact_step(rule, w, g, old, step, settings)
+                new = _wide_tensor(optimizer, parameters, name)
+                worst = max([worst, *(_share(new[k], *exact[k], storage) for k in new)])
+        return Outcome(worst)
+    except Exception as error:  # a device that fails one rule is asked about the others
+        return Outcome(float("nan"), f"{type(error).__name__}: {error}")
+
+
+def name_of(rule: str, options: dict[str, Any]) -> str:
+    """A case as a call would be written."""
+    return f"{rule}({', '.join(f'{k}={v}' for k, v in options.items())})"
+
+
+@contextmanager
+def _default(device: Any) -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(device)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
+
+
+def _values(storage: str, seed: int) -> dict[str, mx.array]:
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for k, shape in enumerate(SHAPES):
+        values = np.asarray(generator.normal(size=shape), np.float32)
+        arrays[str(k)] = mx.array(values).astype(getattr(mx, storage))
+    mx.eval(arrays)
+    return arrays
+
+
+def _gradients(storage: str, seed: int) -> dict[str, mx.array]:
+    """Those of the first steps lie otherwise than the parameters: transposed, then reversed."""
+    gradients = _values(storage, seed)
+    if seed == 1:
+        gradients = {k: mx.contiguous(x.T).T for k, x in gradients.items()}
+    elif seed == 2:
+        gradients = {k: x[::-1] if x.ndim else x for k, x in gradients.items()}
+    mx.eval(gradients)
+    return gradients
+
+
+def _wide(x: mx.array) -> np.ndarray:
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+def _wide_tensor(optimizer: Any, parameters: dict, name: str) -> dict[str, np.ndarray]:
+    """By name, "w" and the moments of a parameter in float64."""
+    return {"w": _wide(parameters[name])} | {
+        moment: _wide(x) for moment, x in optimizer.state[name].items()
+    }
+
+
+def _share(got: np.ndarray, exact: np.ndarray, error: np.ndarray, storage: str) -> float:
+    if not got.size:
+        return 0.0
+    allowed = error + references.ulp(np.abs(exact) + error, storage) / 2 + LEAST_NORMAL
+    share = np.abs(got - exact) / allowed
+    return float("inf") if np.isnan(share).any() else float(share.max())
+
+
+def _table(device: str, outcomes: dict[str, dict[str, Outcome]]) -> Table:
+    table = Table(title=f"{device}. {HEADING}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("rule")
+    for storage in STORAGES:
+        table.add_column(storage, justify="right")
+    for case, row in outcomes.items():
+        table.add_row(case, *map(str, row.values()))
+    return table

@@ -1,0 +1,113 @@
+"""Breaks the kernels in ways that the checks have to notice: mutants.py KERNELS SCRATCH."""
+
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Mutant(NamedTuple):
+    what: str
+    text: str
+    instead: str
+    checks: str  # those to run, as pytest's -k has it
+    notice: str  # what they say
+
+
+ASAN = "AddressSanitizer"
+BARRIER = "::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);"
+MUTANTS = [
+    Mutant(
+        "a chunk's bound is missing",
+        "left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);",
+        "static_cast<uint>(chunk);",
+        "test_flat and SGD and float32",
+        ASAN,
+    ),
+    Mutant(
+        "a tile's bound is missing",
+        "if (row < t.height && column < t.width) {",
+        "if (row < t.height) {",
+        "test_transposed and SGD and float32",
+        ASAN,
+    ),
+    Mutant("a barrier is missing", BARRIER, "", "test_transposed and SGD and float32", "assert"),
+    Mutant(
+        "a barrier is not reached by all",
+        BARRIER,
+        f"if (index < 8) {{ {BARRIER} }}",
+        "test_transposed and SGD and float32",
+        "barriers are not reached",
+    ),
+    Mutant(
+        "a pack's tensors begin a chunk late",
+        "if (group >= arguments.tensors",
+        "if (group > arguments.tensors",
+        "test_a_pack and SGD and float32",
+        f"{ASAN}|assert",
+    ),
+    Mutant(
+        "a chunk's place has 32 bits",
+        "static_cast<ulong>(group - tensor.first_chunk) * chunk",
+        "static_cast<ulong>((group - tensor.first_chunk) * chunk)",
+        "test_flat_beyond",
+        "assert|Segmentation|SEGV",
+    ),
+    Mutant(
+        "bfloat16 is cut off instead of rounded",
+        "bits + 0x7fffu + (bits >> 16 & 1u)",
+        "bits",
+        "test_flat and SGD and bfloat16",
+        "assert",
+    ),
+    Mutant(
+        "a step that is not finite is taken",
+        "if (!taken(frame.scale)) {",
+        "if (false) {",
+        "not_taken and SGD",
+        "assert",
+    ),
+]
+
+
+def run(mutant, kernels, folder):
+    """What is wrong with how the checks take it; None if they notice."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "programs").mkdir(parents=True)
+    changed = 0
+    for program in (kernels / "programs").glob("*_SGD_*.metal"):
+        text = program.read_text()
+        changed += mutant.text in text
+        text = text.replace(mutant.text, mutant.instead)
+        (folder / "programs" / program.name).write_text(text)
+    if not changed:
+        return "the text to change is no longer there"
+    subprocess.run([HERE / "compile", folder], check=True)
+    command = [HERE / "check", folder, "-x", "-s", "-k", mutant.checks]
+    result = subprocess.run(command, capture_output=True, text=True)
+    output = result.stdout + result.stderr
+    if result.returncode in (0, 5):
+        return "no check fails"
+    if not any(word in output for word in mutant.notice.split("|")):
+        return f"the checks fail otherwise than with {mutant.notice}:\n{output[-3000:]}"
+    return None
+
+
+def main(kernels, scratch):
+    folders = [scratch / str(k) for k in range(len(MUTANTS))]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(run, MUTANTS, [kernels] * len(MUTANTS), folders))
+    for mutant, problem in zip(MUTANTS, found, strict=True):
+        if problem:
+            print(f"{mutant.what}: {problem}")
+    if not any(found):
+        print(f"mutants: all {len(MUTANTS)} are noticed")
+    return any(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))

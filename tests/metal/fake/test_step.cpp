@@ -1,0 +1,386 @@
+// The production host code, from the primitive's eval_gpu to the encoder, against a fake of Metal.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "device.h"
+#include "mlx/backend/metal/device.h"
+#include "mlx/mlx.h"
+#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/ops.h"
+#include "mlx_opt/update.h"
+
+using namespace mlx_opt;
+
+namespace {
+
+const mx::Stream gpu_stream(0, mx::Device::gpu);
+constexpr int rules = std::size(rule_infos);
+
+mx::array normal(mx::Shape shape, mx::Dtype dtype, int seed) {
+  auto x =
+      mx::random::normal(std::move(shape), mx::float32, mx::random::key(seed), mx::Device::cpu);
+  return mx::astype(mx::abs(x, mx::Device::cpu), dtype, mx::Device::cpu);
+}
+
+std::vector<Scalar> hypers_of(Rule rule) {
+  switch (rule) {
+    case Rule::AdamW:
+      return {0.9, 0.999, 1e-8, 0.1, 1.0};
+    case Rule::Adamax:
+      return {0.9, 0.999, 1e-8};
+    case Rule::Lion:
+    case Rule::Momentum:
+    case Rule::Nesterov:
+      return {0.9, 0.3, 0.1};
+    case Rule::AdaDelta:
+    case Rule::RMSprop:
+      return {0.9, 1e-6};
+    case Rule::Adagrad:
+      return {1e-8};
+    case Rule::SGD:
+      return {0.1};
+  }
+  return {};
+}
+
+// Parameter, moments and gradient of each shape, of nobody else's.
+std::vector<mx::array> operands_of(
+    Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
+  std::vector<mx::array> operands;
+  for (const auto& shape : shapes) {
+    for (int k = 0; k < info(rule).moments + 2; ++k) {
+      operands.push_back(normal(shape, dtype, static_cast<int>(operands.size())));
+    }
+  }
+  mx::eval(operands);
+  return operands;
+}
+
+std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
+  std::vector<mx::array> copies;
+  for (const auto& x : arrays) {
+    copies.push_back(mx::contiguous(x + mx::array(0, x.dtype()), false, mx::Device::cpu));
+  }
+  mx::eval(copies);
+  return copies;
+}
+
+struct Scalars {
+  mx::array learning_rate = mx::array(0.01f);
+  mx::array step = mx::array(3, mx::uint64);
+  std::optional<GradientScale> scale = std::nullopt;
+};
+
+// Does what MLX does on a GPU: evaluates the step's graph. `operands` are the graph's alone.
+std::vector<mx::array> run(
+    Rule rule,
+    std::vector<mx::array> operands,
+    const std::vector<Scalar>& hypers,
+    const Scalars& scalars) {
+  auto results = step(
+      rule,
+      std::move(operands),
+      hypers,
+      scalars.learning_rate,
+      scalars.step,
+      gpu_stream,
+      scalars.scale);
+  std::vector<mx::array> token{results[0].inputs()[0]};
+  token[0].primitive().eval_gpu(token[0].inputs(), token);
+  for (auto& result : results) {
+    std::vector<mx::array> outputs{result};
+    result.primitive().eval_gpu(result.inputs(), outputs);
+    result.set_status(mx::array::Status::available);
+    result.detach();
+  }
+  return results;
+}
+
+std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
+  return run(rule, std::move(operands), hypers_of(rule), Scalars{});
+}
+
+std::vector<mx::array> run_on_cpu(
+    Rule rule,
+    std::vector<mx::array> operands,
+    const std::vector<Scalar>& hypers,
+    const Scalars& scalars = {}) {
+  auto results = step(
+      rule,
+      std::move(operands),
+      hypers,
+      scalars.learning_rate,
+      scalars.step,
+      mx::default_stream(mx::Device::cpu),
+      scalars.scale);
+  mx::eval(results);
+  return results;
+}
+
+// The two differ at most by the rounding of the last place of what is stored.
+void check_equal(const std::vector<mx::array>& got, const std::vector<mx::array>& expected) {
+  REQUIRE(got.size() == expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(got[i].dtype() == expected[i].dtype());
+    CHECK(got[i].shape() == expected[i].shape());
+    const auto wide = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+    const double place = got[i].dtype() == mx::float32   ? 1e-6
+                         : got[i].dtype() == mx::float16 ? 1e-3
+                                                         : 8e-3;
+    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, 1e-7).item<bool>());
+  }
+}
+
+void check_clean() {
+  for (const auto& error : fake::log().errors) {
+    FAIL_CHECK(error);
+  }
+  for (const auto& kernel : fake::log().hazards) {
+    FAIL_CHECK("hazard: " << kernel);
+  }
+}
+
+void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {
+  CAPTURE(info(rule).name);
+  fake::begin();
+  const auto expected = run_on_cpu(rule, copies_of(operands), hypers_of(rule));
+  const auto got = run(rule, operands);
+  check_equal(got, expected);
+  check_clean();
+}
+
+std::vector<mx::Shape> gpt2_shapes() {
+  std::vector<mx::Shape> shapes{{50257, 768}, {1024, 768}};
+  for (int layer = 0; layer < 12; ++layer) {
+    const std::vector<mx::Shape> own{
+        {768},
+        {768},
+        {768, 2304},
+        {2304},
+        {768, 768},
+        {768},
+        {768},
+        {768},
+        {768, 3072},
+        {3072},
+        {3072, 768},
+        {768}};
+    shapes.insert(shapes.end(), own.begin(), own.end());
+  }
+  shapes.push_back({768});
+  shapes.push_back({768});
+  return shapes;
+}
+
+} // namespace
+
+TEST_CASE("the backend is there and has no problem") {
+  const auto& [backend, reason] = gpu::find_backend();
+  REQUIRE(backend);
+  CHECK(backend->problem() == "");
+}
+
+TEST_CASE("every rule makes of its operands what it makes of them on the CPU") {
+  mx::set_default_device(mx::Device::cpu);
+  for (int i = 0; i < rules; ++i) {
+    const auto rule = static_cast<Rule>(i);
+    check_against_cpu(rule, operands_of(rule, {{7}, {64, 65}, {}, {0, 3}, {1}}, mx::float32));
+  }
+}
+
+TEST_CASE("halves and mixes of storages") {
+  for (mx::Dtype dtype : {mx::float16, mx::bfloat16}) {
+    check_against_cpu(Rule::AdamW, operands_of(Rule::AdamW, {{7}, {64, 65}}, dtype));
+  }
+  auto operands = operands_of(Rule::Lion, {{31, 33}}, mx::bfloat16);
+  operands[1] = mx::astype(operands[1], mx::float32);
+  mx::eval(operands);
+  check_against_cpu(Rule::Lion, operands);
+}
+
+TEST_CASE("operands of any layout") {
+  auto operands = operands_of(Rule::AdamW, {{40, 36}, {5, 6, 7}, {4100}, {40, 36}}, mx::float32);
+  operands[3] = mx::transpose(normal({36, 40}, mx::float32, 90));             // transposed gradient
+  operands[7] = mx::transpose(normal({7, 5, 6}, mx::float32, 91), {1, 2, 0}); // strided gradient
+  operands[11] = mx::slice(normal({4103}, mx::float32, 92), {3}, {4103});     // an odd offset
+  operands[15] = mx::broadcast_to(mx::array(0.5f), {40, 36});
+  operands[12] = mx::transpose(normal({36, 40}, mx::float32, 93)); // transposed parameter
+  mx::eval(operands);
+  check_against_cpu(Rule::AdamW, operands);
+}
+
+TEST_CASE("more dimensions than the kernels have are refused before anything is changed") {
+  mx::Shape shape(18, 2);
+  auto operands = operands_of(Rule::SGD, {shape}, mx::float32);
+  mx::Shape start(18, 0), stop(18, 4), strides(18, 2);
+  operands[1] = mx::broadcast_to(mx::array(1.0f), shape);
+  std::vector<int> axes(18);
+  std::iota(axes.rbegin(), axes.rend(), 0);
+  operands[1] = mx::transpose(operands_of(Rule::SGD, {shape}, mx::float32)[0], axes);
+  mx::eval(operands);
+  const auto before = copies_of(operands);
+  fake::begin();
+  CHECK_THROWS_WITH_AS(
+      run(Rule::SGD, operands), doctest::Contains("mx.contiguous"), std::runtime_error);
+  CHECK(fake::log().dispatches.empty());
+  CHECK(mx::array_equal(operands[0], before[0]).item<bool>());
+}
+
+TEST_CASE("traced hyperparameters are read when the step runs") {
+  const auto operands = operands_of(Rule::AdamW, {{100}}, mx::float32);
+  const auto constants = hypers_of(Rule::AdamW);
+  std::vector<Scalar> traced;
+  for (const Scalar& x : constants) {
+    traced.push_back(mx::array(static_cast<float>(std::get<double>(x))));
+  }
+  fake::begin();
+  const auto expected = run_on_cpu(Rule::AdamW, copies_of(operands), traced);
+  const auto got = run(Rule::AdamW, operands, traced, Scalars{});
+  check_equal(got, expected);
+  check_clean();
+}
+
+TEST_CASE("gradients are scaled, and a step whose scale is not finite is not taken") {
+  for (const float value : {0.3f, INFINITY}) {
+    const auto operands = operands_of(Rule::Lion, {{100}, {33, 31}}, mx::bfloat16);
+    Scalars scalars;
+    scalars.scale = GradientScale{mx::array(value), value == INFINITY};
+    const auto hypers = hypers_of(Rule::Lion);
+    fake::begin();
+    const auto expected = run_on_cpu(Rule::Lion, copies_of(operands), hypers, scalars);
+    const auto got = run(Rule::Lion, operands, hypers, scalars);
+    check_equal(got, expected);
+    check_clean();
+  }
+}
+
+TEST_CASE("a step over nothing encodes nothing") {
+  fake::begin();
+  const auto results = run(Rule::AdamW, operands_of(Rule::AdamW, {{0}, {3, 0}}, mx::float32));
+  CHECK(results[0].shape() == mx::Shape{0});
+  CHECK(fake::log().dispatches.empty());
+  check_clean();
+}
+
+TEST_CASE("all buffers that nobody else holds are written in place") {
+  auto operands = operands_of(Rule::AdamW, {{7}, {300, 300}}, mx::float32);
+  std::vector<const void*> buffers;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (i % 4 != 3) {
+      buffers.push_back(operands[i].buffer().ptr());
+    }
+  }
+  fake::begin();
+  const auto results = run(Rule::AdamW, std::move(operands));
+  REQUIRE(results.size() == buffers.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    CHECK(results[i].buffer().ptr() == buffers[i]);
+  }
+  check_clean();
+}
+
+TEST_CASE("a buffer that is held stays as it is") {
+  auto operands = operands_of(Rule::AdamW, {{1000}}, mx::float32);
+  const mx::array held = operands[0];
+  const auto before = copies_of({held})[0];
+  fake::begin();
+  const auto results = run(Rule::AdamW, std::move(operands));
+  CHECK(results[0].buffer().ptr() != held.buffer().ptr());
+  CHECK(mx::array_equal(held, before).item<bool>());
+  check_clean();
+}
+
+TEST_CASE("what the step has in its hands is let go when it is done") {
+  auto operands = operands_of(Rule::SGD, {{8}}, mx::float32);
+  std::vector<mx::allocator::Buffer> outputs{operands[0].buffer()};
+  const Scalars scalars;
+  auto inputs = operands;
+  inputs.push_back(scalars.step);
+  inputs.push_back(scalars.learning_rate);
+  const auto* backend = gpu::find_backend().backend;
+  auto keep = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep;
+  fake::begin();
+  backend->prepare({Rule::SGD, {0.1}, {}}, inputs, {mx::float32}, gpu_stream)
+      ->enqueue(outputs, std::move(keep));
+  CHECK(watched.expired());
+  backend->wait_for_turn(gpu_stream);
+  check_clean();
+}
+
+TEST_CASE("GPT-2's 148 tensors: dispatches and barriers") {
+  // Of every large tensor the buffers are as they should be, but it is short: what is counted does
+  // not depend on more than whether a tensor is large.
+  auto shapes = gpt2_shapes();
+  REQUIRE(shapes.size() == 148);
+  for (auto& shape : shapes) {
+    if (shape.size() == 2) {
+      shape = {17, metal::chunk};
+    }
+  }
+  fake::begin();
+  const auto results = run(Rule::AdamW, operands_of(Rule::AdamW, shapes, mx::float32));
+  const auto& log = fake::log();
+  const auto packs = std::count_if(log.dispatches.begin(), log.dispatches.end(), [](const auto& d) {
+    return d.kernel.find("flat4") != std::string::npos;
+  });
+  MESSAGE(
+      "GPT-2, AdamW: " << log.dispatches.size() << " dispatches for " << shapes.size()
+                       << " tensors (1 for the scalars, " << packs << " of up to "
+                       << metal::most_in_a_pack(Rule::AdamW) << " small tensors), " << log.barriers
+                       << " barrier");
+  CHECK(log.dispatches.size() == 1 + 50 + 25);
+  CHECK(packs == 25);
+  CHECK(log.barriers == 1);
+  CHECK(log.dispatches[1].behind_barrier);
+  check_clean();
+}
+
+TEST_CASE("steps one after another are kept apart") {
+  auto operands = operands_of(Rule::AdamW, {{7}, {9}}, mx::float32);
+  const mx::array gradient = operands[3];
+  fake::begin();
+  auto results = run(Rule::AdamW, std::move(operands));
+  const int barriers = fake::log().barriers;
+  std::vector<mx::array> next;
+  for (int t = 0; t < 2; ++t) {
+    next.insert(next.end(), results.begin() + 3 * t, results.begin() + 3 * (t + 1));
+    next.push_back(normal(results[3 * t].shape(), mx::float32, 50 + t));
+  }
+  mx::eval(next);
+  results.clear();
+  results = run(Rule::AdamW, std::move(next));
+  CHECK(fake::log().barriers > barriers);
+  check_clean();
+}
+
+// MLX leaves out the barrier between a reader and a writer of one buffer inside a
+// ConcurrentContext; this backend opens none.
+TEST_CASE("an update in place after a reader: a hazard inside a ConcurrentContext, none outside") {
+  for (const bool concurrent : {false, true}) {
+    auto operands = operands_of(Rule::SGD, {{256}}, mx::float32);
+    auto readers = operands_of(Rule::SGD, {{256}}, mx::float32);
+    readers[1] = operands[0]; // a step that reads the parameter as its gradient
+    fake::begin();
+    const auto first = run(Rule::SGD, std::move(readers));
+    auto& encoder = mx::metal::get_command_encoder(gpu_stream);
+    {
+      std::optional<mx::metal::CommandEncoder::ConcurrentContext> context;
+      if (concurrent) {
+        context.emplace(encoder);
+      }
+      const auto second = run(Rule::SGD, std::move(operands));
+    }
+    const bool of_update =
+        std::any_of(fake::log().hazards.begin(), fake::log().hazards.end(), [](const auto& name) {
+          return name.find("flat") != std::string::npos;
+        });
+    CHECK(of_update == concurrent);
+    CHECK(fake::log().errors.empty());
+  }
+}

@@ -1,0 +1,91 @@
+// Writes the program of every kernel to test into the folder given, a file each.
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <vector>
+
+#include "mlx_opt/backend/metal/source.h"
+
+using namespace mlx_opt::metal;
+using mlx_opt::Rule;
+using mlx_opt::Scaling;
+
+namespace {
+
+constexpr Storage storages[] = {Storage::float32, Storage::float16, Storage::bfloat16};
+constexpr Kind ways[] = {Kind::flat, Kind::transposed, Kind::strided, Kind::strided_long};
+constexpr int rules = std::size(mlx_opt::rule_infos);
+
+Kernel uniform(Rule rule, Kind kind, Storage storage) {
+  Kernel kernel{rule, kind, 1, {}, {}};
+  const int moments = mlx_opt::info(rule).moments;
+  std::fill_n(kernel.in, moments + 2, storage);
+  std::fill_n(kernel.out, moments + 1, storage);
+  return kernel;
+}
+
+// A parameter, moments and a gradient of storages of their own; the results of others.
+Kernel mixed(Rule rule, Kind kind, int mix) {
+  const Storage parameter = storages[mix % 3];
+  const Storage moment = storages[mix / 3 % 3];
+  const Storage gradient = storages[mix / 9];
+  Kernel kernel = uniform(rule, kind, moment);
+  kernel.in[0] = parameter;
+  kernel.in[mlx_opt::info(rule).moments + 1] = gradient;
+  kernel.out[0] = gradient;
+  return kernel;
+}
+
+Kernel packed(Kernel kernel) {
+  kernel.capacity = most_in_a_pack(kernel.rule);
+  return kernel;
+}
+
+std::vector<Kernel> all_kernels() {
+  std::vector<Kernel> kernels;
+  for (int i = 0; i < rules; ++i) {
+    const auto rule = static_cast<Rule>(i);
+    kernels.push_back({rule, Kind::prepare});
+    for (Storage storage : storages) {
+      for (Kind way : ways) {
+        kernels.push_back(uniform(rule, way, storage));
+      }
+      kernels.push_back(packed(uniform(rule, Kind::flat, storage)));
+    }
+    for (Scaling scaling : {Scaling::always, Scaling::if_finite}) {
+      for (Kind way : {Kind::flat, Kind::transposed, Kind::strided}) {
+        kernels.push_back(uniform(rule, way, storages[i % 3]));
+        kernels.back().scaling = scaling;
+      }
+    }
+  }
+  for (int mix = 0; mix < 27; ++mix) {
+    const auto rule = static_cast<Rule>(mix % rules);
+    for (Kind way : ways) {
+      kernels.push_back(mixed(rule, way, mix));
+    }
+    kernels.push_back(packed(mixed(rule, Kind::flat, mix)));
+    kernels.push_back(mixed(rule, Kind::flat, mix));
+    kernels.back().scaling = Scaling::if_finite;
+  }
+  return kernels;
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) {
+    std::cerr << "usage: " << arguments[0] << " FOLDER\n";
+    return 2;
+  }
+  const std::filesystem::path folder = arguments[1];
+  std::filesystem::create_directories(folder);
+  for (const Kernel& kernel : all_kernels()) {
+    std::ofstream file(folder / (name(kernel) + ".metal"));
+    file << source(kernel);
+    if (!file.flush()) {
+      std::cerr << "cannot write to " << folder << "\n";
+      return 1;
+    }
+  }
+}

@@ -1,0 +1,64 @@
+"""python -m mlx_opt selftest: what it says where all is right, and where something is not."""
+
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+
+import mlx_opt
+from mlx_opt import references, selftest
+
+
+def test_every_rule_is_right_here():
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_opt", "selftest"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All rules are right." in done.stdout
+    for rule, options in references.CASES:
+        assert selftest.name_of(rule, options) in done.stdout
+    assert f"mlx       {mx.__version__}" in done.stdout
+
+
+@pytest.fixture
+def one_case(monkeypatch):
+    monkeypatch.setattr(references, "CASES", [("Lion", {"weight_decay": 0.1})])
+
+
+def test_a_wrong_rule_is_told(one_case, monkeypatch, capsys):
+    class Wrong(mlx_opt.Lion):
+        def apply_gradients(self, gradients, parameters):
+            new = super().apply_gradients(gradients, parameters)
+            return {name: x * 1.01 for name, x in new.items()}
+
+    monkeypatch.setattr(mlx_opt, "Lion", Wrong)
+    assert selftest.main() == 1
+    shown = capsys.readouterr().out
+    assert "WRONG" in shown
+    assert "problem: cpu: Lion(weight_decay=0.1) with float32: wrong" in shown
+
+
+def test_an_error_is_told_with_its_text(one_case, monkeypatch, capsys):
+    def broken(learning_rate, **options):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(mlx_opt, "Lion", broken)
+    assert selftest.main() == 1
+    assert "with bfloat16: RuntimeError: no kernel" in capsys.readouterr().out
+
+
+def test_a_result_that_is_not_a_number_is_wrong(one_case, monkeypatch):
+    class Broken(mlx_opt.Lion):
+        def apply_gradients(self, gradients, parameters):
+            new = super().apply_gradients(gradients, parameters)
+            return {name: x * mx.nan for name, x in new.items()}
+
+    monkeypatch.setattr(mlx_opt, "Lion", Broken)
+    assert not selftest.check("Lion", {}, "float32").right
+
+
+def test_a_device_without_a_backend_is_told(one_case, monkeypatch, capsys):
+    monkeypatch.setattr(selftest._ext, "available", lambda: False)
+    assert selftest.main() == 1
+    assert "problem: cpu: no backend of this build serves it" in capsys.readouterr().out
