@@ -7,6 +7,8 @@ Each rule takes the parameter `w`, its gradient `g`, the state (a dict of arrays
 them. It returns the new parameter and the new state, and leaves its arguments as they were.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -137,7 +139,7 @@ REFERENCES = {
 }
 
 # A case of every rule and form of it: the options of its constructor besides the learning rate.
-CASES = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"weight_decay": 0.1}),
     ("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
     ("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),

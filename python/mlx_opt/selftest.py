@@ -23,6 +23,10 @@ STEPS = 3
 # Vectors with a rest, short and long, a matrix, and tensors of one element and of none.
 SHAPES = [(1031,), (7,), (70_001,), (96, 68), (5, 4, 9), (0, 3), ()]
 
+# In multiples of what references.exact_step allows, made for halves: AdaDelta has nine float32
+# operations one behind the other, and a GPU rounds exp and log to a few units in the last place.
+MARGIN = 4
+
 # The smallest float32 that is not denormal; Metal takes those for zero.
 LEAST_NORMAL = 2.0**-126
 
@@ -99,7 +103,8 @@ def check(rule: str, options: dict[str, Any], storage: str) -> Outcome:
                 w = old.pop("w")
                 exact = references.exact_step(rule, w, g, old, step, settings)
                 new = _wide_tensor(optimizer, parameters, name)
-                worst = max([worst, *(_share(new[k], *exact[k], storage) for k in new)])
+                shares = [_share(new[k], exact[k], storage) for k in new]
+                worst = max(worst, *shares)
         return Outcome(worst)
     except Exception as error:  # a device that fails one rule is asked about the others
         return Outcome(float("nan"), f"{type(error).__name__}: {error}")
@@ -152,10 +157,12 @@ def _wide_tensor(optimizer: Any, parameters: dict, name: str) -> dict[str, np.nd
     }
 
 
-def _share(got: np.ndarray, exact: np.ndarray, error: np.ndarray, storage: str) -> float:
+def _share(got: np.ndarray, expected: tuple[np.ndarray, np.ndarray], storage: str) -> float:
+    """The largest error in multiples of what is allowed."""
     if not got.size:
         return 0.0
-    allowed = error + references.ulp(np.abs(exact) + error, storage) / 2 + LEAST_NORMAL
+    exact, error = expected
+    allowed = MARGIN * error + references.ulp(np.abs(exact) + error, storage) / 2 + LEAST_NORMAL
     share = np.abs(got - exact) / allowed
     return float("inf") if np.isnan(share).any() else float(share.max())
 

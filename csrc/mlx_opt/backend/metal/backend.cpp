@@ -1,7 +1,5 @@
 #include "mlx_opt/backend/metal/backend.h"
 
-#include <stdexcept>
-
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
@@ -26,14 +24,6 @@ class Backend : public gpu::Backend {
 
   void wait_for_turn(mx::Stream stream) const override {
     wait_for_last_but_one(stream);
-  }
-
-  bool has_norm() const override {
-    return false;
-  }
-
-  void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const override {
-    throw std::logic_error("mlx_opt: the Metal backend has no kernels of the global norm");
   }
 
   std::string problem() const override {
