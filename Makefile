@@ -3,6 +3,10 @@
 # make lint    formatting, style and types
 # make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the tests under ThreadSanitizer
+# make wheel   the sdist and the wheel of the last commit, checked, in dist/
+# make wheels  a wheel for each Python of PYTHONS
+# make macos-wheel  a wheel for macOS, cross-built under Linux
+# make package builds the wheel twice and proves it, the C++ package and its example
 # make metal   what proves the Metal backend under Linux (Debian 12, as root)
 # make bench   the benchmark of the README
 # make clean   removes what these made
@@ -22,7 +26,9 @@ MLX = mlx[cpu]
 endif
 MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: demo test unit lint asan tsan metal bench clean
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
+
+.PHONY: demo test unit lint asan tsan metal wheel macos-wheel wheels package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -36,7 +42,7 @@ unit: $(VENV)/tools
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cpp tests/metal -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/metal -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 asan tsan: $(VENV)/tools
@@ -45,13 +51,27 @@ asan tsan: $(VENV)/tools
 metal: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" tests/metal/run build/metal
 
+wheel: $(VENV)/tools
+	packaging/wheel $(BIN)/python dist
+
+macos-wheel: $(VENV)/tools
+	packaging/wheel $(BIN)/python dist macos
+
+wheels:
+	for python in $(PYTHONS); do \
+	    $(MAKE) wheel PYTHON=$$python VENV=build/wheels/$${python##*/} || exit 1; \
+	done
+
+package: $(VENV)/tools
+	tests/package/run $(BIN)/python
+
 bench: $(VENV)/installed
 	$(BIN)/python -m mlx_opt bench
 
 $(VENV)/tools: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q "$(MLX)==$(MLX_VERSION)" --group build --group test --group lint
+	$(BIN)/python -m pip install -q "$(MLX)==$(MLX_VERSION)" --group build --group test --group lint --group wheel
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)

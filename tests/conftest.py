@@ -3,6 +3,8 @@
 `pytest --hypothesis-profile=search` looks further, at other examples each time.
 """
 
+import shutil
+
 import mlx.core as mx
 import mlx.optimizers
 import pytest
@@ -27,6 +29,13 @@ def cpu():
     """For what MLX has only on the CPU, and for what is promised only there."""
     if mx.default_device().type != mx.cpu:
         pytest.skip("the default device is not the CPU")
+
+
+@pytest.fixture
+def compiler():
+    """For what mx.compile traces: on the CPU without g++ it traces nothing."""
+    if mx.default_device().type == mx.cpu and shutil.which("g++") is None:
+        pytest.skip("mx.compile has no compiler")
 
 
 @pytest.fixture

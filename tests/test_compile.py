@@ -129,6 +129,7 @@ def test_a_learning_rate_set_between_compiled_steps_is_seen(case):
     assert_close(a, b, 3e-5)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_other_shapes_are_traced_anew():
     optimizer = mlx_opt.AdamW(0.1)
     traces = []
@@ -148,6 +149,7 @@ def test_other_shapes_are_traced_anew():
     assert optimizer.step.item() == 0
 
 
+@pytest.mark.usefixtures("compiler")
 @each_rule
 def test_one_shapeless_trace_serves_all_shapes(case):
     traces = []

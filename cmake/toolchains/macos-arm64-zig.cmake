@@ -24,6 +24,9 @@ set(CMAKE_OTOOL llvm-otool-19 CACHE FILEPATH "")
 # What CMake knows of Darwin only on Darwin.
 set(CMAKE_SHARED_LIBRARY_CREATE_CXX_FLAGS -shared)
 set(CMAKE_SHARED_MODULE_CREATE_CXX_FLAGS -shared)
+# Without the symbols of a debugger, which name the object files.
+set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
+set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
 set(CMAKE_SHARED_LIBRARY_RUNTIME_C_FLAG -Wl,-rpath,)
 set(CMAKE_SHARED_LIBRARY_RUNTIME_CXX_FLAG -Wl,-rpath,)
 

@@ -31,12 +31,26 @@ examples:
 Frames = TracebackType | None
 
 
+class PrintCMakeDir(argparse.Action):
+    """Prints where the CMake package for C++ programs is, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        print(os.path.join(os.path.dirname(__file__), "share", "cmake", "mlx_opt"))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Fused, in-place optimizers for MLX: a drop-in for mlx.optimizers.",
         epilog=EXIT_CODES,
+    )
+    parser.add_argument(
+        "--cmake-dir",
+        action=PrintCMakeDir,
+        nargs=0,
+        help="print the folder of the CMake package, for -Dmlx_opt_ROOT=, and exit",
     )
     commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     run = commands.add_parser(

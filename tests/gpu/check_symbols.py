@@ -1,6 +1,6 @@
 """Whether a libmlx_opt_cuda.so finds all its symbols in MLX's CUDA builds, without a GPU.
 
-    python tests/gpu/check_symbols.py BUILD/csrc/libmlx_opt_cuda.so
+    python tests/gpu/check_symbols.py BUILD/csrc/lib/libmlx_opt_cuda.so
 
 Downloads MLX's CUDA wheels (90 MB each) into a temporary folder; needs pip and nm.
 """

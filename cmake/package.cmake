@@ -1,0 +1,22 @@
+# What a C++ program needs of mlx_opt: the library, the headers of its interface, and how CMake and
+# pkg-config find them. Everything is relative to the prefix; in a wheel that is the Python package.
+include(CMakePackageConfigHelpers)
+set(package share/cmake/mlx_opt)
+
+install(TARGETS mlx_opt EXPORT mlx_optTargets LIBRARY DESTINATION lib)
+install(EXPORT mlx_optTargets NAMESPACE mlx_opt:: DESTINATION ${package})
+
+set(headers api functions hyperparameters mlx_opt optimizer)
+list(TRANSFORM headers REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/csrc/mlx_opt/\\1.h")
+install(FILES ${headers} ${MLX_OPT_GENERATED}/mlx_opt/version.h DESTINATION include/mlx_opt)
+
+configure_package_config_file(
+  ${PROJECT_SOURCE_DIR}/cmake/mlx_optConfig.cmake.in ${PROJECT_BINARY_DIR}/mlx_optConfig.cmake
+  INSTALL_DESTINATION ${package})
+write_basic_package_version_file(
+  ${PROJECT_BINARY_DIR}/mlx_optConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/mlx_optConfig.cmake
+              ${PROJECT_BINARY_DIR}/mlx_optConfigVersion.cmake DESTINATION ${package})
+
+configure_file(${PROJECT_SOURCE_DIR}/cmake/mlx_opt.pc.in mlx_opt.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/mlx_opt.pc DESTINATION share/pkgconfig)

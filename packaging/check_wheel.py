@@ -1,0 +1,136 @@
+"""Checks what a wheel contains: python packaging/check_wheel.py [--forbid TEXT ...] WHEEL ...
+
+Its files and no others, relative rpaths, no debug symbols, no path of the machine that built it
+(nor any TEXT), the metadata of pyproject.toml, its size. Prints the size of each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email
+import io
+import re
+import sys
+import zipfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import elf
+import macho
+
+ROOT = Path(__file__).parents[1]
+MOST_BYTES = 3_000_000
+
+HEADERS = {"api", "functions", "hyperparameters", "mlx_opt", "optimizer", "version"}
+FILES = {
+    "mlx_opt/*.py",
+    "mlx_opt/py.typed",
+    "mlx_opt/benchmarks/*.py",
+    "mlx_opt/share/cmake/mlx_opt/mlx_opt*.cmake",
+    "mlx_opt/share/pkgconfig/mlx_opt.pc",
+    "*.dist-info/licenses/LICENSE",
+    "*.dist-info/licenses/THIRD_PARTY.md",
+    "*.dist-info/METADATA",
+    "*.dist-info/RECORD",
+    "*.dist-info/WHEEL",
+    *(f"mlx_opt/include/mlx_opt/{name}.h" for name in HEADERS),
+}
+BINARIES = {
+    "linux": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.so", "mlx_opt/lib/libmlx_opt_cuda.so"},
+    "macos": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.dylib"},
+}
+# The stub is made by importing the extension, which a cross build cannot.
+FILES_OF = {"linux": FILES | {"mlx_opt/_ext.pyi"}, "macos": FILES}
+# Folders that a build takes place in; those of the running machine (/usr, /etc, /proc) are no leak.
+BUILD_PATH = re.compile(
+    rb"/(?:home|root|tmp|work|build|Users|opt|mnt|private|var)/[\w.+-][\w./+-]*"
+)
+
+
+class Wrong(Exception):
+    """What is wrong with a wheel."""
+
+
+def require(holds: object, what: str) -> None:
+    if not holds:
+        raise Wrong(what)
+
+
+def check_names(names: list[str], patterns: set[str]) -> None:
+    for name in names:
+        require(any(fnmatchcase(name, p) for p in patterns), f"{name} does not belong in it")
+    for pattern in patterns:
+        require(any(fnmatchcase(name, pattern) for name in names), f"{pattern} is missing")
+
+
+def check_no_build_path(name: str, data: bytes, forbidden: list[str]) -> None:
+    found = BUILD_PATH.search(data)
+    require(not found, f"{name} names {found and found[0].decode()}")
+    for text in forbidden:
+        require(text.encode() not in data, f"{name} names {text}")
+
+
+def check_header(name: str, data: bytes) -> None:
+    for header in re.findall(r'#include [<"]mlx_opt/(.*?)\.h[>"]', data.decode()):
+        require(header in HEADERS, f"{name} includes mlx_opt/{header}.h, which is not installed")
+
+
+def check_metadata(data: bytes) -> None:
+    metadata = email.message_from_bytes(data)
+    project = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.*)"', project, re.M)[1]
+    mlx = re.search(r'^dependencies = \["(mlx==.*)"\]', project, re.M)[1]
+    require(metadata["Version"] == version, f"the version is {metadata['Version']}")
+    needs = metadata.get_all("Requires-Dist")
+    require(mlx in needs, f"it does not depend on {mlx}")
+    for extra in ("cpu", "cuda12", "cuda13"):
+        require(f'mlx[{extra}]; extra == "{extra}"' in needs, f"there is no extra {extra}")
+
+
+def check_binary(name: str, data: bytes, platform: str) -> None:
+    binary = elf.read(io.BytesIO(data)) if platform == "linux" else macho.read(data)
+    origin = "$ORIGIN" if platform == "linux" else "@loader_path"
+    require(binary.rpaths, f"{name} has no rpath")
+    for path in binary.rpaths:
+        require(path.startswith(origin), f"{name} has the rpath {path}")
+    require(not binary.debug, f"{name} has debug symbols: {binary.debug}")
+    for problem in binary.problems:
+        raise Wrong(f"{name} {problem}")
+
+
+def check(path: Path, forbidden: list[str]) -> None:
+    platform = "macos" if "macosx" in path.name else "linux"
+    with zipfile.ZipFile(path) as wheel:
+        files = {info.filename: wheel.read(info) for info in wheel.infolist() if not info.is_dir()}
+    binaries = BINARIES[platform]
+    check_names(list(files), FILES_OF[platform] | binaries)
+    for name, data in files.items():
+        check_no_build_path(name, data, forbidden)
+        if name.endswith(".h"):
+            check_header(name, data)
+        if name.endswith("/METADATA"):
+            check_metadata(data)
+        if any(fnmatchcase(name, pattern) for pattern in binaries):
+            check_binary(name, data, platform)
+            print(f"{len(data):10,} {name}")
+    size = path.stat().st_size
+    print(f"{size:10,} {path.name}")
+    require(size <= MOST_BYTES, f"it has {size:,} bytes, {MOST_BYTES:,} at most are allowed")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--forbid", action="append", default=[], metavar="TEXT")
+    parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
+    arguments = parser.parse_args()
+    for wheel in arguments.wheels:
+        try:
+            check(wheel, arguments.forbid)
+        except Wrong as wrong:
+            print(f"{wheel.name}: {wrong}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+// Every optimizer of the C++ interface with its formula in double precision.
+#pragma once
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "mlx_opt/mlx_opt.h"
+
+namespace optimizers {
+
+using Values = std::vector<double>;
+
+/// One element: changes w and its state by gradient g.
+using Formula = std::function<void(double& w, Values& state, double g, double lr, int step)>;
+
+struct Case {
+  std::string name;
+  mlx_opt::Hyperparameters hypers;
+  Formula formula;
+};
+
+inline Formula adam(double b1, double b2, double eps, double decay, bool correct) {
+  return [=](double& w, Values& s, double g, double lr, int step) {
+    s[0] = b1 * s[0] + (1 - b1) * g;
+    s[1] = b2 * s[1] + (1 - b2) * g * g;
+    const double c1 = correct ? 1 - std::pow(b1, step) : 1;
+    const double c2 = correct ? 1 - std::pow(b2, step) : 1;
+    w -= lr * decay * w + lr / c1 * s[0] / (std::sqrt(s[1] / c2) + eps);
+  };
+}
+
+inline Formula sgd(double momentum, double dampening, double decay, bool nesterov) {
+  return [=](double& w, Values& s, double g, double lr, int) {
+    const double d = g + decay * w;
+    s[0] = momentum * s[0] + (momentum > 0 ? (1 - dampening) * d : 0);
+    w -= lr * (momentum == 0 ? d : nesterov ? d + momentum * s[0] : s[0]);
+  };
+}
+
+inline const std::vector<Case>& all() {
+  using namespace mlx_opt;
+  static const std::vector<Case> cases = {
+      {"SGD", SGD{.weight_decay = 0.1}, sgd(0, 0, 0.1, false)},
+      {"SGD with momentum",
+       SGD{.momentum = 0.9, .weight_decay = 0.1, .dampening = 0.3},
+       sgd(0.9, 0.3, 0.1, false)},
+      {"SGD of Nesterov",
+       SGD{.momentum = 0.9, .weight_decay = 0.1, .nesterov = true},
+       sgd(0.9, 0, 0.1, true)},
+      {"RMSprop",
+       RMSprop{.alpha = 0.9, .eps = 1e-6},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] = 0.9 * s[0] + 0.1 * g * g;
+         w -= lr * g / (std::sqrt(s[0]) + 1e-6);
+       }},
+      {"Adagrad",
+       Adagrad{.eps = 1e-6},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] += g * g;
+         w -= lr * g / (std::sqrt(s[0]) + 1e-6);
+       }},
+      {"AdaDelta",
+       AdaDelta{.rho = 0.8, .eps = 1e-4},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] = 0.8 * s[0] + 0.2 * g * g;
+         const double d = std::sqrt(s[1] + 1e-4) / std::sqrt(s[0] + 1e-4) * g;
+         s[1] = 0.8 * s[1] + 0.2 * d * d;
+         w -= lr * d;
+       }},
+      {"Adam",
+       Adam{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .bias_correction = true},
+       adam(0.8, 0.95, 1e-6, 0, true)},
+      {"AdamW",
+       AdamW{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1},
+       adam(0.8, 0.95, 1e-6, 0.1, false)},
+      {"Adamax",
+       Adamax{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] = 0.8 * s[0] + 0.2 * g;
+         s[1] = std::max(0.95 * s[1], std::abs(g));
+         w -= lr * s[0] / (s[1] + 1e-6);
+       }},
+      {"Lion",
+       Lion{.beta1 = 0.8, .beta2 = 0.95, .weight_decay = 0.1},
+       [](double& w, Values& s, double g, double lr, int) {
+         const double c = 0.8 * s[0] + 0.2 * g;
+         s[0] = 0.95 * s[0] + 0.05 * g;
+         w -= lr * 0.1 * w + lr * (c > 0 ? 1 : c < 0 ? -1 : 0);
+       }},
+  };
+  return cases;
+}
+
+} // namespace optimizers
