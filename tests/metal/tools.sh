@@ -1,7 +1,6 @@
 # For the scripts of this folder, which read it: installs what they need, if run as root on Debian,
 # and has the functions that several use. Sets $tests and $build.
 tests=$(cd "$(dirname "$0")/.." && pwd)
-[ -e "$tests/tools.sh" ] || tests=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$tests/../.." && pwd)
 mkdir -p "${1:-$root/build/metal}"
 build=$(cd "${1:-$root/build/metal}" && pwd)

@@ -179,6 +179,18 @@ std::vector<mx::Shape> gpt2_shapes() {
 
 } // namespace
 
+TEST_CASE("the fake says what is none of Metal's") {
+  fake::begin();
+  auto& encoder = mx::metal::get_command_encoder(gpu_stream);
+  auto x = normal({8}, mx::float32, 1);
+  mx::eval(x);
+  encoder.set_input_array(x, 31);
+  CHECK(fake::log().errors.back() == "slot 31 is none of Metal's");
+  encoder.set_vector_bytes(std::vector<char>(5000), 1);
+  CHECK(fake::log().errors.back() == "setBytes of 5000 bytes");
+  fake::begin();
+}
+
 TEST_CASE("the backend is there and has no problem") {
   const auto& [backend, reason] = gpu::find_backend();
   REQUIRE(backend);

@@ -2,7 +2,7 @@
 
 namespace mlx_opt::metal {
 
-/// Made by the build from the rules, tables.h and driver.metal.h.
+/// Made by the build from the rules, tables.h, storage.metal.h and driver.metal.h.
 extern const char* const driver_text;
 
 namespace {
