@@ -126,8 +126,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
 
     Returns:
         The clipped gradients, of the same structure, shapes and dtypes, and the norm that they had,
-        a 0-d array. On the CPU the squares of float32, float16 and bfloat16 are summed in double
-        precision in one pass, with the same result for any number of threads; the norm is float32.
+        a 0-d array. The norm of float32, float16 and bfloat16 is float32; on the CPU and on NVIDIA
+        GPUs it is of squares summed in double precision in one pass, always in the same order.
 
     Raises:
         ValueError: ``max_norm`` is negative.
