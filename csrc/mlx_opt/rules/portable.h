@@ -59,7 +59,7 @@ MLX_OPT_FN float exp_minus_one(float x) {
   return fma(e, e, 2.0f * e);
 }
 MLX_OPT_FN float power(float x, float y) {
-  return metal::precise::pow(x, y);
+  return ::metal::precise::pow(x, y);
 }
 #elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
 MLX_OPT_FN float power(float x, float y) {

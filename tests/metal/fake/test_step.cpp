@@ -39,6 +39,8 @@ std::vector<Scalar> hypers_of(Rule rule) {
     case Rule::AdaDelta:
     case Rule::RMSprop:
       return {0.9, 1e-6};
+    case Rule::Muon:
+      return {0.9, 1.0, 0.1};
     case Rule::Adagrad:
       return {1e-8};
     case Rule::SGD:

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <variant>
 
 #include "mlx/allocator.h"
@@ -101,8 +100,7 @@ class MetalStep : public gpu::Step {
   mx::Stream stream_;
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
-  std::vector<mx::array>
-      scalars_; // the step, the learning rate, the traced hyperparameters, the scale
+  std::vector<mx::array> scalars_; // step, learning rate, traced hyperparameters, scale
   std::vector<Dispatch> dispatches_;
   MTL::ComputePipelineState* prepare_ = nullptr;
 };
@@ -169,10 +167,12 @@ Dispatch& MetalStep::dispatch_for(const Kernel& kernel, size_t size) {
   const auto most = static_cast<size_t>(most_in_a_pack(kernel.rule));
   const auto packs = [&](size_t elements) { return chunks_of(elements) <= most_packed_chunks; };
   if (kernel.kind == Kind::flat && packs(size)) {
-    const auto open = std::find_if(dispatches_.begin(), dispatches_.end(), [&](const Dispatch& d) {
-      return d.kernel == kernel && d.tensors.size() < most && packs(d.tensors[0].size);
-    });
-    if (open != dispatches_.end()) {
+    // From the back: those in front are full.
+    const auto open =
+        std::find_if(dispatches_.rbegin(), dispatches_.rend(), [&](const Dispatch& d) {
+          return d.kernel == kernel && d.tensors.size() < most && packs(d.tensors[0].size);
+        });
+    if (open != dispatches_.rend()) {
       return *open;
     }
   }
