@@ -320,7 +320,7 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
   auto keep = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep;
   fake::begin();
-  backend->prepare({Rule::SGD, {0.1}, {}}, inputs, {mx::float32}, gpu_stream)
+  backend->prepare({{{0.1}, {}}, Rule::SGD}, inputs, {mx::float32}, gpu_stream)
       ->enqueue(outputs, std::move(keep));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);
