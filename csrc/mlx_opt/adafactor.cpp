@@ -76,12 +76,12 @@ std::vector<mx::array> adafactor(
   if (hypers.size() != hyper_count) {
     refuse(name, "expected " + std::to_string(hyper_count) + " hyperparameters");
   }
+  if (operands.empty()) {
+    return {};
+  }
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device != mx::Device::cpu) {
     refuse(name, "there is no kernel for this device");
-  }
-  if (operands.empty()) {
-    return {};
   }
   std::vector<mx::Dtype> dtypes;
   for (size_t first = 0; first < operands.size(); first += width) {

@@ -186,3 +186,16 @@ TEST_CASE("arguments that do not fit the rule are refused") {
       std::invalid_argument);
   CHECK(adamw({}).empty());
 }
+
+TEST_CASE("Adafactor of no tensors asks for no kernel, of some for one that the device has") {
+  const std::vector<mlx_opt::Scalar> hypers(9, 0.5);
+  const mx::Stream gpu(0, mx::Device::gpu);
+  const auto step = [&](std::vector<mx::array> operands) {
+    return mlx_opt::adafactor(
+        std::move(operands), false, false, hypers, mx::array(0.01f), mx::array(1, mx::uint64), gpu);
+  };
+  CHECK(step({}).empty());
+  const std::vector<mx::array> tensor(3, filled({4}, 1.0f));
+  CHECK_THROWS_WITH_AS(
+      step(tensor), doctest::Contains("no kernel for this device"), std::invalid_argument);
+}
