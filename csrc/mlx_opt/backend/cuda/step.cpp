@@ -1,9 +1,7 @@
 #include "mlx_opt/backend/cuda/step.h"
 
 #include <algorithm>
-#include <limits>
 #include <optional>
-#include <stdexcept>
 
 #include "mlx/backend/cuda/device.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
@@ -115,7 +113,6 @@ void CudaStep::add_tensor(
   for (int k = 0; k < fields_; ++k) {
     kernel.out[k] = storage_of(dtypes[k]);
   }
-  std::optional<Layout> layout;
   if (!all_contiguous(operands, fields_ + 1)) {
     const bool rows = all_contiguous(operands, fields_);
     tensor.columns = rows ? columns_if_transposed(operands[fields_], tile) : 0;
