@@ -11,26 +11,17 @@ namespace {
 
 using Rule = MLX_OPT_LEVEL::Adafactor;
 
-// Tensors share the passes up to this number of elements: enough for all threads, and few enough
-// that the second and third pass find most in the caches.
-constexpr int64_t group_size = 1 << 20;
-
 } // namespace
 
 struct AdafactorStep::Work {
   const AdafactorKernel& kernel;
-  bool factored;
   bool first_moment;
   ScalarInputs scalars;
   std::vector<Item> items = {};
   Operands operands = {};
   std::shared_ptr<void> keep = {};
 
-  int fields() const {
-    return 2 + factored + first_moment;
-  }
-
-  void add(const mx::array* arrays, const mx::Dtype* dtypes);
+  void add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored);
   void place(Item& item, const mx::allocator::Buffer* buffers);
   void run() const;
   void copy_all(const Item& item) const;
@@ -38,9 +29,10 @@ struct AdafactorStep::Work {
 
 // `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
 // if there is one; the gradient.
-void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes) {
+void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) {
   const mx::array& w = *arrays;
   Item& item = items.emplace_back();
+  item.factored = factored;
   AdafactorTensor& t = item.tensor;
   t.columns = factored ? w.shape(-1) : static_cast<int64_t>(w.size());
   t.rows = factored ? w.shape(-2) : 1;
@@ -71,7 +63,7 @@ void AdafactorStep::Work::place(Item& item, const mx::allocator::Buffer* buffers
     out.data = buffer.raw_ptr();
   };
   take(item.tensor.w_out);
-  if (factored) {
+  if (item.factored) {
     take(item.row_out);
     take(item.column_out);
   } else {
@@ -91,9 +83,9 @@ void AdafactorStep::Work::copy_all(const Item& item) const {
   };
   copy(t.w, t.w_out, item.size());
   copy(t.m, t.m_out, first_moment ? item.size() : 0);
-  copy(t.v, t.v_out, factored ? 0 : item.size());
-  copy(item.row, item.row_out, factored ? item.row_size : 0);
-  copy(item.column, item.column_out, factored ? item.column_size : 0);
+  copy(t.v, t.v_out, item.factored ? 0 : item.size());
+  copy(item.row, item.row_out, item.row_size);
+  copy(item.column, item.column_out, item.column_size);
 }
 
 void AdafactorStep::Work::run() const {
@@ -111,34 +103,28 @@ void AdafactorStep::Work::run() const {
     return;
   }
   const float scale = scalars.scale() ? *scalars.scale() : 1.0f;
-  for (auto begin = items.begin(); begin != items.end();) {
-    auto end = begin;
-    int64_t size = 0;
-    while (end != items.end() && size < group_size) {
-      size += end++->size();
-    }
-    Group(kernel, factored, &*begin, &*begin + (end - begin)).run(h, prepared, scale);
-    begin = end;
-  }
+  Passes(kernel, h, prepared, scale).run(items);
 }
 
 AdafactorStep::AdafactorStep(
     ScalarSources sources,
-    bool factored,
-    bool first_moment,
+    const Factoring& factoring,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Dtype>& dtypes) {
-  const size_t fields = 2 + factored + first_moment;
-  const size_t tensors = dtypes.size() / fields;
+  const size_t tensors = factoring.unfactored + factoring.factored;
   // The kernel here, not when it runs, because finding it may throw.
   work_ = std::make_shared<Work>(Work{
       adafactor_kernel(),
-      factored,
-      first_moment,
-      ScalarInputs(std::move(sources), &inputs[tensors * (fields + 1)])});
+      factoring.first_moment,
+      ScalarInputs(std::move(sources), &inputs[dtypes.size() + tensors])});
   work_->items.reserve(tensors);
+  const mx::array* operands = inputs.data();
+  const mx::Dtype* results = dtypes.data();
   for (size_t t = 0; t < tensors; ++t) {
-    work_->add(&inputs[t * (fields + 1)], &dtypes[t * fields]);
+    const bool factored = t >= factoring.unfactored;
+    work_->add(operands, results, factored);
+    operands += factoring.operands(factored);
+    results += factoring.operands(factored) - 1;
   }
 }
 
@@ -149,7 +135,7 @@ void AdafactorStep::enqueue(
   const auto* buffers = outputs.data();
   for (Item& item : work_->items) {
     work_->place(item, buffers);
-    buffers += work_->fields();
+    buffers += 2 + item.factored + work_->first_moment;
   }
   work_->keep = std::move(keep);
   mx::cpu::get_command_encoder(stream).dispatch([work = std::move(work_)] { work->run(); });

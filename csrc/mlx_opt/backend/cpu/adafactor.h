@@ -12,8 +12,7 @@ class AdafactorStep {
   /// `inputs`: as the primitive has them; `dtypes`: of the outputs.
   AdafactorStep(
       ScalarSources sources,
-      bool factored,
-      bool first_moment,
+      const Factoring& factoring,
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes);
 

@@ -24,13 +24,18 @@ struct Tile {
   int64_t top, bottom, left, right;
 };
 
+/// The sums of squares over a tile.
+struct Squares {
+  double parameter, update;
+};
+
 /// Adafactor compiled for one instruction set. `scale`: what the gradient is multiplied with.
 struct AdafactorKernel {
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
 
-  /// The sum of the parameter's squares. Where the tensor is factored, adds the gradient's squares
-  /// to `rows`, of which the first is the tile's first, and to `columns` alike.
-  double (*squares)(
+  /// Of a factored tensor: the sums of the gradient's squares over the tile's rows and columns. The
+  /// first of `rows` and of `columns` is the tile's.
+  void (*squares)(
       const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns);
 
   /// Takes a step of running means: `old` to `now` and, unrounded, to `values`, which are the means
@@ -48,8 +53,7 @@ struct AdafactorKernel {
   void (*row_factors)(float* values, int64_t count, float mean);
   void (*column_factors)(float* values, int64_t count);
 
-  /// The sum of the update's squares.
-  double (*update_squares)(
+  Squares (*update_squares)(
       const AdafactorTensor& tensor,
       const Tile& tile,
       float scale,

@@ -14,10 +14,12 @@ namespace MLX_OPT_LEVEL {
 namespace {
 
 using cpu::AdafactorTensor;
+using cpu::Squares;
 using cpu::Tile;
 
-// As many sums side by side as the widest vector has lanes, added up in double every `block`.
-constexpr int sums = 16;
+// Sums side by side: two of the widest vectors, so that neither waits for its last addition. They
+// go on in double every `block`.
+constexpr int sums = 32;
 
 template <typename T>
 T from_floats(const float* floats) {
@@ -26,25 +28,36 @@ T from_floats(const float* floats) {
   return x;
 }
 
-// The sum of `term(i)` for i below `count`.
-template <typename Term>
-MLX_OPT_FN double sum_of(int64_t count, Term term) {
+// Adds the squares of `value(i)` for i below `count`, which is at most `block`, to `to`.
+template <typename Value, typename Sum>
+MLX_OPT_FN void add_squares(int64_t count, Value value, Sum (&to)[sums]) {
   float partial[sums] = {};
   int64_t i = 0;
   for (; i + sums <= count; i += sums) {
     for (int k = 0; k < sums; ++k) {
-      partial[k] += term(i + k);
+      const float x = value(i + k);
+      partial[k] = fma(x, x, partial[k]);
     }
   }
   for (int k = 0; i < count; ++i, ++k) {
-    partial[k] += term(i);
+    const float x = value(i);
+    partial[k] = fma(x, x, partial[k]);
   }
-  for (int half = sums / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) {
-      partial[k] += partial[k + half];
+  for (int k = 0; k < sums; ++k) {
+    to[k] += partial[k];
+  }
+}
+
+// Recursive, so that each half is a vector.
+template <int size = sums, typename Sum>
+MLX_OPT_FN Sum total_of(Sum* of) {
+  if constexpr (size > 1) {
+    for (int k = 0; k < size / 2; ++k) {
+      of[k] += of[k + size / 2];
     }
+    return total_of<size / 2>(of);
   }
-  return partial[0];
+  return of[0];
 }
 
 // Calls `visit(row, column, count, gradient)` for pieces of rows, of at most `block` elements.
@@ -75,25 +88,21 @@ void prepare(const float* hypers, float lr, float step, float* scalars) {
   __builtin_memcpy(scalars, &s, sizeof s);
 }
 
-double squares(
+void squares(
     const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns) {
-  double total = 0.0;
+  __builtin_memset(rows, 0, (tile.bottom - tile.top) * sizeof(float));
+  __builtin_memset(columns, 0, (tile.right - tile.left) * sizeof(float));
   for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
-    alignas(64) float staged[block];
-    const float* w = load(tensor.w, row * tensor.columns + left, count, staged);
-    total += sum_of(count, [=](int64_t i) { return w[i] * w[i]; });
-    if (!tensor.v.data) {
-      float* column = columns + (left - tile.left);
-      MLX_OPT_VECTORS
-      for (int64_t i = 0; i < count; ++i) {
-        const float x = scale * g[i];
-        column[i] = fma(x, x, column[i]);
-      }
-      rows[row - tile.top] +=
-          float(sum_of(count, [=](int64_t i) { return (scale * g[i]) * (scale * g[i]); }));
+    float* column = columns + (left - tile.left);
+    MLX_OPT_VECTORS
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = scale * g[i];
+      column[i] = fma(x, x, column[i]);
     }
+    float of_row[sums] = {};
+    add_squares(count, [=](int64_t i) { return scale * g[i]; }, of_row);
+    rows[row - tile.top] += total_of(of_row);
   });
-  return total;
 }
 
 double average(
@@ -169,7 +178,7 @@ MLX_OPT_FN Factors factors_of(
   return {made, 1.0f};
 }
 
-double update_squares(
+Squares update_squares(
     const AdafactorTensor& tensor,
     const Tile& tile,
     float scale,
@@ -177,19 +186,18 @@ double update_squares(
     const float* scalars) {
   const auto h = from_floats<Adafactor::Hypers>(hypers);
   const auto s = from_floats<Adafactor::Scalars>(scalars);
-  double total = 0.0;
+  double parameter[sums] = {}, update[sums] = {};
   for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
-    alignas(64) float made[block];
+    alignas(64) float made[block], staged[block];
+    const float* w = load(tensor.w, row * tensor.columns + left, count, staged);
+    add_squares(count, [=](int64_t i) { return w[i]; }, parameter);
     const auto [columns, of_row] =
         factors_of(tensor, row, left, count, g, scale, h, s, nullptr, made);
     const float* c = columns;
     const float r = of_row;
-    total += sum_of(count, [=](int64_t i) {
-      const float u = r * c[i] * (scale * g[i]);
-      return u * u;
-    });
+    add_squares(count, [=](int64_t i) { return r * c[i] * (scale * g[i]); }, update);
   });
-  return total;
+  return {total_of(parameter), total_of(update)};
 }
 
 void rates(float parameter, float update, const float* hypers, const float* scalars, float* to) {

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <deque>
+#include <memory>
 #include <vector>
 
 #include "mlx_opt/backend/cpu/adafactor_kernel.h"
@@ -40,8 +43,13 @@ struct Tiling {
   }
 };
 
+// Tensors share the passes up to this number of elements: enough for all threads, and few enough
+// that the second and third pass find most in the caches.
+constexpr int64_t group_size = 1 << 20;
+
 struct Item {
   AdafactorTensor tensor;
+  bool factored;
   Operand row, column, row_out, column_out; // running means, where it is factored
   int64_t row_size, column_size;
 
@@ -50,117 +58,192 @@ struct Item {
   }
 };
 
-// A tensor on its way through the passes.
-struct Job {
-  const Item* item;
-  AdafactorTensor tensor;
-  Tiling tiling;
-  std::vector<float> rows = {};    // [across][rows of all matrices]: sums of squares
-  std::vector<float> columns = {}; // [down, of all matrices][columns]
-  std::vector<float> row_factors = {}, column_factors = {};
-  size_t first_tile = 0;
-  float rates[2] = {};
-};
-
-struct TileOfJob {
-  Job* job;
-  Tile tile;
-  float* rows;
-  float* columns;
-  double parameter, update; // sums of squares
-};
-
-// The jobs of tensors that go through the passes together.
-class Group {
+// What tiles that wait for others wait at.
+class Gate {
  public:
-  Group(const AdafactorKernel& kernel, bool factored, const Item* begin, const Item* end)
-      : kernel_(kernel), factored_(factored) {
-    jobs_.reserve(end - begin);
-    for (const Item* item = begin; item != end; ++item) {
-      if (item->size()) {
-        add(*item);
-      }
+  explicit Gate(int64_t arrivals) : left_(arrivals) {}
+
+  // The last to arrive does `before` and opens the gate.
+  template <typename Task>
+  void arrive(Task before) {
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      before();
+      left_.store(open, std::memory_order_release);
+      left_.notify_all();
     }
   }
 
-  void run(const float* hypers, const float* scalars, float scale) {
-    for_each_tile([&](TileOfJob& t) {
-      t.parameter = kernel_.squares(t.job->tensor, t.tile, scale, t.rows, t.columns);
-    });
-    if (factored_) {
-      parallel_for(jobs_.size(), [&](int64_t i) { average(jobs_[i], hypers, scalars); });
+  void wait() const {
+    for (int64_t seen; (seen = left_.load(std::memory_order_acquire)) != open;) {
+      left_.wait(seen, std::memory_order_acquire);
     }
-    // Backwards: what was read last is still in the caches.
-    for_each_tile_backwards([&](TileOfJob& t) {
-      t.update = kernel_.update_squares(t.job->tensor, t.tile, scale, hypers, scalars);
-    });
-    find_rates(hypers, scalars);
-    for_each_tile([&](TileOfJob& t) {
-      kernel_.update(t.job->tensor, t.tile, scale, hypers, scalars, t.job->rates);
+  }
+
+ private:
+  static constexpr int64_t open = -1;
+  std::atomic<int64_t> left_;
+};
+
+using Floats = std::unique_ptr<float[]>;
+
+// Not set to zero: that would be one thread's work.
+inline Floats floats(int64_t count) {
+  return Floats(new float[count]);
+}
+
+// A tensor on its way through the passes.
+struct Job {
+  explicit Job(const Item& item)
+      : item(&item),
+        tensor(item.tensor),
+        tiling(tensor),
+        tiles(tensor.matrices * tiling.down * tiling.across),
+        averaged(tiles),
+        rated(tiles) {
+    if (item.factored) {
+      const int64_t all_rows = tensor.matrices * tensor.rows;
+      rows = floats(tiling.across * all_rows);
+      columns = floats(tensor.matrices * tiling.down * tensor.columns);
+      row_factors = floats(all_rows);
+      column_factors = floats(tensor.matrices * tensor.columns);
+      tensor.row_factors = row_factors.get();
+      tensor.column_factors = column_factors.get();
+    }
+    squares.resize(tiles);
+  }
+
+  const Item* item;
+  AdafactorTensor tensor;
+  Tiling tiling;
+  int64_t tiles;
+  Gate averaged, rated;
+  Floats rows;    // [across][rows of all matrices]: sums of squares
+  Floats columns; // [down, of all matrices][columns]
+  Floats row_factors, column_factors;
+  std::vector<Squares> squares; // of each tile
+  float rates[2] = {};
+
+  Tile tile(int64_t index) const {
+    const auto& [height, width, down, across] = tiling;
+    const int64_t y = index / across;
+    const int64_t first = y / down * tensor.rows;
+    const int64_t top = first + y % down * height;
+    const int64_t left = index % across * width;
+    return {
+        top,
+        std::min(top + height, first + tensor.rows),
+        left,
+        std::min(left + width, tensor.columns)};
+  }
+
+  float* rows_of(int64_t index) const {
+    const int64_t all_rows = tensor.matrices * tensor.rows;
+    return rows.get() + index % tiling.across * all_rows + tile(index).top;
+  }
+
+  float* columns_of(int64_t index) const {
+    return columns.get() + index / tiling.across * tensor.columns + tile(index).left;
+  }
+};
+
+// Takes tensors through the passes, all in one call of the pool. Tasks are handed out in their
+// order, so what a task waits for is being worked on.
+class Passes {
+ public:
+  Passes(const AdafactorKernel& kernel, const float* hypers, const float* scalars, float scale)
+      : kernel_(kernel), hypers_(hypers), scalars_(scalars), scale_(scale) {}
+
+  void run(const std::vector<Item>& items) {
+    for (const Item& item : items) {
+      if (item.size()) {
+        jobs_.emplace_back(item);
+      }
+    }
+    for (size_t begin = 0, end = 0; begin < jobs_.size(); begin = end) {
+      for (int64_t size = 0; end < jobs_.size() && size < group_size; ++end) {
+        size += jobs_[end].item->size();
+      }
+      add_tasks(begin, end);
+    }
+    parallel_for(tasks_.size(), [&](int64_t i) {
+      const Task& task = tasks_[i];
+      (this->*task.pass)(*task.job, task.tile);
     });
   }
 
  private:
-  void add(const Item& item) {
-    Job& job = jobs_.emplace_back(Job{&item, item.tensor, Tiling(item.tensor)});
-    const auto& [height, width, down, across] = job.tiling;
-    const AdafactorTensor& t = item.tensor;
-    const int64_t all_rows = t.matrices * t.rows;
-    if (factored_) {
-      job.rows.resize(across * all_rows);
-      job.columns.resize(t.matrices * down * t.columns);
-      job.row_factors.resize(all_rows);
-      job.column_factors.resize(t.matrices * t.columns);
-      job.tensor.row_factors = job.row_factors.data();
-      job.tensor.column_factors = job.column_factors.data();
-    }
-    job.first_tile = tiles_.size();
-    for (int64_t y = 0; y < t.matrices * down; ++y) {
-      const int64_t first = y / down * t.rows;
-      const int64_t top = first + y % down * height;
-      const int64_t bottom = std::min(top + height, first + t.rows);
-      for (int64_t x = 0; x < across; ++x) {
-        const int64_t left = x * width;
-        TileOfJob& tile = tiles_.emplace_back();
-        tile.job = &job;
-        tile.tile = {top, bottom, left, std::min(left + width, t.columns)};
-        if (factored_) {
-          tile.rows = job.rows.data() + x * all_rows + top;
-          tile.columns = job.columns.data() + y * t.columns + left;
-        }
+  using Pass = void (Passes::*)(Job&, int64_t);
+
+  struct Task {
+    Pass pass;
+    Job* job;
+    int64_t tile;
+  };
+
+  // Of the jobs of a group. The second pass goes backwards: what was read last is still in the
+  // caches.
+  void add_tasks(size_t begin, size_t end) {
+    const size_t first = tasks_.size();
+    for (size_t i = begin; i < end; ++i) {
+      for (int64_t tile = 0; tile < jobs_[i].tiles; ++tile) {
+        tasks_.push_back({&Passes::update, &jobs_[i], tile});
       }
     }
+    std::vector<Task> updates(tasks_.begin() + first, tasks_.end());
+    tasks_.resize(first);
+    auto add = [&](Pass pass) {
+      for (Task task : updates) {
+        if (pass != &Passes::average_squares || task.job->item->factored) {
+          task.pass = pass;
+          tasks_.push_back(task);
+        }
+      }
+    };
+    add(&Passes::average_squares);
+    std::reverse(updates.begin(), updates.end());
+    add(&Passes::square_update);
+    std::reverse(updates.begin(), updates.end());
+    add(&Passes::update);
   }
 
-  template <typename Task>
-  void for_each_tile(Task task) {
-    parallel_for(tiles_.size(), [&](int64_t i) { task(tiles_[i]); });
+  void average_squares(Job& job, int64_t tile) {
+    kernel_.squares(job.tensor, job.tile(tile), scale_, job.rows_of(tile), job.columns_of(tile));
+    job.averaged.arrive([&] { average(job); });
   }
 
-  template <typename Task>
-  void for_each_tile_backwards(Task task) {
-    parallel_for(tiles_.size(), [&](int64_t i) { task(tiles_[tiles_.size() - 1 - i]); });
+  void square_update(Job& job, int64_t tile) {
+    if (job.item->factored) {
+      job.averaged.wait();
+    }
+    job.squares[tile] =
+        kernel_.update_squares(job.tensor, job.tile(tile), scale_, hypers_, scalars_);
+    job.rated.arrive([&] { find_rates(job); });
+  }
+
+  void update(Job& job, int64_t tile) {
+    job.rated.wait();
+    kernel_.update(job.tensor, job.tile(tile), scale_, hypers_, scalars_, job.rates);
   }
 
   // From the sums of a tensor's squares to the factors of its rows and columns.
-  void average(Job& job, const float* hypers, const float* scalars) const {
+  void average(Job& job) const {
     const AdafactorTensor& t = job.tensor;
     const int64_t all_rows = t.matrices * t.rows;
     std::vector<double> totals(std::max(t.rows, t.columns));
     for (int64_t matrix = 0; matrix < t.matrices; ++matrix) {
       const int64_t first = matrix * t.rows;
-      float* rows = job.row_factors.data() + first;
-      add_up(job.rows.data() + first, job.tiling.across, all_rows, t.rows, t.columns, totals, rows);
+      float* rows = job.row_factors.get() + first;
+      add_up(job.rows.get() + first, job.tiling.across, all_rows, t.rows, t.columns, totals, rows);
       const double sum =
-          kernel_.average(job.item->row, job.item->row_out, first, t.rows, rows, hypers, scalars);
+          kernel_.average(job.item->row, job.item->row_out, first, t.rows, rows, hypers_, scalars_);
       kernel_.row_factors(rows, t.rows, static_cast<float>(sum / t.rows));
 
       const int64_t left = matrix * t.columns;
-      float* columns = job.column_factors.data() + left;
-      const float* parts = job.columns.data() + left * job.tiling.down;
+      float* columns = job.column_factors.get() + left;
+      const float* parts = job.columns.get() + left * job.tiling.down;
       add_up(parts, job.tiling.down, t.columns, t.columns, t.rows, totals, columns);
       kernel_.average(
-          job.item->column, job.item->column_out, left, t.columns, columns, hypers, scalars);
+          job.item->column, job.item->column_out, left, t.columns, columns, hypers_, scalars_);
       kernel_.column_factors(columns, t.columns);
     }
   }
@@ -185,26 +268,24 @@ class Group {
     }
   }
 
-  void find_rates(const float* hypers, const float* scalars) {
-    for (size_t i = 0; i < jobs_.size(); ++i) {
-      Job& job = jobs_[i];
-      const size_t end = i + 1 < jobs_.size() ? jobs_[i + 1].first_tile : tiles_.size();
-      double parameter = 0.0, update = 0.0;
-      for (size_t tile = job.first_tile; tile < end; ++tile) {
-        parameter += tiles_[tile].parameter;
-        update += tiles_[tile].update;
-      }
-      const auto rms = [&](double sum) {
-        return static_cast<float>(std::sqrt(sum / job.item->size()));
-      };
-      kernel_.rates(rms(parameter), rms(update), hypers, scalars, job.rates);
+  void find_rates(Job& job) const {
+    Squares sums = {0.0, 0.0};
+    for (const Squares& tile : job.squares) {
+      sums.parameter += tile.parameter;
+      sums.update += tile.update;
     }
+    const auto rms = [&](double sum) {
+      return static_cast<float>(std::sqrt(sum / job.item->size()));
+    };
+    kernel_.rates(rms(sums.parameter), rms(sums.update), hypers_, scalars_, job.rates);
   }
 
   const AdafactorKernel& kernel_;
-  bool factored_;
-  std::vector<Job> jobs_; // never more than were reserved: the tiles point to them
-  std::vector<TileOfJob> tiles_;
+  const float* hypers_;
+  const float* scalars_;
+  float scale_;
+  std::deque<Job> jobs_; // which do not move
+  std::vector<Task> tasks_;
 };
 
 } // namespace mlx_opt::cpu
