@@ -1,12 +1,10 @@
 #include "mlx_opt/adafactor.h"
 
-#include <algorithm>
-#include <stdexcept>
-
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
 #include "mlx_opt/arguments.h"
 #include "mlx_opt/backend/cpu/adafactor.h"
+#include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/donation.h"
 #include "mlx_opt/rules/adafactor.h"
 
@@ -60,19 +58,29 @@ void push_dtypes(
 
 } // namespace
 
+bool has_adafactor(mx::Device device) {
+  const auto* backend = gpu::find_backend().backend;
+  return device == mx::Device::cpu || (backend && backend->has_adafactor());
+}
+
 std::vector<mx::array> adafactor(
     std::vector<mx::array> operands,
-    bool factored,
+    size_t unfactored,
     bool first_moment,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
-  const size_t width = 3 + factored + first_moment;
-  if (operands.size() % width) {
-    refuse(name, "expected " + std::to_string(width) + " operands a tensor");
+  Factoring factoring{unfactored, 0, first_moment};
+  const size_t first_factored = unfactored * factoring.operands(false);
+  const size_t width = factoring.operands(true);
+  if (operands.size() < first_factored || (operands.size() - first_factored) % width) {
+    refuse(
+        name,
+        "expected " + std::to_string(width) + " operands a factored tensor, of others one fewer");
   }
+  factoring.factored = (operands.size() - first_factored) / width;
   if (hypers.size() != hyper_count) {
     refuse(name, "expected " + std::to_string(hyper_count) + " hyperparameters");
   }
@@ -80,37 +88,47 @@ std::vector<mx::array> adafactor(
     return {};
   }
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device != mx::Device::cpu) {
+  if (!has_adafactor(stream.device)) {
     refuse(name, "there is no kernel for this device");
   }
   std::vector<mx::Dtype> dtypes;
-  for (size_t first = 0; first < operands.size(); first += width) {
-    check(&operands[first], first / width, factored, first_moment);
-    push_dtypes(&operands[first], factored, first_moment, dtypes);
+  dtypes.reserve(operands.size());
+  const mx::array* tensor = operands.data();
+  for (size_t i = 0; i < unfactored + factoring.factored; ++i) {
+    const bool factored = i >= unfactored;
+    check(tensor, i, factored, first_moment);
+    push_dtypes(tensor, factored, first_moment, dtypes);
+    tensor += factoring.operands(factored);
   }
   auto sources = push_scalars(name, hypers, learning_rate, step, scale, stream, operands);
-  auto update = std::make_shared<AdafactorUpdate>(
-      stream, std::move(sources), factored, first_moment, std::move(dtypes));
+  auto update =
+      std::make_shared<AdafactorUpdate>(stream, std::move(sources), factoring, std::move(dtypes));
   return take_all(token_of(std::move(update), std::move(operands)));
 }
 
 void AdafactorUpdate::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  release_held_buffers(stream(), inputs, operands(), tensors());
-  cpu::AdafactorStep step(sources_, factored_, first_moment_, inputs, dtypes());
+  release_held_buffers(stream(), inputs, runs());
+  cpu::AdafactorStep step(sources_, factoring_, inputs, dtypes());
   Handoff placed = place_outputs(
-      inputs, operands(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
+      inputs, runs(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
   step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
 }
 
-void AdafactorUpdate::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::logic_error("mlx_opt::AdafactorUpdate has no GPU implementation");
+void AdafactorUpdate::eval_gpu(
+    const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto* backend = gpu::find_backend().backend;
+  auto step = backend->prepare_adafactor(sources_, factoring_, inputs, dtypes(), stream());
+  Handoff placed = place_outputs(
+      inputs, runs(), dtypes(), [&](size_t bytes) { return backend->allocate(bytes, stream()); });
+  const Handoff& held = hand_over(std::move(placed), outputs[0]);
+  step->enqueue(held.written(), outputs[0].data_shared_ptr());
 }
 
 std::shared_ptr<TokenStep> AdafactorUpdate::again() const {
   auto stream = const_cast<AdafactorUpdate*>(this)->stream();
-  return std::make_shared<AdafactorUpdate>(stream, sources_, factored_, first_moment_, dtypes());
+  return std::make_shared<AdafactorUpdate>(stream, sources_, factoring_, dtypes());
 }
 
 } // namespace mlx_opt

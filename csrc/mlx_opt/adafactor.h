@@ -5,20 +5,18 @@
 
 namespace mlx_opt {
 
-/// Operands of a tensor: the parameter; the running means of its rows' and columns' squares where
-/// it is factored, else of its elements'; the first moment, if there is one; the gradient.
+/// The tensors are in the order of Factoring, and so are the operands of each.
 class AdafactorUpdate : public TokenStep {
  public:
   AdafactorUpdate(
-      mx::Stream stream,
-      ScalarSources sources,
-      bool factored,
-      bool first_moment,
-      std::vector<mx::Dtype> dtypes)
-      : TokenStep(stream, 3 + factored + first_moment, std::move(dtypes)),
+      mx::Stream stream, ScalarSources sources, Factoring factoring, std::vector<mx::Dtype> dtypes)
+      : TokenStep(
+            stream,
+            {{factoring.unfactored, factoring.operands(false)},
+             {factoring.factored, factoring.operands(true)}},
+            std::move(dtypes)),
         sources_(std::move(sources)),
-        factored_(factored),
-        first_moment_(first_moment) {}
+        factoring_(factoring) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
@@ -31,8 +29,7 @@ class AdafactorUpdate : public TokenStep {
 
  private:
   ScalarSources sources_;
-  bool factored_;
-  bool first_moment_;
+  Factoring factoring_;
 };
 
 } // namespace mlx_opt

@@ -1,8 +1,11 @@
 #include "mlx_opt/apply.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "mlx/version.h"
+#include "mlx_opt/in_place.h"
+#include "mlx_opt/muon.h"
 #include "mlx_opt/version.h"
 
 namespace mlx_opt {
@@ -12,10 +15,86 @@ namespace {
   throw std::invalid_argument("mlx_opt: " + what);
 }
 
-void check_count(const char* what, size_t given, size_t expected) {
-  if (given != expected) {
-    reject("expected " + std::to_string(expected) + " " + what + ", got " + std::to_string(given));
+bool fits(const mx::array& x, const mx::Shape& shape) {
+  return x.shape() == shape && is_storage(x.dtype());
+}
+
+// The arrays of a leaf's state that the step takes part in.
+size_t moments_of(const Definition& definition, const Leaf& leaf) {
+  return definition.rule ? info(*definition.rule).moments
+                         : definition.names(leaf.parameter->ndim()).size();
+}
+
+bool applied_in_place(
+    const Definition& definition,
+    const std::vector<Leaf>& leaves,
+    const mx::array& learning_rate,
+    mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::Stream stream) {
+  if (!definition.rule) {
+    return false;
   }
+  const size_t moments = info(*definition.rule).moments;
+  std::vector<mx::array*> operands;
+  operands.reserve(leaves.size() * (moments + 2));
+  for (const Leaf& leaf : leaves) {
+    operands.push_back(leaf.parameter);
+    for (size_t k = 0; k < moments; ++k) {
+      operands.push_back(leaf.state + k);
+    }
+    operands.push_back(leaf.gradient);
+  }
+  wait_for_turn(stream);
+  const auto run = [&] {
+    return step_in_place(
+        *definition.rule, operands, definition.hypers, learning_rate, step, stream, scale);
+  };
+  return run() || (wait_for_holder(stream) && run());
+}
+
+// Puts the leaves whose state is factored behind the others, and returns how many those are.
+size_t put_factored_last(const Definition& definition, std::vector<Leaf>& leaves) {
+  const auto first = std::stable_partition(leaves.begin(), leaves.end(), [&](const Leaf& leaf) {
+    return !definition.factors(leaf.parameter->ndim());
+  });
+  return first - leaves.begin();
+}
+
+// Takes the gradients.
+Arrays take_operands(const Definition& definition, const std::vector<Leaf>& leaves) {
+  Arrays operands;
+  operands.reserve(leaves.size() * (definition.state.size() + 2) + 3);
+  for (const Leaf& leaf : leaves) {
+    operands.push_back(*leaf.parameter);
+    operands.insert(operands.end(), leaf.state, leaf.state + moments_of(definition, leaf));
+    operands.push_back(std::move(*leaf.gradient));
+  }
+  if (traced_for_gradient(operands)) {
+    reject("a step cannot be differentiated");
+  }
+  return operands;
+}
+
+Arrays successors(
+    const Definition& definition,
+    Arrays operands,
+    size_t unfactored,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::Stream stream) {
+  const auto& hypers = definition.hypers;
+  if (definition.rule) {
+    return mlx_opt::step(
+        *definition.rule, std::move(operands), hypers, learning_rate, step, stream, scale);
+  }
+  if (definition.muon) {
+    return muon(std::move(operands), *definition.muon, learning_rate, step, scale, stream);
+  }
+  const bool first_moment = definition.state.size() > 1;
+  return adafactor(
+      std::move(operands), unfactored, first_moment, hypers, learning_rate, step, stream, scale);
 }
 
 } // namespace
@@ -50,9 +129,13 @@ void check_mlx() {
 }
 
 void check_operand(
-    const std::string& name, const std::string& what, const mx::array& x, const mx::Shape& shape) {
+    const std::string& name,
+    const std::string& what,
+    const mx::array& x,
+    const mx::Shape& shape,
+    const char* of) {
   if (x.shape() != shape) {
-    reject(name + ": " + what + " " + shape_text(x.shape()) + ", parameter " + shape_text(shape));
+    reject(name + ": " + what + " " + shape_text(x.shape()) + ", " + of + " " + shape_text(shape));
   }
   if (!is_storage(x.dtype())) {
     reject(
@@ -60,52 +143,55 @@ void check_operand(
   }
 }
 
-void apply(
+void check(
     const Definition& definition,
-    const std::function<std::string(size_t)>& name,
-    Arrays& parameters,
-    Arrays gradients,
-    Arrays& state,
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const Name& name,
+    const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s) {
   check_mlx();
-  const mx::Device device = mx::to_stream(s).device;
-  if (!available(device)) {
+  if (!available(mx::to_stream(s).device)) {
     throw std::runtime_error("mlx_opt: this build has no backend for the device in use");
   }
-  const size_t width = definition.state.size();
-  check_count("gradients", gradients.size(), parameters.size());
-  check_count("arrays of state", state.size(), parameters.size() * width);
-
-  const size_t moments = info(definition.rule).moments;
-  Arrays operands;
-  operands.reserve(parameters.size() * (moments + 2) + 2);
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    const mx::Shape& shape = parameters[i].shape();
-    check_operand(name(i), "parameter", parameters[i], shape);
-    check_operand(name(i), "gradient", gradients[i], shape);
-    operands.push_back(parameters[i]);
-    for (size_t k = 0; k < width; ++k) {
-      const mx::array& moment = state[i * width + k];
-      check_operand(name(i), "state " + std::string(definition.state[k]), moment, shape);
-      if (k < moments) {
-        operands.push_back(moment);
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const auto& [parameter, gradient, state] = leaves[i];
+    const mx::Shape& shape = parameter->shape();
+    if (!fits(*parameter, shape) || !fits(*gradient, shape)) {
+      check_operand(name(i), "parameter", *parameter, shape);
+      check_operand(name(i), "gradient", *gradient, shape);
+    }
+    const bool factored = definition.factors(shape.size());
+    const auto& names = definition.names(shape.size());
+    for (size_t k = 0; k < names.size(); ++k) {
+      const mx::Shape expected = state_shape(shape, factored, k);
+      if (!fits(state[k], expected)) {
+        const std::string what = "state " + std::string(names[k]);
+        check_operand(name(i), what, state[k], expected, "expected");
       }
     }
-    operands.push_back(std::move(gradients[i]));
   }
-  if (traced_for_gradient(operands)) {
-    reject("a step cannot be differentiated");
+}
+
+void apply(
+    const Definition& definition,
+    std::vector<Leaf> leaves,
+    const mx::array& learning_rate,
+    mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::StreamOrDevice s) {
+  const mx::Stream stream = mx::to_stream(s);
+  if (applied_in_place(definition, leaves, learning_rate, step, scale, stream)) {
+    return;
   }
-  Arrays successors = mlx_opt::step(
-      definition.rule, std::move(operands), definition.hypers, learning_rate, step, s);
-  auto successor = successors.begin();
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    parameters[i] = std::move(*successor++);
-    for (size_t k = 0; k < moments; ++k) {
-      state[i * width + k] = std::move(*successor++);
-    }
+  const size_t unfactored = put_factored_last(definition, leaves);
+  Arrays operands = take_operands(definition, leaves);
+  Arrays results =
+      successors(definition, std::move(operands), unfactored, learning_rate, step, scale, stream);
+  auto next = results.begin();
+  for (const Leaf& leaf : leaves) {
+    const size_t moments = moments_of(definition, leaf);
+    *leaf.parameter = std::move(*next++);
+    std::move(next, next + moments, leaf.state);
+    next += moments;
   }
 }
 

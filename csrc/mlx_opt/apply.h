@@ -8,21 +8,46 @@
 
 namespace mlx_opt {
 
-/// What `update` does; `name(i)` is what errors call parameter i.
-void apply(
+/// A parameter, its gradient and the first array of its state, behind which are the others.
+struct Leaf {
+  mx::array* parameter;
+  mx::array* gradient;
+  mx::array* state;
+};
+
+/// What errors call leaf i.
+using Name = std::function<std::string(size_t i)>;
+
+/// Throws std::invalid_argument where the leaves do not fit, std::runtime_error if the device has
+/// no backend or the running MLX is not the one that this library was built for.
+void check(
     const Definition& definition,
-    const std::function<std::string(size_t)>& name,
-    Arrays& parameters,
-    Arrays gradients,
-    Arrays& state,
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const Name& name,
+    const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s);
 
-/// Throws std::invalid_argument unless `x`, the `what` of parameter `name`, has the parameter's
-/// shape and a storage dtype.
+/// Replaces the parameters and the state of leaves that are checked by their successors: by new
+/// arrays, or where all is at hand and nothing else holds it by new values at once. Takes the
+/// gradients. `step` may be left an equal array that is still to be evaluated.
+///
+/// Throws std::invalid_argument where the other arguments do not fit, or the step is to be
+/// differentiated; nothing but the gradients has changed then.
+void apply(
+    const Definition& definition,
+    std::vector<Leaf> leaves,
+    const mx::array& learning_rate,
+    mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::StreamOrDevice s);
+
+/// Throws std::invalid_argument unless `x`, the `what` of parameter `name`, has this shape, which
+/// is what errors say it is `of`, and a storage dtype.
 void check_operand(
-    const std::string& name, const std::string& what, const mx::array& x, const mx::Shape& shape);
+    const std::string& name,
+    const std::string& what,
+    const mx::array& x,
+    const mx::Shape& shape,
+    const char* of = "parameter");
 
 /// As MLX writes it: float32.
 const char* dtype_text(mx::Dtype dtype);

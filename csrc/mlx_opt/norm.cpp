@@ -24,12 +24,15 @@ mx::array norm_by_operations(const std::vector<mx::array>& arrays, mx::Stream st
   return mx::sqrt(total, stream);
 }
 
-bool gpu_has_norm() {
+} // namespace
+
+bool has_norm(mx::Device device) {
+  if (device == mx::Device::cpu) {
+    return true;
+  }
   const auto* backend = gpu::find_backend().backend;
   return backend && backend->has_norm();
 }
-
-} // namespace
 
 mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s) {
   for (const mx::array& x : arrays) {
@@ -38,7 +41,7 @@ mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s
     }
   }
   const mx::Stream stream = mx::to_stream(s);
-  if (stream.device != mx::Device::cpu && !gpu_has_norm()) {
+  if (!has_norm(stream.device)) {
     return norm_by_operations(arrays, stream);
   }
   return mx::array({}, mx::float32, std::make_shared<Norm>(stream), arrays);

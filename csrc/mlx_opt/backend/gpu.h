@@ -46,7 +46,14 @@ class Backend {
   /// never waits does not fill the memory.
   virtual void wait_for_turn(mx::Stream stream) const = 0;
 
-  /// Whether it has kernels of the global norm; where not, MLX's own operations serve.
+  /// Whether asking for an array's event costs so much that a caller who waits for many arrays had
+  /// better be left one to evaluate, which MLX waits for alone.
+  virtual bool has_costly_events() const {
+    return false;
+  }
+
+  /// Whether it has kernels of the global norm and of clipping by it; where not, MLX's own
+  /// operations serve.
   virtual bool has_norm() const {
     return false;
   }
@@ -55,6 +62,27 @@ class Backend {
   /// of all elements of `arrays`.
   virtual void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const {
     throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
+  }
+
+  /// Queues: `scale`, a float32 without a buffer yet, = what gradients of norm `inputs[0]` are
+  /// multiplied with; see rules/clip.h. `inputs[1]`, if it is there, stands for `max_norm`.
+  virtual void clip(const std::vector<mx::array>&, float, bool, mx::array&, mx::Stream) const {
+    throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
+  }
+
+  /// Whether it has kernels of Adafactor.
+  virtual bool has_adafactor() const {
+    return false;
+  }
+
+  /// A step of Adafactor, as `prepare` makes others.
+  virtual std::unique_ptr<Step> prepare_adafactor(
+      const ScalarSources&,
+      const Factoring&,
+      const std::vector<mx::array>&,
+      const std::vector<mx::Dtype>&,
+      mx::Stream) const {
+    throw std::logic_error("mlx_opt: this backend has no kernels of Adafactor");
   }
 
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.

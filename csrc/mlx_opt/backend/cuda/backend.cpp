@@ -1,5 +1,6 @@
 // What libmlx_opt asks for.
 #include "mlx_opt/api.h"
+#include "mlx_opt/backend/cuda/adafactor.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
@@ -27,6 +28,11 @@ class Backend : public gpu::Backend {
     wait_for_last_but_one(stream);
   }
 
+  // 0.4 microseconds to 2 each, after the GPU is done.
+  bool has_costly_events() const override {
+    return true;
+  }
+
   bool has_norm() const override {
     return true;
   }
@@ -34,6 +40,28 @@ class Backend : public gpu::Backend {
   void norm(
       const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
     enqueue_norm(arrays, output, stream);
+  }
+
+  void clip(
+      const std::vector<mx::array>& inputs,
+      float max_norm,
+      bool skips,
+      mx::array& scale,
+      mx::Stream stream) const override {
+    enqueue_clip(inputs, max_norm, skips, scale, stream);
+  }
+
+  bool has_adafactor() const override {
+    return true;
+  }
+
+  std::unique_ptr<gpu::Step> prepare_adafactor(
+      const mlx_opt::ScalarSources& sources,
+      const Factoring& factoring,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const override {
+    return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
   }
 
   std::string problem() const override {

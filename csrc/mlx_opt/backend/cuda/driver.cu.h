@@ -11,14 +11,14 @@ using cuda::Tensor;
 using cuda::threads;
 using cuda::tile;
 
-// The tensor that chunk `index` of a launch belongs to.
-template <typename Table>
-MLX_OPT_FN const Tensor& find(const Table& table, unsigned index) {
+// The tensor that block `index` of a launch belongs to, by the member that is each one's first.
+template <auto first, typename Table>
+MLX_OPT_FN const auto& find(const Table& table, unsigned index) {
   int low = 0;
   int high = static_cast<int>(table.count) - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (table.tensors[middle].first_chunk <= index) {
+    if (table.tensors[middle].*first <= index) {
       low = middle;
     } else {
       high = middle - 1;
@@ -143,7 +143,7 @@ struct Update {
   template <typename Table>
   MLX_OPT_FN void flat(const Table& table) {
     const Frame<Rule> frame = *reinterpret_cast<const Frame<Rule>*>(table.frame);
-    const Tensor& tensor = find(table, blockIdx.x);
+    const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
     const Index begin = static_cast<Index>(blockIdx.x - tensor.first_chunk) * chunk;
     const Index left = tensor.size - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;
@@ -166,7 +166,7 @@ struct Update {
   MLX_OPT_FN void transposed(const Table& table) {
     __shared__ float gradient[tile][tile + 1];
     const Frame<Rule> frame = *reinterpret_cast<const Frame<Rule>*>(table.frame);
-    const Tensor& tensor = find(table, blockIdx.x);
+    const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
     const int columns = tensor.columns;
     const Index rows = tensor.size / columns;
     const unsigned across = (columns + tile - 1) / tile;

@@ -13,10 +13,11 @@ namespace {
 
 namespace cu = mlx::core::cu;
 
-// A kernel's parameters may take 4 KB; from CUDA 12.1 on, on GPUs of 7.0 and up, 32,764 bytes.
-constexpr int small_table = 56;
-static_assert(sizeof(Table<small_table>) <= 4096);
-static_assert(sizeof(Table<large_table>) <= 32764);
+static_assert(sizeof(Table<capacities.small>) <= 4096);
+static_assert(sizeof(Table<capacities.large>) <= 32764);
+static_assert(sizeof(FactorTable<factor_capacities.small>) <= 4096);
+static_assert(sizeof(FactorTable<factor_capacities.large>) <= 32764);
+static_assert(sizeof(FactorStrided) <= 4096);
 constexpr int large_tables_since = 12010;
 
 std::string load_error(CUresult result, const cu::Device& device) {
@@ -80,15 +81,15 @@ CUfunction function(const Kernel& kernel, const cu::Device& device) {
   return function;
 }
 
-int table_capacity(size_t tensors, const cu::Device& device) {
+int table_capacity(const Capacities& of, size_t tensors, const cu::Device& device) {
   static const int driver = [] {
     int version = 0;
     check(cuDriverGetVersion(&version), "its version");
     return version;
   }();
-  const bool large = tensors > small_table && driver >= large_tables_since &&
+  const bool large = tensors > static_cast<size_t>(of.small) && driver >= large_tables_since &&
                      device.compute_capability_major() >= 7;
-  return large ? large_table : small_table;
+  return large ? of.large : of.small;
 }
 
 } // namespace mlx_opt::cuda

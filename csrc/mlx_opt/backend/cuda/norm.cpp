@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <optional>
 
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
@@ -65,12 +64,16 @@ void Operands::place(double* sums) {
   }
 }
 
+// Each launch as if it had written all sums: one after the other, without branches, as a step's.
 void launch_dense(
-    cu::CommandEncoder& encoder, Storage storage, const std::vector<Tensor>& tensors) {
-  const size_t capacity = table_capacity(tensors.size(), encoder.device());
+    cu::CommandEncoder& encoder,
+    Storage storage,
+    const std::vector<Tensor>& tensors,
+    const mx::array& sums) {
+  const size_t capacity = table_capacity(capacities, tensors.size(), encoder.device());
   const auto kernel =
       function(kernel_of(Kind::squares, storage, static_cast<int>(capacity)), encoder.device());
-  Table<large_table> table{};
+  Table<capacities.large> table{};
   for (size_t begin = 0; begin < tensors.size(); begin += capacity) {
     const size_t end = std::min(begin + capacity, tensors.size());
     unsigned chunks = 0;
@@ -80,12 +83,15 @@ void launch_dense(
       chunks += static_cast<unsigned>(chunks_of(tensor));
     }
     table.count = static_cast<int64_t>(end - begin);
+    encoder.set_output_array(sums);
     launch(encoder, kernel, chunks, threads, &table);
   }
 }
 
-void launch_strided(cu::CommandEncoder& encoder, Storage storage, Strided args) {
+void launch_strided(
+    cu::CommandEncoder& encoder, Storage storage, Strided args, const mx::array& sums) {
   const auto kernel = function(kernel_of(Kind::strided_squares, storage, 0), encoder.device());
+  encoder.set_output_array(sums);
   launch(encoder, kernel, static_cast<unsigned>(chunks_of(args.tensor)), threads, &args);
 }
 
@@ -102,15 +108,11 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
       std::max<int64_t>(operands.chunks, 1) * static_cast<int64_t>(sizeof(double));
   mx::array sums(device_memory(bytes, stream), {static_cast<int>(bytes)}, mx::uint8);
   operands.place(address<double>(sums));
-  encoder.set_output_array(sums);
-  {
-    const cu::CommandEncoder::ConcurrentContext concurrent(encoder);
-    for (const auto& [storage, tensors] : operands.dense) {
-      launch_dense(encoder, storage, tensors);
-    }
-    for (const auto& [storage, args] : operands.strided) {
-      launch_strided(encoder, storage, args);
-    }
+  for (const auto& [storage, tensors] : operands.dense) {
+    launch_dense(encoder, storage, tensors, sums);
+  }
+  for (const auto& [storage, args] : operands.strided) {
+    launch_strided(encoder, storage, args, sums);
   }
   output.set_data(device_memory(output.nbytes(), stream));
   Sums total{address<double>(sums), operands.chunks, address<float>(output)};
@@ -118,6 +120,24 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
   encoder.set_output_array(output);
   launch(encoder, function({no_rule, Kind::norm}, encoder.device()), 1, norm_threads, &total);
   encoder.add_temporary(sums);
+}
+
+void enqueue_clip(
+    const std::vector<mx::array>& inputs,
+    float most,
+    bool skips,
+    mx::array& scale,
+    mx::Stream stream) {
+  auto& encoder = cu::get_command_encoder(stream);
+  scale.set_data(device_memory(scale.nbytes(), stream));
+  const float* max_norm = inputs.size() > 1 ? address<float>(inputs[1]) : nullptr;
+  Clip from{address<float>(inputs[0]), max_norm, most, skips, address<float>(scale)};
+  for (const mx::array& x : inputs) {
+    encoder.set_input_array(x);
+  }
+  encoder.set_output_array(scale);
+  launch(encoder, function({no_rule, Kind::clip}, encoder.device()), 1, 1, &from);
+  encoder.commit();
 }
 
 } // namespace mlx_opt::cuda

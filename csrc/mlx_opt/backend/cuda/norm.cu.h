@@ -38,7 +38,7 @@ struct Squares {
   // All elements lie together, in whatever order: a block takes a chunk.
   template <typename Table>
   MLX_OPT_FN void flat(const Table& table) {
-    const Tensor& tensor = find(table, blockIdx.x);
+    const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
     const unsigned index = blockIdx.x - tensor.first_chunk;
     const Index begin = static_cast<Index>(index) * cuda::norm_chunk;
     const Index left = tensor.size - begin;
@@ -90,6 +90,11 @@ MLX_OPT_FN void norm(const cuda::Sums& sums) {
   if (threadIdx.x == 0) {
     *sums.norm = static_cast<float>(sqrt(total));
   }
+}
+
+// By one thread.
+MLX_OPT_FN void clip(const cuda::Clip& from) {
+  *from.scale = clip_scale(*from.norm, from.max_norm ? *from.max_norm : from.most, from.skips);
 }
 
 } // namespace MLX_OPT_LEVEL

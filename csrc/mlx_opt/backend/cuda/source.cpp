@@ -48,23 +48,39 @@ std::string parameter_of(const Kernel& kernel) {
       return "Strided";
     case Kind::norm:
       return "Sums";
+    case Kind::clip:
+      return "Clip";
     case Kind::flat:
     case Kind::transposed:
     case Kind::squares:
       return "Table<" + std::to_string(kernel.capacity) + ">";
+    case Kind::factor_prepare:
+      return "ScalarSources";
+    default:
+      return kernel.capacity ? "FactorTable<" + std::to_string(kernel.capacity) + ">"
+                             : "FactorStrided";
   }
-  return "";
 }
 
 const char* bounds_of(Kind kind) {
   switch (kind) {
     case Kind::prepare:
+    case Kind::clip:
+    case Kind::factor_prepare:
       return "";
+    case Kind::factor_means:
+    case Kind::factor_rates:
+      return "__launch_bounds__(mlx_opt::cuda::factor_threads) ";
     case Kind::norm:
       return "__launch_bounds__(mlx_opt::cuda::norm_threads) ";
     // Left to itself the compiler goes for the most blocks, and spills registers for them.
     case Kind::transposed:
       return "__launch_bounds__(mlx_opt::cuda::threads, 4) ";
+    case Kind::factor_squares:
+    case Kind::factor_update_squares:
+      return "__launch_bounds__(mlx_opt::cuda::threads, 4) ";
+    case Kind::factor_update:
+      return "__launch_bounds__(mlx_opt::cuda::threads, 2) ";
     default:
       return "__launch_bounds__(mlx_opt::cuda::threads) ";
   }
@@ -75,6 +91,21 @@ std::string update_of(const Kernel& kernel) {
   return "Update<" + std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
          ", " + name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ", " +
          name_of(kernel.scaling) + ">";
+}
+
+// The pass, of as many of the storages in `in` and `out`.
+std::string pass_of(const Kernel& kernel, const char* pass, int in, int out) {
+  std::string text = std::string(pass) + "<";
+  for (int k = 0; k < in; ++k) {
+    text += std::string(name_of(kernel.in[k])) + ", ";
+  }
+  for (int k = 0; k < out; ++k) {
+    text += std::string(name_of(kernel.out[k])) + ", ";
+  }
+  if (kernel.kind == Kind::factor_update) {
+    text += kernel.first_moment ? "true, " : "false, ";
+  }
+  return text + std::to_string(kernel.lanes) + ">::run";
 }
 
 std::string call_of(const Kernel& kernel) {
@@ -94,6 +125,20 @@ std::string call_of(const Kernel& kernel) {
       return squares + "::strided";
     case Kind::norm:
       return "norm";
+    case Kind::clip:
+      return "clip";
+    case Kind::factor_prepare:
+      return "prepare<Adafactor>";
+    case Kind::factor_squares:
+      return pass_of(kernel, "FactorSquares", 2, 0);
+    case Kind::factor_means:
+      return pass_of(kernel, "FactorMeans", 2, 2);
+    case Kind::factor_update_squares:
+      return pass_of(kernel, "FactorUpdateSquares", 2, 0);
+    case Kind::factor_rates:
+      return "factor_rates";
+    case Kind::factor_update:
+      return pass_of(kernel, "FactorUpdate", 4, 3);
   }
   return "";
 }
@@ -110,6 +155,8 @@ uint64_t Kernel::id() const {
   for (Storage storage : out) {
     id = id << 2 | static_cast<uint64_t>(storage);
   }
+  id = id << 4 | static_cast<uint64_t>(lanes);
+  id = id << 1 | static_cast<uint64_t>(first_moment);
   return id;
 }
 

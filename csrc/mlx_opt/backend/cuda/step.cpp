@@ -1,11 +1,10 @@
 #include "mlx_opt/backend/cuda/step.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "mlx/backend/cuda/device.h"
+#include "mlx_opt/backend/cuda/frame.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
-#include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
@@ -16,9 +15,7 @@ namespace {
 
 namespace cu = mx::cu;
 
-static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
-
-constexpr int frame_bytes = (3 * max_hypers + max_scalars + 1) * sizeof(float);
+static_assert(max_fields == max_moments + 1);
 
 unsigned chunks_of(Kind kind, const Tensor& tensor) {
   if (kind != Kind::transposed) {
@@ -35,11 +32,6 @@ struct Group {
   std::vector<Layout> layouts;   // of each tensor, where the kernel is Kind::strided
   std::vector<size_t> positions; // of each tensor's parameter among the outputs
   CUfunction function = nullptr;
-
-  size_t launches() const {
-    const size_t together = kernel.kind == Kind::strided ? 1 : kernel.capacity;
-    return (tensors.size() + together - 1) / together;
-  }
 };
 
 class CudaStep : public gpu::Step {
@@ -61,7 +53,7 @@ class CudaStep : public gpu::Step {
       size_t position);
   Group& group_of(const Kernel& kernel);
   void find_functions();
-  void launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars);
+  void launch_next(CUfunction function, unsigned blocks, void* arguments);
   void launch_tables(Group& group);
   void launch_strided(const Group& group);
 
@@ -80,14 +72,19 @@ CudaStep::CudaStep(
     : stream_(stream),
       encoder_(cu::get_command_encoder(stream)),
       fields_(info(schedule.rule).moments + 1),
-      frame_(device_memory(frame_bytes, stream), {frame_bytes}, mx::uint8) {
+      frame_(new_frame(stream)) {
   const size_t tensors = dtypes.size() / fields_;
   for (size_t t = 0; t < tensors; ++t) {
     add_tensor(schedule, &inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
   }
   find_functions();
   wait_for_last_but_one(stream);
-  launch_prepare(schedule, &inputs[tensors * (fields_ + 1)]);
+  launch_prepare(
+      encoder_,
+      function({schedule.rule, Kind::prepare}, encoder_.device()),
+      schedule,
+      &inputs[tensors * (fields_ + 1)],
+      frame_);
   // What is written needs no mention: the step is committed, so what follows is behind it.
   for (size_t i = 0; i < tensors * (fields_ + 1); ++i) {
     encoder_.set_input_array(inputs[i]);
@@ -140,43 +137,21 @@ Group& CudaStep::group_of(const Kernel& kernel) {
 void CudaStep::find_functions() {
   for (Group& group : groups_) {
     if (group.kernel.kind != Kind::strided) {
-      group.kernel.capacity = table_capacity(group.tensors.size(), encoder_.device());
+      group.kernel.capacity = table_capacity(capacities, group.tensors.size(), encoder_.device());
     }
     group.function = function(group.kernel, encoder_.device());
   }
 }
 
-// `scalars`: the step, the learning rate, the traced hyperparameters and the gradients' scale.
-void CudaStep::launch_prepare(const mlx_opt::Schedule& schedule, const mx::array* scalars) {
-  ScalarSources sources{};
-  for (size_t k = 0; k < schedule.hypers.size(); ++k) {
-    const auto hyper = derived(schedule.hypers[k]);
-    sources.hypers[k][0] = hyper.value;
-    sources.hypers[k][1] = hyper.complement;
-    sources.hypers[k][2] = hyper.log;
-  }
-  sources.step = address<unsigned long long>(scalars[0]);
-  sources.learning_rate = address<float>(scalars[1]);
-  for (size_t i = 0; i < schedule.traced.size(); ++i) {
-    sources.traced[schedule.traced[i]] = address<float>(scalars[2 + i]);
-  }
-  size_t count = 2 + schedule.traced.size();
-  if (schedule.scaling != Scaling::none) {
-    sources.scale = address<float>(scalars[count++]);
-  }
-  sources.frame = address<float>(frame_);
-  const auto prepare = function({schedule.rule, Kind::prepare}, encoder_.device());
-  for (size_t i = 0; i < count; ++i) {
-    encoder_.set_input_array(scalars[i]);
-  }
+// Behind the launch before, as if that had written the frame. The driver answers questions about
+// events four times slower once it has run a graph with branches.
+void CudaStep::launch_next(CUfunction function, unsigned blocks, void* arguments) {
   encoder_.set_output_array(frame_);
-  launch(encoder_, prepare, 1, 1, &sources);
-  encoder_.set_input_array(frame_);
-  encoder_.add_temporary(frame_);
+  launch(encoder_, function, blocks, threads, arguments);
 }
 
 void CudaStep::launch_tables(Group& group) {
-  Table<large_table> table;
+  Table<capacities.large> table;
   table.frame = address<float>(frame_);
   for (size_t begin = 0; begin < group.tensors.size(); begin += group.kernel.capacity) {
     const size_t end = std::min(begin + group.kernel.capacity, group.tensors.size());
@@ -187,22 +162,20 @@ void CudaStep::launch_tables(Group& group) {
       chunks += chunks_of(group.kernel.kind, tensor);
     }
     table.count = static_cast<int64_t>(end - begin);
-    launch(encoder_, group.function, chunks, threads, &table);
+    launch_next(group.function, chunks, &table);
   }
 }
 
 void CudaStep::launch_strided(const Group& group) {
   for (size_t i = 0; i < group.tensors.size(); ++i) {
     Strided args{address<float>(frame_), group.tensors[i], group.layouts[i]};
-    launch(encoder_, group.function, chunks_of(Kind::strided, args.tensor), threads, &args);
+    launch_next(group.function, chunks_of(Kind::strided, args.tensor), &args);
   }
 }
 
 void CudaStep::enqueue(
     const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) {
-  size_t launches = 0;
   for (Group& group : groups_) {
-    launches += group.launches();
     for (size_t i = 0; i < group.tensors.size(); ++i) {
       for (int k = 0; k < fields_; ++k) {
         auto buffer = outputs[group.positions[i] + k];
@@ -210,14 +183,8 @@ void CudaStep::enqueue(
       }
     }
   }
-  {
-    std::optional<cu::CommandEncoder::ConcurrentContext> concurrent;
-    if (launches > 1) {
-      concurrent.emplace(encoder_);
-    }
-    for (Group& group : groups_) {
-      group.kernel.kind == Kind::strided ? launch_strided(group) : launch_tables(group);
-    }
+  for (Group& group : groups_) {
+    group.kernel.kind == Kind::strided ? launch_strided(group) : launch_tables(group);
   }
   encoder_.add_completed_handler([keep = std::move(keep)] {});
   // Now, so that the GPU is at work while the host goes through the results.

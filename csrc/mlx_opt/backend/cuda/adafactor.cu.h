@@ -1,0 +1,233 @@
+// Adafactor's tiles. A block of 8 warps takes a tile, a warp every eighth of its lines.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using cuda::FactorStrided;
+using cuda::FactorTable;
+using cuda::FactorTensor;
+
+constexpr int warp = 32;
+constexpr int warps = threads / warp;
+
+template <typename T>
+MLX_OPT_FN T sum_over_warp(T x) {
+#pragma unroll
+  for (int half = warp / 2; half > 0; half /= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, half);
+  }
+  return x;
+}
+
+template <typename Table>
+MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table) {
+  return *reinterpret_cast<const Frame<Adafactor>*>(table.frame);
+}
+
+template <typename Table>
+MLX_OPT_FN bool is_taken(const Table& table) {
+  return !table.skips || fabsf(frame_of(table).scale) <= 3.402823466e38f;
+}
+
+// The operands of elements, as FactorStrided has their strides.
+enum : int { parameter, mean, first_moment, gradient };
+
+constexpr int in_tensor[] = {0, 1, 3, 4};
+
+template <int operand, int capacity>
+MLX_OPT_FN Index place_of(const FactorTable<capacity>&, Index i) {
+  return i;
+}
+
+template <int operand>
+MLX_OPT_FN Index place_of(const FactorStrided& args, Index i) {
+  Index at[4];
+  locate(args.elements, i, at);
+  return at[operand];
+}
+
+// A tile of the matrices of a tensor as its gradient lies, or of the rows that what is not factored
+// is cut into.
+template <int lanes>
+struct Tile {
+  static constexpr int width = warp * lanes;
+
+  const FactorTensor& tensor;
+  unsigned index;        // among the tensor's tiles
+  unsigned matrix;       // that it is of
+  unsigned down, across; // its place there
+  unsigned tiles_down;   // of a matrix
+  Index lines, columns;  // of a matrix
+  Index top;             // its first line, counted through all matrices
+  Index left;            // its first column
+  int height;
+
+  MLX_OPT_FN Tile of(const FactorTensor& t, unsigned index) {
+    const Index lines = t.turned ? t.columns : t.rows;
+    const Index columns = t.turned ? t.rows : t.columns;
+    const auto tiles_down =
+        static_cast<unsigned>((lines + cuda::factor_rows - 1) / cuda::factor_rows);
+    const auto tiles_across = static_cast<unsigned>((columns + width - 1) / width);
+    const unsigned row_of_tiles = index / tiles_across;
+    const unsigned matrix = row_of_tiles / tiles_down;
+    const unsigned down = row_of_tiles % tiles_down;
+    const unsigned across = index % tiles_across;
+    const Index first = static_cast<Index>(down) * cuda::factor_rows;
+    const Index left = lines - first;
+    return {
+        t,
+        index,
+        matrix,
+        down,
+        across,
+        tiles_down,
+        lines,
+        columns,
+        matrix * lines + first,
+        static_cast<Index>(across) * width,
+        left < cuda::factor_rows ? static_cast<int>(left) : cuda::factor_rows};
+  }
+
+  // The first element of line `line` of the tile, and how many it has there.
+  __device__ __forceinline__ Index begin_of(int line) const {
+    return (top + line) * columns + left;
+  }
+
+  __device__ __forceinline__ int width_of(int line) const {
+    const Index in_line = columns - left;
+    const Index in_tensor = tensor.size - begin_of(line);
+    const Index count = in_line < in_tensor ? in_line : in_tensor;
+    return count < width ? static_cast<int>(count) : width;
+  }
+
+  // The column of the tile that lane `lane` of this thread is: neighbours where vectors are read.
+  __device__ __forceinline__ int column_of(int lane, bool vectors) const {
+    const int own = threadIdx.x % warp;
+    return vectors ? own * lanes + lane : own + lane * warp;
+  }
+
+  // This thread's part of a line; 0 behind its end.
+  template <typename Format, int operand, typename Table>
+  __device__ __forceinline__ void load_line(
+      const Table& table, int line, bool vectors, float (&to)[lanes]) const {
+    const void* from = tensor.in[in_tensor[operand]];
+    const Index begin = begin_of(line);
+    const int count = line < height ? width_of(line) : 0;
+    if (lanes > 1 && vectors) {
+      if (column_of(0, true) < count) {
+        load<Format>(from, begin + column_of(0, true), to);
+      } else {
+#pragma unroll
+        for (int lane = 0; lane < lanes; ++lane) {
+          to[lane] = 0.0f;
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int lane = 0; lane < lanes; ++lane) {
+      float x[1] = {0.0f};
+      if (column_of(lane, false) < count) {
+        load<Format>(from, place_of<operand>(table, begin + column_of(lane, false)), x);
+      }
+      to[lane] = x[0];
+    }
+  }
+
+  template <typename Format>
+  __device__ __forceinline__ void store_line(
+      void* to, int line, bool vectors, const float (&from)[lanes]) const {
+    const Index begin = begin_of(line);
+    const int count = line < height ? width_of(line) : 0;
+    if (lanes > 1 && vectors) {
+      if (column_of(0, true) < count) {
+        store<Format>(to, begin + column_of(0, true), from);
+      }
+      return;
+    }
+#pragma unroll
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float x[1] = {from[lane]};
+      if (column_of(lane, false) < count) {
+        store<Format>(to, begin + column_of(lane, false), x);
+      }
+    }
+  }
+
+  // Whether every line is whole vectors of operands of these formats.
+  template <typename... Formats, typename... Operands>
+  __device__ __forceinline__ bool allows_vectors(const Operands*... operands) const {
+    const void* const all[] = {operands...};
+    return lanes > 1 && columns % lanes == 0 && tensor.size % lanes == 0 &&
+           List<Formats...>::template aligned<lanes>(all);
+  }
+};
+
+// The mean of the new means of a matrix's rows. All lanes have it.
+MLX_OPT_FN float mean_row(const FactorTensor& t, unsigned matrix) {
+  const int rows = cuda::factor_threads / t.row_split;
+  const Index blocks = (t.rows + rows - 1) / rows;
+  const double* totals = t.scratch.totals + matrix * blocks;
+  double sum = 0.0;
+  for (Index i = threadIdx.x % warp; i < blocks; i += warp) {
+    sum += totals[i];
+  }
+  return static_cast<float>(sum_over_warp(sum) / t.rows);
+}
+
+// The factors of a thread's columns, and of its warp's lines: line `warps * k` after the warp's
+// first has that of lane k.
+template <int lanes>
+struct Factors {
+  float of_columns[lanes];
+  float of_lines;
+  static_assert(cuda::factor_rows / warps <= warp, "a lane for each line of a warp");
+
+  MLX_OPT_FN Factors of(const Tile<lanes>& tile, bool vectors) {
+    const FactorTensor& t = tile.tensor;
+    const float* rows = t.scratch.row_means + tile.matrix * t.rows;
+    const float* columns = t.scratch.column_factors + tile.matrix * t.columns;
+    const float mean = mean_row(t, tile.matrix);
+    Factors factors;
+#pragma unroll
+    for (int lane = 0; lane < lanes; ++lane) {
+      const Index column = tile.left + tile.column_of(lane, vectors);
+      const float x = column < tile.columns ? (t.turned ? rows : columns)[column] : 1.0f;
+      factors.of_columns[lane] = t.turned ? Adafactor::row_factor(x, mean) : x;
+    }
+    const int line = threadIdx.x / warp + warps * (threadIdx.x % warp);
+    const Index place = static_cast<Index>(tile.down) * cuda::factor_rows + line;
+    const float x = line < tile.height ? (t.turned ? columns : rows)[place] : 1.0f;
+    factors.of_lines = t.turned ? x : Adafactor::row_factor(x, mean);
+    return factors;
+  }
+
+  __device__ __forceinline__ float of_line(int line) const {
+    return __shfl_sync(0xffffffffu, of_lines, line / warps);
+  }
+};
+
+// What is common to the passes over tiles.
+template <int lanes>
+struct Pass {
+  // Lines of a warp, so that loads are in flight together.
+  static constexpr int at_once = lanes == 1 ? 1 : 16 / lanes;
+  static constexpr int strip = at_once * warps;
+
+  template <typename Table>
+  MLX_OPT_FN Tile<lanes> tile_of(const Table& table) {
+    const FactorTensor& tensor = find<&FactorTensor::first_tile>(table, blockIdx.x);
+    return Tile<lanes>::of(tensor, blockIdx.x - tensor.first_tile);
+  }
+
+  MLX_OPT_FN void put_squares(const Tile<lanes>& tile, unsigned behind, double sum) {
+    const double total = sum_over_block<threads>(sum);
+    if (threadIdx.x == 0) {
+      tile.tensor.scratch.squares[behind + tile.index] = total;
+    }
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

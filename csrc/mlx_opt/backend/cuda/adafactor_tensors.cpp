@@ -1,0 +1,283 @@
+#include "mlx_opt/backend/cuda/adafactor_tensors.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "mlx_opt/backend/cuda/operand.h"
+#include "mlx_opt/layout.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+constexpr int warp_size = 32;
+
+int64_t divided_up(int64_t x, int64_t unit) {
+  return (x + unit - 1) / unit;
+}
+
+// How many threads add up `parts` sums, so that none has many and all are a block.
+short split_of(int64_t parts) {
+  short split = 1;
+  while (split < 32 && parts > 8 * split) {
+    split *= 2;
+  }
+  return split;
+}
+
+// How a tensor is cut: as its gradient lies.
+struct Tiling {
+  int64_t lines, columns, down, across;
+
+  Tiling(const FactorTensor& t, int lanes)
+      : lines(t.turned ? t.columns : t.rows),
+        columns(t.turned ? t.rows : t.columns),
+        down(divided_up(lines, factor_rows)),
+        across(divided_up(columns, warp_size * lanes)) {}
+};
+
+int64_t row_blocks(const FactorTensor& t) {
+  return divided_up(t.rows, factor_threads / t.row_split);
+}
+
+int64_t column_blocks(const FactorTensor& t) {
+  return divided_up(t.columns, factor_threads / t.column_split);
+}
+
+// Whether the gradient's matrices are dense and transposed, one behind the other.
+bool is_turned(const mx::array& gradient) {
+  const auto& shape = gradient.shape();
+  const auto& strides = gradient.strides();
+  const auto dims = static_cast<int>(shape.size());
+  int64_t expected = 1;
+  const auto fits = [&](int dim) {
+    const bool right = shape[dim] == 1 || strides[dim] == expected;
+    expected *= shape[dim];
+    return right;
+  };
+  if (!fits(dims - 2) || !fits(dims - 1)) {
+    return false;
+  }
+  for (int dim = dims - 3; dim >= 0; --dim) {
+    if (!fits(dim)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Gives out the parts of a tensor's scratch from `at` on, or, with null, counts the bytes.
+class Allotment {
+ public:
+  explicit Allotment(char* begin) : begin_(begin) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* part = begin_ ? reinterpret_cast<T*>(begin_ + bytes_) : nullptr;
+    bytes_ += divided_up(count * static_cast<int64_t>(sizeof(T)), 16) * 16;
+    return part;
+  }
+
+  int64_t bytes() const {
+    return bytes_;
+  }
+
+ private:
+  char* begin_;
+  int64_t bytes_ = 0;
+};
+
+FactorScratch scratch_of(const FactorTensor& t, int lanes, Allotment& allotment) {
+  FactorScratch scratch{};
+  scratch.squares = allotment.take<double>(2 * static_cast<int64_t>(t.tiles));
+  scratch.rates = allotment.take<float>(2);
+  if (t.factored) {
+    const Tiling tiling(t, lanes);
+    scratch.totals = allotment.take<double>(t.matrices * row_blocks(t));
+    scratch.line_sums = allotment.take<float>(tiling.across * t.matrices * tiling.lines);
+    scratch.column_sums = allotment.take<float>(t.matrices * tiling.down * tiling.columns);
+    scratch.row_means = allotment.take<float>(t.matrices * t.rows);
+    scratch.column_factors = allotment.take<float>(t.matrices * t.columns);
+  }
+  return scratch;
+}
+
+// Operands as FactorTensor has them. What there is not is another, so that it tells no kernels
+// apart.
+struct Operands {
+  const mx::array* in[5];
+  Storage from[5];
+  Storage to[4];
+
+  Operands(const mx::array* arrays, const mx::Dtype* dtypes, bool factored, bool first_moment) {
+    const int m = first_moment ? 2 + factored : 0;
+    const int g = 2 + factored + first_moment;
+    const int places[] = {0, 1, 1 + factored, m, g};
+    for (int k = 0; k < 5; ++k) {
+      in[k] = arrays + places[k];
+      from[k] = storage_of(in[k]->dtype());
+    }
+    for (int k = 0; k < 4; ++k) {
+      to[k] = storage_of(dtypes[places[k]]);
+    }
+  }
+
+  bool all_are_contiguous(int count) const {
+    return std::all_of(in, in + count, [](const mx::array* x) { return is_contiguous(*x); });
+  }
+
+  // Of elements: what is of columns does not go through a pass over them.
+  bool all_are_halves() const {
+    for (int k : {0, 1, 3}) {
+      if (from[k] == Storage::float32 || to[k] == Storage::float32) {
+        return false;
+      }
+    }
+    return from[4] != Storage::float32;
+  }
+};
+
+std::array<Kernel, factor_passes> kernels_of(const Operands& x, int lanes, bool first_moment) {
+  const auto kernel =
+      [&](Kind kind, std::initializer_list<int> in, std::initializer_list<int> out) {
+        Kernel made{Rule{}, kind};
+        made.lanes = lanes;
+        std::transform(in.begin(), in.end(), made.in, [&](int k) { return x.from[k]; });
+        std::transform(out.begin(), out.end(), made.out, [&](int k) { return x.to[k]; });
+        return made;
+      };
+  auto rates = kernel(Kind::factor_rates, {}, {});
+  rates.lanes = 0;
+  auto update = kernel(Kind::factor_update, {0, 1, 3, 4}, {0, 1, 3});
+  update.first_moment = first_moment;
+  return {
+      kernel(Kind::factor_squares, {0, 4}, {}),
+      kernel(Kind::factor_means, {1, 2}, {1, 2}),
+      kernel(Kind::factor_update_squares, {1, 4}, {}),
+      rates,
+      update};
+}
+
+FactorStrided layouts_of(const Operands& x, bool factored) {
+  FactorStrided args{};
+  const mx::array elements[] = {*x.in[0], *x.in[factored ? 0 : 1], *x.in[3], *x.in[4]};
+  args.elements = common_layout<Layout>(elements, 4);
+  args.row_means = common_layout<Layout>(x.in[1], 1);
+  args.column_means = common_layout<Layout>(x.in[2], 1);
+  return args;
+}
+
+// The shape of its matrices, or of the rows that what is not factored is cut into.
+void set_shape(FactorTensor& tensor, const mx::array& w, int lanes) {
+  tensor.size = static_cast<int64_t>(w.size());
+  if (tensor.factored) {
+    tensor.rows = w.shape(-2);
+    tensor.columns = w.shape(-1);
+    tensor.matrices =
+        std::accumulate(w.shape().begin(), w.shape().end() - 2, int64_t{1}, std::multiplies<>());
+  } else {
+    tensor.columns = warp_size * lanes;
+    tensor.rows = divided_up(tensor.size, tensor.columns);
+    tensor.matrices = 1;
+  }
+  const Tiling tiling(tensor, lanes);
+  tensor.tiles = static_cast<unsigned>(tensor.matrices * tiling.down * tiling.across);
+  tensor.row_split = split_of(tensor.turned ? tiling.down : tiling.across);
+  tensor.column_split = split_of(tensor.turned ? tiling.across : tiling.down);
+}
+
+} // namespace
+
+unsigned FactorGroup::blocks(int pass, const FactorTensor& tensor) const {
+  switch (kernels[pass].kind) {
+    case Kind::factor_means:
+      return tensor.factored ? static_cast<unsigned>(
+                                   tensor.matrices * (row_blocks(tensor) + column_blocks(tensor)))
+                             : 0;
+    case Kind::factor_rates:
+      return 1;
+    default:
+      return tensor.tiles;
+  }
+}
+
+FactorGroups::FactorGroups(
+    const Factoring& factoring,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes)
+    : first_moment_(factoring.first_moment) {
+  const mx::array* operands = inputs.data();
+  size_t position = 0;
+  for (size_t t = 0; t < factoring.unfactored + factoring.factored; ++t) {
+    const bool factored = t >= factoring.unfactored;
+    if (operands->size() || factored) {
+      add(operands, &dtypes[position], factored, position);
+    }
+    operands += factoring.operands(factored);
+    position += factoring.operands(factored) - 1;
+  }
+}
+
+void FactorGroups::add(
+    const mx::array* arrays, const mx::Dtype* dtypes, bool factored, size_t position) {
+  const Operands operands(arrays, dtypes, factored, first_moment_);
+  const bool contiguous = operands.all_are_contiguous(4);
+  const bool flat = contiguous && is_contiguous(*operands.in[4]);
+  FactorTensor tensor{};
+  tensor.factored = factored;
+  tensor.turned = factored && contiguous && !flat && is_turned(*operands.in[4]);
+  const bool strided = !flat && !tensor.turned;
+  const int lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
+  set_shape(tensor, arrays[0], lanes);
+  for (int k = 0; k < 5; ++k) {
+    tensor.in[k] = address<void>(*operands.in[k]);
+  }
+  FactorGroup& group = group_of(kernels_of(operands, lanes, first_moment_));
+  group.tensors.push_back(tensor);
+  group.positions.push_back(position);
+  if (strided) {
+    group.layouts.push_back(layouts_of(operands, factored));
+  }
+}
+
+FactorGroup& FactorGroups::group_of(const std::array<Kernel, factor_passes>& kernels) {
+  for (FactorGroup& group : groups_) {
+    const auto same = [](const Kernel& a, const Kernel& b) { return a.id() == b.id(); };
+    if (std::equal(kernels.begin(), kernels.end(), group.kernels.begin(), same)) {
+      return group;
+    }
+  }
+  groups_.push_back({kernels, {}, {}, {}});
+  return groups_.back();
+}
+
+int64_t FactorGroups::scratch_bytes() const {
+  Allotment allotment(nullptr);
+  for (const FactorGroup& group : groups_) {
+    for (const FactorTensor& tensor : group.tensors) {
+      scratch_of(tensor, group.lanes(), allotment);
+    }
+  }
+  return allotment.bytes();
+}
+
+void FactorGroups::place(char* scratch, const std::vector<mx::allocator::Buffer>& outputs) {
+  Allotment allotment(scratch);
+  for (FactorGroup& group : groups_) {
+    for (size_t i = 0; i < group.tensors.size(); ++i) {
+      FactorTensor& tensor = group.tensors[i];
+      tensor.scratch = scratch_of(tensor, group.lanes(), allotment);
+      // FactorTensor has room for means of columns; not every tensor has them.
+      size_t position = group.positions[i];
+      for (int k = 0; k < 4; ++k) {
+        if ((k == 2 && !tensor.factored) || (k == 3 && !first_moment_)) {
+          continue;
+        }
+        auto buffer = outputs[position++];
+        tensor.out[k] = static_cast<mx::cu::CudaBuffer*>(buffer.ptr())->data;
+      }
+    }
+  }
+}
+
+} // namespace mlx_opt::cuda

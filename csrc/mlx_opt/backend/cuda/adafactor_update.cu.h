@@ -1,0 +1,251 @@
+// Adafactor's last pass, the update.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+// W, V, M, G: the formats of the parameter, of the means of the squares of elements, of the first
+// moment and of the gradient; then those of the new ones.
+template <
+    typename W,
+    typename V,
+    typename M,
+    typename G,
+    typename NewW,
+    typename NewV,
+    typename NewM,
+    bool has_moment,
+    int lanes>
+struct FactorUpdate : Pass<lanes> {
+  using Pass<lanes>::at_once;
+  // What is turned goes through shared memory by so many of its rows.
+  static constexpr int rows_at_once = warp;
+  static constexpr int parts = cuda::factor_rows / warp;
+
+  template <typename Table>
+  MLX_OPT_FN void run(const Table& table) {
+    const auto tile = Pass<lanes>::tile_of(table);
+    const FactorTensor& t = tile.tensor;
+    if (!is_taken(table)) {
+      keep(table, tile);
+      return;
+    }
+    if (!t.factored) {
+      unfactored(table, tile);
+    } else if (lanes > 1 && t.turned) {
+      turned(table, tile);
+    } else {
+      factored(table, tile);
+    }
+  }
+
+ private:
+  template <int count>
+  MLX_OPT_FN void apply(
+      float (&w)[count],
+      float (&m)[count],
+      const float (&u)[count],
+      const Frame<Adafactor>& frame,
+      Adafactor::Rates rates) {
+#pragma unroll
+    for (int lane = 0; lane < count; ++lane) {
+      const auto e =
+          Adafactor::update({w[lane], has_moment ? m[lane] : 0.0f}, u[lane], frame.hypers, rates);
+      w[lane] = e.w;
+      m[lane] = e.m;
+    }
+  }
+
+  MLX_OPT_FN Adafactor::Rates rates_of(const FactorTensor& t) {
+    return {t.scratch.rates[0], t.scratch.rates[1]};
+  }
+
+  template <typename Table>
+  MLX_OPT_FN void factored(const Table& table, const Tile<lanes>& tile) {
+    const FactorTensor& t = tile.tensor;
+    const Frame<Adafactor> frame = frame_of(table);
+    const auto rates = rates_of(t);
+    const bool vectors = tile.template allows_vectors<W, G, NewW>(t.in[0], t.in[4], t.out[0]) &&
+                         (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
+    const auto factors = Factors<lanes>::of(tile, vectors);
+    for (int strip = 0; strip < tile.height; strip += Pass<lanes>::strip) {
+      const int first = strip + threadIdx.x / warp;
+      float w[at_once][lanes], m[at_once][lanes], u[at_once][lanes];
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int line = first + k * warps;
+        tile.template load_line<G, gradient>(table, line, vectors, u[k]);
+        tile.template load_line<W, parameter>(table, line, vectors, w[k]);
+        if (has_moment) {
+          tile.template load_line<M, first_moment>(table, line, vectors, m[k]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < at_once; ++k) {
+        const int line = first + k * warps;
+        const float of_line = factors.of_line(line);
+#pragma unroll
+        for (int lane = 0; lane < lanes; ++lane) {
+          u[k][lane] = of_line * factors.of_columns[lane] * (frame.scale * u[k][lane]);
+        }
+        apply(w[k], m[k], u[k], frame, rates);
+        tile.template store_line<NewW>(t.out[0], line, vectors, w[k]);
+        if (has_moment) {
+          tile.template store_line<NewM>(t.out[3], line, vectors, m[k]);
+        }
+      }
+    }
+  }
+
+  // The tile's lines are columns of the matrix, and its columns the rows. The gradient is read down
+  // the columns into shared memory, the rest along the rows.
+  template <typename Table>
+  MLX_OPT_FN void turned(const Table& table, const Tile<lanes>& tile) {
+    __shared__ float strip[rows_at_once][cuda::factor_rows + 1];
+    const FactorTensor& t = tile.tensor;
+    const Index first_column = static_cast<Index>(tile.down) * cuda::factor_rows;
+    const Index left = t.rows - tile.left;
+    const int height = left < Tile<lanes>::width ? static_cast<int>(left) : Tile<lanes>::width;
+    const TurnedFactors factors = turned_factors(tile, first_column, height);
+    for (int top = 0; top < height; top += rows_at_once) {
+      __syncthreads();
+      const int own = threadIdx.x % warp;
+      for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
+        float x[1] = {0.0f};
+        if (top + own < height) {
+          load<G>(t.in[4], tile.begin_of(line) + top + own, x);
+        }
+        strip[own][line] = x[0];
+      }
+      __syncthreads();
+      update_strip(table, tile, first_column, top, height, strip, factors);
+    }
+  }
+
+  // Of the thread's columns; and of its warp's rows, that of row `warps * k` with lane k.
+  struct TurnedFactors {
+    float of_columns[parts];
+    float of_rows;
+  };
+
+  MLX_OPT_FN TurnedFactors turned_factors(const Tile<lanes>& tile, Index first_column, int height) {
+    static_assert(Tile<lanes>::width / warps <= warp, "a lane for each row of a warp");
+    const FactorTensor& t = tile.tensor;
+    const int own = threadIdx.x % warp;
+    TurnedFactors factors;
+#pragma unroll
+    for (int k = 0; k < parts; ++k) {
+      const Index column = first_column + own + k * warp;
+      factors.of_columns[k] =
+          column < t.columns ? t.scratch.column_factors[tile.matrix * t.columns + column] : 1.0f;
+    }
+    const int row = threadIdx.x / warp + warps * own;
+    const float mean = mean_row(t, tile.matrix);
+    const float x =
+        row < height ? t.scratch.row_means[tile.matrix * t.rows + tile.left + row] : 1.0f;
+    factors.of_rows = Adafactor::row_factor(x, mean);
+    return factors;
+  }
+
+  template <typename Table>
+  MLX_OPT_FN void update_strip(
+      const Table& table,
+      const Tile<lanes>& tile,
+      Index first_column,
+      int top,
+      int height,
+      const float (&strip)[rows_at_once][cuda::factor_rows + 1],
+      const TurnedFactors& factors) {
+    const FactorTensor& t = tile.tensor;
+    const Frame<Adafactor> frame = frame_of(table);
+    const auto rates = rates_of(t);
+    const Index first_row = tile.matrix * t.rows + tile.left;
+    const int own = threadIdx.x % warp;
+    const auto place = [&](int row, int part) {
+      return (first_row + top + row) * t.columns + first_column + own + part * warp;
+    };
+    const auto inside = [&](int row, int part) {
+      return top + row < height && own + part * warp < tile.height;
+    };
+    constexpr int count = rows_at_once / warps;
+    float w[count][parts][1], m[count][parts][1];
+#pragma unroll
+    for (int k = 0; k < count * parts; ++k) {
+      const int row = threadIdx.x / warp + k / parts * warps;
+      if (inside(row, k % parts)) {
+        load<W>(t.in[0], place(row, k % parts), w[k / parts][k % parts]);
+        if (has_moment) {
+          load<M>(t.in[3], place(row, k % parts), m[k / parts][k % parts]);
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < count * parts; ++k) {
+      const int row = threadIdx.x / warp + k / parts * warps;
+      const float of_row = __shfl_sync(0xffffffffu, factors.of_rows, (top + row) / warps);
+      if (inside(row, k % parts)) {
+        const float g = frame.scale * strip[row][own + k % parts * warp];
+        const float u[1] = {of_row * factors.of_columns[k % parts] * g};
+        auto& new_w = w[k / parts][k % parts];
+        auto& new_m = m[k / parts][k % parts];
+        apply(new_w, new_m, u, frame, rates);
+        store<NewW>(t.out[0], place(row, k % parts), new_w);
+        if (has_moment) {
+          store<NewM>(t.out[3], place(row, k % parts), new_m);
+        }
+      }
+    }
+  }
+
+  template <typename Table>
+  MLX_OPT_FN void unfactored(const Table& table, const Tile<lanes>& tile) {
+    const FactorTensor& t = tile.tensor;
+    const Frame<Adafactor> frame = frame_of(table);
+    const auto rates = rates_of(t);
+    const bool vectors = tile.template allows_vectors<W, V, G, NewW, NewV>(
+                             t.in[0], t.in[1], t.in[4], t.out[0], t.out[1]) &&
+                         (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
+    for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
+      float w[lanes], v[lanes], m[lanes], g[lanes], factors[lanes];
+      tile.template load_line<W, parameter>(table, line, vectors, w);
+      tile.template load_line<V, mean>(table, line, vectors, v);
+      tile.template load_line<G, gradient>(table, line, vectors, g);
+      if (has_moment) {
+        tile.template load_line<M, first_moment>(table, line, vectors, m);
+      }
+      average_line(v, g, frame, factors);
+#pragma unroll
+      for (int lane = 0; lane < lanes; ++lane) {
+        g[lane] = factors[lane] * (frame.scale * g[lane]);
+      }
+      apply(w, m, g, frame, rates);
+      tile.template store_line<NewW>(t.out[0], line, vectors, w);
+      tile.template store_line<NewV>(t.out[1], line, vectors, v);
+      if (has_moment) {
+        tile.template store_line<NewM>(t.out[3], line, vectors, m);
+      }
+    }
+  }
+
+  // What stands for the update where the step is not taken.
+  template <typename Table>
+  MLX_OPT_FN void keep(const Table& table, const Tile<lanes>& tile) {
+    const FactorTensor& t = tile.tensor;
+    for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
+      const int count = tile.width_of(line);
+      for (int column = threadIdx.x % warp; column < count; column += warp) {
+        const Index i = tile.begin_of(line) + column;
+        copy<W, NewW>(t.in[0], place_of<parameter>(table, i), t.out[0], i);
+        if (!t.factored) {
+          copy<V, NewV>(t.in[1], place_of<mean>(table, i), t.out[1], i);
+        }
+        if (has_moment) {
+          copy<M, NewM>(t.in[3], place_of<first_moment>(table, i), t.out[3], i);
+        }
+      }
+    }
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt
