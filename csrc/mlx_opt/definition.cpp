@@ -68,6 +68,41 @@ Definition define(const Lion& h) {
   return {Rule::Lion, {"m"}, {h.beta1, h.beta2, std::max(h.weight_decay, 0.0)}};
 }
 
+Definition define(const Adafactor& h) {
+  require(h.eps.first >= 0.0 && h.eps.second >= 0.0, "Adafactor: eps must not be negative");
+  require(h.clip_threshold > 0.0, "Adafactor: clip_threshold must be above 0");
+  require(h.decay_rate <= 0.0, "Adafactor: decay_rate must not be above 0");
+  require(is_decay_rate(h.beta_1.value_or(0.0)), "Adafactor: beta_1 must be in [0, 1)");
+  const auto flag = [](bool x) { return x ? 1.0 : 0.0; };
+  Definition definition = {
+      std::nullopt,
+      {"exp_avg_sq"},
+      {h.eps.first,
+       h.eps.second,
+       h.clip_threshold,
+       h.decay_rate,
+       h.beta_1.value_or(0.0),
+       h.weight_decay,
+       flag(h.scale_parameter),
+       flag(h.relative_step),
+       flag(h.warmup_init)},
+      {"exp_avg_sq_row", "exp_avg_sq_col"},
+      !h.relative_step};
+  if (h.beta_1) {
+    definition.state.push_back("exp_avg");
+    definition.factored_state.push_back("exp_avg");
+  }
+  return definition;
+}
+
+Definition define(const Muon& h) {
+  require(is_decay_rate(h.momentum), "Muon: momentum must be in [0, 1)");
+  require(h.ns_steps >= 0, "Muon: ns_steps must not be negative");
+  require(!h.ns_coefficients.empty(), "Muon: ns_coefficients must not be empty");
+  require(!h.ns_dtype || is_storage(*h.ns_dtype), "Muon: ns_dtype must be a dtype of parameters");
+  return {.rule = std::nullopt, .state = {"v"}, .hypers = {}, .muon = h};
+}
+
 } // namespace
 
 Definition definition(const Hyperparameters& hypers) {

@@ -24,15 +24,17 @@ mx::array::Data take(const mx::array& in) {
 } // namespace
 
 void release_held_buffers(
-    mx::Stream stream, const std::vector<mx::array>& inputs, int operands, size_t tensors) {
+    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs) {
   if (mx::is_available(mx::Device::gpu)) {
     return;
   }
   size_t held = 0;
-  for (size_t t = 0; t < tensors; ++t) {
-    for (int k = 0; k < operands - 1; ++k) {
-      const mx::array& own = inputs[t * operands + k];
-      held += own.data_shared_ptr().use_count() > 1 ? own.nbytes() : 0;
+  auto in = inputs.begin();
+  for (const auto& [tensors, operands] : runs) {
+    for (size_t t = 0; t < tensors; ++t, in += operands) {
+      for (int k = 0; k < operands - 1; ++k) {
+        held += in[k].data_shared_ptr().use_count() > 1 ? in[k].nbytes() : 0;
+      }
     }
   }
   if (held >= worth_waiting) {
@@ -42,16 +44,17 @@ void release_held_buffers(
 
 Handoff place_outputs(
     const std::vector<mx::array>& inputs,
-    int operands,
+    const std::vector<Run>& runs,
     const std::vector<mx::Dtype>& dtypes,
     const std::function<mx::array::Data(size_t)>& allocate) {
   Handoff handoff;
   handoff.buffers.reserve(dtypes.size());
   auto dtype = dtypes.begin();
-  for (size_t first = 0; dtype != dtypes.end(); first += operands) {
-    const mx::array& gradient = inputs[first + operands - 1];
+  auto in = inputs.begin();
+  const auto place = [&](int operands) {
+    const mx::array& gradient = in[operands - 1];
     for (int k = 0; k < operands - 1; ++k, ++dtype) {
-      const mx::array& own = inputs[first + k];
+      const mx::array& own = in[k];
       if (can_take(own, *dtype)) {
         handoff.buffers.push_back(take(own));
       } else if (k == 0 && can_take(gradient, *dtype)) {
@@ -59,6 +62,11 @@ Handoff place_outputs(
       } else {
         handoff.buffers.push_back(allocate(own.size() * mx::size_of(*dtype)));
       }
+    }
+  };
+  for (const auto& [tensors, operands] : runs) {
+    for (size_t t = 0; t < tensors; ++t, in += operands) {
+      place(operands);
     }
   }
   return handoff;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/arguments.h"
@@ -13,6 +14,15 @@ namespace mlx_opt {
 namespace {
 
 using Operands = std::vector<const mx::array*>;
+
+// Bytes an operand from which on a GPU takes longer to update it than MLX to walk over it.
+constexpr size_t large_operand = 1 << 20;
+
+// Steps in a row that found the GPU done, from which on the caller counts as one who waits.
+constexpr int habit = 3;
+
+// How many more it takes of one who was taken for such and was not.
+constexpr int doubt = 64;
 
 // The work of one evaluation, and its operands' buffers.
 struct Work {
@@ -127,6 +137,29 @@ bool may_run(
          });
 }
 
+// Whether waiting for one array pays for a caller who waits: it does where the GPU is at work while
+// MLX walks over the others.
+bool pays_to_wait_once(const Operands& operands, mx::Stream stream) {
+  if (stream.device != mx::Device::gpu || !gpu::find_backend().backend->has_costly_events()) {
+    return false;
+  }
+  size_t bytes = 0;
+  for (const mx::array* x : operands) {
+    bytes += x->nbytes();
+  }
+  return bytes / operands.size() >= large_operand;
+}
+
+// Takes back what counts for a caller who waits. One who was left an array and has not waited for
+// it has it with an event, which async_eval alone attaches.
+void reconsider(Queued& last, const mx::array& parameter) {
+  if (last.left && last.left->event().valid()) {
+    last.waits = -doubt;
+  } else if (!parameter.is_available()) {
+    last.waits = 0;
+  }
+}
+
 // Queues the work; `last` leaves to it what it overwrites.
 mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queued* last) {
   const auto queued = work.queued;
@@ -152,6 +185,16 @@ void mark_overwritten(const Operands& operands, int fields, const mx::array& tok
 
 } // namespace
 
+bool wait_for_holder(mx::Stream stream) {
+  const auto last = last_queued(stream);
+  if (!last || !last->left) {
+    return false;
+  }
+  last->left.reset();
+  mx::synchronize(stream);
+  return true;
+}
+
 void wait_for_turn(mx::Stream stream) {
   if (stream.device == mx::Device::gpu) {
     if (const auto* backend = gpu::find_backend().backend) {
@@ -170,7 +213,7 @@ bool step_in_place(
     const std::vector<mx::array*>& operands,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
-    const mx::array& step,
+    mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
   const Operands arrays(operands.begin(), operands.end());
@@ -186,6 +229,9 @@ bool step_in_place(
   const int fields = info(rule).moments + 1;
   auto dtypes = result_dtypes(rule, arrays, hypers);
   const auto last = last_queued(stream);
+  if (last) {
+    reconsider(*last, *arrays[0]);
+  }
   if (!all_free(arrays, fields, dtypes, last.get())) {
     return false;
   }
@@ -193,8 +239,16 @@ bool step_in_place(
   Schedule schedule{
       push_scalars(info(rule).name, hypers, learning_rate, step, scale, stream, scalars), rule};
   Work work = make_work(arrays, fields, std::move(schedule), std::move(dtypes));
+  const auto queued = work.queued;
+  if (last && arrays[0]->is_available() && pays_to_wait_once(arrays, stream)) {
+    queued->waits = last->waits + 1;
+  }
   const mx::array token = run(stream, std::move(work), std::move(scalars), last.get());
   mark_overwritten(arrays, fields, token);
+  if (queued->waits >= habit) {
+    step = mx::stop_gradient(step, stream);
+    queued->left = step;
+  }
   return true;
 }
 

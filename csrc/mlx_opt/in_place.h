@@ -20,14 +20,22 @@ MLX_OPT_API void wait_for_turn(mx::Stream stream);
 /// array by no copy, its buffer by no other array, nor by a queued task but the stream's last step.
 /// Otherwise it changes nothing and returns false, and `step` serves.
 ///
+/// Where the caller seems to wait for each step, `step` may be left as an equal array that is still
+/// to be evaluated: MLX then waits for all together, and not for each.
+///
 /// Throws std::invalid_argument where the arguments do not fit the rule.
 MLX_OPT_API bool step_in_place(
     Rule rule,
     const std::vector<mx::array*>& operands,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
-    const mx::array& step,
+    mx::array& step,
     mx::StreamOrDevice s = {},
     const std::optional<GradientScale>& scale = std::nullopt);
+
+/// Waits for the stream if its last step left an array to be evaluated and the caller has gone on
+/// without waiting: MLX may hold the step's results until then. Returns whether it did. May be
+/// called without Python's lock.
+MLX_OPT_API bool wait_for_holder(mx::Stream stream);
 
 } // namespace mlx_opt

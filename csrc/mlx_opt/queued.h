@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "mlx/array.h"
@@ -29,6 +30,12 @@ class Queued {
 
   /// Whether the step is still to be done.
   bool is_pending();
+
+  /// How many steps in a row, up to this, had found those before them done when they came.
+  int waits = 0;
+
+  /// What the caller has been left to evaluate, with which MLX holds the other results.
+  std::optional<mx::array> left;
 
   /// Keeps release() away while holders are counted.
   class Count {

@@ -30,6 +30,19 @@ struct Schedule : ScalarSources {
   Rule rule;
 };
 
+/// The tensors of a step of Adafactor: first those with a running mean for each element, then those
+/// with running means of their rows and of their columns.
+struct Factoring {
+  size_t unfactored;
+  size_t factored;
+  bool first_moment;
+
+  /// Of a tensor: the parameter; the means; the first moment, if there is one; the gradient.
+  int operands(bool is_factored) const {
+    return 3 + is_factored + first_moment;
+  }
+};
+
 /// A hyperparameter as the rules take it.
 inline MLX_OPT_LEVEL::Hyper derived(double x) {
   return {float(x), float(1.0 - x), float(std::log(x))};

@@ -31,6 +31,19 @@ const Handoff& hand_over(Handoff placed, mx::array& token) {
   return *held;
 }
 
+size_t TokenStep::input_of(size_t position) const {
+  size_t input = 0;
+  for (const auto& [tensors, operands] : runs_) {
+    const size_t fields = operands - 1;
+    if (position < tensors * fields) {
+      return input + position / fields * operands + position % fields;
+    }
+    position -= tensors * fields;
+    input += tensors * operands;
+  }
+  throw std::logic_error("mlx_opt: a step has no such output");
+}
+
 std::shared_ptr<TokenStep> Update::again() const {
   return std::make_shared<Update>(const_cast<Update*>(this)->stream(), schedule_, dtypes());
 }
@@ -38,10 +51,10 @@ std::shared_ptr<TokenStep> Update::again() const {
 // Where the operands lie must be read before place_outputs moves their buffers, so the step is
 // queued with outputs that are placed between the two.
 void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  release_held_buffers(stream(), inputs, operands(), tensors());
+  release_held_buffers(stream(), inputs, runs());
   cpu::Step step(schedule_, inputs, dtypes());
   Handoff placed = place_outputs(
-      inputs, operands(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
+      inputs, runs(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
   step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
 }
@@ -52,9 +65,8 @@ void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
   auto step = backend->prepare(schedule_, inputs, dtypes(), stream());
-  Handoff placed = place_outputs(inputs, operands(), dtypes(), [&](size_t bytes) {
-    return backend->allocate(bytes, stream());
-  });
+  Handoff placed = place_outputs(
+      inputs, runs(), dtypes(), [&](size_t bytes) { return backend->allocate(bytes, stream()); });
   const Handoff& held = hand_over(std::move(placed), outputs[0]);
   step->enqueue(held.written(), outputs[0].data_shared_ptr());
 }

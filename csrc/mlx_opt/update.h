@@ -25,14 +25,20 @@ struct Handoff {
 /// The handoff that an evaluated token carries.
 Handoff& handoff(const mx::array& token);
 
+/// Tensors that lie behind one another, each of as many operands.
+struct Run {
+  size_t tensors;
+  int operands;
+};
+
 /// A primitive whose output is a token. Inputs: for each tensor its operands, the parameter, its
 /// moments and its gradient, each float32, float16 or bfloat16; then the scalars, as ScalarSources
 /// says. Outputs behind the token: for each tensor the parameter and its moments, of those shapes.
 class TokenStep : public mx::Primitive {
  public:
-  /// `operands`: of each tensor; `dtypes`: of the outputs.
-  TokenStep(mx::Stream stream, int operands, std::vector<mx::Dtype> dtypes)
-      : mx::Primitive(stream), operands_(operands), dtypes_(std::move(dtypes)) {}
+  /// `dtypes`: of the outputs.
+  TokenStep(mx::Stream stream, std::vector<Run> runs, std::vector<mx::Dtype> dtypes)
+      : mx::Primitive(stream), runs_(std::move(runs)), dtypes_(std::move(dtypes)) {}
 
   /// A primitive that does the same.
   virtual std::shared_ptr<TokenStep> again() const = 0;
@@ -51,13 +57,9 @@ class TokenStep : public mx::Primitive {
     return {{}};
   }
 
-  /// Inputs a tensor has. It has one output fewer.
-  int operands() const {
-    return operands_;
-  }
-
-  size_t tensors() const {
-    return dtypes_.size() / (operands_ - 1);
+  /// The tensors. Each has one output fewer than operands.
+  const std::vector<Run>& runs() const {
+    return runs_;
   }
 
   const std::vector<mx::Dtype>& dtypes() const {
@@ -65,13 +67,10 @@ class TokenStep : public mx::Primitive {
   }
 
   /// The input that output `position` takes the place of.
-  size_t input_of(size_t position) const {
-    const size_t fields = operands_ - 1;
-    return position / fields * operands_ + position % fields;
-  }
+  size_t input_of(size_t position) const;
 
  private:
-  int operands_;
+  std::vector<Run> runs_;
   std::vector<mx::Dtype> dtypes_;
 };
 
@@ -79,7 +78,7 @@ class TokenStep : public mx::Primitive {
 class Update : public TokenStep {
  public:
   Update(mx::Stream stream, Schedule schedule, std::vector<mx::Dtype> dtypes)
-      : TokenStep(stream, info(schedule.rule).moments + 2, std::move(dtypes)),
+      : TokenStep(stream, runs_of(schedule.rule, dtypes.size()), dtypes),
         schedule_(std::move(schedule)) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
@@ -96,6 +95,11 @@ class Update : public TokenStep {
   }
 
  private:
+  static std::vector<Run> runs_of(Rule rule, size_t outputs) {
+    const int fields = info(rule).moments + 1;
+    return {{outputs / fields, fields + 1}};
+  }
+
   Schedule schedule_;
 };
 

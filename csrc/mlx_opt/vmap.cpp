@@ -51,7 +51,7 @@ mx::array batched(const mx::array& x, int axis, int batch, mx::Stream stream) {
 
 std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
-  const size_t scalars = tensors() * operands();
+  const size_t scalars = runs()[0].tensors * runs()[0].operands;
   if (std::any_of(axes.begin() + scalars, axes.end(), [](int axis) { return axis >= 0; })) {
     return TokenStep::vmap(inputs, axes);
   }
