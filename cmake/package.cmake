@@ -6,7 +6,7 @@ set(package share/cmake/mlx_opt)
 install(TARGETS mlx_opt EXPORT mlx_optTargets LIBRARY DESTINATION lib)
 install(EXPORT mlx_optTargets NAMESPACE mlx_opt:: DESTINATION ${package})
 
-set(headers api functions hyperparameters mlx_opt optimizer)
+set(headers api clipping functions hyperparameters mlx_opt optimizer)
 list(TRANSFORM headers REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/csrc/mlx_opt/\\1.h")
 install(FILES ${headers} ${MLX_OPT_GENERATED}/mlx_opt/version.h DESTINATION include/mlx_opt)
 

@@ -1,5 +1,7 @@
 #include "bindings/batch.h"
 
+#include <algorithm>
+
 #include <nanobind/stl/string.h>
 
 #include "bindings/tree.h"
@@ -54,16 +56,6 @@ bool traced(const StepScalars& scalars) {
   return traced_for_gradient(arrays);
 }
 
-// The shape of moment `index` of a parameter; of a factored one the first two are of its rows and
-// of its columns.
-mx::Shape moment_shape(const mx::Shape& parameter, bool factored, size_t index) {
-  mx::Shape shape = parameter;
-  if (factored && index < 2) {
-    shape.erase(shape.end() - 1 - index);
-  }
-  return shape;
-}
-
 } // namespace
 
 std::string Path::text() const {
@@ -84,7 +76,7 @@ Batch::Batch(
       factors_(!factored_moments_.empty()),
       initialized_(initialized),
       available_(
-          factors_ ? mx::default_device() == mx::Device::cpu
+          factors_ ? mlx_opt::has_adafactor(mx::default_device())
                    : mlx_opt::available(mx::default_device())) {
   if (factors_) {
     factored_moments_.insert(factored_moments_.end(), moments_.begin() + 1, moments_.end());
@@ -153,7 +145,7 @@ bool Batch::collect_moments(
       throw nb::key_error(message.c_str());
     }
     const mx::array& m = array_of(moment);
-    const mx::Shape expected = moment_shape(parameter.shape(), factored, i);
+    const mx::Shape expected = state_shape(parameter.shape(), factored, i);
     if (m.shape() != expected) {
       const std::string of = expected == parameter.shape() ? ", parameter " : ", expected ";
       const std::string message = prefix(path) + "state \"" + name.c_str() + "\" " +
@@ -165,9 +157,13 @@ bool Batch::collect_moments(
   return fused;
 }
 
-std::vector<mx::array> Batch::operands(bool factored) const {
-  std::vector<mx::array> operands;
-  operands.reserve(leaves_.size() * (moments_.size() + 2) + 8);
+size_t Batch::count_fused(bool factored) const {
+  return std::count_if(leaves_.begin(), leaves_.end(), [&](const Leaf& leaf) {
+    return leaf.fused && leaf.factored == factored;
+  });
+}
+
+void Batch::push_operands(bool factored, std::vector<mx::array>& operands) const {
   for (const Leaf& leaf : leaves_) {
     if (!leaf.fused || leaf.factored != factored) {
       continue;
@@ -178,7 +174,6 @@ std::vector<mx::array> Batch::operands(bool factored) const {
     }
     operands.push_back(array_of(leaf.gradient));
   }
-  return operands;
 }
 
 // Pointers to all operands, or none if an object is not served, or anything but its tree and this
@@ -212,14 +207,26 @@ bool Batch::update_in_place(Rule rule, const StepScalars& scalars) {
     const nb::gil_scoped_release unlocked;
     wait_for_turn(stream);
   }
-  const auto& [hypers, learning_rate, step, scale] = scalars;
-  const auto operands = unshared_operands();
-  return !operands.empty() &&
-         step_in_place(rule, operands, hypers, learning_rate, step, stream, scale);
+  const auto run = [&] {
+    const auto& [hypers, learning_rate, step, scale] = scalars;
+    const auto operands = unshared_operands();
+    return !operands.empty() &&
+           step_in_place(rule, operands, hypers, learning_rate, step, stream, scale);
+  };
+  if (run()) {
+    return true;
+  }
+  {
+    const nb::gil_scoped_release unlocked;
+    if (!wait_for_holder(stream)) {
+      return false;
+    }
+  }
+  return run();
 }
 
 nb::object Batch::update(Rule rule, const StepScalars& scalars, nb::handle formula) {
-  return run(scalars, formula, [&](bool, std::vector<mx::array> operands) {
+  return run(scalars, formula, [&](std::vector<mx::array> operands) {
     const auto& [hypers, learning_rate, step, scale] = scalars;
     return mlx_opt::step(rule, std::move(operands), hypers, learning_rate, step, {}, scale);
   });
@@ -227,25 +234,31 @@ nb::object Batch::update(Rule rule, const StepScalars& scalars, nb::handle formu
 
 nb::object Batch::adafactor(const StepScalars& scalars, nb::handle formula) {
   const bool first_moment = moments_.size() > 1;
-  return run(scalars, formula, [&](bool factored, std::vector<mx::array> operands) {
+  return run(scalars, formula, [&](std::vector<mx::array> operands) {
     const auto& [hypers, learning_rate, step, scale] = scalars;
     return mlx_opt::adafactor(
-        std::move(operands), factored, first_moment, hypers, learning_rate, step, {}, scale);
+        std::move(operands),
+        count_fused(false),
+        first_moment,
+        hypers,
+        learning_rate,
+        step,
+        {},
+        scale);
   });
 }
 
 nb::object Batch::run(const StepScalars& scalars, nb::handle formula, const Step& step) {
-  std::vector<mx::array> inputs[] = {operands(false), {}};
+  std::vector<mx::array> inputs;
+  inputs.reserve(leaves_.size() * (moments_of(factors_).size() + 2) + 8);
+  push_operands(false, inputs);
   if (factors_) {
-    inputs[true] = operands(true);
+    push_operands(true, inputs);
   }
-  const bool fused =
-      !traced_for_gradient(inputs[false]) && !traced_for_gradient(inputs[true]) && !traced(scalars);
-  std::vector<mx::array> outputs[2];
-  for (bool factored : {false, true}) {
-    if (fused && (!factored || factors_)) {
-      outputs[factored] = step(factored, std::move(inputs[factored]));
-    }
+  const bool fused = !traced_for_gradient(inputs) && !traced(scalars);
+  std::vector<mx::array> outputs;
+  if (fused) {
+    outputs = step(std::move(inputs));
   }
   std::vector<nb::object> updated;
   updated.reserve(leaves_.size());
@@ -254,7 +267,9 @@ nb::object Batch::run(const StepScalars& scalars, nb::handle formula, const Step
     const bool served = fused && leaf.fused;
     updated.push_back(served ? nb::object() : formula(leaf.gradient, leaf.parameter, leaf.state));
   }
-  std::vector<mx::array>::iterator next_output[] = {outputs[false].begin(), outputs[true].begin()};
+  const size_t first_factored = fused ? count_fused(false) * (moments_.size() + 1) : 0;
+  std::vector<mx::array>::iterator next_output[] = {
+      outputs.begin(), outputs.begin() + static_cast<std::ptrdiff_t>(first_factored)};
   for (size_t i = 0; i < leaves_.size(); ++i) {
     if (updated[i].is_valid()) {
       continue;

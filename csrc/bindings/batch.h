@@ -22,11 +22,11 @@ struct Path {
   std::string text() const;
 };
 
-/// The scalars of a step, as mlx_opt::step takes them.
+/// The scalars of a step, as mlx_opt::step and step_in_place take them.
 struct StepScalars {
   const std::vector<Scalar>& hypers;
   const mx::array& learning_rate;
-  const mx::array& step;
+  mx::array& step;
   const std::optional<GradientScale>& scale;
 };
 
@@ -67,15 +67,15 @@ class Batch {
     bool factored;
     bool fused;
   };
-  using Step =
-      std::function<std::vector<mx::array>(bool factored, std::vector<mx::array> operands)>;
+  using Step = std::function<std::vector<mx::array>(std::vector<mx::array> operands)>;
 
   void collect(nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path);
   void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
   bool collect_moments(
       nb::handle state, const mx::array& parameter, bool factored, const Path* path);
   const std::vector<nb::str>& moments_of(bool factored) const;
-  std::vector<mx::array> operands(bool factored) const;
+  void push_operands(bool factored, std::vector<mx::array>& operands) const;
+  size_t count_fused(bool factored) const;
   nb::object run(const StepScalars& scalars, nb::handle formula, const Step& step);
   std::vector<mx::array*> unshared_operands() const;
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;

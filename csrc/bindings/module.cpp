@@ -1,6 +1,8 @@
 // mlx_opt._ext: what Python sees of libmlx_opt.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
@@ -10,6 +12,7 @@
 #include "mlx_opt/backend/cpu/kernel.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/newton_schulz.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -64,6 +67,20 @@ std::optional<mlx_opt::mx::array> global_norm(nb::handle tree) {
   return mlx_opt::global_norm(leaves);
 }
 
+mlx_opt::mx::array gradient_scale_of(
+    const mlx_opt::mx::array& norm,
+    const std::optional<mlx_opt::Scalar>& max_norm,
+    bool skip_nonfinite) {
+  mlx_opt::Clip clip{.skip_nonfinite = skip_nonfinite};
+  if (max_norm) {
+    if (const auto* array = std::get_if<mlx_opt::mx::array>(&*max_norm)) {
+      return mlx_opt::gradient_scale(norm, *array, skip_nonfinite).value;
+    }
+    clip.max_norm = std::get<double>(*max_norm);
+  }
+  return mlx_opt::gradient_scale(norm, clip).value;
+}
+
 } // namespace
 
 NB_MODULE(_ext, m) {
@@ -111,7 +128,7 @@ Raises:
              const std::string& rule,
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
-             const mlx_opt::mx::array& step,
+             mlx_opt::mx::array& step,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
             return self.update_in_place(
@@ -133,7 +150,7 @@ Args:
     rule: A name from :func:`rules`.
     hypers: Its hyperparameters in order, each a number or a 0-d array.
     learning_rate: A 0-d array.
-    step: The number of this step, from 1, a 0-d array.
+    step: The number of this step, from 1, a 0-d array. May be left an equal, lazy one.
     scale: As for :meth:`update`.
     skip_nonfinite: As for :meth:`update`.
 
@@ -145,7 +162,7 @@ Returns:
              const std::string& rule,
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
-             const mlx_opt::mx::array& step,
+             mlx_opt::mx::array& step,
              nb::handle formula,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
@@ -183,7 +200,7 @@ Returns:
           [](Batch& self,
              const std::vector<mlx_opt::Scalar>& hypers,
              const mlx_opt::mx::array& learning_rate,
-             const mlx_opt::mx::array& step,
+             mlx_opt::mx::array& step,
              nb::handle formula,
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
@@ -206,6 +223,62 @@ Returns:
 
 Returns:
     A 0-d array, or ``None`` where a leaf is not an array of float32, float16 or bfloat16.)");
+  m.def(
+      "gradient_scale",
+      gradient_scale_of,
+      "norm"_a,
+      "max_norm"_a.none(),
+      "skip_nonfinite"_a = false,
+      R"(What gradients of a global norm are multiplied with.
+
+Args:
+    norm: A 0-d array.
+    max_norm: The greatest norm they may have, a number or a 0-d array; ``None`` for any.
+    skip_nonfinite: Whether the scale is NaN where the norm is not finite.
+
+Returns:
+    min(max_norm / (norm + 1e-6), 1), 0-d, of the dtype of ``norm``.
+
+Raises:
+    ValueError: ``max_norm`` is a negative number.)");
+  m.def(
+      "orthogonalized",
+      [](const std::vector<mlx_opt::mx::array>& matrices,
+         const std::vector<double>& scales,
+         const mlx_opt::Coefficients& coefficients,
+         int steps,
+         const std::optional<mlx_opt::mx::Dtype>& dtype,
+         size_t stack) {
+        return mlx_opt::orthogonalized(matrices, scales, coefficients, steps, dtype, stack);
+      },
+      "matrices"_a,
+      "scales"_a,
+      "coefficients"_a,
+      "steps"_a,
+      "dtype"_a.none(),
+      "stack"_a,
+      R"(U V^T of each matrix U S V^T, roughly, times its scale.
+
+Those of one shape, or of one shape transposed, and of one scale go through together.
+
+Args:
+    matrices: Of any shapes, float32, float16 or bfloat16.
+    scales: One a matrix.
+    coefficients: (a, b, c) of each iteration, of which the last stays.
+    steps: Their number.
+    dtype: Of the products; ``None`` for bfloat16 where the matrix is that, else float32.
+    stack: The most elements that go through together, but for one matrix.
+
+Returns:
+    Arrays of the matrices' shapes and dtypes.)");
+  m.attr("STACK_ELEMENTS") = mlx_opt::stack_elements;
+  m.def(
+      "coefficients",
+      [] {
+        return std::vector<std::pair<std::string, mlx_opt::Coefficients>>{
+            {"quintic", mlx_opt::quintic()}, {"polar_express", mlx_opt::polar_express()}};
+      },
+      "The sets of coefficients of :func:`orthogonalized`, each with its name.");
   m.def("rules", rules, "The names of all rules.");
   m.def(
       "available",

@@ -35,6 +35,14 @@ bool is_storage(mx::Dtype dtype) {
   return dtype == mx::float32 || dtype == mx::float16 || dtype == mx::bfloat16;
 }
 
+mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index) {
+  mx::Shape shape = parameter;
+  if (factored && index < 2) {
+    shape.erase(shape.end() - 1 - index);
+  }
+  return shape;
+}
+
 // MLX does not export its own answer, but vjp and jvp leave a mark: they trace from copies of
 // their primals, where compile and vmap trace from arrays without a primitive.
 bool traced_for_gradient(const std::vector<mx::array>& arrays) {

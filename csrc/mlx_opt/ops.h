@@ -10,6 +10,7 @@
 #include "mlx/array.h"
 #include "mlx/utils.h"
 #include "mlx_opt/api.h"
+#include "mlx_opt/clipping.h"
 #include "mlx_opt/rule.h"
 
 namespace mlx_opt {
@@ -18,14 +19,6 @@ namespace mx = mlx::core;
 
 /// A hyperparameter: a constant, or a 0-d array that is read when the step runs.
 using Scalar = std::variant<double, mx::array>;
-
-/// What each gradient is multiplied with, in float32, before the rule sees it: a 0-d array. With
-/// `skip_nonfinite` one that is not finite means that the step is not taken: the results are equal
-/// to the operands.
-struct GradientScale {
-  mx::array value;
-  bool skip_nonfinite = false;
-};
 
 /// A shape as Python writes it: (4, 8), (3,), (). By hand, because MLX's operator<< for shapes
 /// crashes in its CUDA build when called from here.
@@ -64,29 +57,30 @@ MLX_OPT_API std::vector<mx::array> step(
     mx::StreamOrDevice s = {},
     const std::optional<GradientScale>& scale = std::nullopt);
 
-/// One step of Adafactor (Shazeer and Stern, arXiv:1804.04235), on the CPU.
+/// The shape of array `index` of a parameter's state: the parameter's, but where the state is
+/// `factored` those of its rows' and its columns' means for the first two.
+MLX_OPT_API mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
+
+/// Whether Adafactor can be run on `device` by this build.
+MLX_OPT_API bool has_adafactor(mx::Device device);
+
+/// One step of Adafactor (Shazeer and Stern, arXiv:1804.04235), on a device that has it.
 ///
-/// `operands`: for each tensor its parameter; the running means of the squares of its rows (its
-/// shape without the last dimension) and of its columns (without the last but one) where it is
-/// `factored`, else of its elements; where there is a `first_moment` that; and its gradient.
-/// `hypers`: those of rules/adafactor.h, in order. The rest and the results are as of `step`.
+/// `operands`: for each tensor its parameter; the running means of the squares of its elements if
+/// it is one of the first `unfactored`, else of its rows (its shape without the last dimension) and
+/// of its columns (without the last but one); where there is a `first_moment` that; and its
+/// gradient. `hypers`: those of rules/adafactor.h, in order. The rest and the results are as of
+/// `step`.
 ///
-/// Throws std::invalid_argument where the arguments do not fit, or the stream is not the CPU's.
+/// Throws std::invalid_argument where the arguments do not fit, or the device has no Adafactor.
 MLX_OPT_API std::vector<mx::array> adafactor(
     std::vector<mx::array> operands,
-    bool factored,
+    size_t unfactored,
     bool first_moment,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
     mx::StreamOrDevice s = {},
     const std::optional<GradientScale>& scale = std::nullopt);
-
-/// The square root of the sum of the squares of all elements of all arrays, each of a storage
-/// dtype: 0-d, float32. On the CPU and with CUDA, summed in double precision in one pass and in an
-/// order that does not depend on the number of threads; else by MLX's own operations in float32.
-///
-/// Throws std::invalid_argument for another dtype.
-MLX_OPT_API mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s = {});
 
 } // namespace mlx_opt

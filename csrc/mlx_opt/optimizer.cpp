@@ -19,16 +19,17 @@ std::string key_of(const std::string& parameter, std::string_view name) {
   return parameter + "." + std::string(name);
 }
 
-const mx::array& entry(const NamedArrays& state, const std::string& key) {
-  const auto found = state.find(key);
-  if (found == state.end()) {
+// Takes an array out of a state.
+mx::array take(NamedArrays& state, const std::string& key) {
+  auto entry = state.extract(key);
+  if (entry.empty()) {
     reject("the state has no \"" + key + "\"");
   }
-  return found->second;
+  return std::move(entry.mapped());
 }
 
-mx::array scalar(const NamedArrays& state, const std::string& key, bool whole) {
-  const mx::array& x = entry(state, key);
+mx::array take_scalar(NamedArrays& state, const std::string& key, bool whole) {
+  const mx::array x = take(state, key);
   const bool fits = whole ? mx::issubdtype(x.dtype(), mx::integer)
                           : mx::issubdtype(x.dtype(), mx::number) && x.dtype() != mx::complex64;
   if (x.size() != 1 || !fits) {
@@ -36,26 +37,47 @@ mx::array scalar(const NamedArrays& state, const std::string& key, bool whole) {
         "the state's \"" + key + "\" must be one " + (whole ? "integer" : "real number") +
         ", got " + dtype_text(x.dtype()) + " of shape " + shape_text(x.shape()));
   }
-  return mx::astype(x, whole ? mx::uint64 : mx::float32, mx::Device::cpu);
+  return mx::astype(
+      mx::reshape(x, {}, mx::Device::cpu), whole ? mx::uint64 : mx::float32, mx::Device::cpu);
+}
+
+std::optional<mx::array> take_scalar_if_any(
+    NamedArrays& state, const std::string& key, bool whole) {
+  return state.contains(key) ? std::optional(take_scalar(state, key, whole)) : std::nullopt;
+}
+
+std::uint64_t number(const std::optional<mx::array>& count) {
+  return count ? mx::array(*count).item<std::uint64_t>() : 0;
+}
+
+mx::array one_more_unless_finite(
+    const std::optional<mx::array>& count, const mx::array& norm, mx::StreamOrDevice s) {
+  const mx::array one(std::uint64_t{1});
+  const mx::array before = count.value_or(mx::array(std::uint64_t{0}));
+  return mx::where(mx::isfinite(norm, s), before, mx::add(before, one, s), s);
 }
 
 } // namespace
 
-Optimizer::Optimizer(const NamedArrays& parameters, Hyperparameters hypers, double learning_rate)
-    : hypers_(std::move(hypers)),
-      names_(state_names(hypers_)),
-      learning_rate_(static_cast<float>(learning_rate)) {
+Optimizer::Optimizer(
+    const NamedArrays& parameters, Hyperparameters hypers, std::optional<double> learning_rate)
+    : hypers_(std::move(hypers)), learning_rate_(learning_rate) {
   check_mlx();
+  const Definition definition = mlx_opt::definition(hypers_);
+  if (!learning_rate && definition.uses_learning_rate) {
+    reject("this optimizer needs a learning rate");
+  }
   for (const auto& [name, parameter] : parameters) {
     check_operand(name, "parameter", parameter, parameter.shape());
-    moments_.emplace(name, initial_state(hypers_, {parameter}));
+    moments_.emplace(
+        name, Moments{definition.names(parameter.ndim()), initial_state(hypers_, {parameter})});
   }
 }
 
-void Optimizer::update(NamedArrays& parameters, NamedArrays gradients, mx::StreamOrDevice s) {
-  std::vector<NamedArrays::iterator> places;
-  std::vector<Arrays*> states;
-  Arrays inputs, slopes, state;
+void Optimizer::update(
+    NamedArrays& parameters, NamedArrays gradients, const Clip& clip, mx::StreamOrDevice s) {
+  std::vector<const std::string*> names;
+  std::vector<Leaf> leaves;
   for (auto& [name, gradient] : gradients) {
     const auto parameter = parameters.find(name);
     const auto moments = moments_.find(name);
@@ -63,67 +85,99 @@ void Optimizer::update(NamedArrays& parameters, NamedArrays gradients, mx::Strea
       const bool no_parameter = parameter == parameters.end();
       reject(name + ": there is a gradient but no " + (no_parameter ? "parameter" : "state"));
     }
-    places.push_back(parameter);
-    states.push_back(&moments->second);
-    inputs.push_back(parameter->second);
-    slopes.push_back(std::move(gradient));
-    state.insert(state.end(), moments->second.begin(), moments->second.end());
+    names.push_back(&name);
+    leaves.push_back({&parameter->second, &gradient, moments->second.arrays.data()});
   }
-  apply(
-      definition(hypers_),
-      [&](size_t i) { return places[i]->first; },
-      inputs,
-      std::move(slopes),
-      state,
-      mx::array(learning_rate_),
-      mx::array(step_ + 1),
-      s);
-  auto moment = state.begin();
-  for (size_t i = 0; i < places.size(); ++i) {
-    places[i]->second = std::move(inputs[i]);
-    for (mx::array& old : *states[i]) {
-      old = std::move(*moment++);
+  const Definition definition = mlx_opt::definition(hypers_);
+  check(definition, [&](size_t i) { return *names[i]; }, leaves, s);
+  std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
+  std::optional<GradientScale> scale;
+  if (clip.max_norm || clip.skip_nonfinite) {
+    norm = global_norm(mlx_opt::values(gradients), s);
+    scale = gradient_scale(*norm, clip, s);
+    if (clip.skip_nonfinite) {
+      skipped = one_more_unless_finite(skipped, *norm, s);
     }
   }
-  ++step_;
+  mx::array step(attempts_ + 1);
+  if (skipped) {
+    step = mx::subtract(step, *skipped, s);
+  }
+  apply(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, s);
+  ++attempts_;
+  step_ = std::move(step);
+  grad_norm_ = std::move(norm);
+  skipped_ = std::move(skipped);
+}
+
+std::uint64_t Optimizer::skipped() const {
+  return number(skipped_);
 }
 
 NamedArrays Optimizer::state() const {
-  NamedArrays state = {{"step", mx::array(step_)}, {"learning_rate", mx::array(learning_rate_)}};
+  NamedArrays state = {{"step", step_}};
+  if (learning_rate_) {
+    state.emplace("learning_rate", mx::array(*learning_rate_));
+  }
+  if (grad_norm_) {
+    state.emplace("grad_norm", *grad_norm_);
+  }
+  if (skipped_) {
+    state.emplace("skipped", *skipped_);
+  }
   for (const auto& [parameter, moments] : moments_) {
-    for (size_t k = 0; k < names_.size(); ++k) {
-      state.emplace(key_of(parameter, names_[k]), moments[k]);
+    for (size_t k = 0; k < moments.names.size(); ++k) {
+      state.emplace(key_of(parameter, moments.names[k]), moments.arrays[k]);
     }
   }
   return state;
 }
 
-void Optimizer::set_state(const NamedArrays& state) {
-  mx::array step = scalar(state, "step", true);
-  mx::array learning_rate = scalar(state, "learning_rate", false);
-  auto moments = moments_;
-  size_t known = 2;
-  Arrays arrays = {step, learning_rate};
-  for (auto& [parameter, own] : moments) {
-    for (size_t k = 0; k < names_.size(); ++k, ++known) {
-      const std::string key = key_of(parameter, names_[k]);
-      const mx::array& given = entry(state, key);
-      check_operand(key, "state", given, own[k].shape());
-      own[k] = given;
-      arrays.push_back(given);
+Arrays Optimizer::values() const {
+  Arrays values = {step_};
+  for (const auto& x : {grad_norm_, skipped_}) {
+    if (x) {
+      values.push_back(*x);
     }
   }
-  if (known != state.size()) {
-    const NamedArrays own = this->state();
-    for (const auto& [key, x] : state) {
-      if (!own.contains(key)) {
-        reject("the state's \"" + key + "\" belongs to no parameter of this optimizer");
-      }
+  for (const auto& [parameter, moments] : moments_) {
+    values.insert(values.end(), moments.arrays.begin(), moments.arrays.end());
+  }
+  return values;
+}
+
+void Optimizer::set_state(const NamedArrays& state) {
+  NamedArrays rest = state;
+  Arrays arrays = {take_scalar(rest, "step", true)};
+  const bool uses_learning_rate = definition(hypers_).uses_learning_rate;
+  auto learning_rate = uses_learning_rate ? take_scalar(rest, "learning_rate", false)
+                                          : take_scalar_if_any(rest, "learning_rate", false);
+  auto grad_norm = take_scalar_if_any(rest, "grad_norm", false);
+  auto skipped = take_scalar_if_any(rest, "skipped", true);
+  for (const auto& x : {learning_rate, grad_norm, skipped}) {
+    if (x) {
+      arrays.push_back(*x);
     }
+  }
+  auto moments = moments_;
+  for (auto& [parameter, own] : moments) {
+    for (size_t k = 0; k < own.names.size(); ++k) {
+      const std::string key = key_of(parameter, own.names[k]);
+      mx::array given = take(rest, key);
+      check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      own.arrays[k] = std::move(given);
+      arrays.push_back(own.arrays[k]);
+    }
+  }
+  if (!rest.empty()) {
+    reject("the state's \"" + rest.begin()->first + "\" belongs to no parameter of this optimizer");
   }
   mx::eval(arrays);
-  step_ = step.item<std::uint64_t>();
-  learning_rate_ = learning_rate.item<float>();
+  step_ = arrays[0];
+  attempts_ = number(step_) + number(skipped);
+  learning_rate_ = learning_rate ? std::optional(learning_rate->item<float>()) : std::nullopt;
+  skipped_ = std::move(skipped);
+  grad_norm_ = std::move(grad_norm);
   moments_ = std::move(moments);
 }
 

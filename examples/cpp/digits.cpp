@@ -30,6 +30,7 @@ constexpr int batch_size = 50;
 constexpr int batches = training_images / batch_size;
 constexpr double learning_rate = 1e-3;
 constexpr double weight_decay = 0.05;
+constexpr double max_norm = 1.0;
 
 struct Arguments {
   std::string data;
@@ -107,9 +108,10 @@ double train(NamedArrays& parameters, mlx_opt::Optimizer& optimizer, const Digit
   for (size_t i = 0; const auto& [name, parameter] : parameters) {
     gradients.emplace(name, std::move(slopes[i++]));
   }
-  optimizer.update(parameters, std::move(gradients));
+  optimizer.update(
+      parameters, std::move(gradients), {.max_norm = max_norm, .skip_nonfinite = true});
   mx::eval(mlx_opt::values(parameters));
-  mx::eval(mlx_opt::values(optimizer.state()));
+  mx::eval(optimizer.values());
   return loss.item<float>();
 }
 

@@ -17,6 +17,7 @@ TRAINING_IMAGES = 1500
 BATCH_SIZE = 50
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
+MAX_NORM = 1.0
 
 
 class Network(nn.Module):
@@ -73,7 +74,7 @@ def main() -> None:
             picked = order[batch * BATCH_SIZE : (batch + 1) * BATCH_SIZE]
             loss, gradients = loss_and_grad(model, images[picked], labels[picked])
             mx.eval(loss, gradients)
-            optimizer.update(model, gradients)
+            optimizer.update(model, gradients, max_norm=MAX_NORM, skip_nonfinite=True)
             del gradients
             mx.eval(model.parameters(), optimizer.state)
             total += loss.item()

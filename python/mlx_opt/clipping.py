@@ -31,10 +31,7 @@ class Clip(NamedTuple):
     def of(self, gradients: Any) -> Scaling:
         norm = global_norm(gradients)
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
-        scale = mx.array(1.0) if self.max_norm is None else normalizer(norm, self.max_norm)
-        if finite is not None:
-            scale = mx.where(finite, scale, mx.nan)
-        return Scaling(norm, scale, finite)
+        return Scaling(norm, _ext.gradient_scale(norm, *self), finite)
 
 
 class Scaling(NamedTuple):
@@ -142,7 +139,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
     """
     _check(max_norm)
     norm = global_norm(grads)
-    scale = normalizer(norm, max_norm)
+    scale = _ext.gradient_scale(norm, max_norm)
     return tree_map(lambda g: scaled(g, scale), grads), norm
 
 
@@ -151,10 +148,6 @@ def global_norm(tree: Any) -> mx.array:
     norm = _ext.global_norm(tree)
     # The norm of other dtypes is what MLX makes of it; nothing evaluates its clipped gradients.
     return stock.clip_grad_norm(tree, 0.0)[1] if norm is None else norm
-
-
-def normalizer(norm: mx.array, max_norm: float | mx.array) -> mx.array:
-    return mx.minimum(max_norm / (norm + 1e-6), 1.0)
 
 
 def scaled(gradient: mx.array, scale: mx.array) -> mx.array:
