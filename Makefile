@@ -42,7 +42,7 @@ unit: $(VENV)/tools
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/metal -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/metal tests/package -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 asan tsan: $(VENV)/tools

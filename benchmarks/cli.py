@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from mlx_opt import info
 from .measure import Run, measure
 from .peers import LIMIT, MEASURED_BY, OURS, PEERS, has_meaning, why_missing
 from .report import table, write_json, write_plot
+from .together import run_together, table_together
 from .workloads import ALL, ITEMSIZES, MODELS, RULES, Model, Workload, model_named
 
 OPTIONAL_PEERS = [peer for peer in PEERS if peer not in (OURS, LIMIT)]
@@ -30,6 +33,7 @@ Threads: as MLX_OPT_NUM_THREADS says, for PyTorch too. docs/benchmarks.md says w
 examples:
   python -m mlx_opt bench
   python -m mlx_opt bench --rule all --model gpt2 --json gpt2.json --plot gpt2.png
+  python -m mlx_opt bench --together --model gpt2 --rule AdamW --rule AdamW-clipped
   python -m mlx_opt bench --rule Lion --dtype bfloat16 --model 24*1024x1024,24*1024"""
 
 
@@ -66,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PEER",
         help=f"beside {OURS}: {', '.join(OPTIONAL_PEERS)} (default: all that are here)",
     )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="time the rules in turn with one another and with memory, and no peers",
+    )
     parser.add_argument("--json", type=_output, metavar="PATH", help="write every round's times")
     parser.add_argument("--plot", type=_output, metavar="PATH", help="draw the times (a PNG)")
     return parser
@@ -79,9 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     rules = _chosen_rules(options.rule)
     if "torch" in (options.peers or []) and find_spec("torch") is None:
         parser.error("--peers torch needs PyTorch: pip install torch")
+    if options.together and (options.peers or options.json or options.plot):
+        parser.error("--together has none of --peers, --json and --plot")
     console = Console()
     if (load := os.getloadavg()[0]) > BUSY:
         console.print(f"The machine is busy (load {load:.1f}): these times will be too long.")
+    if options.together:
+        _run_together(rules, options, console)
+        return 0
     runs = []
     for rule in rules:
         workload = Workload(rule, options.model, options.dtype)
@@ -119,6 +133,19 @@ def _chosen_peers(rule: str, optional: list[str], console: Console) -> list[str]
 
 
 def _measure(workload: Workload, names: list[str], rounds: int) -> Run:
+    with _progress(len(names) * (rounds + 1)) as show:
+        return measure(workload, names, rounds, lambda what: show(f"{workload.rule} {what}"))
+
+
+def _run_together(rules: list[str], options: argparse.Namespace, console: Console) -> None:
+    with _progress((len(rules) + 3) * (options.rounds + 1)) as show:
+        run = run_together(rules, options.model, options.dtype, options.rounds, show)
+    console.print(table_together(run))
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar that goes on by one whenever it is told of what comes."""
     progress = Progress(
         TextColumn("{task.description:<22}"),
         BarColumn(),
@@ -128,13 +155,9 @@ def _measure(workload: Workload, names: list[str], rounds: int) -> Run:
         transient=True,
         auto_refresh=False,  # its thread would draw while a step is timed
     )
-    task = progress.add_task("", total=len(names) * (rounds + 1))
-
-    def show(what: str) -> None:
-        progress.update(task, advance=1, description=f"{workload.rule} {what}", refresh=True)
-
+    task = progress.add_task("", total=total)
     with progress:
-        return measure(workload, names, rounds, show)
+        yield lambda what: progress.update(task, advance=1, description=what, refresh=True)
 
 
 def _environment() -> dict[str, str]:

@@ -42,6 +42,7 @@ RULES = {
     "AdamW": (lambda m: m.AdamW(1e-3, weight_decay=0.01), 7),
     "SGD": (lambda m: m.SGD(1e-3, momentum=0.9), 5),
     "Lion": (lambda m: m.Lion(1e-4, weight_decay=0.01), 5),
+    "Adafactor": (lambda m: m.Adafactor(), 6),
 }
 DTYPES = {"f32": (mx.float32, 4), "bf16": (mx.bfloat16, 2)}
 
@@ -219,7 +220,7 @@ def torch_fused(rule, shapes, dtype, repeats):
 def subjects(rule, make, shapes, kind, quick):
     yield "ours", lambda: Eager(make(mlx_opt), shapes, kind)
     yield "ours, clipped", lambda: Clipped(make(mlx_opt), shapes, kind)
-    if not quick and rule == "AdamW":
+    if not quick and rule in ("AdamW", "Adafactor"):
         yield "ours lazy", lambda: Lazy(make(mlx_opt), shapes, kind)
         yield "ours compiled", lambda: Compiled(make(mlx_opt), shapes, kind)
         yield "ours, g.T", lambda: Eager(make(mlx_opt), shapes, kind).transpose_gradients()

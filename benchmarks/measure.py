@@ -88,7 +88,7 @@ def measure(workload: Workload, names: list[str], rounds: int, progress: Progres
         for name in group:
             progress(f"setting up {name}")
             peers[name] = _set_up(workload, results[name])
-        _take_turns(peers, results, rounds, progress)
+        take_turns(peers, results, rounds, progress)
         del peers
         _free_memory()
     return Run(workload, results, in_turn)
@@ -117,9 +117,10 @@ def _set_up(workload: Workload, result: Result) -> Peer:
     return peer
 
 
-def _take_turns(
+def take_turns(
     peers: dict[str, Peer], results: dict[str, Result], rounds: int, progress: Progress
 ) -> None:
+    """Add a time to each peer's result in each round; `progress` is told before each turn."""
     steps = {name: _steps_a_turn(peer) for name, peer in peers.items()}
     order = list(peers)
     # Shuffled: nobody is always behind the same one, which leaves it caches and busy threads.

@@ -93,26 +93,27 @@ def _row(run: Run, peer: str) -> list[str]:
     deciles = quantiles(run.ratios(peer, to=OURS), n=10, method="inclusive")
     return [
         peer,
-        _time(run.seconds(peer)),
-        _digits(run.nanoseconds_a_parameter(peer)),
-        _digits(run.gigabytes_a_second(peer)),
-        f"{_digits(100 * run.share_of_limit(peer))}%",
-        "" if peak is None else _digits(peak),
-        _digits(run.time_over_ours(peer)),
-        "" if peer == OURS else f"{_digits(deciles[0])}-{_digits(deciles[-1])}",
+        time_text(run.seconds(peer)),
+        digits(run.nanoseconds_a_parameter(peer)),
+        digits(run.gigabytes_a_second(peer)),
+        f"{digits(100 * run.share_of_limit(peer))}%",
+        "" if peak is None else digits(peak),
+        digits(run.time_over_ours(peer)),
+        "" if peer == OURS else f"{digits(deciles[0])}-{digits(deciles[-1])}",
     ]
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three digits or more, with no exponent."""
     return f"{value:,.{max(0, 2 - floor(log10(value)))}f}"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """With its unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds * 1e6)} us"
+            return f"{digits(seconds / size)} {unit}"
+    return f"{digits(seconds * 1e6)} us"
 
 
 def _as_json(run: Run) -> dict[str, Any]:

@@ -49,7 +49,7 @@ RULES = {
         optimizer="AdamW",
         max_norm=1.0,
     ),
-    # Parameter and gradient for the means, the gradient for the update's, all for the update.
+    # The gradient for the means, it and the parameter for root mean squares, both for the update.
     "Adafactor": Rule(0, {}, ("Adafactor", {}), passes=6),
     # Momentum and descent; not the products between them.
     "Muon": Rule(1, {}, None, passes=8),
