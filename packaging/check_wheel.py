@@ -21,7 +21,7 @@ import macho
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 3_000_000
 
-HEADERS = {"api", "functions", "hyperparameters", "mlx_opt", "optimizer", "version"}
+HEADERS = {"api", "clipping", "functions", "hyperparameters", "mlx_opt", "optimizer", "version"}
 FILES = {
     "mlx_opt/*.py",
     "mlx_opt/py.typed",

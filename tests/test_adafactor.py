@@ -164,6 +164,14 @@ def test_a_zero_gradient_changes_no_half(dtype):
     assert_same(got, w)
 
 
+def assert_alike(got, expected, dtype):
+    """The same bits on the CPU. On a GPU the order of the sums depends on the layout."""
+    if mx.default_device().type == mx.cpu:
+        assert_same(got, expected)
+    else:
+        assert_close(got, expected, {mx.float16: 2**-10, mx.bfloat16: 2**-7}.get(dtype, 2e-6))
+
+
 @each_dtype
 def test_layouts_make_no_difference(dtype):
     w, g = normal(130, 300, seed=1, dtype=dtype), normal(130, 300, seed=2, dtype=dtype)
@@ -181,14 +189,15 @@ def test_layouts_make_no_difference(dtype):
 
     expected = walk(w, g)
     for layout in layouts.values():
-        assert_same(walk(layout(w), layout(g)), expected)
+        assert_alike(walk(layout(w), layout(g)), expected, dtype)
 
 
 def test_batches_of_turned_matrices():
     g = mx.swapaxes(mx.contiguous(mx.swapaxes(normal(3, 40, 50, seed=1), -1, -2)), -1, -2)
     w = normal(3, 40, 50, seed=2)
     got = mlx_opt.Adafactor().apply_gradients({"w": g}, {"w": w})
-    assert_same(got, mlx_opt.Adafactor().apply_gradients({"w": copied(g)}, {"w": w}))
+    expected = mlx_opt.Adafactor().apply_gradients({"w": copied(g)}, {"w": w})
+    assert_alike(got, expected, mx.float32)
 
 
 def test_nothing_depends_on_the_number_of_threads(cpu):

@@ -117,3 +117,18 @@ def test_a_wrong_command_line_is_exit_status_2_and_says_why(arguments):
 def test_help_is_given(arguments):
     done = command(*arguments)
     assert done.returncode == 0 and "usage: python -m mlx_opt" in done.stdout
+
+
+def test_rules_are_timed_in_turn_with_one_another():
+    rules = [word for rule in ("AdamW", "AdamW-clipped", "Adafactor") for word in ("--rule", rule)]
+    done = command("bench", "--together", "--model", "3*20x30,5", "--rounds", "2", *rules)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
+    for name, moved in (("AdamW", 28), ("AdamW-clipped", 32), ("Adafactor", 24), ("norm", 4)):
+        assert rows[name][4] == str(moved)
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_rules_in_turn_with_one_another_are_not_written_down(option, tmp_path):
+    done = command("bench", "--together", option, tmp_path / "file")
+    assert done.returncode == 2 and "--together has none of" in done.stderr

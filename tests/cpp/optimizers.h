@@ -1,4 +1,4 @@
-// Every optimizer of the C++ interface with its formula in double precision.
+// Every optimizer of the C++ interface, the elementwise ones with formulas in double precision.
 #pragma once
 
 #include <cmath>
@@ -39,7 +39,7 @@ inline Formula sgd(double momentum, double dampening, double decay, bool nestero
   };
 }
 
-inline const std::vector<Case>& all() {
+inline const std::vector<Case>& elementwise() {
   using namespace mlx_opt;
   static const std::vector<Case> cases = {
       {"SGD", SGD{.weight_decay = 0.1}, sgd(0, 0, 0.1, false)},
@@ -91,6 +91,20 @@ inline const std::vector<Case>& all() {
        }},
   };
   return cases;
+}
+
+/// Those and the others, without formulas.
+inline std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all() {
+  using mlx_opt::Adafactor;
+  std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all = {
+      {"Adafactor", Adafactor{}},
+      {"Adafactor with a first moment", Adafactor{.beta_1 = 0.9, .relative_step = false}},
+      {"Muon", mlx_opt::Muon{}},
+      {"Muon with decoupled decay", mlx_opt::Muon{.decoupled_weight_decay = true}}};
+  for (const Case& each : elementwise()) {
+    all.emplace_back(each.name, each.hypers);
+  }
+  return all;
 }
 
 } // namespace optimizers

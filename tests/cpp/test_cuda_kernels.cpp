@@ -1,6 +1,7 @@
 // Compiles the kernels as a GPU's first step would, for GPUs that need not be there.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <atomic>
 #include <mutex>
 #include <set>
@@ -126,10 +127,52 @@ TEST_CASE("kernels that scale the gradient compile") {
 }
 
 TEST_CASE("the kernels of the norm compile") {
-  std::vector<Kernel> kernels = {{Rule{}, Kind::norm}};
+  std::vector<Kernel> kernels = {{Rule{}, Kind::norm}, {Rule{}, Kind::clip}};
   for (Storage storage : storages) {
     kernels.push_back({Rule{}, Kind::squares, 454, {storage}});
     kernels.push_back({Rule{}, Kind::strided_squares, 0, {storage}});
+  }
+  for (Architecture architecture : architectures) {
+    check_all(kernels, architecture);
+  }
+}
+
+// Those of a step of Adafactor: parameter, means, first moment, gradient; the results the same but
+// for the parameter.
+std::vector<Kernel> adafactor_kernels(
+    std::array<Storage, 4> in, Storage parameter, bool first_moment, int lanes, int capacity) {
+  const auto [w, v, m, g] = in;
+  const auto kernel = [&](Kind kind, std::array<Storage, 4> from, std::array<Storage, 3> to) {
+    Kernel made{Rule{}, kind, capacity, {}, {}, mlx_opt::Scaling::none, lanes, first_moment};
+    std::copy(from.begin(), from.end(), made.in);
+    std::copy(to.begin(), to.end(), made.out);
+    return made;
+  };
+  return {
+      kernel(Kind::factor_squares, {w, g}, {}),
+      kernel(Kind::factor_means, {v, v}, {v, v}),
+      kernel(Kind::factor_update_squares, {v, g}, {}),
+      kernel(Kind::factor_rates, {}, {}),
+      kernel(Kind::factor_update, in, {parameter, v, m})};
+}
+
+TEST_CASE("the kernels of Adafactor compile") {
+  std::vector<Kernel> kernels = {{Rule{}, Kind::factor_prepare}};
+  const auto add = [&](auto... arguments) {
+    const auto more = adafactor_kernels(arguments...);
+    kernels.insert(kernels.end(), more.begin(), more.end());
+  };
+  for (Storage s : storages) {
+    for (bool first_moment : {false, true}) {
+      const int lanes = s == Storage::float32 ? 4 : 8;
+      add(std::array{s, s, s, s}, s, first_moment, lanes, 177);
+      add(std::array{s, s, s, s}, s, first_moment, 1, 0);
+      add(std::array{Storage::float32, Storage::bfloat16, s, Storage::float16},
+          s,
+          first_moment,
+          4,
+          22);
+    }
   }
   for (Architecture architecture : architectures) {
     check_all(kernels, architecture);

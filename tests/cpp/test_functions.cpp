@@ -1,6 +1,8 @@
 // The optimizers as functions.
 #include <doctest/doctest.h>
 
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "mlx/mlx.h"
@@ -31,7 +33,7 @@ std::string message_of(const std::function<void()>& call) {
 
 TEST_CASE("every optimizer follows its formula") {
   constexpr double lr = 0.01;
-  for (const auto& [name, hypers, formula] : optimizers::all()) {
+  for (const auto& [name, hypers, formula] : optimizers::elementwise()) {
     CAPTURE(name);
     Arrays w = {vector_of(start)};
     Arrays state = mlx_opt::initial_state(hypers, w);
@@ -68,7 +70,7 @@ TEST_CASE("a step is in place where nobody else holds the arrays") {
   Arrays state = mlx_opt::initial_state(mlx_opt::AdamW{}, w);
   const float *own = nullptr, *moment = nullptr;
   for (int step = 1; step <= 4; ++step) {
-    mlx_opt::adamw(w, {mx::full({1000}, 1.0f)}, state, {}, 0.01, step, mx::Device::cpu);
+    mlx_opt::adamw(w, {mx::full({1000}, 1.0f)}, state, {}, 0.01, step, {}, mx::Device::cpu);
     mx::eval(w);
     mx::eval(state);
     if (step == 1) {
@@ -84,6 +86,55 @@ TEST_CASE("plain SGD leaves its state alone") {
   Arrays w = {vector_of(start)}, state = {vector_of(slope)};
   mlx_opt::sgd(w, {vector_of(slope)}, state, {}, 0.1, 1);
   CHECK(mx::array_equal(state[0], vector_of(slope)).item<bool>());
+}
+
+TEST_CASE("the scale brings the norm to the greatest one") {
+  const auto scale = [](float norm, const mlx_opt::Clip& clip) {
+    return mlx_opt::gradient_scale(mx::array(norm), clip).value.item<float>();
+  };
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  CHECK(scale(5.0f, {}) == 1.0f);
+  CHECK(scale(0.5f, {.max_norm = 1.0}) == 1.0f);
+  CHECK(scale(5.0f, {.max_norm = 1.0}) == doctest::Approx(1.0 / (5.0 + 1e-6)).epsilon(1e-7));
+  CHECK(scale(0.0f, {.max_norm = 0.0}) == 0.0f);
+  CHECK(scale(infinity, {.max_norm = 1.0}) == 0.0f);
+  CHECK(std::isnan(scale(infinity, {.max_norm = 1.0, .skip_nonfinite = true})));
+  CHECK(std::isnan(scale(NAN, {.skip_nonfinite = true})));
+  CHECK(scale(5.0f, {.skip_nonfinite = true}) == 1.0f);
+  CHECK_THROWS_WITH_AS(
+      scale(5.0f, {.max_norm = -1.0}),
+      "mlx_opt: max_norm should be >=0, -1 was provided instead",
+      std::invalid_argument);
+}
+
+TEST_CASE("every optimizer follows its formula with clipped gradients") {
+  constexpr double lr = 0.01, max_norm = 0.5;
+  double norm = 0;
+  for (float g : slope) {
+    norm += double(g) * g;
+  }
+  norm = std::sqrt(norm);
+  for (const auto& [name, hypers, formula] : optimizers::elementwise()) {
+    CAPTURE(name);
+    Arrays w = {vector_of(start)};
+    Arrays state = mlx_opt::initial_state(hypers, w);
+    for (int step = 1; step <= 3; ++step) {
+      const Arrays g = {vector_of(slope)};
+      mx::array norm_of_g = mlx_opt::global_norm(g);
+      CHECK(norm_of_g.item<float>() == doctest::Approx(norm).epsilon(1e-7));
+      const auto scale = mlx_opt::gradient_scale(norm_of_g, {.max_norm = max_norm});
+      mlx_opt::update(w, g, state, hypers, mx::array(float(lr)), mx::array(step), scale);
+    }
+    mx::eval(w);
+    for (size_t i = 0; i < start.size(); ++i) {
+      double expected = start[i];
+      optimizers::Values moments(2, 0.0);
+      for (int step = 1; step <= 3; ++step) {
+        formula(expected, moments, slope[i] * max_norm / (norm + 1e-6), lr, step);
+      }
+      CHECK(w[0].data<float>()[i] == doctest::Approx(expected).epsilon(1e-6));
+    }
+  }
 }
 
 TEST_CASE("a step can be compiled") {
@@ -137,7 +188,7 @@ TEST_CASE("an argument that does not fit is named, and nothing changes") {
       "mlx_opt: parameter 1: gradient must be float32, float16 or bfloat16, got int32");
   CHECK(lion(g, {.beta1 = 1.0}) == "mlx_opt Lion: betas must be in [0, 1)");
   m[1] = mx::zeros({8, 4});
-  CHECK(lion(g) == "mlx_opt: parameter 1: state m (8, 4), parameter (4, 8)");
+  CHECK(lion(g) == "mlx_opt: parameter 1: state m (8, 4), expected (4, 8)");
   m.pop_back();
   CHECK(lion(g) == "mlx_opt: expected 2 arrays of state, got 1");
   m.push_back(mx::zeros({4, 8}));
@@ -163,7 +214,16 @@ TEST_CASE("hyperparameters out of their range are refused") {
            AdamW{.beta2 = 1.0},
            Adamax{.beta2 = 1.0},
            Adamax{.eps = -1.0},
-           Lion{.beta2 = 1.0}}) {
+           Lion{.beta2 = 1.0},
+           Adafactor{.eps = {-1.0, 1.0}},
+           Adafactor{.eps = {1.0, -1.0}},
+           Adafactor{.clip_threshold = 0.0},
+           Adafactor{.decay_rate = 0.1},
+           Adafactor{.beta_1 = 1.0},
+           Muon{.momentum = 1.0},
+           Muon{.ns_steps = -1},
+           Muon{.ns_dtype = mx::int32},
+           Muon{.ns_coefficients = {}}}) {
     CAPTURE(hypers.index());
     CHECK_THROWS_AS(initial_state(hypers, {mx::zeros({2})}), std::invalid_argument);
   }

@@ -191,8 +191,15 @@ TEST_CASE("Adafactor of no tensors asks for no kernel, of some for one that the 
   const std::vector<mlx_opt::Scalar> hypers(9, 0.5);
   const mx::Stream gpu(0, mx::Device::gpu);
   const auto step = [&](std::vector<mx::array> operands) {
+    const size_t tensors = operands.size() / 3;
     return mlx_opt::adafactor(
-        std::move(operands), false, false, hypers, mx::array(0.01f), mx::array(1, mx::uint64), gpu);
+        std::move(operands),
+        tensors,
+        false,
+        hypers,
+        mx::array(0.01f),
+        mx::array(1, mx::uint64),
+        gpu);
   };
   CHECK(step({}).empty());
   const std::vector<mx::array> tensor(3, filled({4}, 1.0f));

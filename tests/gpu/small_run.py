@@ -15,6 +15,8 @@ RULES = [
     lambda: mlx_opt.AdamW(0.1, bias_correction=True),
     lambda: mlx_opt.Adamax(0.1),
     lambda: mlx_opt.Lion(0.1),
+    lambda: mlx_opt.Adafactor(),
+    lambda: mlx_opt.Adafactor(beta_1=0.9, weight_decay=0.1),
 ]
 SIZES = [1, 3, 64, 4095, 4096, 4097, 9000]
 
@@ -26,6 +28,9 @@ def filled(shape, dtype, value):
 def gradients_of(dtype):
     flat = {f"flat{n}": filled((n,), dtype, 0.5) for n in SIZES}
     odd = {
+        "matrix": filled((200, 300), dtype, 0.5),
+        "matrices": filled((3, 130, 40), dtype, 0.5),
+        "scalar": filled((), dtype, 0.5),
         "transposed": filled((70, 130), dtype, 0.5).T,
         "transposed-odd": filled((67, 33), dtype, 0.5).T,
         "misaligned": filled((5001,), dtype, 0.5)[1:].reshape(50, 100),

@@ -2,10 +2,16 @@
 
 import shutil
 import sys
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+import mlx_opt
 from conftest import EXAMPLE, output, run
+
+HERE = Path(__file__).parent
 
 EPOCHS = 5
 TOLERANCE = 1e-5
@@ -75,14 +81,100 @@ def test_a_checkpoint_of_another_model_is_refused(digits, data, tmp_path):
     assert 'the state has no "step"' in done.stderr
 
 
-def test_pkg_config_knows_how_to_build_it(package, source, mlx_root, data, tmp_path):
+def build_with_pkg_config(source, program, package, mlx_root):
     flags = output(
         "pkg-config", "--cflags", "--libs", f"--define-variable=mlx={mlx_root}", "mlx_opt",
         env={"PATH": "/usr/bin:/bin", "PKG_CONFIG_PATH": str(package / "share/pkgconfig")},
     ).split()  # fmt: skip
-    program = tmp_path / "digits"
-    output("c++", source / "digits.cpp", "-o", program, *flags)
+    output("c++", source, "-o", program, *flags)
+    return program
+
+
+def test_pkg_config_knows_how_to_build_it(package, source, mlx_root, data, tmp_path):
+    program = build_with_pkg_config(source / "digits.cpp", tmp_path / "digits", package, mlx_root)
     assert len(train([program], data, "--epochs", 1)) == 1
+
+
+@pytest.fixture(scope="module")
+def steps(package, mlx_root, tmp_path_factory):
+    """The program, which does what `steps_of_python` does."""
+    program = tmp_path_factory.mktemp("steps") / "steps"
+    return build_with_pkg_config(HERE / "steps.cpp", program, package, mlx_root)
+
+
+OPTIMIZERS = {
+    "AdamW": lambda: mlx_opt.AdamW(0.01, weight_decay=0.1),
+    "Lion": lambda: mlx_opt.Lion(0.01),
+    "Adafactor": lambda: mlx_opt.Adafactor(weight_decay=0.1),
+    "Adafactor with beta_1": lambda: mlx_opt.Adafactor(0.01, beta_1=0.9, relative_step=False),
+    "Muon": lambda: mlx_opt.Muon(0.01),
+    "Muon with options": lambda: mlx_opt.Muon(
+        0.01,
+        nesterov=False,
+        ns_steps=7,
+        ns_coefficients="polar_express",
+        adjust_lr="match_rms_adamw",
+        decoupled_weight_decay=True,
+    ),
+}
+
+
+def read(path):
+    return tree_unflatten(list(mx.load(str(path)).items()))
+
+
+def write(path, tree):
+    mx.save_safetensors(str(path), dict(tree_flatten(tree)))
+
+
+def steps_of_python(name, folder, first, last):
+    optimizer = OPTIMIZERS[name]()
+    parameters = read(folder / "parameters.safetensors")
+    if (folder / "state.safetensors").exists():
+        optimizer.state = read(folder / "state.safetensors")
+    for i in range(first, last):
+        gradients = read(folder / f"gradients.{i}.safetensors")
+        options = {"max_norm": 1.0, "skip_nonfinite": True}
+        parameters = optimizer.apply_gradients(gradients, parameters, **options)
+        mx.eval(parameters, optimizer.state)
+    write(folder / "parameters.safetensors", parameters)
+    write(folder / "state.safetensors", optimizer.state)
+
+
+@pytest.mark.parametrize("cpp_first", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_either_goes_on_from_the_state_of_the_other(steps, name, cpp_first, tmp_path):
+    def tree(seed):
+        shapes = {"scale": (), "layers": [{"weight": (5, 7)}, {"weight": (2, 3, 4), "bias": (6,)}]}
+        key = iter(mx.random.split(mx.random.key(seed), 4))
+        return tree_map(
+            lambda shape: mx.random.normal(shape, key=next(key)),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+
+    def steps_of_cpp(name, folder, first, last):
+        output(steps, name, folder, first, last)
+
+    folders = tmp_path / "both", tmp_path / "python"
+    for folder in folders:
+        folder.mkdir()
+        write(folder / "parameters.safetensors", tree(0))
+        for i in range(5):
+            # The second is not finite.
+            gradients = tree_map(lambda x, i=i: x * (float("nan") if i == 1 else 1.0), tree(i + 1))
+            write(folder / f"gradients.{i}.safetensors", gradients)
+    halves = (steps_of_cpp, steps_of_python) if cpp_first else (steps_of_python, steps_of_cpp)
+    halves[0](name, folders[0], 0, 3)
+    halves[1](name, folders[0], 3, 5)
+    steps_of_python(name, folders[1], 0, 5)
+    for file in ("parameters.safetensors", "state.safetensors"):
+        got, expected = (mx.load(str(folder / file)) for folder in folders)
+        assert got.keys() == expected.keys()
+        for key, x in expected.items():
+            assert (got[key].dtype, got[key].shape) == (x.dtype, x.shape)
+            assert mx.allclose(got[key], x, rtol=1e-6, atol=1e-7), key
+    assert expected["step"].item() == 4 and expected["skipped"].item() == 1
 
 
 def test_python_tells_where_the_package_is(source, mlx_root, tmp_path):
