@@ -50,7 +50,7 @@ class ClipScale : public mx::UnaryPrimitive {
                       max_norm = max_norm_,
                       skips = skips_,
                       scale = output.data<float>()] {
-      *scale = MLX_OPT_LEVEL::clip_scale(*norm, most ? *most : max_norm, skips);
+      *scale = MLX_OPT_LEVEL::Clipping::scale(*norm, most ? *most : max_norm, skips);
     });
   }
 

@@ -5,13 +5,15 @@
 
 MLX_OPT_RULES_BEGIN
 
-// What gradients of that norm are multiplied with. NaN, for a step that is not taken, where it
-// `skips` a norm that is not finite.
-MLX_OPT_FN float clip_scale(float norm, float max_norm, bool skips) {
-  if (skips && !(absolute(norm) <= 3.402823466e38f)) {
-    return norm - norm;
+struct Clipping {
+  // What gradients of that norm are multiplied with. NaN, for a step that is not taken, where it
+  // `skips` a norm that is not finite.
+  MLX_OPT_FN float scale(float norm, float max_norm, bool skips) {
+    if (skips && !(absolute(norm) <= 3.402823466e38f)) {
+      return norm - norm;
+    }
+    return minimum(max_norm / (norm + 1e-6f), 1.0f);
   }
-  return minimum(max_norm / (norm + 1e-6f), 1.0f);
-}
+};
 
 MLX_OPT_RULES_END

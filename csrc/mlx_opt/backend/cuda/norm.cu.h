@@ -94,7 +94,7 @@ MLX_OPT_FN void norm(const cuda::Sums& sums) {
 
 // By one thread.
 MLX_OPT_FN void clip(const cuda::Clip& from) {
-  *from.scale = clip_scale(*from.norm, from.max_norm ? *from.max_norm : from.most, from.skips);
+  *from.scale = Clipping::scale(*from.norm, from.max_norm ? *from.max_norm : from.most, from.skips);
 }
 
 } // namespace MLX_OPT_LEVEL
