@@ -43,6 +43,13 @@ nb::object entry_or_none(nb::handle tree, nb::handle key) {
   return nb::steal(item);
 }
 
+Rule rule_named(const std::string& name) {
+  if (auto rule = find_rule(name)) {
+    return *rule;
+  }
+  throw nb::value_error(("there is no rule \"" + name + "\"").c_str());
+}
+
 bool traced(const StepScalars& scalars) {
   std::vector<mx::array> arrays = {scalars.learning_rate, scalars.step};
   if (scalars.scale) {
@@ -176,29 +183,63 @@ void Batch::push_operands(bool factored, std::vector<mx::array>& operands) const
   }
 }
 
-// Pointers to all operands, or none if an object is not served, or anything but its tree and this
-// batch refers to a parameter or moment.
-std::vector<mx::array*> Batch::unshared_operands() const {
-  std::vector<mx::array*> operands;
-  operands.reserve(leaves_.size() * (moments_.size() + 2));
+std::vector<mx::array> Batch::operands() const {
+  std::vector<mx::array> operands;
+  operands.reserve(leaves_.size() * (moments_of(factors_).size() + 2) + 8);
+  push_operands(false, operands);
+  if (factors_) {
+    push_operands(true, operands);
+  }
+  return operands;
+}
+
+// Appends pointers, unless an object is not served, or anything but its tree and this batch refers
+// to a parameter or moment.
+bool Batch::push_unshared(bool factored, std::vector<mx::array*>& operands) const {
   for (const Leaf& leaf : leaves_) {
+    if (leaf.factored != factored) {
+      continue;
+    }
     if (!leaf.fused || Py_REFCNT(leaf.parameter.ptr()) != 2) {
-      return {};
+      return false;
     }
     operands.push_back(nb::inst_ptr<mx::array>(leaf.parameter));
-    for (const nb::str& name : moments_) {
+    for (const nb::str& name : moments_of(factored)) {
       PyObject* moment = PyDict_GetItem(leaf.state.ptr(), name.ptr());
       if (Py_REFCNT(moment) != 1) {
-        return {};
+        return false;
       }
       operands.push_back(nb::inst_ptr<mx::array>(moment));
     }
     operands.push_back(nb::inst_ptr<mx::array>(leaf.gradient));
   }
-  return operands;
+  return true;
 }
 
-bool Batch::update_in_place(Rule rule, const StepScalars& scalars) {
+// Pointers to all operands, or none if they are shared.
+std::vector<mx::array*> Batch::unshared_operands() const {
+  std::vector<mx::array*> operands;
+  operands.reserve(leaves_.size() * (moments_of(factors_).size() + 2));
+  const bool all = push_unshared(false, operands) && (!factors_ || push_unshared(true, operands));
+  return all ? operands : std::vector<mx::array*>();
+}
+
+bool Batch::overwrite(
+    const std::string& rule, const StepScalars& scalars, mx::Stream stream) const {
+  const auto operands = unshared_operands();
+  if (operands.empty()) {
+    return false;
+  }
+  const auto& [hypers, learning_rate, step, scale] = scalars;
+  if (!factors_) {
+    return step_in_place(rule_named(rule), operands, hypers, learning_rate, step, stream, scale);
+  }
+  const bool first_moment = moments_.size() > 1;
+  return adafactor_in_place(
+      operands, count_fused(false), first_moment, hypers, learning_rate, step, stream, scale);
+}
+
+bool Batch::update_in_place(const std::string& rule, const StepScalars& scalars) {
   if (!available_) {
     return false;
   }
@@ -207,13 +248,7 @@ bool Batch::update_in_place(Rule rule, const StepScalars& scalars) {
     const nb::gil_scoped_release unlocked;
     wait_for_turn(stream);
   }
-  const auto run = [&] {
-    const auto& [hypers, learning_rate, step, scale] = scalars;
-    const auto operands = unshared_operands();
-    return !operands.empty() &&
-           step_in_place(rule, operands, hypers, learning_rate, step, stream, scale);
-  };
-  if (run()) {
+  if (overwrite(rule, scalars, stream)) {
     return true;
   }
   {
@@ -222,43 +257,34 @@ bool Batch::update_in_place(Rule rule, const StepScalars& scalars) {
       return false;
     }
   }
-  return run();
+  return overwrite(rule, scalars, stream);
 }
 
-nb::object Batch::update(Rule rule, const StepScalars& scalars, nb::handle formula) {
-  return run(scalars, formula, [&](std::vector<mx::array> operands) {
-    const auto& [hypers, learning_rate, step, scale] = scalars;
-    return mlx_opt::step(rule, std::move(operands), hypers, learning_rate, step, {}, scale);
-  });
-}
-
-nb::object Batch::adafactor(const StepScalars& scalars, nb::handle formula) {
-  const bool first_moment = moments_.size() > 1;
-  return run(scalars, formula, [&](std::vector<mx::array> operands) {
-    const auto& [hypers, learning_rate, step, scale] = scalars;
-    return mlx_opt::adafactor(
-        std::move(operands),
-        count_fused(false),
-        first_moment,
-        hypers,
-        learning_rate,
-        step,
-        {},
-        scale);
-  });
-}
-
-nb::object Batch::run(const StepScalars& scalars, nb::handle formula, const Step& step) {
-  std::vector<mx::array> inputs;
-  inputs.reserve(leaves_.size() * (moments_of(factors_).size() + 2) + 8);
-  push_operands(false, inputs);
-  if (factors_) {
-    push_operands(true, inputs);
+std::vector<mx::array> Batch::step(
+    const std::string& rule, const StepScalars& scalars, std::vector<mx::array> operands) const {
+  const auto& [hypers, learning_rate, step, scale] = scalars;
+  if (!factors_) {
+    return mlx_opt::step(
+        rule_named(rule), std::move(operands), hypers, learning_rate, step, {}, scale);
   }
+  const bool first_moment = moments_.size() > 1;
+  return mlx_opt::adafactor(
+      std::move(operands),
+      count_fused(false),
+      first_moment,
+      hypers,
+      learning_rate,
+      step,
+      {},
+      scale);
+}
+
+nb::object Batch::update(const std::string& rule, const StepScalars& scalars, nb::handle formula) {
+  std::vector<mx::array> inputs = operands();
   const bool fused = !traced_for_gradient(inputs) && !traced(scalars);
   std::vector<mx::array> outputs;
   if (fused) {
-    outputs = step(std::move(inputs));
+    outputs = step(rule, scalars, std::move(inputs));
   }
   std::vector<nb::object> updated;
   updated.reserve(leaves_.size());

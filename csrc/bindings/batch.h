@@ -49,15 +49,12 @@ class Batch {
   /// Runs a step of `rule` that overwrites the parameters and moments, the Python objects remaining
   /// the same, if nobody can tell: all gradients are evaluated, and nothing but the trees refers to
   /// a parameter, a moment or its buffer. Returns false, having changed nothing, where it cannot.
-  bool update_in_place(Rule rule, const StepScalars& scalars);
+  bool update_in_place(const std::string& rule, const StepScalars& scalars);
 
   /// Runs a step of `rule`, puts the new moments into the state and returns the tree of new
   /// parameters. A leaf that the primitives do not serve goes through `formula(gradient, parameter,
   /// state)`, which has to see to the scale itself.
-  nb::object update(Rule rule, const StepScalars& scalars, nb::handle formula);
-
-  /// The same of Adafactor, where the batch is of factored parameters.
-  nb::object adafactor(const StepScalars& scalars, nb::handle formula);
+  nb::object update(const std::string& rule, const StepScalars& scalars, nb::handle formula);
 
  private:
   struct Leaf {
@@ -67,17 +64,20 @@ class Batch {
     bool factored;
     bool fused;
   };
-  using Step = std::function<std::vector<mx::array>(std::vector<mx::array> operands)>;
 
   void collect(nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path);
   void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
   bool collect_moments(
       nb::handle state, const mx::array& parameter, bool factored, const Path* path);
   const std::vector<nb::str>& moments_of(bool factored) const;
-  void push_operands(bool factored, std::vector<mx::array>& operands) const;
   size_t count_fused(bool factored) const;
-  nb::object run(const StepScalars& scalars, nb::handle formula, const Step& step);
+  void push_operands(bool factored, std::vector<mx::array>& operands) const;
+  std::vector<mx::array> operands() const;
+  bool push_unshared(bool factored, std::vector<mx::array*>& operands) const;
   std::vector<mx::array*> unshared_operands() const;
+  std::vector<mx::array> step(
+      const std::string& rule, const StepScalars& scalars, std::vector<mx::array> operands) const;
+  bool overwrite(const std::string& rule, const StepScalars& scalars, mx::Stream stream) const;
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
 
   nb::object gradients_;

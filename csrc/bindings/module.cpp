@@ -20,13 +20,6 @@ using mlx_opt::python::Batch;
 
 namespace {
 
-mlx_opt::Rule rule_named(const std::string& name) {
-  if (auto rule = mlx_opt::find_rule(name)) {
-    return *rule;
-  }
-  throw nb::value_error(("there is no rule \"" + name + "\"").c_str());
-}
-
 std::vector<std::string> rules() {
   std::vector<std::string> names;
   for (const auto& rule : mlx_opt::rule_infos) {
@@ -132,8 +125,7 @@ Raises:
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
             return self.update_in_place(
-                rule_named(rule),
-                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)});
+                rule, {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)});
           },
           "rule"_a,
           "hypers"_a,
@@ -147,7 +139,8 @@ Overwrites the parameters and moments if all operands are evaluated and nothing 
 refers to a parameter, a moment or its buffer. The Python objects remain the same.
 
 Args:
-    rule: A name from :func:`rules`.
+    rule: A name from :func:`rules`; not looked at where there are ``factored`` names, whose rule is
+        Adafactor.
     hypers: Its hyperparameters in order, each a number or a 0-d array.
     learning_rate: A 0-d array.
     step: The number of this step, from 1, a 0-d array. May be left an equal, lazy one.
@@ -167,7 +160,7 @@ Returns:
              const std::optional<mlx_opt::mx::array>& scale,
              bool skip_nonfinite) {
             return self.update(
-                rule_named(rule),
+                rule,
                 {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)},
                 formula);
           },
@@ -183,7 +176,7 @@ Returns:
 Puts the new moments into the state given to the constructor.
 
 Args:
-    rule: A name from :func:`rules`.
+    rule: As for :meth:`update_in_place`.
     hypers: Its hyperparameters in order, each a number or a 0-d array.
     learning_rate: A 0-d array.
     step: The number of this step, from 1, a 0-d array.
@@ -194,26 +187,7 @@ Args:
     skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
 
 Returns:
-    The tree of new parameters, with the structure of the gradients.)")
-      .def(
-          "adafactor",
-          [](Batch& self,
-             const std::vector<mlx_opt::Scalar>& hypers,
-             const mlx_opt::mx::array& learning_rate,
-             mlx_opt::mx::array& step,
-             nb::handle formula,
-             const std::optional<mlx_opt::mx::array>& scale,
-             bool skip_nonfinite) {
-            return self.adafactor(
-                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)}, formula);
-          },
-          "hypers"_a,
-          "learning_rate"_a,
-          "step"_a,
-          "formula"_a,
-          "scale"_a = nb::none(),
-          "skip_nonfinite"_a = false,
-          "Runs one step of Adafactor, of a batch with ``factored`` names; as :meth:`update`.");
+    The tree of new parameters, with the structure of the gradients.)");
 
   m.def(
       "global_norm",

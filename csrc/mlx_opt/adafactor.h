@@ -18,8 +18,7 @@ class AdafactorUpdate : public TokenStep {
         sources_(std::move(sources)),
         factoring_(factoring) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
-  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  std::unique_ptr<Prepared> prepare(const std::vector<mx::array>& inputs) override;
 
   std::shared_ptr<TokenStep> again() const override;
 

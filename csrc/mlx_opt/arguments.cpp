@@ -4,6 +4,7 @@
 #include <string>
 
 #include "mlx/ops.h"
+#include "mlx_opt/update.h"
 
 namespace mlx_opt {
 namespace {
@@ -42,10 +43,7 @@ void push_dtypes(
   }
 }
 
-} // namespace
-
-void check_arguments(
-    Rule rule, const std::vector<const mx::array*>& operands, const std::vector<Scalar>& hypers) {
+void check(Rule rule, const Operands& operands, const std::vector<Scalar>& hypers) {
   const size_t width = info(rule).moments + 2;
   if (operands.size() % width != 0) {
     reject(rule, "expected " + std::to_string(width) + " operands a tensor");
@@ -73,7 +71,7 @@ void check_arguments(
 }
 
 std::vector<mx::Dtype> result_dtypes(
-    Rule rule, const std::vector<const mx::array*>& operands, const std::vector<Scalar>& hypers) {
+    Rule rule, const Operands& operands, const std::vector<Scalar>& hypers) {
   const size_t width = info(rule).moments + 2;
   std::vector<mx::Dtype> dtypes;
   dtypes.reserve(operands.size() / width * (width - 1));
@@ -83,19 +81,33 @@ std::vector<mx::Dtype> result_dtypes(
   return dtypes;
 }
 
+} // namespace
+
+Operands pointers_to(const std::vector<mx::array>& operands) {
+  Operands pointers;
+  pointers.reserve(operands.size());
+  for (const mx::array& operand : operands) {
+    pointers.push_back(&operand);
+  }
+  return pointers;
+}
+
+std::shared_ptr<TokenStep> checked_step(
+    Rule rule, const Operands& operands, const Given& given, std::vector<mx::array>& scalars) {
+  check(rule, operands, given.hypers);
+  auto dtypes = result_dtypes(rule, operands, given.hypers);
+  Schedule schedule{push_scalars(info(rule).name, given, scalars), rule};
+  return std::make_shared<Update>(given.stream, std::move(schedule), std::move(dtypes));
+}
+
 void refuse(std::string_view rule, const std::string& what) {
   throw std::invalid_argument("mlx_opt " + std::string(rule) + ": " + what);
 }
 
 ScalarSources push_scalars(
-    std::string_view rule,
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream,
-    std::vector<mx::array>& scalars) {
-  auto push = [&](const char* name, const mx::array& x, mx::Dtype dtype) {
+    std::string_view rule, const Given& given, std::vector<mx::array>& scalars) {
+  const auto& [hypers, learning_rate, step, scale, stream] = given;
+  auto push = [&, stream = given.stream](const char* name, const mx::array& x, mx::Dtype dtype) {
     if (x.size() != 1) {
       refuse(rule, std::string(name) + " must be a scalar, got shape " + shape_text(x.shape()));
     }

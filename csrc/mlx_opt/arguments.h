@@ -1,6 +1,7 @@
 // What a step is asked for, checked, as the primitives take it.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,25 +12,39 @@
 
 namespace mlx_opt {
 
-/// Throws std::invalid_argument where the operands or the number of hyperparameters do not fit the
-/// rule. `operands`: pointers to arrays, for each tensor as `step` has them.
-void check_arguments(
-    Rule rule, const std::vector<const mx::array*>& operands, const std::vector<Scalar>& hypers);
+class TokenStep;
 
-/// The dtypes of the new parameters and moments, as stock's formulas promote them.
-std::vector<mx::Dtype> result_dtypes(
-    Rule rule, const std::vector<const mx::array*>& operands, const std::vector<Scalar>& hypers);
+/// For each tensor those that `step` or `adafactor` has.
+using Operands = std::vector<const mx::array*>;
+
+Operands pointers_to(const std::vector<mx::array>& operands);
+
+/// What a step is given beside its operands.
+struct Given {
+  const std::vector<Scalar>& hypers;
+  const mx::array& learning_rate;
+  const mx::array& step;
+  const std::optional<GradientScale>& scale;
+  mx::Stream stream;
+};
+
+/// A step of `rule`; appends to `scalars` what it reads behind its operands. Throws
+/// std::invalid_argument where these or the hyperparameters do not fit the rule.
+std::shared_ptr<TokenStep> checked_step(
+    Rule rule, const Operands& operands, const Given& given, std::vector<mx::array>& scalars);
+
+/// The same of Adafactor.
+std::shared_ptr<TokenStep> checked_adafactor(
+    const Operands& operands,
+    size_t unfactored,
+    bool first_moment,
+    const Given& given,
+    std::vector<mx::array>& scalars);
 
 /// Appends to `scalars` those that are read when the step runs: the step (uint64), the learning
 /// rate, the traced hyperparameters and the gradients' scale if there is one (float32).
 ScalarSources push_scalars(
-    std::string_view rule,
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream,
-    std::vector<mx::array>& scalars);
+    std::string_view rule, const Given& given, std::vector<mx::array>& scalars);
 
 /// Throws std::invalid_argument that names the rule.
 [[noreturn]] void refuse(std::string_view rule, const std::string& what);

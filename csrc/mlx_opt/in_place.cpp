@@ -6,14 +6,12 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/arguments.h"
-#include "mlx_opt/backend/cpu/step.h"
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/queued.h"
+#include "mlx_opt/update.h"
 
 namespace mlx_opt {
 namespace {
-
-using Operands = std::vector<const mx::array*>;
 
 // Bytes an operand from which on a GPU takes longer to update it than MLX to walk over it.
 constexpr size_t large_operand = 1 << 20;
@@ -24,51 +22,62 @@ constexpr int habit = 3;
 // How many more it takes of one who was taken for such and was not.
 constexpr int doubt = 64;
 
+// Makes the step, its operands checked, and its scalars.
+using Make = std::function<std::shared_ptr<TokenStep>(
+    const Operands&, const Given&, std::vector<mx::array>& scalars)>;
+
 // The work of one evaluation, and its operands' buffers.
 struct Work {
-  Schedule schedule;
+  std::shared_ptr<TokenStep> step;
   std::vector<mx::array> operands;
-  std::vector<mx::Dtype> dtypes;
   std::vector<mx::allocator::Buffer> overwritten;
   std::shared_ptr<Queued> queued;
 };
 
 // The step as MLX evaluates it. Only the scalars are its inputs: the operands are at hand, and what
 // is not in the graph need not be walked. Its output is made to be evaluated, once.
-class UpdateInPlace : public mx::Primitive {
+class StepInPlace : public mx::Primitive {
  public:
-  UpdateInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
+  StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    cpu::Step step(work_.schedule, inputs(scalars), work_.dtypes);
+    auto inputs = std::move(work_.operands);
+    inputs.insert(inputs.end(), scalars.begin(), scalars.end());
+    auto prepared = work_.step->prepare(inputs);
     outputs[0].set_data(mx::allocator::malloc(0));
-    step.enqueue(stream(), work_.overwritten, until_done());
+    auto release = [queued = work_.queued](void*) { queued->release(); };
+    prepared->enqueue(work_.overwritten, {nullptr, std::move(release)});
   }
 
   void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    const auto* backend = gpu::find_backend().backend;
-    auto step = backend->prepare(work_.schedule, inputs(scalars), work_.dtypes, stream());
-    outputs[0].set_data(mx::allocator::malloc(0));
-    step->enqueue(work_.overwritten, until_done());
+    eval_cpu(scalars, outputs);
   }
 
   const char* name() const override {
-    return "mlx_opt::UpdateInPlace";
+    return "mlx_opt::StepInPlace";
   }
 
  private:
-  std::vector<mx::array> inputs(const std::vector<mx::array>& scalars) {
-    auto inputs = std::move(work_.operands);
-    inputs.insert(inputs.end(), scalars.begin(), scalars.end());
-    return inputs;
-  }
-
-  std::shared_ptr<void> until_done() {
-    auto release = [queued = work_.queued](void*) { queued->release(); };
-    return {nullptr, std::move(release)};
-  }
-
   Work work_;
+};
+
+// Operands by what becomes of them.
+struct Targets {
+  Operands overwritten;
+  Operands read;
+
+  Targets(const Operands& operands, const std::vector<Run>& runs) {
+    overwritten.reserve(operands.size());
+    read.reserve(operands.size());
+    auto next = operands.begin();
+    for (const auto& [tensors, width] : runs) {
+      for (size_t t = 0; t < tensors; ++t) {
+        overwritten.insert(overwritten.end(), next, next + width - 1);
+        next += width;
+        read.push_back(next[-1]);
+      }
+    }
+  }
 };
 
 // On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
@@ -87,12 +96,11 @@ bool is_traced(const Scalar& x) {
   return array && array->is_tracer();
 }
 
-// Whether every parameter and moment may be overwritten.
-bool all_free(
-    const Operands& operands, int fields, const std::vector<mx::Dtype>& dtypes, Queued* last) {
+// Whether all arrays may be overwritten by results of `dtypes`.
+bool all_free(const Operands& arrays, const std::vector<mx::Dtype>& dtypes, Queued* last) {
   Queued::Count count(last);
-  for (size_t i = 0; i < dtypes.size(); ++i) {
-    const mx::array& x = *operands[i / fields * (fields + 1) + i % fields];
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const mx::array& x = *arrays[i];
     if (x.dtype() != dtypes[i] || !x.flags().row_contiguous || x.offset() != 0 ||
         !count.is_free(x, i)) {
       return false;
@@ -101,40 +109,36 @@ bool all_free(
   return true;
 }
 
-Work make_work(
-    const Operands& operands, int fields, Schedule schedule, std::vector<mx::Dtype> dtypes) {
-  Work work{std::move(schedule), {}, std::move(dtypes), {}, nullptr};
-  work.operands.reserve(operands.size());
-  work.overwritten.reserve(work.dtypes.size());
-  std::vector<SharedData> overwritten, read;
-  overwritten.reserve(work.dtypes.size());
-  read.reserve(operands.size() - work.dtypes.size());
-  for (size_t i = 0; i < operands.size(); ++i) {
-    const mx::array& x = *operands[i];
-    work.operands.push_back(x);
-    if (static_cast<int>(i % (fields + 1)) == fields) {
-      read.push_back(x.data_shared_ptr());
-    } else {
-      overwritten.push_back(x.data_shared_ptr());
-      work.overwritten.push_back(x.buffer());
-    }
+std::vector<SharedData> data_of(const Operands& arrays) {
+  std::vector<SharedData> data;
+  data.reserve(arrays.size());
+  for (const mx::array* x : arrays) {
+    data.push_back(x->data_shared_ptr());
   }
-  work.queued = std::make_shared<Queued>(std::move(overwritten), std::move(read));
+  return data;
+}
+
+Work make_work(std::shared_ptr<TokenStep> step, const Operands& operands, const Targets& targets) {
+  Work work{std::move(step), {}, {}, nullptr};
+  work.operands.reserve(operands.size());
+  for (const mx::array* x : operands) {
+    work.operands.push_back(*x);
+  }
+  work.overwritten.reserve(targets.overwritten.size());
+  for (const mx::array* x : targets.overwritten) {
+    work.overwritten.push_back(x->buffer());
+  }
+  work.queued = std::make_shared<Queued>(data_of(targets.overwritten), data_of(targets.read));
   return work;
 }
 
 // Whether nothing is traced and everything is at hand.
-bool may_run(
-    const Operands& operands,
-    const std::vector<Scalar>& hypers,
-    const std::vector<const mx::array*>& scalars,
-    mx::Stream stream) {
-  return !operands.empty() && std::none_of(hypers.begin(), hypers.end(), is_traced) &&
-         std::none_of(
-             scalars.begin(), scalars.end(), [](const mx::array* x) { return x->is_tracer(); }) &&
-         std::all_of(operands.begin(), operands.end(), [&](const mx::array* x) {
-           return is_at_hand(*x, stream);
-         });
+bool may_run(const Operands& operands, const Given& given) {
+  const auto at_hand = [&](const mx::array* x) { return is_at_hand(*x, given.stream); };
+  return !operands.empty() && !given.learning_rate.is_tracer() && !given.step.is_tracer() &&
+         !(given.scale && given.scale->value.is_tracer()) &&
+         std::none_of(given.hypers.begin(), given.hypers.end(), is_traced) &&
+         std::all_of(operands.begin(), operands.end(), at_hand);
 }
 
 // Whether waiting for one array pays for a caller who waits: it does where the GPU is at work while
@@ -163,7 +167,7 @@ void reconsider(Queued& last, const mx::array& parameter) {
 // Queues the work; `last` leaves to it what it overwrites.
 mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queued* last) {
   const auto queued = work.queued;
-  auto update = std::make_shared<UpdateInPlace>(stream, std::move(work));
+  auto update = std::make_shared<StepInPlace>(stream, std::move(work));
   mx::array token(mx::Shape{}, mx::uint8, std::move(update), std::move(scalars));
   mx::async_eval({token});
   if (last) {
@@ -174,13 +178,39 @@ mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queu
 }
 
 // The arrays have their new values once the token is there.
-void mark_overwritten(const Operands& operands, int fields, const mx::array& token) {
-  for (size_t i = 0; i < operands.size(); ++i) {
-    if (static_cast<int>(i % (fields + 1)) < fields) {
-      operands[i]->set_status(mx::array::Status::evaluated);
-      operands[i]->attach_event(token.event());
-    }
+void mark_overwritten(const Operands& arrays, const mx::array& token) {
+  for (const mx::array* x : arrays) {
+    x->set_status(mx::array::Status::evaluated);
+    x->attach_event(token.event());
   }
+}
+
+bool run_if_free(const Operands& operands, const Given& given, mx::array& step, const Make& make) {
+  if (!may_run(operands, given)) {
+    return false;
+  }
+  std::vector<mx::array> scalars;
+  auto update = make(operands, given, scalars);
+  const Targets targets(operands, update->runs());
+  const auto last = last_queued(given.stream);
+  if (last) {
+    reconsider(*last, *operands[0]);
+  }
+  if (!all_free(targets.overwritten, update->dtypes(), last.get())) {
+    return false;
+  }
+  Work work = make_work(std::move(update), operands, targets);
+  const auto queued = work.queued;
+  if (last && operands[0]->is_available() && pays_to_wait_once(operands, given.stream)) {
+    queued->waits = last->waits + 1;
+  }
+  const mx::array token = run(given.stream, std::move(work), std::move(scalars), last.get());
+  mark_overwritten(targets.overwritten, token);
+  if (queued->waits >= habit) {
+    step = mx::stop_gradient(step, given.stream);
+    queued->left = step;
+  }
+  return true;
 }
 
 } // namespace
@@ -216,40 +246,31 @@ bool step_in_place(
     mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
-  const Operands arrays(operands.begin(), operands.end());
-  check_arguments(rule, arrays, hypers);
-  const mx::Stream stream = mx::to_stream(s);
-  std::vector<const mx::array*> given = {&learning_rate, &step};
-  if (scale) {
-    given.push_back(&scale->value);
-  }
-  if (!may_run(arrays, hypers, given, stream)) {
-    return false;
-  }
-  const int fields = info(rule).moments + 1;
-  auto dtypes = result_dtypes(rule, arrays, hypers);
-  const auto last = last_queued(stream);
-  if (last) {
-    reconsider(*last, *arrays[0]);
-  }
-  if (!all_free(arrays, fields, dtypes, last.get())) {
-    return false;
-  }
-  std::vector<mx::array> scalars;
-  Schedule schedule{
-      push_scalars(info(rule).name, hypers, learning_rate, step, scale, stream, scalars), rule};
-  Work work = make_work(arrays, fields, std::move(schedule), std::move(dtypes));
-  const auto queued = work.queued;
-  if (last && arrays[0]->is_available() && pays_to_wait_once(arrays, stream)) {
-    queued->waits = last->waits + 1;
-  }
-  const mx::array token = run(stream, std::move(work), std::move(scalars), last.get());
-  mark_overwritten(arrays, fields, token);
-  if (queued->waits >= habit) {
-    step = mx::stop_gradient(step, stream);
-    queued->left = step;
-  }
-  return true;
+  return run_if_free(
+      {operands.begin(), operands.end()},
+      {hypers, learning_rate, step, scale, mx::to_stream(s)},
+      step,
+      [&](const Operands& arrays, const Given& given, std::vector<mx::array>& scalars) {
+        return checked_step(rule, arrays, given, scalars);
+      });
+}
+
+bool adafactor_in_place(
+    const std::vector<mx::array*>& operands,
+    size_t unfactored,
+    bool first_moment,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    mx::array& step,
+    mx::StreamOrDevice s,
+    const std::optional<GradientScale>& scale) {
+  return run_if_free(
+      {operands.begin(), operands.end()},
+      {hypers, learning_rate, step, scale, mx::to_stream(s)},
+      step,
+      [&](const Operands& arrays, const Given& given, std::vector<mx::array>& scalars) {
+        return checked_adafactor(arrays, unfactored, first_moment, given, scalars);
+      });
 }
 
 } // namespace mlx_opt

@@ -23,10 +23,21 @@ MLX_OPT_API void wait_for_turn(mx::Stream stream);
 /// Where the caller seems to wait for each step, `step` may be left as an equal array that is still
 /// to be evaluated: MLX then waits for all together, and not for each.
 ///
-/// Throws std::invalid_argument where the arguments do not fit the rule.
+/// Throws std::invalid_argument where the arguments do not fit the rule and it would run.
 MLX_OPT_API bool step_in_place(
     Rule rule,
     const std::vector<mx::array*>& operands,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    mx::array& step,
+    mx::StreamOrDevice s = {},
+    const std::optional<GradientScale>& scale = std::nullopt);
+
+/// The same of a step of Adafactor, whose operands are as `adafactor` has them.
+MLX_OPT_API bool adafactor_in_place(
+    const std::vector<mx::array*>& operands,
+    size_t unfactored,
+    bool first_moment,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     mx::array& step,

@@ -73,22 +73,13 @@ std::vector<mx::array> step(
     const mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
-  std::vector<const mx::array*> pointers;
-  pointers.reserve(operands.size());
-  for (const mx::array& operand : operands) {
-    pointers.push_back(&operand);
-  }
-  check_arguments(rule, pointers, hypers);
   if (operands.empty()) {
     return {};
   }
-  const mx::Stream stream = mx::to_stream(s);
-  auto dtypes = result_dtypes(rule, pointers, hypers);
-  std::vector<mx::array>& inputs = operands;
-  Schedule schedule{
-      push_scalars(info(rule).name, hypers, learning_rate, step, scale, stream, inputs), rule};
-  auto update = std::make_shared<Update>(stream, std::move(schedule), std::move(dtypes));
-  return take_all(token_of(std::move(update), std::move(inputs)));
+  std::vector<mx::array> scalars;
+  auto update = checked_step(
+      rule, pointers_to(operands), {hypers, learning_rate, step, scale, mx::to_stream(s)}, scalars);
+  return outputs_of(std::move(update), std::move(operands), scalars);
 }
 
 } // namespace mlx_opt

@@ -44,31 +44,41 @@ size_t TokenStep::input_of(size_t position) const {
   throw std::logic_error("mlx_opt: a step has no such output");
 }
 
-std::shared_ptr<TokenStep> Update::again() const {
-  return std::make_shared<Update>(const_cast<Update*>(this)->stream(), schedule_, dtypes());
-}
-
 // Where the operands lie must be read before place_outputs moves their buffers, so the step is
 // queued with outputs that are placed between the two.
-void Update::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  release_held_buffers(stream(), inputs, runs());
-  cpu::Step step(schedule_, inputs, dtypes());
-  Handoff placed = place_outputs(
-      inputs, runs(), dtypes(), [](size_t bytes) { return mx::allocator::malloc(bytes); });
-  const Handoff& held = hand_over(std::move(placed), outputs[0]);
-  step.enqueue(stream(), held.written(), outputs[0].data_shared_ptr());
+void TokenStep::enqueue(
+    const std::vector<mx::array>& inputs,
+    mx::array& token,
+    const std::function<mx::array::Data(size_t)>& allocate) {
+  auto step = prepare(inputs);
+  const Handoff& held = hand_over(place_outputs(inputs, runs_, dtypes_, allocate), token);
+  step->enqueue(held.written(), token.data_shared_ptr());
 }
 
-void Update::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+void TokenStep::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  release_held_buffers(stream(), inputs, runs_);
+  enqueue(inputs, outputs[0], [](size_t bytes) { return mx::allocator::malloc(bytes); });
+}
+
+void TokenStep::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  enqueue(inputs, outputs[0], [this](size_t bytes) {
+    return gpu::find_backend().backend->allocate(bytes, stream());
+  });
+}
+
+std::unique_ptr<Prepared> Update::prepare(const std::vector<mx::array>& inputs) {
+  if (stream().device == mx::Device::cpu) {
+    return cpu::prepare(schedule_, inputs, dtypes(), stream());
+  }
   const auto& [backend, reason] = gpu::find_backend();
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  auto step = backend->prepare(schedule_, inputs, dtypes(), stream());
-  Handoff placed = place_outputs(
-      inputs, runs(), dtypes(), [&](size_t bytes) { return backend->allocate(bytes, stream()); });
-  const Handoff& held = hand_over(std::move(placed), outputs[0]);
-  step->enqueue(held.written(), outputs[0].data_shared_ptr());
+  return backend->prepare(schedule_, inputs, dtypes(), stream());
+}
+
+std::shared_ptr<TokenStep> Update::again() const {
+  return std::make_shared<Update>(const_cast<Update*>(this)->stream(), schedule_, dtypes());
 }
 
 void Take::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
@@ -82,6 +92,14 @@ void Take::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>
 std::vector<mx::Shape> Take::output_shapes(const std::vector<mx::array>& inputs) {
   const auto& step = static_cast<const TokenStep&>(inputs[0].primitive());
   return {inputs[0].inputs()[step.input_of(position_)].shape()};
+}
+
+std::vector<mx::array> outputs_of(
+    std::shared_ptr<TokenStep> step,
+    std::vector<mx::array> operands,
+    const std::vector<mx::array>& scalars) {
+  operands.insert(operands.end(), scalars.begin(), scalars.end());
+  return take_all(token_of(std::move(step), std::move(operands)));
 }
 
 mx::array token_of(std::shared_ptr<TokenStep> step, std::vector<mx::array> inputs) {

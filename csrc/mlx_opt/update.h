@@ -4,11 +4,13 @@
 // buffer again, and the cost of a step grows with its tensors, not with their square.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
+#include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt {
@@ -40,8 +42,15 @@ class TokenStep : public mx::Primitive {
   TokenStep(mx::Stream stream, std::vector<Run> runs, std::vector<mx::Dtype> dtypes)
       : mx::Primitive(stream), runs_(std::move(runs)), dtypes_(std::move(dtypes)) {}
 
+  /// Notes where `inputs` lie and finds the kernels. Throws std::runtime_error if there are none to
+  /// be had.
+  virtual std::unique_ptr<Prepared> prepare(const std::vector<mx::array>& inputs) = 0;
+
   /// A primitive that does the same.
   virtual std::shared_ptr<TokenStep> again() const = 0;
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
 
   /// One by one where that is all that serves; Take::vmap finds the outputs.
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
@@ -70,6 +79,11 @@ class TokenStep : public mx::Primitive {
   size_t input_of(size_t position) const;
 
  private:
+  void enqueue(
+      const std::vector<mx::array>& inputs,
+      mx::array& token,
+      const std::function<mx::array::Data(size_t)>& allocate);
+
   std::vector<Run> runs_;
   std::vector<mx::Dtype> dtypes_;
 };
@@ -81,8 +95,7 @@ class Update : public TokenStep {
       : TokenStep(stream, runs_of(schedule.rule, dtypes.size()), dtypes),
         schedule_(std::move(schedule)) {}
 
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
-  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
+  std::unique_ptr<Prepared> prepare(const std::vector<mx::array>& inputs) override;
 
   std::shared_ptr<TokenStep> again() const override;
 
@@ -133,6 +146,12 @@ class Take : public mx::Primitive {
 
 /// Puts the buffers where the Takes find them.
 const Handoff& hand_over(Handoff placed, mx::array& token);
+
+/// The outputs of `step`, lazily.
+std::vector<mx::array> outputs_of(
+    std::shared_ptr<TokenStep> step,
+    std::vector<mx::array> operands,
+    const std::vector<mx::array>& scalars);
 
 /// The token of `step` over `inputs`, and its outputs.
 mx::array token_of(std::shared_ptr<TokenStep> step, std::vector<mx::array> inputs);

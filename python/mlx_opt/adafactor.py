@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext
-from .clipping import Scaling, with_scale
-from .optimizers import FusedOptimizer
+from .optimizers import FusedOptimizer, Rule
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):
     __doc__ = stock.Adafactor.__doc__
 
-    _in_place = False
-
-    def _batch(
-        self, gradients: Any, parameters: Any, state: Any, initialized: bool = True
-    ) -> _ext.Batch:
-        moments = ["exp_avg_sq"] if self.beta_1 is None else ["exp_avg_sq", "exp_avg"]
-        factored = ["exp_avg_sq_row", "exp_avg_sq_col"]
-        return _ext.Batch(gradients, parameters, state, moments, initialized, factored)
-
-    def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
+    def _rule(self) -> Rule:
+        moments = ("exp_avg_sq",) if self.beta_1 is None else ("exp_avg_sq", "exp_avg")
         hypers = (
             *self.eps,
             self.clip_threshold,
@@ -35,6 +23,8 @@ class Adafactor(FusedOptimizer, stock.Adafactor):
             self.relative_step,
             self.warmup_init,
         )
-        learning_rate = mx.array(0.0) if self.relative_step else self.learning_rate
-        arguments = (hypers, learning_rate, self.step)
-        return batch.adafactor(*arguments, *with_scale(self._formula, scaling))
+        return Rule("Adafactor", moments, hypers, ("exp_avg_sq_row", "exp_avg_sq_col"))
+
+    def _step_size(self) -> mx.array:
+        # With relative_step the rule finds its own, and there need not be a learning rate.
+        return mx.array(0.0) if self.relative_step else super()._step_size()

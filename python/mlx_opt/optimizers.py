@@ -25,13 +25,17 @@ class Rule(NamedTuple):
     """A primitive that does an optimizer's step."""
 
     name: str
-    """One of :func:`mlx_opt._ext.rules`."""
+    """One of :func:`mlx_opt._ext.rules`, or Adafactor."""
 
     moments: tuple[str, ...]
     """The names of the state's arrays, in the primitive's order."""
 
     hypers: tuple[float | mx.array, ...]
     """The hyperparameters, in the primitive's order; an array is read when the step runs."""
+
+    factored: tuple[str, ...] = ()
+    """The names of the two arrays that stand for the first of ``moments`` where a parameter has two
+    dimensions or more: one of its rows, one of its columns."""
 
 
 class Optimizer(stock.Optimizer):
@@ -228,7 +232,8 @@ class FusedOptimizer(Optimizer):
     def _batch(
         self, gradients: Any, parameters: Any, state: Any, initialized: bool = True
     ) -> _ext.Batch:
-        return _ext.Batch(gradients, parameters, state, self._rule().moments, initialized)
+        rule = self._rule()
+        return _ext.Batch(gradients, parameters, state, rule.moments, initialized, rule.factored)
 
     def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
         formula = self._formula if scaling is None else scaling.around(self._formula)
@@ -238,11 +243,14 @@ class FusedOptimizer(Optimizer):
         if not (self._in_place and batch.update_in_place(**self._arguments(scaling))):
             model.update(self._run(model, batch, scaling))
 
+    def _step_size(self) -> mx.array:
+        return self.learning_rate
+
     def _arguments(self, scaling: Scaling | None) -> dict[str, Any]:
         # Asked for again: a schedule may have set a hyperparameter since the batch was made.
         rule = self._rule()
         arguments: dict[str, Any] = {"rule": rule.name, "hypers": rule.hypers}
-        arguments |= {"learning_rate": self.learning_rate, "step": self.step}
+        arguments |= {"learning_rate": self._step_size(), "step": self.step}
         if scaling is not None:
             skip_nonfinite = scaling.finite is not None
             arguments |= {"scale": scaling.scale, "skip_nonfinite": skip_nonfinite}

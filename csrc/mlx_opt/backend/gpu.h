@@ -11,21 +11,12 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/api.h"
+#include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt::gpu {
 
 namespace mx = mlx::core;
-
-/// A step in two moves, because placing the outputs takes the buffers away from the inputs.
-class Step {
- public:
-  virtual ~Step() = default;
-
-  /// Queues the step, writing to `outputs`. `keep` stays alive until it is done.
-  virtual void enqueue(
-      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) = 0;
-};
 
 class Backend {
  public:
@@ -33,7 +24,7 @@ class Backend {
 
   /// A step over `inputs`, as Update has them; `dtypes`: of the outputs. Notes where the inputs lie
   /// and finds the kernels. Throws std::runtime_error if there are none to be had.
-  virtual std::unique_ptr<Step> prepare(
+  virtual std::unique_ptr<Prepared> prepare(
       const Schedule& schedule,
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes,
@@ -76,7 +67,7 @@ class Backend {
   }
 
   /// A step of Adafactor, as `prepare` makes others.
-  virtual std::unique_ptr<Step> prepare_adafactor(
+  virtual std::unique_ptr<Prepared> prepare_adafactor(
       const ScalarSources&,
       const Factoring&,
       const std::vector<mx::array>&,

@@ -1,19 +1,16 @@
-#include "mlx_opt/backend/cpu/adafactor.h"
-
+#include "mlx_opt/rules/adafactor.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx_opt/backend/cpu/adafactor_passes.h"
 #include "mlx_opt/backend/cpu/operands.h"
 #include "mlx_opt/backend/cpu/scalars.h"
-#include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/backend/cpu/step.h"
 
 namespace mlx_opt::cpu {
 namespace {
 
 using Rule = MLX_OPT_LEVEL::Adafactor;
 
-} // namespace
-
-struct AdafactorStep::Work {
+struct Work {
   const AdafactorKernel& kernel;
   bool first_moment;
   ScalarInputs scalars;
@@ -29,7 +26,7 @@ struct AdafactorStep::Work {
 
 // `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
 // if there is one; the gradient.
-void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) {
+void Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) {
   const mx::array& w = *arrays;
   Item& item = items.emplace_back();
   item.factored = factored;
@@ -57,7 +54,7 @@ void AdafactorStep::Work::add(const mx::array* arrays, const mx::Dtype* dtypes, 
   t.g = operands.of(*arrays);
 }
 
-void AdafactorStep::Work::place(Item& item, const mx::allocator::Buffer* buffers) {
+void Work::place(Item& item, const mx::allocator::Buffer* buffers) {
   auto take = [&](Operand& out) {
     auto buffer = *buffers++;
     out.data = buffer.raw_ptr();
@@ -74,7 +71,7 @@ void AdafactorStep::Work::place(Item& item, const mx::allocator::Buffer* buffers
   }
 }
 
-void AdafactorStep::Work::copy_all(const Item& item) const {
+void Work::copy_all(const Item& item) const {
   const AdafactorTensor& t = item.tensor;
   auto copy = [&](const Operand& from, const Operand& to, int64_t size) {
     if (size && from.data != to.data) {
@@ -88,7 +85,7 @@ void AdafactorStep::Work::copy_all(const Item& item) const {
   copy(item.column, item.column_out, item.column_size);
 }
 
-void AdafactorStep::Work::run() const {
+void Work::run() const {
   const auto hypers = scalars.hypers();
   const auto* h = reinterpret_cast<const float*>(hypers.data());
   float prepared[sizeof(Rule::Scalars) / sizeof(float)];
@@ -106,39 +103,57 @@ void AdafactorStep::Work::run() const {
   Passes(kernel, h, prepared, scale).run(items);
 }
 
-AdafactorStep::AdafactorStep(
-    ScalarSources sources,
+class Step : public Prepared {
+ public:
+  Step(
+      const ScalarSources& sources,
+      const Factoring& factoring,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream)
+      : stream_(stream) {
+    const size_t tensors = factoring.unfactored + factoring.factored;
+    // The kernel here, not when it runs, because finding it may throw.
+    work_ = std::make_shared<Work>(Work{
+        adafactor_kernel(),
+        factoring.first_moment,
+        ScalarInputs(sources, &inputs[dtypes.size() + tensors])});
+    work_->items.reserve(tensors);
+    const mx::array* operands = inputs.data();
+    const mx::Dtype* results = dtypes.data();
+    for (size_t t = 0; t < tensors; ++t) {
+      const bool factored = t >= factoring.unfactored;
+      work_->add(operands, results, factored);
+      operands += factoring.operands(factored);
+      results += factoring.operands(factored) - 1;
+    }
+  }
+
+  void enqueue(
+      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override {
+    const auto* buffers = outputs.data();
+    for (Item& item : work_->items) {
+      work_->place(item, buffers);
+      buffers += 2 + item.factored + work_->first_moment;
+    }
+    work_->keep = std::move(keep);
+    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
+  }
+
+ private:
+  mx::Stream stream_;
+  std::shared_ptr<Work> work_;
+};
+
+} // namespace
+
+std::unique_ptr<Prepared> prepare_adafactor(
+    const ScalarSources& sources,
     const Factoring& factoring,
     const std::vector<mx::array>& inputs,
-    const std::vector<mx::Dtype>& dtypes) {
-  const size_t tensors = factoring.unfactored + factoring.factored;
-  // The kernel here, not when it runs, because finding it may throw.
-  work_ = std::make_shared<Work>(Work{
-      adafactor_kernel(),
-      factoring.first_moment,
-      ScalarInputs(std::move(sources), &inputs[dtypes.size() + tensors])});
-  work_->items.reserve(tensors);
-  const mx::array* operands = inputs.data();
-  const mx::Dtype* results = dtypes.data();
-  for (size_t t = 0; t < tensors; ++t) {
-    const bool factored = t >= factoring.unfactored;
-    work_->add(operands, results, factored);
-    operands += factoring.operands(factored);
-    results += factoring.operands(factored) - 1;
-  }
-}
-
-void AdafactorStep::enqueue(
-    mx::Stream stream,
-    const std::vector<mx::allocator::Buffer>& outputs,
-    std::shared_ptr<void> keep) {
-  const auto* buffers = outputs.data();
-  for (Item& item : work_->items) {
-    work_->place(item, buffers);
-    buffers += 2 + item.factored + work_->first_moment;
-  }
-  work_->keep = std::move(keep);
-  mx::cpu::get_command_encoder(stream).dispatch([work = std::move(work_)] { work->run(); });
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream) {
+  return std::make_unique<Step>(sources, factoring, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::cpu

@@ -18,10 +18,8 @@ constexpr int64_t shortest_chunk = 8192;
 constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
-} // namespace
-
 // Everything the task reads, gathered while the arrays are at hand. MLX keeps their buffers.
-struct Step::Work {
+struct Work {
   int fields; // of a tensor: the parameter and its moments
   const Kernel* kernel;
   int threads;
@@ -35,7 +33,7 @@ struct Step::Work {
   void run() const;
 };
 
-void Step::Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
+void Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
   Tensor& tensor = tensors.emplace_back();
   for (int k = 0; k <= fields; ++k) {
     tensor.in[k] = operands.of(arrays[k]);
@@ -49,7 +47,7 @@ void Step::Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
   extents.push_back({static_cast<int64_t>(arrays->size()), grain});
 }
 
-void Step::Work::run() const {
+void Work::run() const {
   const auto hypers = scalars.hypers();
   const auto* h = reinterpret_cast<const float*>(hypers.data());
   float prepared[max_scalars];
@@ -74,36 +72,55 @@ void Step::Work::run() const {
   });
 }
 
-Step::Step(
-    Schedule schedule, const std::vector<mx::array>& inputs, const std::vector<mx::Dtype>& dtypes) {
-  const int fields = info(schedule.rule).moments + 1;
-  const size_t tensors = dtypes.size() / fields;
-  // The kernel and the threads here, not when it runs, because finding them may throw.
-  work_ = std::make_shared<Work>(Work{
-      fields,
-      &kernel(schedule.rule),
-      num_threads(),
-      ScalarInputs(std::move(schedule), &inputs[tensors * (fields + 1)])});
-  work_->tensors.reserve(tensors);
-  work_->extents.reserve(tensors);
-  for (size_t t = 0; t < tensors; ++t) {
-    work_->add_tensor(&inputs[t * (fields + 1)], &dtypes[t * fields]);
-  }
-}
-
-void Step::enqueue(
-    mx::Stream stream,
-    const std::vector<mx::allocator::Buffer>& outputs,
-    std::shared_ptr<void> keep) {
-  auto output = outputs.begin();
-  for (Tensor& tensor : work_->tensors) {
-    for (int k = 0; k < work_->fields; ++k, ++output) {
-      auto buffer = *output;
-      tensor.out[k].data = buffer.raw_ptr();
+class Step : public Prepared {
+ public:
+  Step(
+      const Schedule& schedule,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream)
+      : stream_(stream) {
+    const int fields = info(schedule.rule).moments + 1;
+    const size_t tensors = dtypes.size() / fields;
+    // The kernel and the threads here, not when it runs, because finding them may throw.
+    work_ = std::make_shared<Work>(Work{
+        fields,
+        &kernel(schedule.rule),
+        num_threads(),
+        ScalarInputs(schedule, &inputs[tensors * (fields + 1)])});
+    work_->tensors.reserve(tensors);
+    work_->extents.reserve(tensors);
+    for (size_t t = 0; t < tensors; ++t) {
+      work_->add_tensor(&inputs[t * (fields + 1)], &dtypes[t * fields]);
     }
   }
-  work_->keep = std::move(keep);
-  mx::cpu::get_command_encoder(stream).dispatch([work = std::move(work_)] { work->run(); });
+
+  void enqueue(
+      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override {
+    auto output = outputs.begin();
+    for (Tensor& tensor : work_->tensors) {
+      for (int k = 0; k < work_->fields; ++k, ++output) {
+        auto buffer = *output;
+        tensor.out[k].data = buffer.raw_ptr();
+      }
+    }
+    work_->keep = std::move(keep);
+    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
+  }
+
+ private:
+  mx::Stream stream_;
+  std::shared_ptr<Work> work_;
+};
+
+} // namespace
+
+std::unique_ptr<Prepared> prepare(
+    const Schedule& schedule,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream) {
+  return std::make_unique<Step>(schedule, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::cpu

@@ -19,7 +19,7 @@ mx::array scratch_array(int64_t bytes, mx::Stream stream) {
   return mx::array(device_memory(std::max<int64_t>(bytes, 1), stream), {1}, mx::uint8);
 }
 
-class AdafactorStep : public gpu::Step {
+class AdafactorStep : public Prepared {
  public:
   AdafactorStep(
       const mlx_opt::ScalarSources& sources,
@@ -150,7 +150,7 @@ void AdafactorStep::enqueue(
 
 } // namespace
 
-std::unique_ptr<gpu::Step> prepare_adafactor_step(
+std::unique_ptr<Prepared> prepare_adafactor_step(
     const mlx_opt::ScalarSources& sources,
     const Factoring& factoring,
     const std::vector<mx::array>& inputs,

@@ -12,7 +12,7 @@ namespace {
 
 class Backend : public gpu::Backend {
  public:
-  std::unique_ptr<gpu::Step> prepare(
+  std::unique_ptr<Prepared> prepare(
       const mlx_opt::Schedule& schedule,
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes,
@@ -55,7 +55,7 @@ class Backend : public gpu::Backend {
     return true;
   }
 
-  std::unique_ptr<gpu::Step> prepare_adafactor(
+  std::unique_ptr<Prepared> prepare_adafactor(
       const mlx_opt::ScalarSources& sources,
       const Factoring& factoring,
       const std::vector<mx::array>& inputs,

@@ -34,7 +34,7 @@ struct Group {
   CUfunction function = nullptr;
 };
 
-class CudaStep : public gpu::Step {
+class CudaStep : public Prepared {
  public:
   CudaStep(
       const mlx_opt::Schedule& schedule,
@@ -194,7 +194,7 @@ void CudaStep::enqueue(
 
 } // namespace
 
-std::unique_ptr<gpu::Step> prepare_step(
+std::unique_ptr<Prepared> prepare_step(
     const mlx_opt::Schedule& schedule,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Dtype>& dtypes,

@@ -10,7 +10,7 @@ namespace {
 
 class Backend : public gpu::Backend {
  public:
-  std::unique_ptr<gpu::Step> prepare(
+  std::unique_ptr<Prepared> prepare(
       const Schedule& schedule,
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes,

@@ -76,7 +76,7 @@ uint64_t tiles_of(uint64_t size) {
   return (size + tile - 1) / tile;
 }
 
-class MetalStep : public gpu::Step {
+class MetalStep : public Prepared {
  public:
   MetalStep(
       const Schedule& schedule,
@@ -289,7 +289,7 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
 
 } // namespace
 
-std::unique_ptr<gpu::Step> prepare_step(
+std::unique_ptr<Prepared> prepare_step(
     const Schedule& schedule,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Dtype>& dtypes,

@@ -7,7 +7,7 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-std::unique_ptr<gpu::Step> prepare_step(
+std::unique_ptr<Prepared> prepare_step(
     const Schedule& schedule,
     const std::vector<mx::array>& inputs,
     const std::vector<mx::Dtype>& dtypes,
