@@ -16,18 +16,24 @@ from mlx.utils import tree_flatten, tree_map
 import mlx_opt
 from cases import (
     DTYPES,
+    FEW,
+    RULES,
     Case,
     assert_same,
     copied,
     dtype_name,
     each_dtype,
-    each_of_few,
-    each_rule,
     normal,
 )
 from test_held_buffers import EXPORTS, WAYS, other_stream, read
 
 ADAMW = Case("AdamW")
+ADAFACTOR = [
+    Case("Adafactor", {"relative_step": False, "weight_decay": 0.1}),
+    Case("Adafactor", {"warmup_init": True, "beta_1": 0.9}),
+]
+each_rule = pytest.mark.parametrize("case", RULES + ADAFACTOR, ids=str)
+each_of_few = pytest.mark.parametrize("case", FEW + ADAFACTOR, ids=str)
 SIZE = 96  # 9216 elements, as the ways of holding need: more than one chunk of work
 
 
@@ -124,7 +130,14 @@ def test_steps_that_nobody_waits_for_give_the_numbers_of_new_arrays(case):
     assert_same((model.parameters(), optimizer.state), plain(case, mx.float32, 40))
 
 
-@pytest.mark.parametrize("source", ["parameter", "gradient", "m", "v"])
+@pytest.mark.parametrize(
+    ("case", "source"),
+    [
+        *((ADAMW, source) for source in ("parameter", "gradient", "m", "v")),
+        *((ADAFACTOR[1], source) for source in ("parameter", "gradient", "exp_avg")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("way", "dtype"),
     [
@@ -134,8 +147,8 @@ def test_steps_that_nobody_waits_for_give_the_numbers_of_new_arrays(case):
         if not (way in EXPORTS and dtype == mx.bfloat16)  # NumPy has none
     ],
 )
-def test_what_somebody_holds_keeps_its_value(way, source, dtype):
-    model, optimizer = begin(ADAMW, dtype)
+def test_what_somebody_holds_keeps_its_value(way, case, source, dtype):
+    model, optimizer = begin(case, dtype)
     g = gradients(model, 2)
 
     def array():
@@ -149,7 +162,7 @@ def test_what_somebody_holds_keeps_its_value(way, source, dtype):
     walk(model, optimizer, range(3, 5))
     got = read(held)
     np.testing.assert_equal(got, expected)
-    assert_same((model.parameters(), optimizer.state), plain(ADAMW, dtype, 5))
+    assert_same((model.parameters(), optimizer.state), plain(case, dtype, 5))
 
 
 @each_of_few
