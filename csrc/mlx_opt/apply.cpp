@@ -25,40 +25,45 @@ size_t moments_of(const Definition& definition, const Leaf& leaf) {
                          : definition.names(leaf.parameter->ndim()).size();
 }
 
-bool applied_in_place(
-    const Definition& definition,
-    const std::vector<Leaf>& leaves,
-    const mx::array& learning_rate,
-    mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream) {
-  if (!definition.rule) {
-    return false;
-  }
-  const size_t moments = info(*definition.rule).moments;
-  std::vector<mx::array*> operands;
-  operands.reserve(leaves.size() * (moments + 2));
-  for (const Leaf& leaf : leaves) {
-    operands.push_back(leaf.parameter);
-    for (size_t k = 0; k < moments; ++k) {
-      operands.push_back(leaf.state + k);
-    }
-    operands.push_back(leaf.gradient);
-  }
-  wait_for_turn(stream);
-  const auto run = [&] {
-    return step_in_place(
-        *definition.rule, operands, definition.hypers, learning_rate, step, stream, scale);
-  };
-  return run() || (wait_for_holder(stream) && run());
-}
-
 // Puts the leaves whose state is factored behind the others, and returns how many those are.
 size_t put_factored_last(const Definition& definition, std::vector<Leaf>& leaves) {
   const auto first = std::stable_partition(leaves.begin(), leaves.end(), [&](const Leaf& leaf) {
     return !definition.factors(leaf.parameter->ndim());
   });
   return first - leaves.begin();
+}
+
+bool applied_in_place(
+    const Definition& definition,
+    const std::vector<Leaf>& leaves,
+    size_t unfactored,
+    const mx::array& learning_rate,
+    mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::Stream stream) {
+  if (definition.muon) {
+    return false;
+  }
+  std::vector<mx::array*> operands;
+  operands.reserve(leaves.size() * (definition.state.size() + 3));
+  for (const Leaf& leaf : leaves) {
+    operands.push_back(leaf.parameter);
+    for (size_t k = 0; k < moments_of(definition, leaf); ++k) {
+      operands.push_back(leaf.state + k);
+    }
+    operands.push_back(leaf.gradient);
+  }
+  wait_for_turn(stream);
+  const auto& hypers = definition.hypers;
+  const auto run = [&] {
+    if (definition.rule) {
+      return step_in_place(*definition.rule, operands, hypers, learning_rate, step, stream, scale);
+    }
+    const bool first_moment = definition.state.size() > 1;
+    return adafactor_in_place(
+        operands, unfactored, first_moment, hypers, learning_rate, step, stream, scale);
+  };
+  return run() || (wait_for_holder(stream) && run());
 }
 
 // Takes the gradients.
@@ -179,10 +184,10 @@ void apply(
     const std::optional<GradientScale>& scale,
     mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  if (applied_in_place(definition, leaves, learning_rate, step, scale, stream)) {
+  const size_t unfactored = put_factored_last(definition, leaves);
+  if (applied_in_place(definition, leaves, unfactored, learning_rate, step, scale, stream)) {
     return;
   }
-  const size_t unfactored = put_factored_last(definition, leaves);
   Arrays operands = take_operands(definition, leaves);
   Arrays results =
       successors(definition, std::move(operands), unfactored, learning_rate, step, scale, stream);
