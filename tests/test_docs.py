@@ -36,7 +36,7 @@ DOCSTRINGS = docstrings()
 
 
 def test_there_are_examples():
-    assert "mlx_opt.optimizers.FusedOptimizer.apply_gradients" in DOCSTRINGS
+    assert "mlx_opt.fused.FusedOptimizer.apply_gradients" in DOCSTRINGS
 
 
 @pytest.mark.parametrize("name", list(DOCSTRINGS))

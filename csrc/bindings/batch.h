@@ -56,17 +56,32 @@ class Batch {
   /// state)`, which has to see to the scale itself.
   nb::object update(const std::string& rule, const StepScalars& scalars, nb::handle formula);
 
+  /// The same, but puts the new parameters into the tree of the old ones.
+  void assign(const std::string& rule, const StepScalars& scalars, nb::handle formula);
+
  private:
   struct Leaf {
     nb::object gradient;
     nb::object parameter;
     nb::object state;
+    nb::object container; // of the parameter
+    nb::object key;       // of the parameter in it
     bool factored;
     bool fused;
   };
 
-  void collect(nb::handle gradients, nb::handle parameters, nb::handle state, const Path* path);
-  void collect_leaf(nb::handle gradient, nb::handle parameter, nb::handle state, const Path* path);
+  void collect(
+      nb::handle gradients,
+      nb::handle parameters,
+      nb::handle state,
+      nb::handle container,
+      const Path* path);
+  void collect_leaf(
+      nb::handle gradient,
+      nb::handle parameter,
+      nb::handle state,
+      nb::handle container,
+      const Path* path);
   bool collect_moments(
       nb::handle state, const mx::array& parameter, bool factored, const Path* path);
   const std::vector<nb::str>& moments_of(bool factored) const;
@@ -78,6 +93,8 @@ class Batch {
   std::vector<mx::array> step(
       const std::string& rule, const StepScalars& scalars, std::vector<mx::array> operands) const;
   bool overwrite(const std::string& rule, const StepScalars& scalars, mx::Stream stream) const;
+  std::vector<nb::object> successors(
+      const std::string& rule, const StepScalars& scalars, nb::handle formula);
   nb::object rebuilt(nb::handle tree, const std::vector<nb::object>& updated, size_t& next) const;
 
   nb::object gradients_;

@@ -36,6 +36,20 @@ std::optional<mlx_opt::GradientScale> gradient_scale(
   return mlx_opt::GradientScale{*scale, skip_nonfinite};
 }
 
+// A method of Batch as Python calls it.
+template <auto Method>
+constexpr auto with_formula = [](Batch& self,
+                                 const std::string& rule,
+                                 const std::vector<mlx_opt::Scalar>& hypers,
+                                 const mlx_opt::mx::array& learning_rate,
+                                 mlx_opt::mx::array& step,
+                                 nb::handle formula,
+                                 const std::optional<mlx_opt::mx::array>& scale,
+                                 bool skip_nonfinite) {
+  return (self.*Method)(
+      rule, {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)}, formula);
+};
+
 // Whether all leaves are arrays of a storage dtype; puts them into `leaves`.
 bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
   using namespace mlx_opt::python;
@@ -151,19 +165,7 @@ Returns:
     Whether it ran. If not, nothing has changed and :meth:`update` serves.)")
       .def(
           "update",
-          [](Batch& self,
-             const std::string& rule,
-             const std::vector<mlx_opt::Scalar>& hypers,
-             const mlx_opt::mx::array& learning_rate,
-             mlx_opt::mx::array& step,
-             nb::handle formula,
-             const std::optional<mlx_opt::mx::array>& scale,
-             bool skip_nonfinite) {
-            return self.update(
-                rule,
-                {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)},
-                formula);
-          },
+          with_formula<&Batch::update>,
           "rule"_a,
           "hypers"_a,
           "learning_rate"_a,
@@ -187,7 +189,18 @@ Args:
     skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
 
 Returns:
-    The tree of new parameters, with the structure of the gradients.)");
+    The tree of new parameters, with the structure of the gradients.)")
+      .def(
+          "assign",
+          with_formula<&Batch::assign>,
+          "rule"_a,
+          "hypers"_a,
+          "learning_rate"_a,
+          "step"_a,
+          "formula"_a,
+          "scale"_a = nb::none(),
+          "skip_nonfinite"_a = false,
+          "As :meth:`update`, but puts the new parameters into the tree of the old ones.");
 
   m.def(
       "global_norm",

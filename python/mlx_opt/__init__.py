@@ -15,6 +15,7 @@ if _error is None:
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
     from .adafactor import Adafactor
+    from .base import Optimizer
     from .clipping import clip_grad_norm
     from .installation import install, installed
     from .multi import MultiOptimizer
@@ -27,7 +28,6 @@ if _error is None:
         Adamax,
         AdamW,
         Lion,
-        Optimizer,
         RMSprop,
     )
 elif not info.running_as_command():  # `python -m mlx_opt info` says what is wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from .optimizers import FusedOptimizer, Rule
+from .fused import FusedOptimizer, Rule
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):

@@ -8,8 +8,9 @@ import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
+from .base import Optimizer, is_own
 from .clipping import Clip, Scaling
-from .optimizers import Optimizer, is_own
+from .trees import split
 
 
 class MultiOptimizer(Optimizer, stock.MultiOptimizer):
@@ -38,6 +39,32 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
         first = self.optimizers[0]
         own = isinstance(first, Optimizer)
         return first.grad_norm if own else first.state.get("grad_norm")
+
+    def _assigns(self, model: Any) -> bool:
+        return is_own(self, "apply_gradients", MultiOptimizer) and all(
+            isinstance(optimizer, Optimizer) and optimizer._assigns(model)
+            for optimizer in self.optimizers
+        )
+
+    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
+        if not self._assigns(model):
+            super()._update_model(model, gradients, clip)
+            return
+        parts = self._split_dictionary(gradients)
+        self._check_parts(parts, model)
+        scaling = None if clip is None else clip.of(gradients)
+        for optimizer, part in zip(self.optimizers, parts, strict=True):
+            optimizer._update_model(model, part, scaling)
+
+    def _split_dictionary(self, gradients: Any) -> list[Any]:
+        def part_of(path: str, leaf: Any) -> int:
+            for i, takes in enumerate(self.filters):
+                if takes(path, leaf):
+                    return i
+            raise ValueError(f"{path}: no filter takes it")
+
+        count = len(self.optimizers)
+        return [gradients] if count == 1 else split(gradients, count, part_of)
 
     def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
         if is_own(self, "apply_gradients", MultiOptimizer):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
-from mlx.utils import tree_flatten, tree_map, tree_merge, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from . import _ext, newton_schulz
+from .base import Optimizer, is_own
 from .clipping import Clip, Scaling, with_scale
-from .optimizers import STORAGE, FusedOptimizer, Optimizer, Rule, in_float32, is_own
+from .fused import STORAGE, UPDATE, FusedOptimizer, Rule, Write, in_float32
+from .trees import split
 
 
 class Muon(FusedOptimizer, stock.Muon):
@@ -125,18 +128,25 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
-    def update(
-        self,
-        model: Any,
-        gradients: Any,
-        max_norm: float | mx.array | None = None,
-        skip_nonfinite: bool = False,
-    ) -> None:
-        """Update the parameters of a model, as :meth:`Optimizer.update` does."""
-        if self.fallback is None:
-            super().update(model, gradients, max_norm, skip_nonfinite)
-        else:
-            Optimizer.update(self, model, gradients, max_norm, skip_nonfinite)
+    def _assigns(self, model: Any) -> bool:
+        return super()._assigns(model) and (self.fallback is None or self.fallback._assigns(model))
+
+    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
+        if self.fallback is None or not self._assigns(model):
+            super()._update_model(model, gradients, clip)
+            return
+        matrices, others, scaling = self._begin(gradients, model, clip)
+        super()._step(matrices, model, scaling, partial(self._run_in_place, model))
+        self.fallback._update_model(model, others, scaling)
+
+    def _begin(
+        self, gradients: Any, parameters: Any, clip: Clip | Scaling | None
+    ) -> tuple[Any, Any, Scaling | None]:
+        """What is for this optimizer, what for the fallback, and what both do with gradients."""
+        self.check(gradients, parameters)
+        if not self._initialized:
+            self.init(gradients)
+        return *_split(gradients), None if clip is None else clip.of(gradients)
 
     def _step(
         self,
@@ -147,11 +157,7 @@ class Muon(FusedOptimizer, stock.Muon):
     ) -> Any:
         if self.fallback is None:
             return super()._step(gradients, parameters, clip, run)
-        self.check(gradients, parameters)
-        if not self._initialized:
-            self.init(gradients)
-        scaling = None if clip is None else clip.of(gradients)
-        matrices, others = _split(gradients)
+        matrices, others, scaling = self._begin(gradients, parameters, clip)
         updated = super()._step(matrices, parameters, scaling, run)
         if scaling is None:
             rest = self.fallback.apply_gradients(others, parameters)
@@ -163,7 +169,9 @@ class Muon(FusedOptimizer, stock.Muon):
         decay = 0.0 if self.decoupled_weight_decay else self.weight_decay
         return Rule("Muon", ("v",), (self.momentum, self.nesterov, decay))
 
-    def _run(self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None) -> Any:
+    def _run(
+        self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None, write: Write = UPDATE
+    ) -> Any:
         rule = self._rule()
         scalars = (self.learning_rate, self.step)
         first = with_scale(self._formula, scaling)
@@ -172,7 +180,7 @@ class Muon(FusedOptimizer, stock.Muon):
         decay = self.weight_decay if self.decoupled_weight_decay else 0.0
         # Of a direction of length 1 plain descent with decay is descent with decoupled decay.
         last = with_scale(self._descent, None if scaling is None else scaling.once_more())
-        return batch.update("SGD", (decay,), *scalars, *last)
+        return write(batch, "SGD", (decay,), *scalars, *last)
 
     def _orthogonalized(self, directions: Any) -> Any:
         leaves: list[Any] = [leaf[1] for leaf in tree_flatten(directions)]
@@ -243,10 +251,9 @@ def _matrix(x: mx.array) -> mx.array:
 
 def _split(tree: Any) -> tuple[Any, Any]:
     """The matrices of a tree, and what has fewer dimensions."""
-    parts: tuple[list, list] = ([], [])
-    for leaf in tree_flatten(tree):
-        x: Any = leaf[1]
-        parts[isinstance(x, mx.array) and x.ndim < 2].append(leaf)
-    # tree_unflatten makes a list of nothing.
-    matrices, others = (tree_unflatten(part) if part else {} for part in parts)
+
+    def part_of(_: str, x: Any) -> int:
+        return isinstance(x, mx.array) and x.ndim < 2
+
+    matrices, others = split(tree, 2, part_of)
     return matrices, others

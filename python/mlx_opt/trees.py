@@ -1,0 +1,42 @@
+"""Trees of arrays as Python has them: dicts, lists and tuples, with arrays for leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+CONTAINERS = (dict, list, tuple)
+
+
+def split(tree: Any, count: int, part_of: Callable[[str, Any], int], path: str = "") -> list[Any]:
+    """Split a tree in parts, each with its leaves at the places that they have in the tree.
+
+    Args:
+        tree: A tree.
+        count: The number of parts.
+        part_of: Given a leaf's path, its keys joined by dots, and the leaf: the index of its part.
+        path: Where the tree itself is.
+
+    Returns:
+        The parts; an empty one is a dict. Tuples come back as lists, and where the leaves of other
+        parts are in a list, there are empty dicts.
+    """
+    parts: list[Any] = [{} for _ in range(count)]
+    if not isinstance(tree, CONTAINERS):
+        parts[part_of(path, tree)] = tree
+        return parts
+    items: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    prefix = f"{path}." if path else ""
+    for key, child in items:
+        here = f"{prefix}{key}"
+        if isinstance(child, CONTAINERS):
+            for part, below in zip(parts, split(child, count, part_of, here), strict=True):
+                if below:
+                    part[key] = below
+        else:
+            parts[part_of(here, child)][key] = child
+    return parts if isinstance(tree, dict) else [_listed(part) for part in parts]
+
+
+def _listed(items: dict[int, Any]) -> Any:
+    return [items.get(i, {}) for i in range(max(items) + 1)] if items else {}
