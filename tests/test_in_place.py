@@ -227,6 +227,14 @@ def test_a_module_with_an_update_of_its_own_is_updated_by_it():
     assert model.calls == 3
 
 
+def test_an_update_that_a_model_is_given_is_called():
+    model, optimizer = begin(ADAMW)
+    calls = []
+    model.update = calls.append
+    optimizer.update(model, gradients(model, 2))
+    assert len(calls) == 1
+
+
 def test_a_model_may_go_before_its_step_is_done():
     gc.collect()
     mx.synchronize()

@@ -57,7 +57,8 @@ class FusedOptimizer(Optimizer):
             self._batch(gradients, parameters, self.state, self._initialized)
 
     def _assigns(self, model: Any) -> bool:
-        replaces_leaves = getattr(type(model), "update", None) is nn.Module.update
+        update = getattr(model, "update", None)
+        replaces_leaves = getattr(update, "__func__", None) is nn.Module.update
         return replaces_leaves and self._fuses_trees()
 
     def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
