@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
 from .clipping import Clip, Scaling
+
+Step = Callable[["Scaling | None"], None]
 
 
 class Optimizer(stock.Optimizer):
@@ -49,7 +52,16 @@ class Optimizer(stock.Optimizer):
 
             And what :meth:`apply_gradients` raises; model and state are then as they were.
         """
-        self._update_model(model, gradients, Clip.asked_for(max_norm, skip_nonfinite))
+        clip = Clip.asked_for(max_norm, skip_nonfinite)
+        steps = self._steps(gradients, model)
+        if steps is not None:
+            scaling = None if clip is None else clip.of(gradients)
+            for step in steps:
+                step(scaling)
+        elif clip is None:
+            model.update(self.apply_gradients(gradients, model))
+        else:
+            model.update(self._apply_clipped(gradients, model, clip))
 
     def apply_gradients(
         self,
@@ -70,15 +82,10 @@ class Optimizer(stock.Optimizer):
         array; before the first of these, None."""
         return self.state.get("grad_norm")
 
-    def _assigns(self, model: Any) -> bool:
-        """Whether a step may put its results where a model has its parameters, one by one."""
-        return False
-
-    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
-        if clip is None:
-            model.update(self.apply_gradients(gradients, model))
-        else:
-            model.update(self._apply_clipped(gradients, model, clip))
+    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
+        """What updates a model's parameters where they are, checked and still to be done; None if
+        that is for :meth:`apply_gradients` and the model's own ``update``."""
+        return None
 
     def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
         self.check(gradients, parameters)

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import _ext
-from .base import Optimizer, is_own
+from .base import Optimizer, Step, is_own
 from .clipping import Clip, Formula, Scaling
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
@@ -56,16 +56,13 @@ class FusedOptimizer(Optimizer):
         if self._fuses_trees():
             self._batch(gradients, parameters, self.state, self._initialized)
 
-    def _assigns(self, model: Any) -> bool:
+    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
         update = getattr(model, "update", None)
         replaces_leaves = getattr(update, "__func__", None) is nn.Module.update
-        return replaces_leaves and self._fuses_trees()
-
-    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
-        if self._assigns(model):
-            self._step(gradients, model, clip, partial(self._run_in_place, model))
-        else:
-            super()._update_model(model, gradients, clip)
+        if not (replaces_leaves and self._fuses_trees()):
+            return None
+        batch = self._ready(gradients, model)
+        return [partial(self._advance, batch, run=partial(self._run_in_place, model))]
 
     def apply_gradients(
         self,
@@ -118,12 +115,23 @@ class FusedOptimizer(Optimizer):
         clip: Clip | Scaling | None,
         run: Callable[[_ext.Batch, Scaling | None], Any],
     ) -> Any:
-        """Call `run` at the next step; an error leaves the optimizer as it was."""
+        batch = self._ready(gradients, parameters)
+        return self._advance(batch, None if clip is None else clip.of(gradients), run)
+
+    def _ready(self, gradients: Any, parameters: Any) -> _ext.Batch:
+        """The leaves of a step, checked, with their state."""
         if not self._initialized:
             self._batch(gradients, parameters, self.state, initialized=False)
             self.init(gradients)
-        batch = self._batch(gradients, parameters, self.state, initialized=True)
-        scaling = None if clip is None else clip.of(gradients)
+        return self._batch(gradients, parameters, self.state, initialized=True)
+
+    def _advance(
+        self,
+        batch: _ext.Batch,
+        scaling: Scaling | None,
+        run: Callable[[_ext.Batch, Scaling | None], Any],
+    ) -> Any:
+        """Call `run` at the next step; an error leaves the optimizer as it was."""
         changes = {name: schedule(self.step) for name, schedule in self._schedulers.items()}
         changes["step"] = self.step + 1
         if scaling is not None:

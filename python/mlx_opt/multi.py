@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
-from .base import Optimizer, is_own
+from .base import Optimizer, Step, is_own
 from .clipping import Clip, Scaling
 from .trees import split
 
@@ -40,21 +40,19 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
         own = isinstance(first, Optimizer)
         return first.grad_norm if own else first.state.get("grad_norm")
 
-    def _assigns(self, model: Any) -> bool:
-        return is_own(self, "apply_gradients", MultiOptimizer) and all(
-            isinstance(optimizer, Optimizer) and optimizer._assigns(model)
-            for optimizer in self.optimizers
-        )
-
-    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
-        if not self._assigns(model):
-            super()._update_model(model, gradients, clip)
-            return
+    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
+        if not is_own(self, "apply_gradients", MultiOptimizer):
+            return None
         parts = self._split_dictionary(gradients)
-        self._check_parts(parts, model)
-        scaling = None if clip is None else clip.of(gradients)
+        if not all(optimizer._initialized for optimizer in self.optimizers):
+            self._check_parts(parts, model)
+        steps: list[Step] = []
         for optimizer, part in zip(self.optimizers, parts, strict=True):
-            optimizer._update_model(model, part, scaling)
+            own = optimizer._steps(part, model) if isinstance(optimizer, Optimizer) else None
+            if own is None:
+                return None
+            steps += own
+        return steps
 
     def _split_dictionary(self, gradients: Any) -> list[Any]:
         def part_of(path: str, leaf: Any) -> int:

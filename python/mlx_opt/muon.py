@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +10,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from . import _ext, newton_schulz
-from .base import Optimizer, is_own
+from .base import Optimizer, Step, is_own
 from .clipping import Clip, Scaling, with_scale
 from .fused import STORAGE, UPDATE, FusedOptimizer, Rule, Write, in_float32
 from .trees import split
@@ -128,25 +127,19 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
-    def _assigns(self, model: Any) -> bool:
-        return super()._assigns(model) and (self.fallback is None or self.fallback._assigns(model))
+    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
+        if self.fallback is None:
+            return super()._steps(gradients, model)
+        matrices, others = self._begin(gradients, model)
+        steps, rest = super()._steps(matrices, model), self.fallback._steps(others, model)
+        return None if steps is None or rest is None else steps + rest
 
-    def _update_model(self, model: Any, gradients: Any, clip: Clip | Scaling | None) -> None:
-        if self.fallback is None or not self._assigns(model):
-            super()._update_model(model, gradients, clip)
-            return
-        matrices, others, scaling = self._begin(gradients, model, clip)
-        super()._step(matrices, model, scaling, partial(self._run_in_place, model))
-        self.fallback._update_model(model, others, scaling)
-
-    def _begin(
-        self, gradients: Any, parameters: Any, clip: Clip | Scaling | None
-    ) -> tuple[Any, Any, Scaling | None]:
-        """What is for this optimizer, what for the fallback, and what both do with gradients."""
-        self.check(gradients, parameters)
+    def _begin(self, gradients: Any, parameters: Any) -> tuple[Any, Any]:
+        """What is for this optimizer and what for the fallback; both have state."""
         if not self._initialized:
+            self.check(gradients, parameters)
             self.init(gradients)
-        return *_split(gradients), None if clip is None else clip.of(gradients)
+        return _split(gradients)
 
     def _step(
         self,
@@ -157,7 +150,9 @@ class Muon(FusedOptimizer, stock.Muon):
     ) -> Any:
         if self.fallback is None:
             return super()._step(gradients, parameters, clip, run)
-        matrices, others, scaling = self._begin(gradients, parameters, clip)
+        self.check(gradients, parameters)
+        matrices, others = self._begin(gradients, parameters)
+        scaling = None if clip is None else clip.of(gradients)
         updated = super()._step(matrices, parameters, scaling, run)
         if scaling is None:
             rest = self.fallback.apply_gradients(others, parameters)
