@@ -10,7 +10,7 @@ from kernels import NORM_CHUNK, Sparse
 
 from cases import DTYPES, dtype_name, normal, wide
 
-BOUND = 2.0**-23
+BOUND = 1.51 * 2.0**-24  # of the sum that is rounded to a float, and of its root
 PACK = 29
 LARGEST = float(np.finfo(np.float32).max)
 
