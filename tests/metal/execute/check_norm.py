@@ -126,11 +126,25 @@ def test_neither_overflow_nor_underflow(scale):
     ],
 )
 def test_numbers_of_all_magnitudes(values):
+    assert_norms(values)
+    with kernels.denormals_as_zero():
+        assert np.float32(2**-126) / 2 == 0
+        assert_norms(values)
+
+
+def assert_norms(values):
     for x in (float32(*values), float32(*reversed(values))):
         assert_norm(norm_of(sums_of([x], mx.float32)), x)
         spread = np.zeros(3 * NORM_CHUNK, np.float32)
         spread[:: spread.size // x.size][: x.size] = x
         assert_norm(norm_of(sums_of([spread], mx.float32)), x)
+
+
+def test_denormals_may_be_zero_but_no_worse():
+    x = float32(1e-39, 3e-38, -1e-45, 4e-38)
+    with kernels.denormals_as_zero():
+        assert_norm(norm_of(sums_of([x], mx.float32)), x[[1, 3]])
+        assert norm_of(sums_of([x[::2].copy()], mx.float32)) == 0
 
 
 def test_a_norm_that_is_no_float32_is_infinite():

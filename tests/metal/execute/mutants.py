@@ -81,6 +81,14 @@ MUTANTS = [
         "Norm",
     ),
     Mutant(
+        "a chunk's place has 32 bits in the norm",
+        "static_cast<ulong>(group - tensor.first_chunk) * norm_chunk",
+        "static_cast<ulong>((group - tensor.first_chunk) * norm_chunk)",
+        "test_beyond",
+        "assert|Segmentation|SEGV",
+        "Norm",
+    ),
+    Mutant(
         "squares are not scaled",
         "clamp(static_cast<int>(largest >> 23) - 127, -126, 126)",
         "clamp(static_cast<int>(largest >> 23) - 127, 0, 0)",
