@@ -1,9 +1,11 @@
 // Writes the program of every kernel to test into the folder given, a file each.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <vector>
 
+#include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/source.h"
 
 using namespace mlx_opt::metal;
@@ -71,6 +73,27 @@ std::vector<Kernel> all_kernels() {
   return kernels;
 }
 
+std::vector<NormKernel> norm_kernels() {
+  std::vector<NormKernel> kernels{{NormKind::norm}, {NormKind::clip}};
+  for (Storage storage : storages) {
+    kernels.push_back({NormKind::squares, storage});
+    kernels.push_back({NormKind::squares, storage, most_squares_in_a_pack});
+    kernels.push_back({NormKind::strided_squares, storage});
+    kernels.push_back({NormKind::strided_squares_long, storage});
+  }
+  return kernels;
+}
+
+// Whether all could be written.
+template <typename Kernels>
+bool write(const Kernels& kernels, const std::filesystem::path& folder) {
+  return std::all_of(kernels.begin(), kernels.end(), [&](const auto& kernel) {
+    std::ofstream file(folder / (name(kernel) + ".metal"));
+    file << source(kernel);
+    return bool(file.flush());
+  });
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
@@ -80,12 +103,8 @@ int main(int count, char** arguments) {
   }
   const std::filesystem::path folder = arguments[1];
   std::filesystem::create_directories(folder);
-  for (const Kernel& kernel : all_kernels()) {
-    std::ofstream file(folder / (name(kernel) + ".metal"));
-    file << source(kernel);
-    if (!file.flush()) {
-      std::cerr << "cannot write to " << folder << "\n";
-      return 1;
-    }
+  if (!write(all_kernels(), folder) || !write(norm_kernels(), folder)) {
+    std::cerr << "cannot write to " << folder << "\n";
+    return 1;
   }
 }

@@ -3,6 +3,8 @@
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/norm.h"
+#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/backend/metal/step.h"
 
 namespace mlx_opt::metal {
@@ -26,9 +28,27 @@ class Backend : public gpu::Backend {
     wait_for_last_but_one(stream);
   }
 
+  bool has_norm() const override {
+    return true;
+  }
+
+  void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
+    enqueue_norm(arrays, output, stream);
+  }
+
+  void clip(
+      const std::vector<mx::array>& inputs,
+      float most,
+      bool skips,
+      mx::array& scale,
+      mx::Stream stream) const override {
+    enqueue_clip(inputs, most, skips, scale, stream);
+  }
+
   std::string problem() const override {
     try {
-      pipeline({Rule::SGD, Kind::prepare}, mx::metal::device(mx::Device::gpu));
+      pipeline(Kernel{Rule::SGD, Kind::prepare}, mx::metal::device(mx::Device::gpu));
       return "";
     } catch (const std::exception& error) {
       return error.what();

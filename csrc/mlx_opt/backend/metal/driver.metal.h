@@ -1,19 +1,15 @@
 // The kernels, generic over the rule and the storage of each operand. Metal compiles this text at
-// first use, behind the rules, tables.h and storage.metal.h; it includes nothing. C++14, and every
-// pointer names its address space.
+// first use, behind the rules, tables.h, storage.metal.h and walks.metal.h; it includes nothing.
+// C++14, and every pointer names its address space.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-using metal::chunk;
 using metal::Constants;
-using metal::lanes;
 using metal::Matrix;
 using metal::Strided;
 using metal::Tensor;
-using metal::threads;
-using metal::tile;
 
 // What the gradients are multiplied with, as mlx_opt::Scaling has it.
 enum class Scaling { none, always, if_finite };
@@ -201,16 +197,8 @@ struct Update {
     const ulong left = tensor.size - begin;
     const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
     for (uint i = index; i < count; i += threads) {
-      long places[fields + 1] = {};
-      Index rest = static_cast<Index>(begin + i);
-      for (int dim = tensor.layout.dims - 1; dim >= 0; --dim) {
-        const Index size = static_cast<Index>(tensor.layout.shape[dim]);
-        const long position = static_cast<long>(rest % size);
-        rest /= size;
-        for (int k = 0; k <= fields; ++k) {
-          places[k] += position * tensor.layout.strides[k][dim];
-        }
-      }
+      long places[fields + 1];
+      locate<fields + 1>(tensor.layout, static_cast<Index>(begin + i), places);
       Places from;
       for (int k = 0; k < fields; ++k) {
         from.of[k] = static_cast<ulong>(places[k]);

@@ -2,34 +2,7 @@
 
 namespace mlx_opt::metal {
 
-/// Made by the build from the rules, tables.h, storage.metal.h and driver.metal.h.
-extern const char* const driver_text;
-
 namespace {
-
-const char* format_of(Storage storage) {
-  switch (storage) {
-    case Storage::float32:
-      return "Float32";
-    case Storage::float16:
-      return "Float16";
-    case Storage::bfloat16:
-      return "BFloat16";
-  }
-  return "";
-}
-
-const char* short_name_of(Storage storage) {
-  switch (storage) {
-    case Storage::float32:
-      return "f32";
-    case Storage::float16:
-      return "f16";
-    case Storage::bfloat16:
-      return "bf16";
-  }
-  return "";
-}
 
 const char* name_of(Kind kind) {
   switch (kind) {
@@ -80,10 +53,6 @@ std::string arguments_of(const Kernel& kernel) {
       return "Strided";
   }
   return "";
-}
-
-std::string slot(int index) {
-  return " [[buffer(" + std::to_string(index) + ")]],\n";
 }
 
 std::string beginning_of(const Kernel& kernel, const char* frame, int threads_of_group) {
@@ -190,11 +159,7 @@ std::string update_of(const Kernel& kernel) {
 } // namespace
 
 std::string name(const Kernel& kernel) {
-  std::string text = "mlx_opt_" MLX_OPT_VERSION "_" + std::string(info(kernel.rule).name) + "_" +
-                     name_of(kernel.kind);
-  for (char& c : text) {
-    c = c == '.' || c == '+' ? '_' : c;
-  }
+  std::string text = versioned(std::string(info(kernel.rule).name) + "_" + name_of(kernel.kind));
   if (kernel.kind == Kind::prepare) {
     return text;
   }
@@ -214,14 +179,7 @@ std::string name(const Kernel& kernel) {
 }
 
 std::string source(const Kernel& kernel) {
-  // Which product is fused with a sum is for the rules to say. Metal has its own word for it since
-  // version 3.2, and clang's.
-  return "#include <metal_stdlib>\n"
-         "#pragma METAL fp contract(off)\n"
-         "#pragma STDC FP_CONTRACT OFF\n"
-         "using namespace metal;\n" +
-         std::string(driver_text) +
-         (kernel.kind == Kind::prepare ? prepare_of(kernel) : update_of(kernel));
+  return program_of(kernel.kind == Kind::prepare ? prepare_of(kernel) : update_of(kernel));
 }
 
 } // namespace mlx_opt::metal

@@ -7,6 +7,8 @@
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/operand.h"
+#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/layout.h"
 
 namespace mlx_opt::metal {
@@ -20,12 +22,6 @@ constexpr int frame_floats = 3 * max_hypers + max_scalars + 1;
 constexpr uint64_t most_packed_chunks = 16;
 
 using Buffers = std::vector<mx::allocator::Buffer>;
-
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
 
 // Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
 struct Place {
@@ -53,12 +49,6 @@ struct Operands {
   size_t size;
   bool vectors; // whether vectors can be loaded from all
 };
-
-bool vectors_fit(const mx::array* operands, int count) {
-  return std::all_of(operands, operands + count, [](const mx::array& x) {
-    return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
-  });
-}
 
 // One kernel over one tensor, or over several where it is Kind::flat.
 struct Dispatch {
@@ -195,7 +185,7 @@ void MetalStep::find_pipelines() {
     dispatch.pipeline =
         same != dispatches_.end() ? same->pipeline : metal::pipeline(dispatch.kernel, device_);
   }
-  prepare_ = metal::pipeline({schedule_.rule, Kind::prepare}, device_);
+  prepare_ = metal::pipeline(Kernel{schedule_.rule, Kind::prepare}, device_);
 }
 
 // The frame's one writer: the dispatches that follow read it behind one barrier, which MLX inserts.
