@@ -83,13 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.plot and find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
     rules = _chosen_rules(options.rule)
     if "torch" in (options.peers or []) and find_spec("torch") is None:
         parser.error("--peers torch needs PyTorch: pip install torch")
     if options.together and (options.peers or options.json or options.plot):
         parser.error("--together has none of --peers, --json and --plot")
+    if options.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
     console = Console()
     if (load := os.getloadavg()[0]) > BUSY:
         console.print(f"The machine is busy (load {load:.1f}): these times will be too long.")
