@@ -155,10 +155,12 @@ TEST_CASE("Adafactor with operands that are not aligned") {
 }
 
 TEST_CASE("Adafactor's means of many tiles are summed by several threads") {
-  Tensors tensors{false};
-  tensors.add({3, 1300}, true, single);
-  tensors.add({1300, 3}, true, single);
-  check_against_cpu(tensors);
+  for (const bool first_moment : {false, true}) {
+    Tensors tensors{first_moment};
+    tensors.add({3, 1300}, true, single);
+    tensors.add({1300, 3}, true, single);
+    check_against_cpu(tensors);
+  }
 }
 
 TEST_CASE("Adafactor of more tensors than a table holds") {

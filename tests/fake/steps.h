@@ -36,8 +36,8 @@ struct Scalars {
 std::vector<mx::array> evaluate_on_gpu(
     std::vector<mx::array> results, const std::function<void(const mx::array&)>& hold);
 
-/// The two differ at most by the rounding of the last place of what is stored, where that is
-/// float32 by `error` relative to it.
+/// The two differ at most by `error`, relative to what is expected; stored as halves, hardly
+/// anywhere, and by the rounding of the last place.
 void check_equal(
     const std::vector<mx::array>& got, const std::vector<mx::array>& expected, double error = 1e-6);
 

@@ -4,6 +4,7 @@
 // AddressSanitizer, which takes a jump for the end of all functions of a stack.
 #include "grid.h"
 
+#include <sanitizer/asan_interface.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -37,7 +38,6 @@ struct Fiber {
 };
 
 std::vector<Fiber> fibers;
-unsigned threads_of_block;
 Kernel kernel_of_block;
 const void* parameter_of_block;
 void* scheduler[5];
@@ -64,6 +64,8 @@ void run_threads() {
 }
 
 void Fiber::begin() {
+  // What functions that never returned have left.
+  __asan_unpoison_memory_region(stack.get(), stack_bytes);
   ucontext_t context;
   getcontext(&context);
   context.uc_stack.ss_sp = stack.get();
@@ -90,21 +92,19 @@ void make_ready(Fiber& fiber) {
 }
 
 // Forwards or backwards as it comes, so that what only one of the orders brings about is met.
-void run_ready() {
+template <typename Function>
+void for_each_in_any_order(unsigned count, const Function& function) {
   static std::minstd_rand random;
   const bool backwards = random() >> 16 & 1;
-  for (unsigned i = 0; i < threads_of_block; ++i) {
-    thread.x = backwards ? threads_of_block - 1 - i : i;
-    if (fibers[thread.x].state == Fiber::ready) {
-      go_on(fibers[thread.x]);
-    }
+  for (unsigned i = 0; i < count; ++i) {
+    function(backwards ? count - 1 - i : i);
   }
 }
 
-// Lets threads [begin, end) go on if all of them wait so.
-bool release(unsigned begin, unsigned end, Fiber::State waiting) {
+// Lets threads [begin, begin + count) go on if all of them wait so.
+bool release(unsigned begin, unsigned count, Fiber::State waiting) {
   const auto first = fibers.begin() + begin;
-  const auto last = fibers.begin() + end;
+  const auto last = first + count;
   if (!std::all_of(first, last, [&](const Fiber& fiber) { return fiber.state == waiting; })) {
     return false;
   }
@@ -112,19 +112,30 @@ bool release(unsigned begin, unsigned end, Fiber::State waiting) {
   return true;
 }
 
-bool release_all() {
-  bool any = release(0, threads_of_block, Fiber::at_barrier);
-  for (unsigned begin = 0; begin + warp <= threads_of_block; begin += warp) {
-    any |= release(begin, begin + warp, Fiber::at_exchange);
-  }
-  return any;
+// As far as the warp comes without the others: they are in step at barriers alone.
+void run_warp(unsigned begin, unsigned count) {
+  do {
+    for_each_in_any_order(count, [&](unsigned i) {
+      thread.x = begin + i;
+      if (fibers[thread.x].state == Fiber::ready) {
+        go_on(fibers[thread.x]);
+      }
+    });
+  } while (count == warp && release(begin, warp, Fiber::at_exchange));
 }
 
-void tell_who_waits() {
-  const auto count = [](Fiber::State state) {
-    return std::count_if(fibers.begin(), fibers.begin() + threads_of_block, [&](const Fiber& f) {
-      return f.state == state;
+void run_block(unsigned threads) {
+  do {
+    for_each_in_any_order((threads + warp - 1) / warp, [&](unsigned i) {
+      run_warp(i * warp, std::min(warp, threads - i * warp));
     });
+  } while (release(0, threads, Fiber::at_barrier));
+}
+
+void tell_who_waits(unsigned threads) {
+  const auto count = [&](Fiber::State state) {
+    return std::count_if(
+        fibers.begin(), fibers.begin() + threads, [&](const Fiber& f) { return f.state == state; });
   };
   if (count(Fiber::at_barrier) > 0) {
     complain("a barrier is not reached by all threads of a block");
@@ -162,16 +173,14 @@ void run(Kernel kernel, const void* parameter, unsigned blocks, unsigned threads
   if (fibers.size() < threads) {
     fibers = std::vector<Fiber>(threads);
   }
-  threads_of_block = threads;
   kernel_of_block = kernel;
   parameter_of_block = parameter;
-  for (block.x = 0; block.x < blocks; ++block.x) {
+  for_each_in_any_order(blocks, [&](unsigned i) {
+    block.x = i;
     std::for_each(fibers.begin(), fibers.begin() + threads, make_ready);
-    do {
-      run_ready();
-    } while (release_all());
-    tell_who_waits();
-  }
+    run_block(threads);
+    tell_who_waits(threads);
+  });
 }
 
 } // namespace grid

@@ -22,7 +22,7 @@ unsigned long long exchange(unsigned long long bits, unsigned lane);
 
 using Kernel = void (*)(const void* parameter);
 
-/// Runs blocks one after another.
+/// Runs blocks one after another, in any order.
 void run(Kernel kernel, const void* parameter, unsigned blocks, unsigned threads);
 
 } // namespace grid

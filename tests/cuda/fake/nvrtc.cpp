@@ -43,8 +43,18 @@ std::string between(const std::string& text, const std::string& begin, const std
   return text.substr(first, text.find(end, first) - first);
 }
 
+// Breaks a program as mutants.py asks for. Where it no longer can, nothing is compiled.
+void mutate(std::string& text) {
+  if (const char* from = std::getenv("CUDA_MUTANT")) {
+    const std::string before = text;
+    replace(text, from, std::getenv("CUDA_MUTANT_INSTEAD"));
+    text += text == before ? "#error the text to change is no longer there\n" : "";
+  }
+}
+
 // C++ for kernel.h. Assembly that is none of these does not compile.
 std::string as_cpp(std::string text) {
+  mutate(text);
   replace(text, R"(asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));)", "x = cvt_f32_f16(bits);");
   replace(
       text, R"(asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));)", "bits = cvt_f16_f32(x);");
