@@ -6,6 +6,7 @@
 # make wheel   the sdist and the wheel of the last commit, checked, in dist/
 # make wheels  a wheel for each Python of PYTHONS
 # make macos-wheel  a wheel for macOS, cross-built under Linux
+# make cuda    what proves the CUDA backend without a GPU
 # make package builds the wheel twice and proves it, the C++ package and its example
 # make metal   what proves the Metal backend under Linux (Debian 12, as root)
 # make bench   the benchmark of the README
@@ -28,7 +29,7 @@ MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyprojec
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo test unit lint asan tsan metal wheel macos-wheel wheels package bench clean
+.PHONY: demo test unit lint asan tsan metal cuda wheel macos-wheel wheels package bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -42,7 +43,7 @@ unit: $(VENV)/tools
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/metal tests/package -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/cuda tests/fake tests/metal tests/package -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
 
 asan tsan: $(VENV)/tools
@@ -50,6 +51,9 @@ asan tsan: $(VENV)/tools
 
 metal: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" tests/metal/run build/metal
+
+cuda: $(VENV)/tools
+	PATH="$(abspath $(BIN)):$$PATH" tests/cuda/run build/unit
 
 wheel: $(VENV)/tools
 	packaging/wheel $(BIN)/python dist

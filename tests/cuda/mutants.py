@@ -1,0 +1,165 @@
+"""Breaks the kernels in ways that the tests have to notice: mutants.py TESTS."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    what: str
+    text: str
+    instead: str
+    tests: str  # those to run, as doctest's -tc has it
+    notice: str  # what they say
+
+
+ASAN = "AddressSanitizer"
+DIFFERS = "ERROR: CHECK( mx::"
+BARRIER = "a barrier is not reached by all threads"
+ADAFACTOR = "Adafactor's means*"
+MUTANTS = [
+    Mutant(
+        "a chunk's bound is missing",
+        "const int count = left < chunk ? static_cast<int>(left) : chunk;",
+        "const int count = chunk;",
+        "chunks and tiles*",
+        ASAN,
+    ),
+    Mutant(
+        "a tile's bound is missing",
+        "if (row < height && column < width) {",
+        "if (row < height) {",
+        "chunks and tiles*",
+        ASAN,
+    ),
+    Mutant(
+        "the barrier behind a transposed tile is missing",
+        "__syncthreads();\n    if (columns % lanes",
+        "if (columns % lanes",
+        "chunks and tiles*",
+        DIFFERS,
+    ),
+    Mutant(
+        "a barrier is not reached by all",
+        "__syncthreads();\n    if (columns % lanes",
+        "if (threadIdx.x < 8) __syncthreads();\n    if (columns % lanes",
+        "chunks and tiles*",
+        BARRIER,
+    ),
+    Mutant(
+        "the barriers of a block's sum are missing",
+        "__syncthreads();\n    if (threadIdx.x < half)",
+        "if (threadIdx.x < half)",
+        "the norm of tensors of any layout",
+        DIFFERS,
+    ),
+    Mutant(
+        "the barrier between a block's sums is missing",
+        "__syncthreads();\n  const double update",
+        "const double update",
+        ADAFACTOR,
+        DIFFERS,
+    ),
+    Mutant(
+        "the barrier before a turned strip is missing",
+        "__syncthreads();\n      const int own",
+        "const int own",
+        "Adafactor with turned*",
+        DIFFERS,
+    ),
+    Mutant(
+        "the barrier behind a turned strip is missing",
+        "__syncthreads();\n      update_strip",
+        "update_strip",
+        "Adafactor with turned*",
+        DIFFERS,
+    ),
+    Mutant(
+        "a shuffle is not reached by all",
+        "x += __shfl_xor_sync(",
+        "if (threadIdx.x % 32 < 16) x += __shfl_xor_sync(",
+        ADAFACTOR,
+        "a shuffle is not reached by all threads of a warp",
+    ),
+    Mutant(
+        "the bound of Adafactor's lines is missing",
+        "return count < width ? static_cast<int>(count) : width;",
+        "return width;",
+        ADAFACTOR,
+        ASAN,
+    ),
+    Mutant(
+        "the bound of Adafactor's columns is missing",
+        "if (column < width && tile.left + column < tile.columns) {",
+        "if (column < width) {",
+        ADAFACTOR,
+        ASAN,
+    ),
+    Mutant(
+        "vectors are read where they are not aligned",
+        "reinterpret_cast<unsigned long long>(*operands++) %",
+        "0 * reinterpret_cast<unsigned long long>(*operands++) %",
+        "*layout,*not aligned",
+        "a vector that is not aligned",
+    ),
+    Mutant(
+        "bfloat16 is cut off instead of rounded",
+        "bits + 0x7fffu + (bits >> 16 & 1u)",
+        "bits",
+        "halves*",
+        DIFFERS,
+    ),
+    Mutant(
+        "a step that is not finite is taken",
+        "return scaling != Scaling::if_finite ||",
+        "return true ||",
+        "gradients are scaled*",
+        DIFFERS,
+    ),
+    Mutant(
+        "Adafactor's step that is not finite is taken",
+        "return !table.skips ||",
+        "return true ||",
+        "Adafactor's gradients*",
+        DIFFERS,
+    ),
+]
+
+
+def run(tests, mutant):
+    """What is wrong with how the tests take it; None if they notice."""
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {
+            **os.environ,
+            "CUDA_SCRATCH": scratch,
+            "MLX_OPT_CACHE_DIR": f"{scratch}/cache",
+            "CUDA_MUTANT": mutant.text,
+            "CUDA_MUTANT_INSTEAD": mutant.instead,
+        }
+        result = subprocess.run(
+            [tests, f"-tc={mutant.tests}"], env=environment, capture_output=True, text=True
+        )
+    output = result.stdout + result.stderr
+    if result.returncode == 0:
+        return "no test fails"
+    if mutant.notice not in output:
+        return f"the tests fail otherwise than with {mutant.notice}:\n{output[-3000:]}"
+    return None
+
+
+def main(tests):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(run, [tests] * len(MUTANTS), MUTANTS))
+    for mutant, problem in zip(MUTANTS, found, strict=True):
+        if problem:
+            print(f"{mutant.what}: {problem}")
+    if not any(found):
+        print(f"mutants: all {len(MUTANTS)} are noticed")
+    return any(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,208 @@
+// The elementwise rules, from the primitive's eval_gpu on, behind a fake of CUDA.
+#include <cmath>
+#include <numeric>
+
+#include "checks.h"
+#include "mlx_opt/backend/gpu.h"
+
+using namespace mlx_opt;
+using namespace steps;
+
+namespace {
+
+std::vector<mx::array> run(
+    Rule rule,
+    std::vector<mx::array> operands,
+    const std::vector<Scalar>& hypers,
+    const Scalars& scalars = {},
+    mx::Stream stream = fake::gpu_stream) {
+  const auto& [learning_rate, number, scale] = scalars;
+  return finished(
+      step(rule, std::move(operands), hypers, learning_rate, number, stream, scale), stream);
+}
+
+std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
+  return run(rule, std::move(operands), hypers_of(rule));
+}
+
+void check_against_cpu(
+    Rule rule,
+    const std::vector<mx::array>& operands,
+    const Scalars& scalars = {},
+    mx::Stream stream = fake::gpu_stream) {
+  CAPTURE(info(rule).name);
+  const auto hypers = hypers_of(rule);
+  const auto cpu = mx::default_stream(mx::Device::cpu);
+  const auto expected = run(rule, copies_of(operands), hypers, scalars, cpu);
+  check_equal(run(rule, operands, hypers, scalars, stream), expected);
+  check_clean();
+}
+
+// Of `shape`, its columns contiguous.
+mx::array transposed(mx::Shape shape, mx::Dtype dtype, int seed) {
+  return evaluated(mx::transpose(numbers({shape[1], shape[0]}, dtype, seed)));
+}
+
+// Tensors that are flat, transposed and strided; the matrices fill no tile.
+std::vector<mx::array> operands_of_all_kinds(Rule rule, mx::Dtype dtype) {
+  auto operands = operands_of(rule, {{7}, {64, 68}, {70, 65}, {5, 6, 7}, {}, {0, 3}}, dtype);
+  const size_t count = info(rule).moments + 2;
+  operands[2 * count - 1] = transposed({64, 68}, dtype, 90);
+  operands[3 * count - 1] = transposed({70, 65}, dtype, 91);
+  operands[4 * count - 1] = evaluated(mx::transpose(numbers({7, 5, 6}, dtype, 92), {1, 2, 0}));
+  return operands;
+}
+
+} // namespace
+
+TEST_CASE("the backend is there and has no problem") {
+  const auto& [backend, reason] = gpu::find_backend();
+  CAPTURE(reason);
+  REQUIRE(backend);
+  CHECK(backend->problem() == "");
+  check_clean();
+}
+
+TEST_CASE("every rule makes of its operands what it makes of them on the CPU") {
+  for (int i = 0; i < rules; ++i) {
+    const auto rule = static_cast<Rule>(i);
+    check_against_cpu(rule, operands_of_all_kinds(rule, mx::float32));
+  }
+}
+
+TEST_CASE("halves, on GPUs that narrow two at once and on others") {
+  for (mx::Dtype dtype : {mx::float16, mx::bfloat16}) {
+    const auto operands = operands_of_all_kinds(Rule::AdamW, dtype);
+    check_against_cpu(Rule::AdamW, operands);
+    check_against_cpu(Rule::AdamW, operands, {}, fake::older_gpu_stream);
+  }
+}
+
+TEST_CASE("mixes of storages") {
+  const mx::Dtype storages[] = {mx::float32, mx::float16, mx::bfloat16};
+  for (int i = 0; i < 3; ++i) {
+    auto operands = operands_of_all_kinds(Rule::Lion, storages[i]);
+    for (size_t k = 1; k < operands.size(); k += 3) {
+      operands[k] = evaluated(mx::astype(operands[k], storages[(i + 1) % 3]));
+    }
+    check_against_cpu(Rule::Lion, operands);
+  }
+}
+
+TEST_CASE("operands of any layout") {
+  auto operands = operands_of(Rule::AdamW, {{4100}, {40, 36}, {40, 36}, {9}}, mx::float32);
+  operands[3] = evaluated(mx::slice(numbers({4103}, mx::float32, 92), {3}, {4103}));
+  operands[7] = evaluated(mx::broadcast_to(mx::array(0.5f), {40, 36}));
+  operands[8] = transposed({40, 36}, mx::float32, 93);
+  operands[11] = transposed({40, 36}, mx::float32, 94);
+  operands[13] = evaluated(mx::slice(numbers({27}, mx::float32, 95), {1}, {27}, {3}));
+  check_against_cpu(Rule::AdamW, operands);
+}
+
+TEST_CASE("chunks and tiles of large tensors") {
+  auto operands = operands_of(Rule::SGD, {{12293}, {129, 200}, {3, 4099}}, mx::bfloat16);
+  operands[3] = transposed({129, 200}, mx::bfloat16, 90);
+  operands[5] = evaluated(mx::slice(numbers({3, 4100}, mx::bfloat16, 91), {0, 1}, {3, 4100}));
+  check_against_cpu(Rule::SGD, operands);
+}
+
+TEST_CASE("more tensors than a table holds") {
+  check_against_cpu(
+      Rule::SGD, operands_of(Rule::SGD, std::vector<mx::Shape>(457, {5}), mx::float32));
+}
+
+TEST_CASE("more dimensions than the kernels have are refused before anything is changed") {
+  auto operands = operands_of(Rule::SGD, {mx::Shape(18, 2)}, mx::float32);
+  std::vector<int> axes(18);
+  std::iota(axes.rbegin(), axes.rend(), 0);
+  operands[1] = evaluated(mx::transpose(numbers(mx::Shape(18, 2), mx::float32, 1), axes));
+  const auto before = copies_of(operands);
+  CHECK_THROWS_WITH_AS(
+      run(Rule::SGD, operands), doctest::Contains("mx.contiguous"), std::runtime_error);
+  fake::finish(fake::gpu_stream);
+  CHECK(fake::log().launches.empty());
+  CHECK(mx::array_equal(operands[0], before[0]).item<bool>());
+}
+
+TEST_CASE("traced hyperparameters are read when the step runs") {
+  const auto operands = operands_of(Rule::AdamW, {{100}}, mx::float32);
+  std::vector<Scalar> traced;
+  for (const Scalar& x : hypers_of(Rule::AdamW)) {
+    traced.push_back(evaluated(mx::array(static_cast<float>(std::get<double>(x)))));
+  }
+  const auto cpu = mx::default_stream(mx::Device::cpu);
+  const auto expected = run(Rule::AdamW, copies_of(operands), traced, {}, cpu);
+  check_equal(run(Rule::AdamW, operands, traced), expected);
+  check_clean();
+}
+
+TEST_CASE("gradients are scaled, and a step whose scale is not finite is not taken") {
+  for (const float value : {0.3f, INFINITY, NAN}) {
+    for (const bool skips : {false, true}) {
+      if (std::isfinite(value) || skips) {
+        Scalars scalars;
+        scalars.scale = GradientScale{mx::array(value), skips};
+        check_against_cpu(Rule::Lion, operands_of_all_kinds(Rule::Lion, mx::bfloat16), scalars);
+      }
+    }
+  }
+}
+
+TEST_CASE("all buffers that nobody else holds are written in place, taken or not") {
+  for (const float scale : {0.3f, INFINITY}) {
+    auto operands = operands_of_all_kinds(Rule::AdamW, mx::float32);
+    const auto copies = copies_of(operands);
+    std::vector<const void*> buffers;
+    for (size_t i = 0; i < operands.size(); ++i) {
+      if (i % 4 != 3) {
+        buffers.push_back(operands[i].buffer().ptr());
+      }
+    }
+    Scalars scalars;
+    scalars.scale = GradientScale{mx::array(scale), true};
+    const auto hypers = hypers_of(Rule::AdamW);
+    const auto got = run(Rule::AdamW, std::move(operands), hypers, scalars);
+    REQUIRE(got.size() == buffers.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      CHECK((got[i].size() == 0 || got[i].buffer().ptr() == buffers[i]));
+    }
+    const auto cpu = mx::default_stream(mx::Device::cpu);
+    check_equal(got, run(Rule::AdamW, copies, hypers, scalars, cpu));
+    check_clean();
+  }
+}
+
+TEST_CASE("a buffer that is held stays as it is") {
+  auto operands = operands_of(Rule::AdamW, {{1000}}, mx::float32);
+  const mx::array held = operands[0];
+  const auto before = copies_of({held})[0];
+  const auto results = run(Rule::AdamW, std::move(operands));
+  CHECK(results[0].buffer().ptr() != held.buffer().ptr());
+  CHECK(mx::array_equal(held, before).item<bool>());
+  check_clean();
+}
+
+TEST_CASE("a step is queued behind the last, and the host is at most two ahead") {
+  const auto* backend = gpu::find_backend().backend;
+  const Scalars scalars;
+  auto operands = operands_of(Rule::SGD, {{8}}, mx::float32);
+  const auto before = copies_of(operands);
+  const std::vector<mx::array> inputs = {
+      operands[0], operands[1], scalars.step, scalars.learning_rate};
+  std::vector<std::weak_ptr<int>> watched;
+  for (int i = 0; i < 3; ++i) {
+    auto keep = std::make_shared<int>(0);
+    watched.push_back(keep);
+    backend->prepare({{{0.0}, {}}, Rule::SGD}, inputs, {mx::float32}, fake::gpu_stream)
+        ->enqueue({operands[0].buffer()}, std::move(keep));
+  }
+  CHECK(watched[0].expired());
+  CHECK(!watched[1].expired());
+  backend->wait_for_turn(fake::gpu_stream);
+  CHECK(watched[1].expired());
+  CHECK(!watched[2].expired());
+  fake::finish(fake::gpu_stream);
+  CHECK(watched[2].expired());
+  check_equal({operands[0]}, {before[0] - mx::array(0.03f) * before[1]});
+  check_clean();
+}

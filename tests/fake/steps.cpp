@@ -1,0 +1,98 @@
+#include "steps.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+
+#include "mlx/mlx.h"
+#include "mlx_opt/update.h"
+
+namespace steps {
+
+using mlx_opt::Rule;
+
+mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed) {
+  auto x =
+      mx::random::normal(std::move(shape), mx::float32, mx::random::key(seed), mx::Device::cpu);
+  x = mx::astype(mx::abs(x, mx::Device::cpu), dtype, mx::Device::cpu);
+  x.eval();
+  return x;
+}
+
+std::vector<mlx_opt::Scalar> hypers_of(Rule rule) {
+  switch (rule) {
+    case Rule::AdamW:
+      return {0.9, 0.999, 1e-8, 0.1, 1.0};
+    case Rule::Adamax:
+      return {0.9, 0.999, 1e-8};
+    case Rule::Lion:
+    case Rule::Momentum:
+    case Rule::Nesterov:
+      return {0.9, 0.3, 0.1};
+    case Rule::AdaDelta:
+    case Rule::RMSprop:
+      return {0.9, 1e-6};
+    case Rule::Muon:
+      return {0.9, 1.0, 0.1};
+    case Rule::Adagrad:
+      return {1e-8};
+    case Rule::SGD:
+      return {0.1};
+  }
+  return {};
+}
+
+std::vector<mx::array> operands_of(
+    Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
+  std::vector<mx::array> operands;
+  for (const auto& shape : shapes) {
+    for (int k = 0; k < mlx_opt::info(rule).moments + 2; ++k) {
+      operands.push_back(numbers(shape, dtype, static_cast<int>(operands.size())));
+    }
+  }
+  return operands;
+}
+
+std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
+  std::vector<mx::array> copies;
+  for (const auto& x : arrays) {
+    copies.push_back(mx::contiguous(x + mx::array(0, x.dtype()), false, mx::Device::cpu));
+  }
+  mx::eval(copies);
+  return copies;
+}
+
+std::vector<mx::array> evaluate_on_gpu(
+    std::vector<mx::array> results, const std::function<void(const mx::array&)>& hold) {
+  std::vector<mx::array> token{results[0].inputs()[0]};
+  token[0].primitive().eval_gpu(token[0].inputs(), token);
+  std::for_each(token[0].inputs().begin(), token[0].inputs().end(), hold);
+  for (auto& result : results) {
+    std::vector<mx::array> outputs{result};
+    result.primitive().eval_gpu(result.inputs(), outputs);
+    result.set_status(mx::array::Status::available);
+    result.detach();
+  }
+  return results;
+}
+
+void check_equal(
+    const std::vector<mx::array>& got, const std::vector<mx::array>& expected, double error) {
+  REQUIRE(got.size() == expected.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    CHECK(got[i].dtype() == expected[i].dtype());
+    CHECK(got[i].shape() == expected[i].shape());
+    const auto wide = [](const mx::array& x) { return mx::astype(x, mx::float32); };
+    const double place = got[i].dtype() == mx::float32   ? error
+                         : got[i].dtype() == mx::float16 ? 1e-3
+                                                         : 8e-3;
+    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, 1e-7).item<bool>());
+    if (got[i].dtype() != mx::float32) {
+      const auto different = mx::sum(mx::not_equal(got[i], expected[i]));
+      CHECK(mx::astype(different, mx::float32).item<float>() <= 1 + 0.01 * got[i].size());
+    }
+  }
+}
+
+} // namespace steps

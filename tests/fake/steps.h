@@ -1,0 +1,44 @@
+// Steps on a fake GPU, and what the CPU makes of the same operands.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/ops.h"
+
+namespace steps {
+
+namespace mx = mlx::core;
+
+inline constexpr int rules = std::size(mlx_opt::rule_infos);
+
+/// Positive numbers, evaluated; of a seed.
+mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed);
+
+std::vector<mlx_opt::Scalar> hypers_of(mlx_opt::Rule rule);
+
+/// Parameter, moments and gradient of each shape, of nobody else's.
+std::vector<mx::array> operands_of(
+    mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
+
+std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays);
+
+struct Scalars {
+  mx::array learning_rate = mx::array(0.01f);
+  mx::array step = mx::array(3, mx::uint64);
+  std::optional<mlx_opt::GradientScale> scale = std::nullopt;
+};
+
+/// Does what MLX does on a GPU: evaluates the graph of a step, whose results these are. `hold`
+/// keeps what an array has still got until the GPU is done.
+std::vector<mx::array> evaluate_on_gpu(
+    std::vector<mx::array> results, const std::function<void(const mx::array&)>& hold);
+
+/// The two differ at most by `error`, relative to what is expected; stored as halves, hardly
+/// anywhere, and by the rounding of the last place.
+void check_equal(
+    const std::vector<mx::array>& got, const std::vector<mx::array>& expected, double error = 1e-6);
+
+} // namespace steps
