@@ -96,7 +96,7 @@ MUTANTS = [
         "if (column < width && tile.left + column < tile.columns) {",
         "if (column < width) {",
         ADAFACTOR,
-        ASAN,
+        "ERROR: ",  # the scratch's other parts lie behind it, or nothing does
     ),
     Mutant(
         "vectors are read where they are not aligned",
