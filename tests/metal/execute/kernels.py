@@ -11,7 +11,7 @@ import numpy as np
 FOLDER = Path(os.environ["METAL_KERNELS"])
 CHUNK, THREADS, TILE, LANES, SLOTS = 4096, 256, 32, 4, 31
 OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, SCALE_SLOT, TRACED_SLOT = 2, 2, 3, 4, 5
-FRAME_FLOATS = 3 * 8 + 8 + 1
+FRAME_FLOATS = 3 * 9 + 8 + 1
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()}
@@ -24,7 +24,7 @@ MATRIX = np.dtype(
 STRIDED = np.dtype(
     [("size", "u8"), ("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (4, 16))]
 )
-CONSTANTS = np.dtype([("hypers", "f4", (8, 3)), ("traced", "u4"), ("scaled", "u4")])
+CONSTANTS = np.dtype([("hypers", "f4", (9, 3)), ("traced", "u4"), ("scaled", "u4")])
 
 
 @cache

@@ -16,14 +16,15 @@ class Mutant(NamedTuple):
     instead: str
     checks: str  # those to run, as pytest's -k has it
     notice: str  # what they say
+    rule: str = "SGD"
 
 
 ASAN = "AddressSanitizer"
-BARRIER = "::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);"
+BARRIER = "wait_for_group();"
 MUTANTS = [
     Mutant(
         "a chunk's bound is missing",
-        "left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);",
+        "at_most(size - begin, chunk);",
         "static_cast<uint>(chunk);",
         "test_flat and SGD and float32",
         ASAN,
@@ -71,6 +72,54 @@ MUTANTS = [
         "not_taken and SGD",
         "assert",
     ),
+    Mutant(
+        "a tile of Adafactor's has too many lines",
+        "tile.height = at_most(tile.lines - tile.top, factor_lines);",
+        "tile.height = factor_lines;",
+        "check_adafactor and test_a_step and matrix",
+        ASAN,
+        "Adafactor",
+    ),
+    Mutant(
+        "the sums of lines are added up too early",
+        "wait_for_group();\n    put_lines(",
+        "put_lines(",
+        "check_adafactor and test_a_step and matrix",
+        "assert",
+        "Adafactor",
+    ),
+    Mutant(
+        "not all threads wait before a matrix's mean is summed",
+        "staged[index] = x;",
+        "staged[index] = x; if (index == 0) { wait_for_group(); }",
+        "check_adafactor and test_a_step and matrix",
+        "barriers are not reached",
+        "Adafactor",
+    ),
+    Mutant(
+        "the place of a tile has 32 bits",
+        "return (static_cast<ulong>(tile.matrix) * tile.lines + tile.top + line) *",
+        "return (tile.matrix * tile.lines + tile.top + line) *",
+        "check_adafactor and beyond and matrix",
+        "assert|Segmentation|SEGV",
+        "Adafactor",
+    ),
+    Mutant(
+        "what a long sum loses is forgotten",
+        "sum.rounded + sum.lost",
+        "sum.rounded",
+        "millions_of_parts",
+        "assert",
+        "Adafactor",
+    ),
+    Mutant(
+        "Adafactor takes a step that is not finite",
+        "!t.skips ||",
+        "true ||",
+        "check_adafactor and not_taken",
+        "assert",
+        "Adafactor",
+    ),
 ]
 
 
@@ -79,7 +128,7 @@ def run(mutant, kernels, folder):
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "programs").mkdir(parents=True)
     changed = 0
-    for program in (kernels / "programs").glob("*_SGD_*.metal"):
+    for program in (kernels / "programs").glob(f"*_{mutant.rule}_*.metal"):
         text = program.read_text()
         changed += mutant.text in text
         text = text.replace(mutant.text, mutant.instead)

@@ -5,26 +5,15 @@
 #include <numeric>
 #include <optional>
 
-#include "device.h"
 #include "mlx/backend/metal/device.h"
-#include "mlx/mlx.h"
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/backend/metal/source.h"
-#include "mlx_opt/ops.h"
 #include "mlx_opt/update.h"
-
-using namespace mlx_opt;
+#include "step.h"
 
 namespace {
 
-const mx::Stream gpu_stream(0, mx::Device::gpu);
 constexpr int rules = std::size(rule_infos);
-
-mx::array normal(mx::Shape shape, mx::Dtype dtype, int seed) {
-  auto x =
-      mx::random::normal(std::move(shape), mx::float32, mx::random::key(seed), mx::Device::cpu);
-  return mx::astype(mx::abs(x, mx::Device::cpu), dtype, mx::Device::cpu);
-}
 
 std::vector<Scalar> hypers_of(Rule rule) {
   switch (rule) {
@@ -62,22 +51,7 @@ std::vector<mx::array> operands_of(
   return operands;
 }
 
-std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
-  std::vector<mx::array> copies;
-  for (const auto& x : arrays) {
-    copies.push_back(mx::contiguous(x + mx::array(0, x.dtype()), false, mx::Device::cpu));
-  }
-  mx::eval(copies);
-  return copies;
-}
-
-struct Scalars {
-  mx::array learning_rate = mx::array(0.01f);
-  mx::array step = mx::array(3, mx::uint64);
-  std::optional<GradientScale> scale = std::nullopt;
-};
-
-// Does what MLX does on a GPU: evaluates the step's graph. `operands` are the graph's alone.
+// `operands` are the graph's alone.
 std::vector<mx::array> run(
     Rule rule,
     std::vector<mx::array> operands,
@@ -91,14 +65,7 @@ std::vector<mx::array> run(
       scalars.step,
       gpu_stream,
       scalars.scale);
-  std::vector<mx::array> token{results[0].inputs()[0]};
-  token[0].primitive().eval_gpu(token[0].inputs(), token);
-  for (auto& result : results) {
-    std::vector<mx::array> outputs{result};
-    result.primitive().eval_gpu(result.inputs(), outputs);
-    result.set_status(mx::array::Status::available);
-    result.detach();
-  }
+  evaluate(results);
   return results;
 }
 
@@ -121,30 +88,6 @@ std::vector<mx::array> run_on_cpu(
       scalars.scale);
   mx::eval(results);
   return results;
-}
-
-// The two differ at most by the rounding of the last place of what is stored.
-void check_equal(const std::vector<mx::array>& got, const std::vector<mx::array>& expected) {
-  REQUIRE(got.size() == expected.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    CAPTURE(i);
-    CHECK(got[i].dtype() == expected[i].dtype());
-    CHECK(got[i].shape() == expected[i].shape());
-    const auto wide = [](const mx::array& x) { return mx::astype(x, mx::float32); };
-    const double place = got[i].dtype() == mx::float32   ? 1e-6
-                         : got[i].dtype() == mx::float16 ? 1e-3
-                                                         : 8e-3;
-    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, 1e-7).item<bool>());
-  }
-}
-
-void check_clean() {
-  for (const auto& error : fake::log().errors) {
-    FAIL_CHECK(error);
-  }
-  for (const auto& kernel : fake::log().hazards) {
-    FAIL_CHECK("hazard: " << kernel);
-  }
 }
 
 void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mlx/backend/metal/device.h"
+#include "mlx_opt/backend/metal/adafactor_source.h"
 #include "mlx_opt/backend/metal/source.h"
 
 namespace mlx_opt::metal {
@@ -10,7 +11,8 @@ namespace mx = mlx::core;
 
 /// Compiles the kernel when it is first asked for. Throws std::runtime_error with the compiler's
 /// log.
-inline MTL::ComputePipelineState* pipeline(const Kernel& kernel, mx::metal::Device& device) {
+template <typename Kernel>
+MTL::ComputePipelineState* pipeline(const Kernel& kernel, mx::metal::Device& device) {
   const std::string own_name = name(kernel);
   auto* library = device.get_library(own_name, [&] { return source(kernel); });
   return device.get_kernel(own_name, library);

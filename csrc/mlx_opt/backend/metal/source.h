@@ -3,12 +3,11 @@
 
 #include <string>
 
+#include "mlx_opt/backend/metal/program.h"
 #include "mlx_opt/backend/metal/tables.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt::metal {
-
-enum class Storage : uint8_t { float32, float16, bfloat16 };
 
 /// strided: of fewer than 2^32 elements; strided_long: of any number.
 enum class Kind : uint8_t { prepare, flat, transposed, strided, strided_long };
