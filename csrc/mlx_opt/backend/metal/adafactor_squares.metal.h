@@ -30,7 +30,7 @@ struct FactorSquares {
  private:
   template <typename Arguments>
   struct Lines {
-    constant Arguments& arguments;
+    constant Arguments* arguments;
     FactorOperands at;
     float scale;
     uint index;
@@ -43,7 +43,7 @@ struct FactorSquares {
     }
     template <int count>
     void elements(uint own, ulong i) {
-      const FactorPlaces from = FactorPlaces::by(arguments, i);
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
       float g[count], w[count];
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);
@@ -70,7 +70,7 @@ struct FactorSquares {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const FactorTile tile = FactorTile::of(t, group);
-    Lines<Arguments> each = {arguments, at, scale, index, staged, {}, 0.0f, 0.0f};
+    Lines<Arguments> each = {&arguments, at, scale, index, staged, {}, 0.0f, 0.0f};
     over_lines<count>(each, tile, index);
     wait_for_group();
     put_lines(t, tile, scratch, index, staged);
@@ -150,7 +150,7 @@ struct FactorUpdateSquares {
       scratch[t.scratch.means + tile.matrix] = mean;
     }
     Lines<Arguments> each = {
-        arguments,
+        &arguments,
         at,
         scratch,
         tile,
@@ -169,7 +169,7 @@ struct FactorUpdateSquares {
  private:
   template <typename Arguments>
   struct Lines {
-    constant Arguments& arguments;
+    constant Arguments* arguments;
     FactorOperands at;
     device const float* scratch;
     FactorTile tile;
@@ -184,7 +184,7 @@ struct FactorUpdateSquares {
     template <int count>
     void elements(uint own, ulong i) {
       float g[count];
-      Access<G, count>::load(at.in[0], FactorPlaces::by(arguments, i).of[0], g);
+      Access<G, count>::load(at.in[0], FactorPlaces::by(*arguments, i).of[0], g);
       for (int lane = 0; lane < count; ++lane) {
         const float u = of_line * of_columns[own + lane] * (scale * g[lane]);
         total = fma(u, u, total);
@@ -226,7 +226,7 @@ struct ElementSquares {
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {arguments, at, gathered<Frame<Adafactor>>(frame_at), 0.0f, 0.0f};
+    Chunk<Arguments> each = {&arguments, at, gathered<Frame<Adafactor>>(frame_at), 0.0f, 0.0f};
     if (!is_taken(t, each.frame)) {
       return;
     }
@@ -242,14 +242,14 @@ struct ElementSquares {
  private:
   template <typename Arguments>
   struct Chunk {
-    constant Arguments& arguments;
+    constant Arguments* arguments;
     FactorOperands at;
     Frame<Adafactor> frame;
     float parameter_sum, update_sum;
 
     template <int count>
     void elements(ulong i) {
-      const FactorPlaces from = FactorPlaces::by(arguments, i);
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
       float g[count], w[count], v[count], factors[count];
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);

@@ -77,7 +77,7 @@ struct FactorUpdate {
     const FactorTile tile = FactorTile::of(t, group);
     const float mean = scratch[t.scratch.means + tile.matrix];
     Lines<Arguments> each = {
-        arguments,
+        &arguments,
         at,
         scratch,
         tile,
@@ -128,7 +128,7 @@ struct FactorUpdate {
 
   template <typename Arguments>
   struct Lines {
-    constant Arguments& arguments;
+    constant Arguments* arguments;
     FactorOperands at;
     device const float* scratch;
     FactorTile tile;
@@ -142,7 +142,7 @@ struct FactorUpdate {
     }
     template <int count>
     void elements(uint own, ulong i) {
-      const FactorPlaces from = FactorPlaces::by(arguments, i);
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
       if (!step.taken) {
         Elements::template keep<count>(at, from, i);
         return;
@@ -203,7 +203,7 @@ struct ElementUpdate {
       uint group,
       uint index) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {arguments, at, FactorStep::of(t, frame_at, scratch)};
+    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, frame_at, scratch)};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
   }
 
@@ -212,13 +212,13 @@ struct ElementUpdate {
 
   template <typename Arguments>
   struct Chunk {
-    constant Arguments& arguments;
+    constant Arguments* arguments;
     FactorOperands at;
     FactorStep step;
 
     template <int count>
     void elements(ulong i) {
-      const FactorPlaces from = FactorPlaces::by(arguments, i);
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
       if (!step.taken) {
         Elements::template keep<count>(at, from, i);
         return;
