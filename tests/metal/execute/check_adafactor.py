@@ -102,13 +102,11 @@ def frame_of(options, traced=False, scale=None):
 
 def assert_updated(tensor, options, scale=1.0):
     values = {name: wide(x) for name, x in tensor.values.items()}
-    g = np.float64(np.float32(scale) * np.float32(values.pop("g")))
-    state = {LEAVES[name]: x for name, x in values.items() if name != "w"}
-    w, state = references.adafactor(values["w"], g, state, STEP, **options)
-    exact = {"w": w} | {name: state[LEAVES[name]] for name in values if name != "w"}
-    for name, x in exact.items():
-        # The update is a product of some twenty operations, and w is off only by its part of it.
-        error = 2.0**-22 * np.abs(values[name]) + 2.0**-19 * np.abs(x - values[name])
+    w, g = values.pop("w"), np.float64(np.float32(scale) * np.float32(values.pop("g")))
+    state = {LEAVES[name]: x for name, x in values.items()}
+    exact = references.exact_step("Adafactor", w, g, state, STEP, options)
+    for name in tensor.out:
+        x, error = exact[LEAVES.get(name, name)]
         assert_exact(tensor.result(name), x, error)
 
 
