@@ -84,8 +84,10 @@ void push_passes(std::vector<FactorKernel>& kernels, Storage w, Storage v, Stora
     kernels.push_back({FactorKind::update, {g, w}, {w}, strided});
     kernels.push_back({FactorKind::update, {g, w, m}, {w, m}, strided});
     kernels.push_back({FactorKind::element_squares, {g, w, v}, {}, strided});
-    kernels.push_back({FactorKind::element_update, {g, w, v}, {w, v}, strided});
-    kernels.push_back({FactorKind::element_update, {g, w, v, m}, {w, v, m}, strided});
+    for (FactorKind kind : {FactorKind::element_update, FactorKind::element_step}) {
+      kernels.push_back({kind, {g, w, v}, {w, v}, strided});
+      kernels.push_back({kind, {g, w, v, m}, {w, v, m}, strided});
+    }
   }
   kernels.push_back({FactorKind::turned_update, {g, w}, {w}});
   kernels.push_back({FactorKind::turned_update, {g, w, m}, {w, m}});

@@ -26,8 +26,18 @@ def parts(count, each):
 class Plan:
     """How a tensor is cut, and where its sums are."""
 
-    def __init__(self, shape, factored, turned=False, strided=False, split=1, lead=0, skips=False):
-        self.factored, self.turned, self.strided = factored, turned, strided
+    def __init__(
+        self,
+        shape,
+        factored,
+        turned=False,
+        strided=False,
+        split=1,
+        lead=0,
+        skips=False,
+        alone=False,
+    ):
+        self.factored, self.turned, self.strided, self.alone = factored, turned, strided, alone
         size = int(np.prod(shape))
         rows, columns = shape[-2:] if factored else (0, 0)
         matrices = int(np.prod(shape[:-2])) if factored else 0
@@ -122,6 +132,9 @@ class Tensor:
         def run(kind, groups, given=(), to=()):
             plan.run(kind, frame, scratch, groups, self.given(*given), self.to(*to))
 
+        if plan.alone:
+            run("element_step", 1, ["g", "w", "v", *moment], ["w", "v", *moment])
+            return
         if plan.factored:
             run("squares", plan.tiles, ["g", "w"])
             run("means", plan.mean_groups, ["row", "column"], ["row", "column"])

@@ -57,6 +57,8 @@ each_way = pytest.mark.parametrize(
         ((2, 3, 5), {"strided": True}),
         ((300,), {}),
         ((300,), {"strided": True}),
+        ((300,), {"alone": True}),
+        ((7,), {"strided": True, "alone": True}),
     ],
     ids=str,
 )
@@ -134,6 +136,13 @@ def test_a_step_of_each_storage(shape, dtype):
 def test_mixed_storages(shape, mix, layout, options):
     w, v, m = (DTYPES[(mix + k) % 3] for k in range(3))
     assert_updated(run(tensor_of(shape, options, [w, v, m, v], **layout), options), options)
+
+
+@each_option
+@each_dtype
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (129,), (CHUNK - 1,), (CHUNK,)], ids=str)
+def test_a_tensor_of_one_chunk(shape, dtype, options):
+    assert_updated(run(tensor_of(shape, options, [dtype] * 4, alone=True), options), options)
 
 
 @each_dtype

@@ -145,14 +145,20 @@ struct FactorRates {
     }
     const ulong parameter = t.scratch.parameter_squares;
     const ulong update = t.scratch.update_squares;
-    const float size = static_cast<float>(t.size);
-    const float rms_w = square_root(sum_of(scratch, parameter, t.parts, index, staged) / size);
-    const float rms_u = square_root(sum_of(scratch, update, t.parts, index, staged) / size);
+    const float of_w = sum_of(scratch, parameter, t.parts, index, staged);
+    const float of_u = sum_of(scratch, update, t.parts, index, staged);
     if (index == 0) {
-      const auto rates = Adafactor::rates(rms_w, rms_u, frame.hypers, frame.scalars);
+      const auto rates = of(of_w, of_u, t.size, frame);
       scratch[t.scratch.rates] = rates.update;
       scratch[t.scratch.rates + 1] = rates.decay;
     }
+  }
+
+  // From the sums of the squares of parameter and update.
+  MLX_OPT_FN Adafactor::Rates of(float of_w, float of_u, ulong count, Frame<Adafactor> frame) {
+    const float size = static_cast<float>(count);
+    return Adafactor::rates(
+        square_root(of_w / size), square_root(of_u / size), frame.hypers, frame.scalars);
   }
 };
 

@@ -25,6 +25,8 @@ const char* name_of(FactorKind kind) {
       return "element_squares";
     case FactorKind::element_update:
       return "element_update";
+    case FactorKind::element_step:
+      return "element_step";
   }
   return "";
 }
@@ -64,6 +66,9 @@ std::string pass_of(const FactorKernel& kernel) {
       return "ElementSquares" + in + ">::run";
     case FactorKind::element_update:
       return "ElementUpdate" + update_of(kernel) + "::run";
+    case FactorKind::element_step:
+      return "ElementUpdate" + update_of(kernel) + "::alone<ElementSquares<" +
+             formats_of({kernel.in.begin(), kernel.in.begin() + 3}) + ">>";
     case FactorKind::prepare:
       break;
   }

@@ -11,7 +11,7 @@ namespace mlx_opt::metal {
 
 /// The scalars; then, in the order of their dispatches, the passes of a tensor: squares, means,
 /// update_squares, rates and update or turned_update; or where nothing is factored element_squares,
-/// rates and element_update.
+/// rates and element_update, or for one chunk element_step alone.
 enum class FactorKind : uint8_t {
   prepare,
   squares,
@@ -22,6 +22,7 @@ enum class FactorKind : uint8_t {
   turned_update,
   element_squares,
   element_update,
+  element_step,
 };
 
 /// Which kernel: a pass over a tensor of these storages. `in`: of what the pass reads, in this

@@ -226,17 +226,34 @@ struct ElementSquares {
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {&arguments, at, gathered<Frame<Adafactor>>(frame_at), 0.0f, 0.0f};
-    if (!is_taken(t, each.frame)) {
+    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    if (!is_taken(t, frame)) {
       return;
     }
+    const Sums sums = of_chunk(arguments, frame, at, group, index, staged);
+    if (index == 0) {
+      scratch[t.scratch.parameter_squares + group] = sums.parameter;
+      scratch[t.scratch.update_squares + group] = sums.update;
+    }
+  }
+
+  struct Sums {
+    float parameter, update;
+  };
+
+  template <typename Arguments>
+  MLX_OPT_FN Sums of_chunk(
+      constant Arguments& arguments,
+      Frame<Adafactor> frame,
+      FactorOperands at,
+      uint group,
+      uint index,
+      threadgroup float* staged) {
+    constant FactorTensor& t = arguments.tensor;
+    Chunk<Arguments> each = {&arguments, at, frame, 0.0f, 0.0f};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
     const float parameter = sum_over_group(each.parameter_sum, index, staged);
-    const float update = sum_over_group(each.update_sum, index, staged);
-    if (index == 0) {
-      scratch[t.scratch.parameter_squares + group] = parameter;
-      scratch[t.scratch.update_squares + group] = update;
-    }
+    return {parameter, sum_over_group(each.update_sum, index, staged)};
   }
 
  private:

@@ -146,15 +146,17 @@ void FactorPlan::set_passes(const mx::array* arrays, const mx::Dtype* dtypes) {
     }
     return operands;
   };
+  const Operands squared = {gradient, parameter, means};
+  const Operands read = with_moment(squared);
+  const Operands written = with_moment({parameter, means});
+  if (!fields.factored && t.parts == 1) {
+    passes[0] = pass(FactorKind::element_step, read, written, 1);
+    return;
+  }
   passes[3] = pass(FactorKind::rates, {}, {}, t.size ? 1 : 0);
   if (!fields.factored) {
-    const Operands squared = {gradient, parameter, means};
     passes[0] = pass(FactorKind::element_squares, squared, {}, t.parts);
-    passes[4] = pass(
-        FactorKind::element_update,
-        with_moment({gradient, parameter, means}),
-        with_moment({parameter, means}),
-        t.parts);
+    passes[4] = pass(FactorKind::element_update, read, written, t.parts);
     return;
   }
   const Operands both = {means, column_means};

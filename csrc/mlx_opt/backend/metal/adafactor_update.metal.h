@@ -207,6 +207,27 @@ struct ElementUpdate {
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
   }
 
+  // The whole step of a tensor of one chunk. Squares: its ElementSquares.
+  template <typename Squares, typename Arguments>
+  MLX_OPT_FN void alone(
+      constant Arguments& arguments,
+      constant float* frame_at,
+      device const float*,
+      FactorOperands at,
+      uint,
+      uint index,
+      threadgroup float* staged) {
+    constant FactorTensor& t = arguments.tensor;
+    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    FactorStep step = {frame, {0.0f, 0.0f}, is_taken(t, frame)};
+    if (step.taken) {
+      const auto sums = Squares::of_chunk(arguments, frame, at, 0, index, staged);
+      step.rates = FactorRates::of(sums.parameter, sums.update, t.size, frame);
+    }
+    Chunk<Arguments> each = {&arguments, at, step};
+    over_chunk(each, 0, t.size, t.vectors, index);
+  }
+
  private:
   using Elements = FactorElements<G, In, Out, 2>;
 
