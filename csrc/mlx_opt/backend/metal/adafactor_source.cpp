@@ -1,9 +1,11 @@
 #include "mlx_opt/backend/metal/adafactor_source.h"
 
+#include "mlx_opt/rules/adafactor.h"
+
 namespace mlx_opt::metal {
 namespace {
 
-constexpr int hypers = 9;
+constexpr int hypers = sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
 
 const char* name_of(FactorKind kind) {
   switch (kind) {
