@@ -18,6 +18,7 @@ def test_every_rule_is_right_here():
     assert "All rules are right." in done.stdout
     for rule, options in selftest.CASES:
         assert selftest.name_of(rule, options) in done.stdout
+    assert "clip_grad_norm(max_norm=1.0)" in done.stdout
     assert f"mlx       {mx.__version__}" in done.stdout
 
 
@@ -37,6 +38,18 @@ def test_a_wrong_rule_is_told(one_case, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "WRONG" in shown
     assert "problem: cpu: Lion(weight_decay=0.1) with float32: wrong" in shown
+
+
+def test_wrong_clipping_is_told(one_case, monkeypatch, capsys):
+    right = mlx_opt.clip_grad_norm
+
+    def off(gradients, max_norm):
+        clipped, norm = right(gradients, max_norm)
+        return clipped, norm * (1 + 1e-5)
+
+    monkeypatch.setattr(mlx_opt, "clip_grad_norm", off)
+    assert selftest.main() == 1
+    assert "clip_grad_norm(max_norm=1.0) with float16: wrong" in capsys.readouterr().out
 
 
 def test_an_error_is_told_with_its_text(one_case, monkeypatch, capsys):

@@ -123,8 +123,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
 
     Returns:
         The clipped gradients, of the same structure, shapes and dtypes, and the norm that they had,
-        a 0-d array. The norm of float32, float16 and bfloat16 is float32; on the CPU and on NVIDIA
-        GPUs it is of squares summed in double precision in one pass, always in the same order.
+        a 0-d array. The norm of float32, float16 and bfloat16 is float32, of squares summed in one
+        pass and always in the same order: in double precision, or with Metal in two floats.
 
     Raises:
         ValueError: ``max_norm`` is negative.

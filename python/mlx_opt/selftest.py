@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 STORAGES = ("float32", "float16", "bfloat16")
 LEARNING_RATE = 0.01
 STEPS = 3
+MAX_NORM = 1.0
 
 # Vectors with a rest, short and long, a matrix, and tensors of one element and of none.
 SHAPES = [(1031,), (7,), (70_001,), (96, 68), (5, 4, 9), (0, 3), ()]
@@ -83,38 +84,68 @@ def main() -> int:
 
 
 def run() -> dict[str, dict[str, Outcome]]:
-    """Check every rule with every storage on the default device: by rule, by storage."""
-    return {
+    """Check every rule, and clipping, with every storage on the default device: by storage."""
+    outcomes = {
         name_of(rule, options): {storage: check(rule, options, storage) for storage in STORAGES}
         for rule, options in CASES
     }
+    clipping = {storage: check_clipping(storage) for storage in STORAGES}
+    return outcomes | {name_of("clip_grad_norm", {"max_norm": MAX_NORM}): clipping}
 
 
 def check(rule: str, options: dict[str, Any], storage: str) -> Outcome:
     """Take a few steps and compare each with the float64 step from the same values."""
+    return _outcome(lambda: _worst_of_steps(rule, options, storage))
+
+
+def check_clipping(storage: str) -> Outcome:
+    """Compare the gradients' norm, and the gradients clipped to another, with float64."""
+    return _outcome(lambda: _worst_of_clipping(storage))
+
+
+def _outcome(worst: Callable[[], float]) -> Outcome:
     try:
-        optimizer = getattr(mlx_opt, rule)(LEARNING_RATE, **options)
-        parameters = _values(storage, seed=0)
-        optimizer.init(parameters)
-        worst = 0.0
-        for step in range(1, STEPS + 1):
-            gradients = _gradients(storage, seed=step)
-            before = {name: _wide_tensor(optimizer, parameters, name) for name in parameters}
-            parameters = optimizer.apply_gradients(gradients, parameters)
-            mx.eval(parameters, optimizer.state)
-            for name, old in before.items():
-                if not parameters[name].size:
-                    continue
-                settings = {"learning_rate": LEARNING_RATE} | options
-                g = _wide(gradients[name])
-                w = old.pop("w")
-                exact = references.exact_step(rule, w, g, old, step, settings)
-                new = _wide_tensor(optimizer, parameters, name)
-                shares = [_share(new[k], exact[k], storage) for k in new]
-                worst = max(worst, *shares)
-        return Outcome(worst)
+        return Outcome(worst())
     except Exception as error:  # a device that fails one rule is asked about the others
         return Outcome(float("nan"), f"{type(error).__name__}: {error}")
+
+
+def _worst_of_steps(rule: str, options: dict[str, Any], storage: str) -> float:
+    optimizer = getattr(mlx_opt, rule)(LEARNING_RATE, **options)
+    parameters = _values(storage, seed=0)
+    optimizer.init(parameters)
+    worst = 0.0
+    for step in range(1, STEPS + 1):
+        gradients = _gradients(storage, seed=step)
+        before = {name: _wide_tensor(optimizer, parameters, name) for name in parameters}
+        parameters = optimizer.apply_gradients(gradients, parameters)
+        mx.eval(parameters, optimizer.state)
+        for name, old in before.items():
+            if not parameters[name].size:
+                continue
+            settings = {"learning_rate": LEARNING_RATE} | options
+            g = _wide(gradients[name])
+            w = old.pop("w")
+            exact = references.exact_step(rule, w, g, old, step, settings)
+            new = _wide_tensor(optimizer, parameters, name)
+            shares = [_share(new[k], exact[k], storage) for k in new]
+            worst = max(worst, *shares)
+    return worst
+
+
+def _worst_of_clipping(storage: str) -> float:
+    def share(got: mx.array, exact: np.ndarray, storage: str) -> float:
+        return _share(_wide(got), (exact, references.FLOAT32 * np.abs(exact)), storage)
+
+    worst = 0.0
+    for step in range(1, STEPS + 1):
+        gradients = _gradients(storage, seed=step)
+        clipped, norm = mlx_opt.clip_grad_norm(gradients, MAX_NORM)
+        exact = np.sqrt(sum(np.sum(_wide(g) ** 2) for g in gradients.values()))
+        scale = MAX_NORM / (exact + 1e-6)
+        shares = [share(clipped[k], scale * _wide(g), storage) for k, g in gradients.items()]
+        worst = max(worst, share(norm, exact, "float32"), *shares)
+    return worst
 
 
 def name_of(rule: str, options: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
 // Writes the program of every kernel to test into the folder given, a file each.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <stdexcept>
 #include <vector>
 
 #include "mlx_opt/backend/metal/adafactor_source.h"
+#include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/source.h"
 
 using namespace mlx_opt::metal;
@@ -105,14 +106,25 @@ std::vector<FactorKernel> factor_kernels() {
   return kernels;
 }
 
-template <typename Kernel>
-void write(const Kernel& kernel, const std::filesystem::path& folder) {
-  const auto path = folder / (name(kernel) + ".metal");
-  std::ofstream file(path);
-  file << source(kernel);
-  if (!file.flush()) {
-    throw std::runtime_error("cannot write " + path.string());
+std::vector<NormKernel> norm_kernels() {
+  std::vector<NormKernel> kernels{{NormKind::norm}, {NormKind::clip}};
+  for (Storage storage : storages) {
+    kernels.push_back({NormKind::squares, storage});
+    kernels.push_back({NormKind::squares, storage, most_squares_in_a_pack});
+    kernels.push_back({NormKind::strided_squares, storage});
+    kernels.push_back({NormKind::strided_squares_long, storage});
   }
+  return kernels;
+}
+
+// Whether all could be written.
+template <typename Kernels>
+bool write(const Kernels& kernels, const std::filesystem::path& folder) {
+  return std::all_of(kernels.begin(), kernels.end(), [&](const auto& kernel) {
+    std::ofstream file(folder / (name(kernel) + ".metal"));
+    file << source(kernel);
+    return bool(file.flush());
+  });
 }
 
 } // namespace
@@ -124,10 +136,9 @@ int main(int count, char** arguments) {
   }
   const std::filesystem::path folder = arguments[1];
   std::filesystem::create_directories(folder);
-  for (const Kernel& kernel : all_kernels()) {
-    write(kernel, folder);
-  }
-  for (const FactorKernel& kernel : factor_kernels()) {
-    write(kernel, folder);
+  if (!write(all_kernels(), folder) || !write(factor_kernels(), folder) ||
+      !write(norm_kernels(), folder)) {
+    std::cerr << "cannot write to " << folder << "\n";
+    return 1;
   }
 }

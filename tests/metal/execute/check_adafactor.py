@@ -5,8 +5,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from adafactor import COLUMNS, LINES, Plan, Tensor
-from check_kernels import Sparse
-from kernels import CHUNK
+from kernels import CHUNK, Sparse
 
 from cases import DTYPES, assert_exact, dtype_name, normal, same_bits, wide
 from mlx_opt import references

@@ -1,12 +1,10 @@
 """Every kernel on the CPU, against the float64 references."""
 
-import mmap
-
 import kernels
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE
+from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE, Sparse
 
 from cases import (
     CASES,
@@ -271,14 +269,6 @@ def test_bias_correction_holds_at_any_step(beta, step):
     correction = 1 - np.float64(beta) ** step
     assert step_size == pytest.approx(1 / correction, rel=1e-6)
     assert denominator_scale == pytest.approx(1 / np.sqrt(correction), rel=1e-6)
-
-
-class Sparse:
-    """A buffer of bfloat16 too large to fill, of which a few pages are used."""
-
-    def __init__(self, size):
-        self.map = mmap.mmap(-1, 2 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
-        self.bits = np.frombuffer(self.map, np.uint16)
 
 
 HUGE = 2**32 + 3 * CHUNK + 5

@@ -1,7 +1,9 @@
 """Runs the kernels of a folder of compiled programs (METAL_KERNELS), a library a rule."""
 
 import ctypes
+import mmap
 import os
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 
 FOLDER = Path(os.environ["METAL_KERNELS"])
 CHUNK, THREADS, TILE, LANES, SLOTS = 4096, 256, 32, 4, 31
+NORM_CHUNK = 16384
 OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, SCALE_SLOT, TRACED_SLOT = 2, 2, 3, 4, 5
 FRAME_FLOATS = 3 * 9 + 8 + 1
 
@@ -24,6 +27,8 @@ MATRIX = np.dtype(
 STRIDED = np.dtype(
     [("size", "u8"), ("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (4, 16))]
 )
+SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
+CLIP = np.dtype([("most", "f4"), ("traced", "u4"), ("skips", "u4")])
 CONSTANTS = np.dtype([("hypers", "f4", (9, 3)), ("traced", "u4"), ("scaled", "u4")])
 
 
@@ -49,6 +54,20 @@ def run(rule, name, buffers, groups, threads=THREADS, first=0):
     assert errors == 0, f"{errors} barriers are not reached by all threads"
 
 
+@contextmanager
+def denormals_as_zero():
+    """What Metal may do, done by the CPU: denormal operands and results are zero."""
+    maths, before = ctypes.CDLL("libm.so.6"), (ctypes.c_uint32 * 8)()
+    maths.fegetenv(before)
+    inside = (ctypes.c_uint32 * 8)(*before)
+    inside[7] |= 0x8040  # of the vector unit's control register: flush to zero, denormals are zeros
+    maths.fesetenv(inside)
+    try:
+        yield
+    finally:
+        maths.fesetenv(before)
+
+
 def stored(x, lead=0):
     """The bits of an array in a buffer of exactly its size, behind `lead` elements of anything."""
     bits = x if x.dtype == mx.float32 else x.view(mx.uint16)
@@ -60,6 +79,14 @@ def stored(x, lead=0):
 
 def empty(size, dtype):
     return np.empty(size, np.float32 if dtype == mx.float32 else np.uint16)
+
+
+class Sparse:
+    """A buffer of bfloat16 too large to fill, of which a few pages are used."""
+
+    def __init__(self, size):
+        self.map = mmap.mmap(-1, 2 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+        self.bits = np.frombuffer(self.map, np.uint16)
 
 
 def loaded(bits, dtype):

@@ -16,7 +16,7 @@ class Mutant(NamedTuple):
     instead: str
     checks: str  # those to run, as pytest's -k has it
     notice: str  # what they say
-    rule: str = "SGD"
+    library: str = "SGD"
 
 
 ASAN = "AddressSanitizer"
@@ -120,6 +120,54 @@ MUTANTS = [
         "assert",
         "Adafactor",
     ),
+    Mutant(
+        "a chunk's bound is missing in the norm",
+        "i < count ? count - i : 0",
+        "count",
+        "test_a_tensor",
+        f"{ASAN}|assert",
+        "Norm",
+    ),
+    Mutant(
+        "a chunk's place has 32 bits in the norm",
+        "static_cast<ulong>(group - tensor.first_chunk) * norm_chunk",
+        "static_cast<ulong>((group - tensor.first_chunk) * norm_chunk)",
+        "test_beyond",
+        "assert|Segmentation|SEGV",
+        "Norm",
+    ),
+    Mutant(
+        "squares are not scaled",
+        "clamp(static_cast<int>(largest >> 23) - 127, -126, 126)",
+        "clamp(static_cast<int>(largest >> 23) - 127, 0, 0)",
+        "overflow",
+        "assert",
+        "Norm",
+    ),
+    Mutant(
+        "what a float lacks of a sum is lost",
+        "return {high, sum.low + lost, sum.exponent};",
+        "return {high, sum.low, sum.exponent};",
+        "beside_the_first",
+        "assert",
+        "Norm",
+    ),
+    Mutant(
+        "an infinite sum makes others NaN",
+        "if (!(sum.high <= 3.402823466e38f)) {",
+        "if (false) {",
+        "not_finite_is_not",
+        "assert",
+        "Norm",
+    ),
+    Mutant(
+        "a barrier is missing between sums",
+        BARRIER,
+        "",
+        "test_a_tensor and float32",
+        "assert",
+        "Norm",
+    ),
 ]
 
 
@@ -128,7 +176,7 @@ def run(mutant, kernels, folder):
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "programs").mkdir(parents=True)
     changed = 0
-    for program in (kernels / "programs").glob(f"*_{mutant.rule}_*.metal"):
+    for program in (kernels / "programs").glob(f"*_{mutant.library}_*.metal"):
         text = program.read_text()
         changed += mutant.text in text
         text = text.replace(mutant.text, mutant.instead)

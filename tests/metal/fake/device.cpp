@@ -327,6 +327,9 @@ void CommandEncoder::set_input_array(const array& a, int index, int64_t offset) 
   at = Slot{};
   at.address = address + a.offset() + offset;
   at.range = {address, address + a.buffer_size()};
+  if (a.flags().row_contiguous && a.data_size() == a.size()) { // a part, if it is one
+    at.range = {address + a.offset() + offset, address + a.offset() + offset + a.nbytes()};
+  }
   at.read = true;
 }
 

@@ -99,29 +99,6 @@ void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {
   check_clean();
 }
 
-std::vector<mx::Shape> gpt2_shapes() {
-  std::vector<mx::Shape> shapes{{50257, 768}, {1024, 768}};
-  for (int layer = 0; layer < 12; ++layer) {
-    const std::vector<mx::Shape> own{
-        {768},
-        {768},
-        {768, 2304},
-        {2304},
-        {768, 768},
-        {768},
-        {768},
-        {768},
-        {768, 3072},
-        {3072},
-        {3072, 768},
-        {768}};
-    shapes.insert(shapes.end(), own.begin(), own.end());
-  }
-  shapes.push_back({768});
-  shapes.push_back({768});
-  return shapes;
-}
-
 } // namespace
 
 TEST_CASE("the fake says what is none of Metal's") {

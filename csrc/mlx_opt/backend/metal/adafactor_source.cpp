@@ -134,7 +134,7 @@ std::string kernel_of(const FactorKernel& kernel) {
 } // namespace
 
 std::string name(const FactorKernel& kernel) {
-  std::string text = own_name(std::string("Adafactor_") + name_of(kernel.kind));
+  std::string text = versioned(std::string("Adafactor_") + name_of(kernel.kind));
   text += kernel.strided ? "_strided" : "";
   for (Storage storage : kernel.in) {
     text += std::string("_") + short_name_of(storage);
@@ -147,7 +147,7 @@ std::string name(const FactorKernel& kernel) {
 }
 
 std::string source(const FactorKernel& kernel) {
-  return program(
+  return program_of(
       kernel.kind == FactorKind::prepare ? prepare_of(name(kernel), "Adafactor", hypers)
                                          : kernel_of(kernel));
 }

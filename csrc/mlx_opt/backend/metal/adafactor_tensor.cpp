@@ -4,6 +4,7 @@
 #include <functional>
 #include <numeric>
 
+#include "mlx_opt/backend/metal/operand.h"
 #include "mlx_opt/layout.h"
 
 namespace mlx_opt::metal {

@@ -4,6 +4,8 @@
 #include "mlx_opt/backend/metal/adafactor.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/norm.h"
+#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/backend/metal/step.h"
 
 namespace mlx_opt::metal {
@@ -38,6 +40,24 @@ class Backend : public gpu::Backend {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
+  }
+
+  bool has_norm() const override {
+    return true;
+  }
+
+  void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
+    enqueue_norm(arrays, output, stream);
+  }
+
+  void clip(
+      const std::vector<mx::array>& inputs,
+      float most,
+      bool skips,
+      mx::array& scale,
+      mx::Stream stream) const override {
+    enqueue_clip(inputs, most, skips, scale, stream);
   }
 
   std::string problem() const override {

@@ -2,8 +2,6 @@
 #pragma once
 
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/backend/metal/adafactor_source.h"
-#include "mlx_opt/backend/metal/source.h"
 
 namespace mlx_opt::metal {
 

@@ -1,24 +1,16 @@
 // Where operands and results of a step lie.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "mlx/allocator.h"
 #include "mlx/array.h"
-#include "mlx_opt/backend/metal/source.h"
 
 namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
 using Buffers = std::vector<mx::allocator::Buffer>;
-
-inline Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
 
 /// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
 struct Place {
@@ -39,11 +31,5 @@ struct Place {
     return x;
   }
 };
-
-inline bool vectors_fit(const mx::array* operands, int count) {
-  return std::all_of(operands, operands + count, [](const mx::array& x) {
-    return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
-  });
-}
 
 } // namespace mlx_opt::metal

@@ -69,7 +69,7 @@ std::string prepare_of(const std::string& name, const std::string& rule, int hyp
          ">(frame, arguments, *step, *learning_rate, traced, *scale);\n  }\n}\n";
 }
 
-std::string own_name(std::string what) {
+std::string versioned(std::string what) {
   what = "mlx_opt_" MLX_OPT_VERSION "_" + what;
   for (char& c : what) {
     c = c == '.' || c == '+' ? '_' : c;
@@ -77,7 +77,7 @@ std::string own_name(std::string what) {
   return what;
 }
 
-std::string program(const std::string& kernel) {
+std::string program_of(const std::string& kernel) {
   // Which product is fused with a sum is for the rules to say. Metal has its own word for it since
   // version 3.2, and clang's.
   return "#include <metal_stdlib>\n"

@@ -18,7 +18,7 @@ const char* short_name_of(Storage storage);
 std::string list_of(const Storage* storages, int count);
 
 /// A kernel's name among all versions' and in the store of libraries.
-std::string own_name(std::string what);
+std::string versioned(std::string what);
 
 /// The attribute of a kernel's parameter, and its end.
 std::string slot(int index);
@@ -32,6 +32,6 @@ std::string beginning_of(
 std::string prepare_of(const std::string& name, const std::string& rule, int hypers);
 
 /// The whole program of a kernel.
-std::string program(const std::string& kernel);
+std::string program_of(const std::string& kernel);
 
 } // namespace mlx_opt::metal

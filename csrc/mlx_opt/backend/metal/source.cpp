@@ -129,7 +129,7 @@ std::string update_of(const Kernel& kernel) {
 } // namespace
 
 std::string name(const Kernel& kernel) {
-  std::string text = own_name(std::string(info(kernel.rule).name) + "_" + name_of(kernel.kind));
+  std::string text = versioned(std::string(info(kernel.rule).name) + "_" + name_of(kernel.kind));
   if (kernel.kind == Kind::prepare) {
     return text;
   }
@@ -150,7 +150,7 @@ std::string name(const Kernel& kernel) {
 
 std::string source(const Kernel& kernel) {
   const auto& rule = info(kernel.rule);
-  return program(
+  return program_of(
       kernel.kind == Kind::prepare ? prepare_of(name(kernel), std::string(rule.name), rule.hypers)
                                    : update_of(kernel));
 }

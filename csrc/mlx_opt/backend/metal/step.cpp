@@ -7,7 +7,9 @@
 #include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/operand.h"
 #include "mlx_opt/backend/metal/place.h"
+#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/layout.h"
 
 namespace mlx_opt::metal {

@@ -6,10 +6,11 @@ namespace mlx_opt {
 namespace metal {
 
 enum : unsigned {
-  chunk = 4096,  // elements that a threadgroup updates
-  threads = 256, // of a threadgroup
-  lanes = 4,     // elements that a thread loads at once
-  tile = 32,     // a transposed gradient is taken by square tiles of as many elements
+  chunk = 4096,       // elements that a threadgroup updates
+  threads = 256,      // of a threadgroup
+  lanes = 4,          // elements that a thread loads at once
+  tile = 32,          // a transposed gradient is taken by square tiles of as many elements
+  norm_chunk = 16384, // elements whose squares a threadgroup sums
 };
 
 enum : int {
@@ -31,7 +32,8 @@ enum : unsigned {
 
 // Buffer slots of a kernel.
 enum : int {
-  frame_slot = 0, // what `prepare` has written: Hypers, Scalars and the gradients' scale
+  frame_slot = 0,  // what `prepare` has written: Hypers, Scalars and the gradients' scale
+  result_slot = 0, // the same of the kernels of the norm: what they write
   arguments_slot = 1,
   operands_slot = 2, // the first of them
   step_slot = 2,     // these four: of `prepare`
@@ -112,6 +114,22 @@ struct FactorArguments {
 struct FactorStrided {
   FactorTensor tensor;
   Layout elements, row_means, column_means;
+};
+
+// A sum of squares, (high + low) * 4^exponent: where there is no double, high is the float next
+// to it and low what that lacks, and an exponent of its own keeps squares from overflow and
+// underflow.
+struct Sum {
+  float high;
+  float low;
+  int exponent;
+};
+
+// What clipping goes by that the host knows.
+struct Clip {
+  float most;      // the greatest norm,
+  unsigned traced; // unless that is read from its buffer
+  unsigned skips;  // whether steps whose norm is not finite are left out
 };
 
 // The scalars of a step that the host knows.

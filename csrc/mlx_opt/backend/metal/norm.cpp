@@ -1,0 +1,180 @@
+#include "mlx_opt/backend/metal/norm.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/norm_source.h"
+#include "mlx_opt/backend/metal/operand.h"
+#include "mlx_opt/layout.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+using Encoder = mx::metal::CommandEncoder;
+
+// A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
+constexpr uint64_t most_packed_chunks = 4;
+
+constexpr int floats = sizeof(Sum) / sizeof(float);
+
+uint64_t chunks_of(const mx::array& x) {
+  return (x.size() + norm_chunk - 1) / norm_chunk;
+}
+
+// One kernel over one tensor, or over several where it is NormKind::squares.
+struct Dispatch {
+  NormKernel kernel;
+  std::vector<mx::array> tensors;
+  std::optional<Strided> layout;
+  MTL::ComputePipelineState* pipeline = nullptr;
+
+  uint64_t chunks() const {
+    uint64_t count = 0;
+    for (const mx::array& x : tensors) {
+      count += chunks_of(x);
+    }
+    return count;
+  }
+};
+
+class Dispatches {
+ public:
+  void add(const mx::array& x);
+  std::vector<Dispatch> all(mx::metal::Device& device);
+
+ private:
+  Dispatch& open(Storage storage);
+
+  std::vector<Dispatch> dispatches_;
+};
+
+void Dispatches::add(const mx::array& x) {
+  if (x.size() == 0) {
+    return;
+  }
+  const Storage storage = storage_of(x.dtype());
+  if (!x.flags().contiguous || x.data_size() != x.size()) {
+    const bool small = x.size() <= std::numeric_limits<uint32_t>::max();
+    const auto kind = small ? NormKind::strided_squares : NormKind::strided_squares_long;
+    dispatches_.push_back({{kind, storage}, {x}, Strided{x.size(), common_layout<Layout>(&x, 1)}});
+  } else if (chunks_of(x) > most_packed_chunks) {
+    dispatches_.push_back({{NormKind::squares, storage}, {x}, {}});
+  } else {
+    open(storage).tensors.push_back(x);
+  }
+}
+
+// A dispatch over small tensors with room for one more: of each storage the last has it.
+Dispatch& Dispatches::open(Storage storage) {
+  const NormKernel kernel{NormKind::squares, storage, most_squares_in_a_pack};
+  const auto last = std::find_if(dispatches_.rbegin(), dispatches_.rend(), [&](const Dispatch& d) {
+    return d.kernel == kernel;
+  });
+  if (last != dispatches_.rend() && last->tensors.size() < most_squares_in_a_pack) {
+    return *last;
+  }
+  dispatches_.push_back({kernel, {}, {}});
+  return dispatches_.back();
+}
+
+// Throws what the compiler has against a kernel, before anything is encoded.
+std::vector<Dispatch> Dispatches::all(mx::metal::Device& device) {
+  for (Dispatch& dispatch : dispatches_) {
+    dispatch.pipeline = pipeline(dispatch.kernel, device);
+  }
+  return std::move(dispatches_);
+}
+
+// A part of the sums: `count` of them, from the one numbered `first` on.
+mx::array part_of(const mx::array& sums, uint64_t first, uint64_t count) {
+  const auto size = static_cast<int>(count * floats);
+  mx::array part({size}, mx::float32, nullptr, {});
+  part.copy_shared_buffer(
+      sums, {1}, {true, true, true}, size, static_cast<int64_t>(first * floats));
+  return part;
+}
+
+// Hands over the table of a pack, whose unused places no threadgroup reaches.
+void set_pack(Encoder& encoder, const Dispatch& dispatch) {
+  std::vector<Tensor> tensors;
+  unsigned chunks = 0;
+  for (const mx::array& x : dispatch.tensors) {
+    tensors.push_back({x.size(), chunks, vectors_fit(&x, 1)});
+    chunks += static_cast<unsigned>(chunks_of(x));
+  }
+  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0});
+  encoder.set_vector_bytes(tensors, arguments_slot);
+}
+
+void encode_squares(Encoder& encoder, const Dispatch& dispatch, mx::array sums) {
+  encoder.set_compute_pipeline_state(dispatch.pipeline);
+  encoder.set_output_array(sums, result_slot);
+  if (dispatch.layout) {
+    encoder.set_bytes(*dispatch.layout, arguments_slot);
+  } else {
+    set_pack(encoder, dispatch);
+  }
+  // Every slot of a kernel has to be bound: the unused ones to the last tensor.
+  for (int t = 0; t < dispatch.kernel.capacity; ++t) {
+    const size_t last = dispatch.tensors.size() - 1;
+    encoder.set_input_array(dispatch.tensors[std::min<size_t>(t, last)], operands_slot + t);
+  }
+  encoder.dispatch_threadgroups(MTL::Size(dispatch.chunks(), 1, 1), MTL::Size(threads, 1, 1));
+}
+
+} // namespace
+
+void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) {
+  auto& device = mx::metal::device(stream.device);
+  auto& encoder = mx::metal::get_command_encoder(stream);
+  Dispatches operands;
+  uint64_t chunks = 0;
+  for (const mx::array& x : arrays) {
+    operands.add(x);
+    chunks += chunks_of(x);
+  }
+  const auto dispatches = operands.all(device);
+  auto* root = pipeline(NormKernel{NormKind::norm}, device);
+  const uint64_t room = std::max<uint64_t>(chunks, 1);
+  const auto size = static_cast<int>(room * floats);
+  mx::array sums(mx::allocator::malloc(room * sizeof(Sum)), {size}, mx::float32);
+  {
+    // They write to parts of one buffer that are not each other's, so that they need no barriers
+    // between them, and MLX is told so. Nothing before them knows that buffer.
+    const auto concurrent = encoder.start_concurrent();
+    uint64_t first = 0;
+    for (const Dispatch& dispatch : dispatches) {
+      encode_squares(encoder, dispatch, part_of(sums, first, dispatch.chunks()));
+      first += dispatch.chunks();
+    }
+  }
+  output.set_data(mx::allocator::malloc(output.nbytes()));
+  encoder.set_compute_pipeline_state(root);
+  encoder.set_output_array(output, result_slot);
+  encoder.set_bytes(chunks, arguments_slot);
+  encoder.set_input_array(sums, operands_slot);
+  encoder.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(threads, 1, 1));
+  encoder.add_temporary(std::move(sums));
+}
+
+void enqueue_clip(
+    const std::vector<mx::array>& inputs,
+    float most,
+    bool skips,
+    mx::array& scale,
+    mx::Stream stream) {
+  auto& encoder = mx::metal::get_command_encoder(stream);
+  auto* kernel = pipeline(NormKernel{NormKind::clip}, mx::metal::device(stream.device));
+  scale.set_data(mx::allocator::malloc(scale.nbytes()));
+  encoder.set_compute_pipeline_state(kernel);
+  encoder.set_output_array(scale, result_slot);
+  encoder.set_bytes(Clip{most, inputs.size() > 1, skips}, arguments_slot);
+  encoder.set_input_array(inputs.front(), operands_slot);
+  encoder.set_input_array(inputs.back(), operands_slot + 1);
+  encoder.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,27 @@
+// How operands lie.
+#pragma once
+
+#include <algorithm>
+
+#include "mlx/array.h"
+#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/tables.h"
+
+namespace mlx_opt::metal {
+
+namespace mx = mlx::core;
+
+inline Storage storage_of(mx::Dtype dtype) {
+  return dtype == mx::float32   ? Storage::float32
+         : dtype == mx::float16 ? Storage::float16
+                                : Storage::bfloat16;
+}
+
+/// Whether vectors can be loaded from all.
+inline bool vectors_fit(const mx::array* operands, int count) {
+  return std::all_of(operands, operands + count, [](const mx::array& x) {
+    return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
+  });
+}
+
+} // namespace mlx_opt::metal
