@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_opt
-from mlx_opt import references, selftest
+from mlx_opt import selftest
 
 
 def test_every_rule_is_right_here():
@@ -16,7 +16,7 @@ def test_every_rule_is_right_here():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All rules are right." in done.stdout
-    for rule, options in references.CASES:
+    for rule, options in selftest.CASES:
         assert selftest.name_of(rule, options) in done.stdout
     assert "clip_grad_norm(max_norm=1.0)" in done.stdout
     assert f"mlx       {mx.__version__}" in done.stdout
@@ -24,7 +24,7 @@ def test_every_rule_is_right_here():
 
 @pytest.fixture
 def one_case(monkeypatch):
-    monkeypatch.setattr(references, "CASES", [("Lion", {"weight_decay": 0.1})])
+    monkeypatch.setattr(selftest, "CASES", [("Lion", {"weight_decay": 0.1})])
 
 
 def test_a_wrong_rule_is_told(one_case, monkeypatch, capsys):

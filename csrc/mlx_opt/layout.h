@@ -62,6 +62,29 @@ inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
   return transposed ? static_cast<int>(dimensions[1].size) : 0;
 }
 
+/// Whether its matrices, of its last two dimensions, are dense and transposed, one behind the
+/// other.
+inline bool is_turned(const mlx::core::array& x) {
+  const auto& shape = x.shape();
+  const auto& strides = x.strides();
+  const auto dims = static_cast<int>(shape.size());
+  int64_t expected = 1;
+  const auto fits = [&](int dim) {
+    const bool right = shape[dim] == 1 || strides[dim] == expected;
+    expected *= shape[dim];
+    return right;
+  };
+  if (!fits(dims - 2) || !fits(dims - 1)) {
+    return false;
+  }
+  for (int dim = dims - 3; dim >= 0; --dim) {
+    if (!fits(dim)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 /// The shape and every operand's strides, in as few dimensions as serve them all, as a backend's
 /// Layout holds them: `dims`, `shape[dim]`, `strides[operand][dim]`. Throws std::runtime_error if
 /// it has no room for as many dimensions.

@@ -225,6 +225,7 @@ REFERENCES = {
     "AdamW": adamw,
     "Adamax": adamax,
     "Lion": lion,
+    "Adafactor": adafactor,
 }
 
 # A case of every rule and form of it: the options of its constructor besides the learning rate.

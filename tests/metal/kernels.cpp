@@ -5,6 +5,7 @@
 #include <iostream>
 #include <vector>
 
+#include "mlx_opt/backend/metal/adafactor_source.h"
 #include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/source.h"
 
@@ -73,6 +74,38 @@ std::vector<Kernel> all_kernels() {
   return kernels;
 }
 
+// Adafactor's passes, over a parameter, its means, its first moment and its gradient of storages of
+// their own. The results are of the parameter's, its moment of the moment's.
+void push_passes(std::vector<FactorKernel>& kernels, Storage w, Storage v, Storage m, Storage g) {
+  kernels.push_back({FactorKind::rates, {}, {}});
+  for (bool strided : {false, true}) {
+    kernels.push_back({FactorKind::squares, {g, w}, {}, strided});
+    kernels.push_back({FactorKind::means, {v, m}, {w, v}, strided});
+    kernels.push_back({FactorKind::update_squares, {g}, {}, strided});
+    kernels.push_back({FactorKind::update, {g, w}, {w}, strided});
+    kernels.push_back({FactorKind::update, {g, w, m}, {w, m}, strided});
+    kernels.push_back({FactorKind::element_squares, {g, w, v}, {}, strided});
+    for (FactorKind kind : {FactorKind::element_update, FactorKind::element_step}) {
+      kernels.push_back({kind, {g, w, v}, {w, v}, strided});
+      kernels.push_back({kind, {g, w, v, m}, {w, v, m}, strided});
+    }
+  }
+  kernels.push_back({FactorKind::turned_update, {g, w}, {w}});
+  kernels.push_back({FactorKind::turned_update, {g, w, m}, {w, m}});
+}
+
+std::vector<FactorKernel> factor_kernels() {
+  std::vector<FactorKernel> kernels{{FactorKind::prepare, {}, {}}};
+  for (Storage storage : storages) {
+    push_passes(kernels, storage, storage, storage, storage);
+  }
+  for (int mix = 0; mix < 3; ++mix) {
+    const auto at = [&](int k) { return storages[(mix + k) % 3]; };
+    push_passes(kernels, at(0), at(1), at(2), at(1));
+  }
+  return kernels;
+}
+
 std::vector<NormKernel> norm_kernels() {
   std::vector<NormKernel> kernels{{NormKind::norm}, {NormKind::clip}};
   for (Storage storage : storages) {
@@ -103,7 +136,8 @@ int main(int count, char** arguments) {
   }
   const std::filesystem::path folder = arguments[1];
   std::filesystem::create_directories(folder);
-  if (!write(all_kernels(), folder) || !write(norm_kernels(), folder)) {
+  if (!write(all_kernels(), folder) || !write(factor_kernels(), folder) ||
+      !write(norm_kernels(), folder)) {
     std::cerr << "cannot write to " << folder << "\n";
     return 1;
   }

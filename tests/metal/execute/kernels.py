@@ -14,7 +14,7 @@ FOLDER = Path(os.environ["METAL_KERNELS"])
 CHUNK, THREADS, TILE, LANES, SLOTS = 4096, 256, 32, 4, 31
 NORM_CHUNK = 16384
 OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, SCALE_SLOT, TRACED_SLOT = 2, 2, 3, 4, 5
-FRAME_FLOATS = 3 * 8 + 8 + 1
+FRAME_FLOATS = 3 * 9 + 8 + 1
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()}
@@ -29,7 +29,7 @@ STRIDED = np.dtype(
 )
 SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
 CLIP = np.dtype([("most", "f4"), ("traced", "u4"), ("skips", "u4")])
-CONSTANTS = np.dtype([("hypers", "f4", (8, 3)), ("traced", "u4"), ("scaled", "u4")])
+CONSTANTS = np.dtype([("hypers", "f4", (9, 3)), ("traced", "u4"), ("scaled", "u4")])
 
 
 @cache

@@ -25,8 +25,11 @@ inline std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
   return copies;
 }
 
-// The two differ at most by the rounding of the last place of what is stored.
-inline void check_equal(const std::vector<mx::array>& got, const std::vector<mx::array>& expected) {
+// The two differ at most by the rounding of the last place of what is stored, or by `least`.
+inline void check_equal(
+    const std::vector<mx::array>& got,
+    const std::vector<mx::array>& expected,
+    double least = 1e-7) {
   REQUIRE(got.size() == expected.size());
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
@@ -36,7 +39,7 @@ inline void check_equal(const std::vector<mx::array>& got, const std::vector<mx:
     const double place = got[i].dtype() == mx::float32   ? 1e-6
                          : got[i].dtype() == mx::float16 ? 1e-3
                                                          : 8e-3;
-    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, 1e-7).item<bool>());
+    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, least).item<bool>());
   }
 }
 

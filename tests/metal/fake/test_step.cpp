@@ -8,11 +8,8 @@
 #include "mlx/backend/metal/device.h"
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/backend/metal/source.h"
-#include "mlx_opt/ops.h"
 #include "mlx_opt/update.h"
-#include "tensors.h"
-
-using namespace mlx_opt;
+#include "step.h"
 
 namespace {
 
@@ -54,13 +51,7 @@ std::vector<mx::array> operands_of(
   return operands;
 }
 
-struct Scalars {
-  mx::array learning_rate = mx::array(0.01f);
-  mx::array step = mx::array(3, mx::uint64);
-  std::optional<GradientScale> scale = std::nullopt;
-};
-
-// Does what MLX does on a GPU: evaluates the step's graph. `operands` are the graph's alone.
+// `operands` are the graph's alone.
 std::vector<mx::array> run(
     Rule rule,
     std::vector<mx::array> operands,
@@ -74,14 +65,7 @@ std::vector<mx::array> run(
       scalars.step,
       gpu_stream,
       scalars.scale);
-  std::vector<mx::array> token{results[0].inputs()[0]};
-  token[0].primitive().eval_gpu(token[0].inputs(), token);
-  for (auto& result : results) {
-    std::vector<mx::array> outputs{result};
-    result.primitive().eval_gpu(result.inputs(), outputs);
-    result.set_status(mx::array::Status::available);
-    result.detach();
-  }
+  evaluate(results);
   return results;
 }
 

@@ -44,28 +44,6 @@ int64_t column_blocks(const FactorTensor& t) {
   return divided_up(t.columns, factor_threads / t.column_split);
 }
 
-// Whether the gradient's matrices are dense and transposed, one behind the other.
-bool is_turned(const mx::array& gradient) {
-  const auto& shape = gradient.shape();
-  const auto& strides = gradient.strides();
-  const auto dims = static_cast<int>(shape.size());
-  int64_t expected = 1;
-  const auto fits = [&](int dim) {
-    const bool right = shape[dim] == 1 || strides[dim] == expected;
-    expected *= shape[dim];
-    return right;
-  };
-  if (!fits(dims - 2) || !fits(dims - 1)) {
-    return false;
-  }
-  for (int dim = dims - 3; dim >= 0; --dim) {
-    if (!fits(dim)) {
-      return false;
-    }
-  }
-  return true;
-}
-
 // Gives out the parts of a tensor's scratch from `at` on, or, with null, counts the bytes.
 class Allotment {
  public:

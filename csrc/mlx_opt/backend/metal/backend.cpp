@@ -1,6 +1,7 @@
 #include "mlx_opt/backend/metal/backend.h"
 
 #include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/adafactor.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/norm.h"
@@ -26,6 +27,19 @@ class Backend : public gpu::Backend {
 
   void wait_for_turn(mx::Stream stream) const override {
     wait_for_last_but_one(stream);
+  }
+
+  bool has_adafactor() const override {
+    return true;
+  }
+
+  std::unique_ptr<gpu::Step> prepare_adafactor(
+      const ScalarSources& sources,
+      const Factoring& factoring,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const override {
+    return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
   }
 
   bool has_norm() const override {

@@ -134,27 +134,12 @@ struct Update {
     Out::template store<count>(at.out, to, x);
   }
 
-  template <int count>
-  MLX_OPT_FN void elements_of_all(Operands at, ulong i, Frame<Rule> frame) {
-    float g[count];
-    Access<Gradient, count>::load(at.gradient, i, g);
-    elements<count>(at, everywhere(i), i, g, frame);
-  }
-
   // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
   MLX_OPT_FN void flat(
       Operands at, constant Tensor& tensor, constant float* frame_at, uint group, uint index) {
-    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
+    Flat each = {at, gathered<Frame<Rule>>(frame_at)};
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
-    const ulong left = tensor.size - begin;
-    const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
-    const uint done = tensor.vectors ? count / lanes * lanes : 0u;
-    for (uint i = index * lanes; i < done; i += threads * lanes) {
-      elements_of_all<lanes>(at, begin + i, frame);
-    }
-    for (uint i = done + index; i < count; i += threads) {
-      elements_of_all<1>(at, begin + i, frame);
-    }
+    over_chunk(each, begin, tensor.size, tensor.vectors, index);
   }
 
   // A matrix whose gradient's columns are contiguous, by tiles: the gradient is read down its
@@ -166,25 +151,18 @@ struct Update {
       uint group,
       uint index,
       threadgroup float* staged) {
-    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
-    const uint across = (matrix.columns + tile - 1) / tile;
-    Tile t;
-    t.top = static_cast<ulong>(group / across) * tile;
-    t.left = group % across * tile;
-    const ulong below = matrix.rows - t.top;
-    t.height = below < tile ? static_cast<uint>(below) : static_cast<uint>(tile);
-    const uint beside = matrix.columns - t.left;
-    t.width = beside < tile ? beside : static_cast<uint>(tile);
+    Turned each = {at, gathered<Frame<Rule>>(frame_at), matrix.columns};
+    const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
-      stage<lanes>(at.gradient, matrix.rows, t, index, staged);
+      stage<Gradient, lanes>(at.gradient, matrix.rows, t, index, staged);
     } else {
-      stage<1>(at.gradient, matrix.rows, t, index, staged);
+      stage<Gradient, 1>(at.gradient, matrix.rows, t, index, staged);
     }
-    ::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);
+    wait_for_group();
     if (matrix.vectors) {
-      update_tile<lanes>(at, matrix.columns, t, frame, index, staged);
+      over_tile<lanes>(each, t, index, staged);
     } else {
-      update_tile<1>(at, matrix.columns, t, frame, index, staged);
+      over_tile<1>(each, t, index, staged);
     }
   }
 
@@ -194,8 +172,7 @@ struct Update {
       Operands at, constant Strided& tensor, constant float* frame_at, uint group, uint index) {
     const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
     const ulong begin = static_cast<ulong>(group) * chunk;
-    const ulong left = tensor.size - begin;
-    const uint count = left < chunk ? static_cast<uint>(left) : static_cast<uint>(chunk);
+    const uint count = at_most(tensor.size - begin, chunk);
     for (uint i = index; i < count; i += threads) {
       long places[fields + 1];
       locate<fields + 1>(tensor.layout, static_cast<Index>(begin + i), places);
@@ -210,52 +187,33 @@ struct Update {
   }
 
  private:
-  struct Tile {
-    ulong top;
-    uint left, height, width;
+  struct Flat {
+    Operands at;
+    Frame<Rule> frame;
+
+    template <int count>
+    void elements(ulong i) {
+      float g[count];
+      Access<Gradient, count>::load(at.gradient, i, g);
+      Update::elements<count>(at, everywhere(i), i, g, frame);
+    }
   };
-  // One more than a tile is wide: threads that go down a column then use different banks.
-  enum : uint { pitch = tile + 1 };
 
-  template <int count>
-  MLX_OPT_FN void stage(
-      device const uchar* gradient, ulong rows, Tile t, uint index, threadgroup float* staged) {
-    const uint steps = tile / count;
-    for (uint i = index; i < tile * steps; i += threads) {
-      const uint row = i % steps * count;
-      const uint column = i / steps;
-      if (row < t.height && column < t.width) {
-        float values[count];
-        Access<Gradient, count>::load(gradient, (t.left + column) * rows + t.top + row, values);
-        for (int lane = 0; lane < count; ++lane) {
-          staged[(row + lane) * pitch + column] = values[lane];
-        }
-      }
-    }
-  }
+  struct Turned {
+    Operands at;
+    Frame<Rule> frame;
+    ulong columns;
 
-  template <int count>
-  MLX_OPT_FN void update_tile(
-      Operands at,
-      ulong columns,
-      Tile t,
-      Frame<Rule> frame,
-      uint index,
-      threadgroup const float* staged) {
-    const uint steps = tile / count;
-    for (uint i = index; i < tile * steps; i += threads) {
-      const uint row = i / steps;
-      const uint column = i % steps * count;
-      if (row < t.height && column < t.width) {
-        const ulong place = (t.top + row) * columns + t.left + column;
-        float g[count];
-        for (int lane = 0; lane < count; ++lane) {
-          g[lane] = staged[row * pitch + column + lane];
-        }
-        elements<count>(at, everywhere(place), place, g, frame);
+    template <int count>
+    void elements(ulong row, uint column, threadgroup const float* staged) {
+      const ulong place = row * columns + column;
+      float g[count];
+      for (int lane = 0; lane < count; ++lane) {
+        g[lane] = staged[lane];
       }
+      Update::elements<count>(at, everywhere(place), place, g, frame);
     }
-  }
+  };
 };
 
 } // namespace MLX_OPT_LEVEL

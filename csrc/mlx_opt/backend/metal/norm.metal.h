@@ -84,7 +84,7 @@ struct Sums {
   MLX_OPT_FN Sum of_all(Sum own, uint index, threadgroup Sum* staged) {
     write(staged + index, own);
     for (uint width = threads / 2; width > 0; width /= 2) {
-      ::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);
+      wait_for_group();
       if (index < width) {
         own = plus(own, read(staged + index + width));
         write(staged + index, own);

@@ -2,7 +2,7 @@
 
 namespace mlx_opt::metal {
 
-/// Made by the build from the rules, tables.h and the files that end in .metal.h.
+/// Made by the build from the rules, tables.h and the kernels.
 extern const char* const driver_text;
 
 const char* format_of(Storage storage) {
@@ -29,16 +29,52 @@ const char* short_name_of(Storage storage) {
   return "";
 }
 
+std::string list_of(const Storage* storages, int count) {
+  std::string text = "List<";
+  for (int k = 0; k < count; ++k) {
+    text += std::string(k ? ", " : "") + format_of(storages[k]);
+  }
+  return text + ">";
+}
+
 std::string slot(int index) {
   return " [[buffer(" + std::to_string(index) + ")]],\n";
 }
 
-std::string versioned(const std::string& name) {
-  std::string text = "mlx_opt_" MLX_OPT_VERSION "_" + name;
-  for (char& c : text) {
+std::string beginning_of(
+    const std::string& name,
+    const std::string& arguments,
+    const char* frame,
+    int threads_of_group) {
+  return "\n[[kernel, max_total_threads_per_threadgroup(" + std::to_string(threads_of_group) +
+         ")]] void " + name + "(\n    " + frame + " float* frame" + slot(frame_slot) +
+         "    constant mlx_opt::metal::" + arguments + "& arguments" + slot(arguments_slot);
+}
+
+std::string prepare_of(const std::string& name, const std::string& rule, int hypers) {
+  std::string text = beginning_of(name, "Constants", "device", 1) + "    device const ulong* step" +
+                     slot(step_slot) + "    device const float* learning_rate" +
+                     slot(learning_rate_slot) + "    device const float* scale" + slot(scale_slot);
+  std::string traced;
+  for (int k = 0; k < hypers; ++k) {
+    const std::string one = "traced" + std::to_string(k);
+    text += "    device const float* " + one + slot(traced_slot + k);
+    traced += (k ? ", *" : "*") + one;
+  }
+  return text +
+         "    uint index [[thread_position_in_grid]]) {\n"
+         "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
+         "  const float traced[] = {" +
+         traced + "};\n  if (index == 0) {\n    prepare<" + rule +
+         ">(frame, arguments, *step, *learning_rate, traced, *scale);\n  }\n}\n";
+}
+
+std::string versioned(std::string what) {
+  what = "mlx_opt_" MLX_OPT_VERSION "_" + what;
+  for (char& c : what) {
     c = c == '.' || c == '+' ? '_' : c;
   }
-  return text;
+  return what;
 }
 
 std::string program_of(const std::string& kernel) {

@@ -1,5 +1,7 @@
 #include "mlx_opt/backend/metal/source.h"
 
+#include "mlx_opt/backend/metal/program.h"
+
 namespace mlx_opt::metal {
 
 namespace {
@@ -32,14 +34,6 @@ const char* name_of(Scaling scaling) {
   return "";
 }
 
-std::string list_of(const Storage* storages, int count) {
-  std::string text = "List<";
-  for (int k = 0; k < count; ++k) {
-    text += std::string(k ? ", " : "") + format_of(storages[k]);
-  }
-  return text + ">";
-}
-
 std::string arguments_of(const Kernel& kernel) {
   switch (kernel.kind) {
     case Kind::prepare:
@@ -53,31 +47,6 @@ std::string arguments_of(const Kernel& kernel) {
       return "Strided";
   }
   return "";
-}
-
-std::string beginning_of(const Kernel& kernel, const char* frame, int threads_of_group) {
-  return "\n[[kernel, max_total_threads_per_threadgroup(" + std::to_string(threads_of_group) +
-         ")]] void " + name(kernel) + "(\n    " + frame + " float* frame" + slot(frame_slot) +
-         "    constant mlx_opt::metal::" + arguments_of(kernel) + "& arguments" +
-         slot(arguments_slot);
-}
-
-std::string prepare_of(const Kernel& kernel) {
-  std::string text = beginning_of(kernel, "device", 1) + "    device const ulong* step" +
-                     slot(step_slot) + "    device const float* learning_rate" +
-                     slot(learning_rate_slot) + "    device const float* scale" + slot(scale_slot);
-  std::string traced;
-  for (int k = 0; k < info(kernel.rule).hypers; ++k) {
-    const std::string name = "traced" + std::to_string(k);
-    text += "    device const float* " + name + slot(traced_slot + k);
-    traced += (k ? ", *" : "*") + name;
-  }
-  return text +
-         "    uint index [[thread_position_in_grid]]) {\n"
-         "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
-         "  const float traced[] = {" +
-         traced + "};\n  if (index == 0) {\n    prepare<" + std::string(info(kernel.rule).name) +
-         ">(frame, arguments, *step, *learning_rate, traced, *scale);\n  }\n}\n";
 }
 
 // The operands of tensor `t` as the driver's struct of them.
@@ -143,7 +112,8 @@ std::string call_of(const Kernel& kernel) {
 
 std::string update_of(const Kernel& kernel) {
   const int fields = info(kernel.rule).moments + 1;
-  std::string text = beginning_of(kernel, "constant", threads) + slots_of(kernel) +
+  std::string text = beginning_of(name(kernel), arguments_of(kernel), "constant", threads) +
+                     slots_of(kernel) +
                      "    uint group [[threadgroup_position_in_grid]],\n"
                      "    uint index [[thread_index_in_threadgroup]]) {\n"
                      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
@@ -179,7 +149,10 @@ std::string name(const Kernel& kernel) {
 }
 
 std::string source(const Kernel& kernel) {
-  return program_of(kernel.kind == Kind::prepare ? prepare_of(kernel) : update_of(kernel));
+  const auto& rule = info(kernel.rule);
+  return program_of(
+      kernel.kind == Kind::prepare ? prepare_of(name(kernel), std::string(rule.name), rule.hypers)
+                                   : update_of(kernel));
 }
 
 } // namespace mlx_opt::metal

@@ -4,44 +4,21 @@
 #include <limits>
 #include <variant>
 
-#include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/operand.h"
+#include "mlx_opt/backend/metal/place.h"
 #include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/layout.h"
 
 namespace mlx_opt::metal {
 namespace {
 
-static_assert(max_fields == max_moments + 1 && max_hyperparameters == max_hypers);
-
-constexpr int frame_floats = 3 * max_hypers + max_scalars + 1;
+static_assert(max_fields == max_moments + 1);
 
 // A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
 constexpr uint64_t most_packed_chunks = 16;
-
-using Buffers = std::vector<mx::allocator::Buffer>;
-
-// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
-struct Place {
-  void* buffer;
-  size_t data_size;
-  int64_t offset;
-
-  explicit Place(const mx::array& x)
-      : buffer(x.buffer().ptr()), data_size(x.data_size()), offset(x.offset()) {}
-  Place(mx::allocator::Buffer output, size_t size)
-      : buffer(output.ptr()), data_size(size), offset(0) {}
-
-  /// An array that lies here and owns nothing, for MLX's encoder, which takes arrays.
-  mx::array array() const {
-    mx::array x(mx::Shape{}, mx::uint8, nullptr, {});
-    mx::allocator::Data unowned(mx::allocator::Buffer(buffer), nullptr);
-    x.set_data(std::move(unowned), data_size, {}, {true, true, true}, offset);
-    return x;
-  }
-};
 
 struct Operands {
   std::vector<Place> in; // parameter, moments, gradient
@@ -80,7 +57,6 @@ class MetalStep : public Prepared {
   void add_tensor(const mx::array* operands, const mx::Dtype* dtypes, size_t first_output);
   Dispatch& dispatch_for(const Kernel& kernel, size_t size);
   void find_pipelines();
-  void encode_prepare(mx::array& frame);
   void encode(const Dispatch& dispatch, const mx::array& frame, const Buffers& outputs);
   uint64_t set_pack(const Dispatch& dispatch);
   void set_operands(const Operands& tensor, int slot, const Buffers& outputs);
@@ -188,34 +164,6 @@ void MetalStep::find_pipelines() {
   prepare_ = metal::pipeline(Kernel{schedule_.rule, Kind::prepare}, device_);
 }
 
-// The frame's one writer: the dispatches that follow read it behind one barrier, which MLX inserts.
-void MetalStep::encode_prepare(mx::array& frame) {
-  Constants constants{};
-  std::vector<const mx::array*> traced(schedule_.hypers.size(), &scalars_[1]);
-  for (size_t k = 0; k < schedule_.hypers.size(); ++k) {
-    const auto hyper = derived(schedule_.hypers[k]);
-    constants.hypers[k][0] = hyper.value;
-    constants.hypers[k][1] = hyper.complement;
-    constants.hypers[k][2] = hyper.log;
-  }
-  for (size_t i = 0; i < schedule_.traced.size(); ++i) {
-    const int k = schedule_.traced[i];
-    constants.traced |= 1u << k;
-    traced[k] = &scalars_[2 + i];
-  }
-  constants.scaled = schedule_.scaling != Scaling::none;
-  encoder_.set_compute_pipeline_state(prepare_);
-  encoder_.set_output_array(frame, frame_slot);
-  encoder_.set_bytes(constants, arguments_slot);
-  encoder_.set_input_array(scalars_[0], step_slot);
-  encoder_.set_input_array(scalars_[1], learning_rate_slot);
-  encoder_.set_input_array(constants.scaled ? scalars_.back() : scalars_[1], scale_slot);
-  for (size_t k = 0; k < traced.size(); ++k) {
-    encoder_.set_input_array(*traced[k], traced_slot + static_cast<int>(k));
-  }
-  encoder_.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));
-}
-
 void MetalStep::set_operands(const Operands& tensor, int slot, const Buffers& outputs) {
   for (const Place& place : tensor.in) {
     encoder_.set_input_array(place.array(), slot++);
@@ -266,12 +214,10 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
   if (dispatches_.empty()) {
     return;
   }
-  mx::array frame(mx::allocator::malloc(frame_floats * sizeof(float)), {frame_floats}, mx::float32);
-  encode_prepare(frame);
+  const mx::array frame = encode_prepare(encoder_, prepare_, schedule_, scalars_);
   for (const Dispatch& dispatch : dispatches_) {
     encode(dispatch, frame, outputs);
   }
-  encoder_.add_temporary(std::move(frame));
   auto* commands = encoder_.get_command_buffer();
   commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
   note_step(stream_, commands);

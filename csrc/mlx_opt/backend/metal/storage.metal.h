@@ -100,6 +100,8 @@ struct Copy<Format, Format> {
 // `at`: an element's place in each.
 template <typename... Formats>
 struct List {
+  enum : int { size = sizeof...(Formats) };
+
   template <int count>
   MLX_OPT_FN void load(
       const device uchar* const thread* operands, thread const ulong* at, thread float* to) {

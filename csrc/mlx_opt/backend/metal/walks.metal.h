@@ -10,6 +10,10 @@ using metal::Layout;
 using metal::threads;
 using metal::tile;
 
+MLX_OPT_FN uint at_most(ulong x, uint most) {
+  return x < most ? static_cast<uint>(x) : most;
+}
+
 // Where element `i` lies in each of `count` operands. Index: of the elements.
 template <int count, typename Index>
 MLX_OPT_FN void locate(constant Layout& layout, Index i, thread long* places) {
@@ -22,6 +26,76 @@ MLX_OPT_FN void locate(constant Layout& layout, Index i, thread long* places) {
     i /= size;
     for (int k = 0; k < count; ++k) {
       places[k] += position * layout.strides[k][dim];
+    }
+  }
+}
+
+// What a threadgroup takes of elements that lie in their order: `each.elements<count>(i)` for those
+// from `begin` on, some of them this thread's.
+template <typename Each>
+MLX_OPT_FN void over_chunk(thread Each& each, ulong begin, ulong size, bool vectors, uint index) {
+  const uint count = at_most(size - begin, chunk);
+  const uint done = vectors ? count / lanes * lanes : 0u;
+  for (uint i = index * lanes; i < done; i += threads * lanes) {
+    each.template elements<lanes>(begin + i);
+  }
+  for (uint i = done + index; i < count; i += threads) {
+    each.template elements<1>(begin + i);
+  }
+}
+
+MLX_OPT_FN void wait_for_group() {
+  ::metal::threadgroup_barrier(::metal::mem_flags::mem_threadgroup);
+}
+
+// A tile of a matrix.
+struct Tile {
+  ulong top;
+  uint left, height, width;
+
+  // The one that a threadgroup takes.
+  MLX_OPT_FN Tile of(ulong rows, uint columns, uint group) {
+    const uint across = (columns + tile - 1) / tile;
+    Tile t;
+    t.top = static_cast<ulong>(group / across) * tile;
+    t.left = group % across * tile;
+    t.height = at_most(rows - t.top, tile);
+    t.width = at_most(columns - t.left, tile);
+    return t;
+  }
+};
+
+// One more than a tile is wide: threads that go down a column then use different banks.
+enum : uint { pitch = tile + 1 };
+
+// Reads a tile of a matrix whose columns are contiguous down its columns into `staged`.
+template <typename Format, int count>
+MLX_OPT_FN void stage(
+    device const uchar* matrix, ulong rows, Tile t, uint index, threadgroup float* staged) {
+  const uint steps = tile / count;
+  for (uint i = index; i < tile * steps; i += threads) {
+    const uint row = i % steps * count;
+    const uint column = i / steps;
+    if (row < t.height && column < t.width) {
+      float values[count];
+      Access<Format, count>::load(matrix, (t.left + column) * rows + t.top + row, values);
+      for (int lane = 0; lane < count; ++lane) {
+        staged[(row + lane) * pitch + column] = values[lane];
+      }
+    }
+  }
+}
+
+// And along its rows: `each.elements<count>(row, column, g)` for the elements of the tile, some of
+// them this thread's, `g` being what is staged of them.
+template <int count, typename Each>
+MLX_OPT_FN void over_tile(thread Each& each, Tile t, uint index, threadgroup const float* staged) {
+  const uint steps = tile / count;
+  for (uint i = index; i < tile * steps; i += threads) {
+    const uint row = i / steps;
+    const uint column = i % steps * count;
+    if (row < t.height && column < t.width) {
+      each.template elements<count>(t.top + row, t.left + column, staged + row * pitch + column);
     }
   }
 }

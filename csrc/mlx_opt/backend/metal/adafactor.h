@@ -1,0 +1,17 @@
+// A step of Adafactor on an Apple GPU.
+#pragma once
+
+#include "mlx_opt/backend/gpu.h"
+
+namespace mlx_opt::metal {
+
+namespace mx = mlx::core;
+
+std::unique_ptr<gpu::Step> prepare_adafactor_step(
+    const ScalarSources& sources,
+    const Factoring& factoring,
+    const std::vector<mx::array>& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream);
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,206 @@
+// What Adafactor's passes have in common. A pass leaves the sums of fixed parts in the tensor's
+// scratch; the next adds them up in a fixed order.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using metal::factor_across;
+using metal::factor_columns;
+using metal::factor_lines;
+using metal::factor_own;
+using metal::factor_pitch;
+using metal::FactorArguments;
+using metal::FactorStrided;
+using metal::FactorTensor;
+
+// Where a tensor lies. In: in the order of FactorStrided::elements, or the means of rows and of
+// columns; out: the same of the results. One may be an input's buffer: an element is written by the
+// thread that has read it.
+struct FactorOperands {
+  const device uchar* in[4];
+  device uchar* out[3];
+};
+
+// The places of an element in the operands, by that in the results.
+struct FactorPlaces {
+  ulong of[4];
+
+  MLX_OPT_FN FactorPlaces by(constant FactorArguments&, ulong i) {
+    return {{i, i, i, i}};
+  }
+
+  MLX_OPT_FN FactorPlaces by(constant FactorStrided& arguments, ulong i) {
+    long places[4];
+    locate<4>(arguments.elements, i, places);
+    FactorPlaces at;
+    for (int k = 0; k < 4; ++k) {
+      at.of[k] = static_cast<ulong>(places[k]);
+    }
+    return at;
+  }
+};
+
+template <bool rows>
+MLX_OPT_FN ulong place_of_mean(constant FactorArguments&, ulong i) {
+  return i;
+}
+
+template <bool rows>
+MLX_OPT_FN ulong place_of_mean(constant FactorStrided& arguments, ulong i) {
+  long place[1];
+  if (rows) {
+    locate<1>(arguments.row_means, i, place);
+  } else {
+    locate<1>(arguments.column_means, i, place);
+  }
+  return static_cast<ulong>(place[0]);
+}
+
+MLX_OPT_FN bool is_finite(float x) {
+  return ::metal::fabs(x) <= 3.402823466e38f;
+}
+
+MLX_OPT_FN bool is_taken(constant FactorTensor& t, Frame<Adafactor> frame) {
+  return !t.skips || is_finite(frame.scale);
+}
+
+MLX_OPT_FN uint parts_of(uint count, uint each) {
+  return (count + each - 1) / each;
+}
+
+// A sum with what its roundings have lost, because there may be millions of parts: Neumaier 1974.
+struct LongSum {
+  float rounded, lost;
+};
+
+MLX_OPT_FN LongSum plus(LongSum sum, float x) {
+  const float next = sum.rounded + x;
+  const float lost = sum.rounded >= x ? (sum.rounded - next) + x : (x - next) + sum.rounded;
+  return {next, sum.lost + lost};
+}
+
+MLX_OPT_FN float value_of(LongSum sum) {
+  return is_finite(sum.rounded) ? sum.rounded + sum.lost : sum.rounded;
+}
+
+// Every thread has the sum of all threads' numbers.
+MLX_OPT_FN float sum_over_group(float x, uint index, threadgroup float* staged) {
+  wait_for_group();
+  staged[index] = x;
+  for (uint apart = threads / 2; apart > 0; apart /= 2) {
+    wait_for_group();
+    if (index < apart) {
+      staged[index] += staged[index + apart];
+    }
+  }
+  wait_for_group();
+  return staged[0];
+}
+
+// Of the numbers [begin, begin + count) of the scratch.
+MLX_OPT_FN float sum_of(
+    device const float* scratch, ulong begin, uint count, uint index, threadgroup float* staged) {
+  LongSum sum = {0.0f, 0.0f};
+  for (uint i = index; i < count; i += threads) {
+    sum = plus(sum, scratch[begin + i]);
+  }
+  return sum_over_group(value_of(sum), index, staged);
+}
+
+// A tile of a tensor's matrices as its gradient lies. Of each of its lines a thread takes, `count`
+// together, factor_own elements.
+struct FactorTile {
+  uint matrix, lines, columns;
+  uint down, across, tiles_down; // its place in the matrix, and of how many
+  uint top, left, height, width;
+
+  MLX_OPT_FN FactorTile of(constant FactorTensor& t, uint group) {
+    FactorTile tile;
+    tile.lines = t.turned ? t.columns : t.rows;
+    tile.columns = t.turned ? t.rows : t.columns;
+    tile.tiles_down = parts_of(tile.lines, factor_lines);
+    const uint tiles_across = parts_of(tile.columns, factor_columns);
+    tile.across = group % tiles_across;
+    tile.down = group / tiles_across % tile.tiles_down;
+    tile.matrix = group / tiles_across / tile.tiles_down;
+    tile.top = tile.down * factor_lines;
+    tile.left = tile.across * factor_columns;
+    tile.height = at_most(tile.lines - tile.top, factor_lines);
+    tile.width = at_most(tile.columns - tile.left, factor_columns);
+    return tile;
+  }
+
+  MLX_OPT_FN ulong begin_of(FactorTile tile, uint line) {
+    return (static_cast<ulong>(tile.matrix) * tile.lines + tile.top + line) * tile.columns +
+           tile.left;
+  }
+
+  // Of this thread's elements [own, own + count) the first one's column.
+  template <int count>
+  MLX_OPT_FN uint column_of(uint own, uint index) {
+    return own * factor_across + index % factor_across * count;
+  }
+};
+
+// `each.begin_line(line)`, then `each.elements<count>(own, column, place)` for a thread's elements
+// of the line, then `each.end_line(line)`, for its lines of a tile.
+template <int count, typename Each>
+MLX_OPT_FN void over_lines(thread Each& each, FactorTile tile, uint index) {
+  for (uint line = index / factor_across; line < tile.height; line += threads / factor_across) {
+    const ulong begin = FactorTile::begin_of(tile, line);
+    each.begin_line(line);
+    for (uint own = 0; own < factor_own; own += count) {
+      const uint column = FactorTile::column_of<count>(own, index);
+      if (column < tile.width) {
+        each.template elements<count>(own, begin + column);
+      }
+    }
+    each.end_line(line);
+  }
+}
+
+// The factors of rows and columns, of one of a tensor's matrices.
+struct Factors {
+  ulong rows, columns; // the first ones' places in the scratch
+  float mean;          // of the rows' means
+  bool turned;
+
+  MLX_OPT_FN Factors of(constant FactorTensor& t, uint matrix, float mean) {
+    return {
+        t.scratch.row_means + static_cast<ulong>(matrix) * t.rows,
+        t.scratch.column_factors + static_cast<ulong>(matrix) * t.columns,
+        mean,
+        t.turned != 0};
+  }
+
+  MLX_OPT_FN float of_row(Factors f, device const float* scratch, uint row) {
+    return Adafactor::row_factor(scratch[f.rows + row], f.mean);
+  }
+
+  MLX_OPT_FN float of_column(Factors f, device const float* scratch, uint column) {
+    return scratch[f.columns + column];
+  }
+
+  // Of a line of the gradient.
+  MLX_OPT_FN float of_line(Factors f, device const float* scratch, uint line) {
+    return f.turned ? of_column(f, scratch, line) : of_row(f, scratch, line);
+  }
+
+  // Of this thread's elements of a tile's lines.
+  template <int count>
+  MLX_OPT_FN void of_columns(
+      Factors f, device const float* scratch, FactorTile tile, uint index, thread float* to) {
+    for (uint own = 0; own < factor_own; own += count) {
+      for (int lane = 0; lane < count; ++lane) {
+        const uint column = tile.left + FactorTile::column_of<count>(own, index) + lane;
+        if (column < tile.columns) {
+          to[own + lane] = f.turned ? of_row(f, scratch, column) : of_column(f, scratch, column);
+        }
+      }
+    }
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

@@ -1,0 +1,155 @@
+#include "mlx_opt/backend/metal/adafactor_source.h"
+
+#include "mlx_opt/rules/adafactor.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+constexpr int hypers = sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
+
+const char* name_of(FactorKind kind) {
+  switch (kind) {
+    case FactorKind::prepare:
+      return "prepare";
+    case FactorKind::squares:
+      return "squares";
+    case FactorKind::means:
+      return "means";
+    case FactorKind::update_squares:
+      return "update_squares";
+    case FactorKind::rates:
+      return "rates";
+    case FactorKind::update:
+      return "update";
+    case FactorKind::turned_update:
+      return "turned_update";
+    case FactorKind::element_squares:
+      return "element_squares";
+    case FactorKind::element_update:
+      return "element_update";
+    case FactorKind::element_step:
+      return "element_step";
+  }
+  return "";
+}
+
+// The formats, one after another.
+std::string formats_of(const std::vector<Storage>& storages) {
+  std::string text;
+  for (Storage storage : storages) {
+    text += (text.empty() ? "" : ", ") + std::string(format_of(storage));
+  }
+  return text;
+}
+
+// The gradient's format, then lists of the other operands' and of the results'.
+std::string update_of(const FactorKernel& kernel) {
+  return std::string("<") + format_of(kernel.in[0]) + ", " +
+         list_of(&kernel.in[1], static_cast<int>(kernel.in.size()) - 1) + ", " +
+         list_of(kernel.out.data(), static_cast<int>(kernel.out.size())) + ">";
+}
+
+std::string pass_of(const FactorKernel& kernel) {
+  const std::string in = "<" + formats_of(kernel.in);
+  switch (kernel.kind) {
+    case FactorKind::squares:
+      return "FactorSquares" + in + ">::run";
+    case FactorKind::means:
+      return "FactorMeans" + in + ", " + formats_of(kernel.out) + ">::run";
+    case FactorKind::update_squares:
+      return "FactorUpdateSquares" + in + ">::run";
+    case FactorKind::rates:
+      return "FactorRates::run";
+    case FactorKind::update:
+      return "FactorUpdate" + update_of(kernel) + "::run";
+    case FactorKind::turned_update:
+      return "FactorUpdate" + update_of(kernel) + "::turned";
+    case FactorKind::element_squares:
+      return "ElementSquares" + in + ">::run";
+    case FactorKind::element_update:
+      return "ElementUpdate" + update_of(kernel) + "::run";
+    case FactorKind::element_step:
+      return "ElementUpdate" + update_of(kernel) + "::alone<ElementSquares<" +
+             formats_of({kernel.in.begin(), kernel.in.begin() + 3}) + ">>";
+    case FactorKind::prepare:
+      break;
+  }
+  return "";
+}
+
+// Floats that the threads of a group share.
+unsigned staged_by(FactorKind kind) {
+  switch (kind) {
+    case FactorKind::update:
+    case FactorKind::element_update:
+      return 0;
+    case FactorKind::squares:
+      return factor_staged;
+    case FactorKind::turned_update:
+      return tile * (tile + 1);
+    default:
+      return threads;
+  }
+}
+
+// Parameters and the braces that hold them all, of the operands of one kind.
+struct Operands {
+  std::string parameters;
+  std::string names;
+};
+
+Operands operands_of(const char* type, const char* kind, size_t count, int first_slot) {
+  Operands operands;
+  for (size_t k = 0; k < count; ++k) {
+    const std::string one = kind + std::to_string(k);
+    operands.parameters +=
+        std::string("    ") + type + " " + one + slot(first_slot + static_cast<int>(k));
+    operands.names += (k ? ", " : "") + one;
+  }
+  operands.names = "{" + operands.names + "}";
+  return operands;
+}
+
+std::string kernel_of(const FactorKernel& kernel) {
+  const int first = scratch_slot + 1;
+  const auto in = operands_of("device const uchar*", "in", kernel.in.size(), first);
+  const int second = first + static_cast<int>(kernel.in.size());
+  const auto out = operands_of("device uchar*", "out", kernel.out.size(), second);
+  const unsigned staged = staged_by(kernel.kind);
+  return beginning_of(
+             name(kernel),
+             kernel.strided ? "FactorStrided" : "FactorArguments",
+             "constant",
+             threads) +
+         "    device float* scratch" + slot(scratch_slot) + in.parameters + out.parameters +
+         "    uint group [[threadgroup_position_in_grid]],\n"
+         "    uint index [[thread_index_in_threadgroup]]) {\n"
+         "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
+         (staged ? "  threadgroup float staged[" + std::to_string(staged) + "];\n" : "") +
+         "  const FactorOperands at = {" + in.names + ", " + out.names + "};\n  " +
+         pass_of(kernel) + "(arguments, frame, scratch, at, group, index" +
+         (staged ? ", staged" : "") + ");\n}\n";
+}
+
+} // namespace
+
+std::string name(const FactorKernel& kernel) {
+  std::string text = versioned(std::string("Adafactor_") + name_of(kernel.kind));
+  text += kernel.strided ? "_strided" : "";
+  for (Storage storage : kernel.in) {
+    text += std::string("_") + short_name_of(storage);
+  }
+  text += kernel.out.empty() ? "" : "_to";
+  for (Storage storage : kernel.out) {
+    text += std::string("_") + short_name_of(storage);
+  }
+  return text;
+}
+
+std::string source(const FactorKernel& kernel) {
+  return program_of(
+      kernel.kind == FactorKind::prepare ? prepare_of(name(kernel), "Adafactor", hypers)
+                                         : kernel_of(kernel));
+}
+
+} // namespace mlx_opt::metal

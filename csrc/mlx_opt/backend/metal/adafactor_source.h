@@ -1,0 +1,44 @@
+// The text of Adafactor's kernels. Knows neither Metal nor MLX, so that it can be tested without.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "mlx_opt/backend/metal/program.h"
+
+namespace mlx_opt::metal {
+
+/// The scalars; then, in the order of their dispatches, the passes of a tensor: squares, means,
+/// update_squares, rates and update or turned_update; or where nothing is factored element_squares,
+/// rates and element_update, or for one chunk element_step alone.
+enum class FactorKind : uint8_t {
+  prepare,
+  squares,
+  means,
+  update_squares,
+  rates,
+  update,
+  turned_update,
+  element_squares,
+  element_update,
+  element_step,
+};
+
+/// Which kernel: a pass over a tensor of these storages. `in`: of what the pass reads, in this
+/// order: the gradient, the parameter, the means of the squares of elements and the first moment;
+/// or the means of rows and of columns. `out`: of what of these it writes.
+struct FactorKernel {
+  FactorKind kind;
+  std::vector<Storage> in;
+  std::vector<Storage> out;
+  bool strided = false; // operands of any layout
+
+  bool operator==(const FactorKernel&) const = default;
+};
+
+/// As those of Kernel.
+std::string name(const FactorKernel& kernel);
+std::string source(const FactorKernel& kernel);
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,175 @@
+#include "mlx_opt/backend/metal/adafactor_tensor.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "mlx_opt/backend/metal/operand.h"
+#include "mlx_opt/layout.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+uint64_t divided_up(uint64_t x, uint64_t unit) {
+  return (x + unit - 1) / unit;
+}
+
+// How many threads add up `parts` sums, so that none has many.
+unsigned split_of(uint64_t parts) {
+  unsigned split = 1;
+  while (split < 32 && parts > 8 * split) {
+    split *= 2;
+  }
+  return split;
+}
+
+// How a tensor is cut: as its gradient lies.
+struct Tiling {
+  uint64_t lines, columns, down, across;
+
+  explicit Tiling(const FactorTensor& t)
+      : lines(t.turned ? t.columns : t.rows),
+        columns(t.turned ? t.rows : t.columns),
+        down(divided_up(lines, factor_lines)),
+        across(divided_up(columns, factor_columns)) {}
+};
+
+uint64_t row_groups(const FactorTensor& t) {
+  return divided_up(t.rows, threads / t.row_split);
+}
+
+uint64_t column_groups(const FactorTensor& t) {
+  return divided_up(t.columns, threads / t.column_split);
+}
+
+} // namespace
+
+int FactorFields::place_of(FactorOperand operand) const {
+  const int places[] = {0, 1, 2, 2 + factored, 2 + factored + has_moment};
+  return places[operand];
+}
+
+FactorPlan::FactorPlan(
+    FactorFields own_fields,
+    const mx::array* arrays,
+    const mx::Dtype* dtypes,
+    size_t position,
+    bool skips)
+    : fields(own_fields), first_output(position) {
+  const int g = fields.place_of(gradient);
+  in.reserve(g + 1);
+  std::for_each(arrays, arrays + g + 1, [&](const mx::array& x) { in.emplace_back(x); });
+  const bool contiguous = all_contiguous(arrays, g);
+  const bool flat = contiguous && is_contiguous(arrays[g]);
+  const bool turned = fields.factored && contiguous && !flat && is_turned(arrays[g]);
+  strided = !flat && !turned;
+  set_shape(arrays, turned, skips);
+  if (strided) {
+    set_layouts(arrays);
+  }
+  set_scratch();
+  set_passes(arrays, dtypes);
+}
+
+void FactorPlan::set_shape(const mx::array* arrays, bool turned, bool skips) {
+  FactorTensor& t = arguments.tensor;
+  const mx::array& w = arrays[0];
+  t.size = w.size();
+  t.turned = turned;
+  t.skips = skips;
+  if (fields.factored) {
+    t.rows = w.shape(-2);
+    t.columns = w.shape(-1);
+    t.matrices =
+        std::accumulate(w.shape().begin(), w.shape().end() - 2, 1u, std::multiplies<unsigned>());
+  }
+  const Tiling tiling(t);
+  const uint64_t tiles = t.matrices * tiling.down * tiling.across;
+  t.parts = static_cast<unsigned>(fields.factored ? tiles : divided_up(t.size, chunk));
+  t.row_split = split_of(turned ? tiling.down : tiling.across);
+  t.column_split = split_of(turned ? tiling.across : tiling.down);
+  const bool fit = !strided && vectors_fit(arrays, fields.place_of(gradient) + 1);
+  t.vectors = fit && tiling.columns % lanes == 0;
+  t.row_vectors = fit && t.columns % lanes == 0;
+}
+
+void FactorPlan::set_layouts(const mx::array* arrays) {
+  const auto array = [&](FactorOperand operand) { return arrays[fields.place_of(operand)]; };
+  std::vector<mx::array> elements{array(gradient), array(parameter)};
+  if (fields.factored) {
+    arguments.row_means = common_layout<Layout>(&arrays[fields.place_of(means)], 1);
+    arguments.column_means = common_layout<Layout>(&arrays[fields.place_of(column_means)], 1);
+  } else {
+    elements.push_back(array(means));
+  }
+  if (fields.has_moment) {
+    elements.push_back(array(first_moment));
+  }
+  arguments.elements = common_layout<Layout>(elements.data(), static_cast<int>(elements.size()));
+}
+
+void FactorPlan::set_scratch() {
+  const FactorTensor& t = arguments.tensor;
+  const Tiling tiling(t);
+  const auto take = [&](uint64_t count) {
+    const uint64_t place = scratch_floats;
+    scratch_floats += count;
+    return place;
+  };
+  FactorScratch& scratch = arguments.tensor.scratch;
+  scratch.parameter_squares = take(t.parts);
+  scratch.update_squares = take(t.parts);
+  scratch.rates = take(2);
+  scratch.means = take(t.matrices);
+  scratch.totals = take(t.matrices * row_groups(t));
+  scratch.line_sums = take(tiling.across * t.matrices * tiling.lines);
+  scratch.column_sums = take(t.matrices * tiling.down * tiling.columns);
+  scratch.row_means = take(static_cast<uint64_t>(t.matrices) * t.rows);
+  scratch.column_factors = take(static_cast<uint64_t>(t.matrices) * t.columns);
+}
+
+void FactorPlan::set_passes(const mx::array* arrays, const mx::Dtype* dtypes) {
+  using Operands = std::vector<FactorOperand>;
+  const FactorTensor& t = arguments.tensor;
+  const auto pass = [&](FactorKind kind, Operands from, Operands to, uint64_t groups) {
+    FactorKernel kernel{kind, {}, {}, strided && kind != FactorKind::rates};
+    for (FactorOperand operand : from) {
+      kernel.in.push_back(storage_of(arrays[fields.place_of(operand)].dtype()));
+    }
+    for (FactorOperand operand : to) {
+      kernel.out.push_back(storage_of(dtypes[fields.place_of(operand)]));
+    }
+    return FactorPass{std::move(kernel), std::move(from), std::move(to), groups};
+  };
+  const auto with_moment = [&](Operands operands) {
+    if (fields.has_moment) {
+      operands.push_back(first_moment);
+    }
+    return operands;
+  };
+  const Operands squared = {gradient, parameter, means};
+  const Operands read = with_moment(squared);
+  const Operands written = with_moment({parameter, means});
+  if (!fields.factored && t.parts == 1) {
+    passes[0] = pass(FactorKind::element_step, read, written, 1);
+    return;
+  }
+  passes[3] = pass(FactorKind::rates, {}, {}, t.size ? 1 : 0);
+  if (!fields.factored) {
+    passes[0] = pass(FactorKind::element_squares, squared, {}, t.parts);
+    passes[4] = pass(FactorKind::element_update, read, written, t.parts);
+    return;
+  }
+  const Operands both = {means, column_means};
+  const uint64_t tiles = divided_up(t.rows, tile) * divided_up(t.columns, tile);
+  passes[0] = pass(FactorKind::squares, {gradient, parameter}, {}, t.parts);
+  passes[1] = pass(FactorKind::means, both, both, t.matrices * (row_groups(t) + column_groups(t)));
+  passes[2] = pass(FactorKind::update_squares, {gradient}, {}, t.parts);
+  passes[4] = pass(
+      t.turned ? FactorKind::turned_update : FactorKind::update,
+      with_moment({gradient, parameter}),
+      with_moment({parameter}),
+      t.turned ? t.matrices * tiles : t.parts);
+}
+
+} // namespace mlx_opt::metal

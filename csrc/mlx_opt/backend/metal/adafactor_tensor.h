@@ -1,0 +1,63 @@
+// A tensor of a step of Adafactor as its kernels take it.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx/backend/metal/device.h"
+#include "mlx_opt/backend/metal/adafactor_source.h"
+#include "mlx_opt/backend/metal/place.h"
+#include "mlx_opt/backend/metal/tables.h"
+
+namespace mlx_opt::metal {
+
+/// Passes of a tensor, each behind a barrier from the one before.
+inline constexpr int factor_passes = 5;
+
+/// What a tensor has; means are of the squares of rows, or of elements.
+enum FactorOperand : int { parameter, means, column_means, first_moment, gradient };
+
+/// A kernel over a tensor, of as many threadgroups; none where the tensor has no such pass.
+struct FactorPass {
+  FactorKernel kernel;
+  std::vector<FactorOperand> in;
+  std::vector<FactorOperand> out;
+  uint64_t groups = 0;
+  MTL::ComputePipelineState* pipeline = nullptr;
+};
+
+/// Which of the operands a tensor has, and which place each has among them.
+struct FactorFields {
+  bool factored;
+  bool has_moment;
+
+  int place_of(FactorOperand operand) const;
+};
+
+struct FactorPlan {
+  FactorFields fields;
+  FactorStrided arguments{}; // the layouts only where `strided`
+  bool strided = false;
+  std::vector<Place> in; // by place
+  size_t first_output;
+  uint64_t scratch_floats = 0;
+  std::array<FactorPass, factor_passes> passes;
+
+  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skips`: whether the step is
+  /// not taken where the gradients' scale is not finite.
+  FactorPlan(
+      FactorFields fields,
+      const mx::array* arrays,
+      const mx::Dtype* dtypes,
+      size_t first_output,
+      bool skips);
+
+ private:
+  void set_shape(const mx::array* arrays, bool turned, bool skips);
+  void set_layouts(const mx::array* arrays);
+  void set_scratch();
+  void set_passes(const mx::array* arrays, const mx::Dtype* dtypes);
+};
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,259 @@
+// Adafactor's last pass, the update.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+// What the update of each tensor takes besides its operands.
+struct FactorStep {
+  Frame<Adafactor> frame;
+  Adafactor::Rates rates;
+  bool taken;
+
+  MLX_OPT_FN FactorStep
+  of(constant FactorTensor& t, constant float* frame_at, device const float* scratch) {
+    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    device const float* rates = scratch + t.scratch.rates;
+    return {frame, {rates[0], rates[1]}, is_taken(t, frame)};
+  }
+};
+
+// G: the format of the gradient; In: of the operands behind it, of which the first moment, if there
+// is one, has place `moment`; Out: of the results.
+template <typename G, typename In, typename Out, int moment>
+struct FactorElements {
+  enum : int { fields = In::size, has_moment = moment < fields };
+
+  template <int count>
+  MLX_OPT_FN void load(FactorOperands at, FactorPlaces from, thread float* g, thread float* x) {
+    Access<G, count>::load(at.in[0], from.of[0], g);
+    load_behind<count>(at, from, x);
+  }
+
+  template <int count>
+  MLX_OPT_FN void load_behind(FactorOperands at, FactorPlaces from, thread float* x) {
+    In::template load<count>(at.in + 1, from.of + 1, x);
+  }
+
+  // `x`: what is loaded of the operands; `u`: the updates.
+  template <int count>
+  MLX_OPT_FN void put(
+      FactorOperands at, ulong to, thread float* x, thread const float* u, FactorStep step) {
+    thread float* m = x + (has_moment ? moment * count : 0);
+    for (int lane = 0; lane < count; ++lane) {
+      const Adafactor::Element old = {x[lane], has_moment ? m[lane] : 0.0f};
+      const auto e = Adafactor::update(old, u[lane], step.frame.hypers, step.rates);
+      if (has_moment) {
+        m[lane] = e.m;
+      }
+      x[lane] = e.w;
+    }
+    Out::template store<count>(at.out, to, x);
+  }
+
+  // What stands for the update where the step is not taken.
+  template <int count>
+  MLX_OPT_FN void keep(FactorOperands at, FactorPlaces from, ulong to) {
+    for (int lane = 0; lane < count; ++lane) {
+      In::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
+      for (int k = 1; k <= fields; ++k) {
+        ++from.of[k];
+      }
+    }
+  }
+};
+
+template <typename G, typename In, typename Out>
+struct FactorUpdate {
+  template <typename Arguments>
+  MLX_OPT_FN void run(
+      constant Arguments& arguments,
+      constant float* frame_at,
+      device const float* scratch,
+      FactorOperands at,
+      uint group,
+      uint index) {
+    constant FactorTensor& t = arguments.tensor;
+    const FactorTile tile = FactorTile::of(t, group);
+    const float mean = scratch[t.scratch.means + tile.matrix];
+    Lines<Arguments> each = {
+        &arguments,
+        at,
+        scratch,
+        tile,
+        Factors::of(t, tile.matrix, mean),
+        FactorStep::of(t, frame_at, scratch),
+        {},
+        0.0f};
+    if (t.vectors) {
+      over<lanes>(each, index);
+    } else {
+      over<1>(each, index);
+    }
+  }
+
+  // Where the gradient is turned: it is read down its columns into `staged`, the rest along the
+  // rows.
+  MLX_OPT_FN void turned(
+      constant FactorArguments& arguments,
+      constant float* frame_at,
+      device const float* scratch,
+      FactorOperands at,
+      uint group,
+      uint index,
+      threadgroup float* staged) {
+    constant FactorTensor& t = arguments.tensor;
+    const uint tiles = parts_of(t.rows, tile) * parts_of(t.columns, tile);
+    const uint matrix = group / tiles;
+    const Tile own = Tile::of(t.rows, t.columns, group % tiles);
+    const ulong first = static_cast<ulong>(matrix) * t.rows * t.columns;
+    const auto factors = Factors::of(t, matrix, scratch[t.scratch.means + matrix]);
+    Turned each = {at, scratch, first, t.columns, factors, FactorStep::of(t, frame_at, scratch)};
+    device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
+    if (t.vectors) {
+      stage<G, lanes>(gradient, t.rows, own, index, staged);
+    } else {
+      stage<G, 1>(gradient, t.rows, own, index, staged);
+    }
+    wait_for_group();
+    if (t.row_vectors) {
+      over_tile<lanes>(each, own, index, staged);
+    } else {
+      over_tile<1>(each, own, index, staged);
+    }
+  }
+
+ private:
+  using Elements = FactorElements<G, In, Out, 1>;
+
+  template <typename Arguments>
+  struct Lines {
+    constant Arguments* arguments;
+    FactorOperands at;
+    device const float* scratch;
+    FactorTile tile;
+    Factors factors;
+    FactorStep step;
+    float of_columns[factor_own];
+    float of_line;
+
+    void begin_line(uint line) {
+      of_line = Factors::of_line(factors, scratch, tile.top + line);
+    }
+    template <int count>
+    void elements(uint own, ulong i) {
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      if (!step.taken) {
+        Elements::template keep<count>(at, from, i);
+        return;
+      }
+      float u[count], x[Elements::fields * count];
+      Elements::template load<count>(at, from, u, x);
+      for (int lane = 0; lane < count; ++lane) {
+        u[lane] = of_line * of_columns[own + lane] * (step.frame.scale * u[lane]);
+      }
+      Elements::template put<count>(at, i, x, u, step);
+    }
+    void end_line(uint) {}
+  };
+
+  template <int count, typename Arguments>
+  MLX_OPT_FN void over(thread Lines<Arguments>& each, uint index) {
+    Factors::of_columns<count>(each.factors, each.scratch, each.tile, index, each.of_columns);
+    over_lines<count>(each, each.tile, index);
+  }
+
+  struct Turned {
+    FactorOperands at;
+    device const float* scratch;
+    ulong first;
+    ulong columns;
+    Factors factors;
+    FactorStep step;
+
+    template <int count>
+    void elements(ulong row, uint column, threadgroup const float* staged) {
+      const ulong i = first + row * columns + column;
+      const FactorPlaces from = {{i, i, i, i}};
+      if (!step.taken) {
+        Elements::template keep<count>(at, from, i);
+        return;
+      }
+      const float of_row = Factors::of_row(factors, scratch, static_cast<uint>(row));
+      float u[count], x[Elements::fields * count];
+      Elements::template load_behind<count>(at, from, x);
+      for (int lane = 0; lane < count; ++lane) {
+        const float of_column = Factors::of_column(factors, scratch, column + lane);
+        u[lane] = of_row * of_column * (step.frame.scale * staged[lane]);
+      }
+      Elements::template put<count>(at, i, x, u, step);
+    }
+  };
+};
+
+// Of a tensor that is not factored.
+template <typename G, typename In, typename Out>
+struct ElementUpdate {
+  template <typename Arguments>
+  MLX_OPT_FN void run(
+      constant Arguments& arguments,
+      constant float* frame_at,
+      device const float* scratch,
+      FactorOperands at,
+      uint group,
+      uint index) {
+    constant FactorTensor& t = arguments.tensor;
+    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, frame_at, scratch)};
+    over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
+  }
+
+  // The whole step of a tensor of one chunk. Squares: its ElementSquares.
+  template <typename Squares, typename Arguments>
+  MLX_OPT_FN void alone(
+      constant Arguments& arguments,
+      constant float* frame_at,
+      device const float*,
+      FactorOperands at,
+      uint,
+      uint index,
+      threadgroup float* staged) {
+    constant FactorTensor& t = arguments.tensor;
+    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    FactorStep step = {frame, {0.0f, 0.0f}, is_taken(t, frame)};
+    if (step.taken) {
+      const auto sums = Squares::of_chunk(arguments, frame, at, 0, index, staged);
+      step.rates = FactorRates::of(sums.parameter, sums.update, t.size, frame);
+    }
+    Chunk<Arguments> each = {&arguments, at, step};
+    over_chunk(each, 0, t.size, t.vectors, index);
+  }
+
+ private:
+  using Elements = FactorElements<G, In, Out, 2>;
+
+  template <typename Arguments>
+  struct Chunk {
+    constant Arguments* arguments;
+    FactorOperands at;
+    FactorStep step;
+
+    template <int count>
+    void elements(ulong i) {
+      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      if (!step.taken) {
+        Elements::template keep<count>(at, from, i);
+        return;
+      }
+      float u[count], factors[count], x[Elements::fields * count];
+      Elements::template load<count>(at, from, u, x);
+      average_elements<count>(x + count, u, step.frame, factors);
+      for (int lane = 0; lane < count; ++lane) {
+        u[lane] = factors[lane] * (step.frame.scale * u[lane]);
+      }
+      Elements::template put<count>(at, i, x, u, step);
+    }
+  };
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

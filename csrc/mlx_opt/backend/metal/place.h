@@ -1,0 +1,35 @@
+// Where operands and results of a step lie.
+#pragma once
+
+#include <vector>
+
+#include "mlx/allocator.h"
+#include "mlx/array.h"
+
+namespace mlx_opt::metal {
+
+namespace mx = mlx::core;
+
+using Buffers = std::vector<mx::allocator::Buffer>;
+
+/// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
+struct Place {
+  void* buffer;
+  size_t data_size;
+  int64_t offset;
+
+  explicit Place(const mx::array& x)
+      : buffer(x.buffer().ptr()), data_size(x.data_size()), offset(x.offset()) {}
+  Place(mx::allocator::Buffer output, size_t size)
+      : buffer(output.ptr()), data_size(size), offset(0) {}
+
+  /// An array that lies here and owns nothing, for MLX's encoder, which takes arrays.
+  mx::array array() const {
+    mx::array x(mx::Shape{}, mx::uint8, nullptr, {});
+    mx::allocator::Data unowned(mx::allocator::Buffer(buffer), nullptr);
+    x.set_data(std::move(unowned), data_size, {}, {true, true, true}, offset);
+    return x;
+  }
+};
+
+} // namespace mlx_opt::metal
