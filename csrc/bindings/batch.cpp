@@ -58,9 +58,7 @@ Batch::Batch(
       factored_moments_(std::move(factored)),
       factors_(!factored_moments_.empty()),
       initialized_(initialized),
-      available_(
-          factors_ ? mlx_opt::has_adafactor(mx::default_device())
-                   : mlx_opt::available(mx::default_device())) {
+      available_(mlx_opt::available(mx::default_device())) {
   if (factors_) {
     factored_moments_.insert(factored_moments_.end(), moments_.begin() + 1, moments_.end());
   }

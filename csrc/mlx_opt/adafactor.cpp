@@ -53,11 +53,6 @@ void push_dtypes(
 
 } // namespace
 
-bool has_adafactor(mx::Device device) {
-  const auto* backend = gpu::find_backend().backend;
-  return device == mx::Device::cpu || (backend && backend->has_adafactor());
-}
-
 std::shared_ptr<TokenStep> checked_adafactor(
     const Operands& operands,
     size_t unfactored,
@@ -76,7 +71,7 @@ std::shared_ptr<TokenStep> checked_adafactor(
   if (given.hypers.size() != hyper_count) {
     refuse(name, "expected " + std::to_string(hyper_count) + " hyperparameters");
   }
-  if (!has_adafactor(given.stream.device)) {
+  if (!available(given.stream.device)) {
     refuse(name, "there is no kernel for this device");
   }
   std::vector<mx::Dtype> dtypes;

@@ -89,7 +89,7 @@ GradientScale scale_of(Inputs inputs, float max_norm, bool skips, mx::Stream str
   const bool plain = std::all_of(inputs.begin(), inputs.end(), [](const mx::array& x) {
     return x.dtype() == mx::float32 && x.ndim() == 0;
   });
-  if (!plain || !has_norm(stream.device) || traced_for_gradient(inputs)) {
+  if (!plain || !available(stream.device) || traced_for_gradient(inputs)) {
     return {scale_by_operations(inputs, max_norm, skips, stream), skips};
   }
   auto primitive = std::make_shared<ClipScale>(stream, max_norm, skips);

@@ -26,14 +26,6 @@ mx::array norm_by_operations(const std::vector<mx::array>& arrays, mx::Stream st
 
 } // namespace
 
-bool has_norm(mx::Device device) {
-  if (device == mx::Device::cpu) {
-    return true;
-  }
-  const auto* backend = gpu::find_backend().backend;
-  return backend && backend->has_norm();
-}
-
 mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s) {
   for (const mx::array& x : arrays) {
     if (!is_storage(x.dtype())) {
@@ -41,7 +33,7 @@ mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s
     }
   }
   const mx::Stream stream = mx::to_stream(s);
-  if (!has_norm(stream.device)) {
+  if (!available(stream.device)) {
     return norm_by_operations(arrays, stream);
   }
   return mx::array({}, mx::float32, std::make_shared<Norm>(stream), arrays);

@@ -10,9 +10,6 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// Whether there are kernels of the norm, and of clipping by it, for `device`.
-bool has_norm(mx::Device device);
-
 /// The square root of the sum of the squares of all elements of all inputs, a float32. For devices
 /// that have kernels of it; elsewhere `global_norm` makes it of MLX's own operations.
 class Norm : public mx::UnaryPrimitive {

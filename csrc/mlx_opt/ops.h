@@ -61,10 +61,7 @@ MLX_OPT_API std::vector<mx::array> step(
 /// `factored` those of its rows' and its columns' means for the first two.
 MLX_OPT_API mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
 
-/// Whether Adafactor can be run on `device` by this build.
-MLX_OPT_API bool has_adafactor(mx::Device device);
-
-/// One step of Adafactor (Shazeer and Stern, arXiv:1804.04235), on a device that has it.
+/// One step of Adafactor (Shazeer and Stern, arXiv:1804.04235).
 ///
 /// `operands`: for each tensor its parameter; the running means of the squares of its elements if
 /// it is one of the first `unfactored`, else of its rows (its shape without the last dimension) and
@@ -72,7 +69,7 @@ MLX_OPT_API bool has_adafactor(mx::Device device);
 /// gradient. `hypers`: those of rules/adafactor.h, in order. The rest and the results are as of
 /// `step`.
 ///
-/// Throws std::invalid_argument where the arguments do not fit, or the device has no Adafactor.
+/// Throws std::invalid_argument where the arguments do not fit, or the device has no backend.
 MLX_OPT_API std::vector<mx::array> adafactor(
     std::vector<mx::array> operands,
     size_t unfactored,

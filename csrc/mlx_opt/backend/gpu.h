@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -43,38 +42,27 @@ class Backend {
     return false;
   }
 
-  /// Whether it has kernels of the global norm and of clipping by it; where not, MLX's own
-  /// operations serve.
-  virtual bool has_norm() const {
-    return false;
-  }
-
   /// Queues: `output`, a float32 without a buffer yet, = the square root of the sum of the squares
   /// of all elements of `arrays`.
-  virtual void norm(const std::vector<mx::array>&, mx::array&, mx::Stream) const {
-    throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
-  }
+  virtual void norm(
+      const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const = 0;
 
   /// Queues: `scale`, a float32 without a buffer yet, = what gradients of norm `inputs[0]` are
   /// multiplied with; see rules/clip.h. `inputs[1]`, if it is there, stands for `max_norm`.
-  virtual void clip(const std::vector<mx::array>&, float, bool, mx::array&, mx::Stream) const {
-    throw std::logic_error("mlx_opt: this backend has no kernels of the norm");
-  }
-
-  /// Whether it has kernels of Adafactor.
-  virtual bool has_adafactor() const {
-    return false;
-  }
+  virtual void clip(
+      const std::vector<mx::array>& inputs,
+      float max_norm,
+      bool skips,
+      mx::array& scale,
+      mx::Stream stream) const = 0;
 
   /// A step of Adafactor, as `prepare` makes others.
   virtual std::unique_ptr<Prepared> prepare_adafactor(
-      const ScalarSources&,
-      const Factoring&,
-      const std::vector<mx::array>&,
-      const std::vector<mx::Dtype>&,
-      mx::Stream) const {
-    throw std::logic_error("mlx_opt: this backend has no kernels of Adafactor");
-  }
+      const ScalarSources& sources,
+      const Factoring& factoring,
+      const std::vector<mx::array>& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream) const = 0;
 
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.
   virtual std::string problem() const = 0;

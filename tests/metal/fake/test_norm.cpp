@@ -60,7 +60,6 @@ long dispatches_of(const std::string& kernel) {
 
 TEST_CASE("the norm is the CPU's") {
   mx::set_default_device(mx::Device::cpu);
-  REQUIRE(gpu::find_backend().backend->has_norm());
   for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
     check_against_cpu(arrays_of({{7}, {64, 65}, {}, {0, 3}, {5, metal::norm_chunk}}, dtype));
   }

@@ -33,10 +33,6 @@ class Backend : public gpu::Backend {
     return true;
   }
 
-  bool has_norm() const override {
-    return true;
-  }
-
   void norm(
       const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream) const override {
     enqueue_norm(arrays, output, stream);
@@ -49,10 +45,6 @@ class Backend : public gpu::Backend {
       mx::array& scale,
       mx::Stream stream) const override {
     enqueue_clip(inputs, max_norm, skips, scale, stream);
-  }
-
-  bool has_adafactor() const override {
-    return true;
   }
 
   std::unique_ptr<Prepared> prepare_adafactor(

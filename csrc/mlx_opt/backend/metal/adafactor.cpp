@@ -11,7 +11,7 @@
 namespace mlx_opt::metal {
 namespace {
 
-class AdafactorStep : public gpu::Step {
+class AdafactorStep : public Prepared {
  public:
   AdafactorStep(
       const ScalarSources& sources,
@@ -152,7 +152,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
 
 } // namespace
 
-std::unique_ptr<gpu::Step> prepare_adafactor_step(
+std::unique_ptr<Prepared> prepare_adafactor_step(
     const ScalarSources& sources,
     const Factoring& factoring,
     const std::vector<mx::array>& inputs,

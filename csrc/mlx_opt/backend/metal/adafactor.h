@@ -7,7 +7,7 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-std::unique_ptr<gpu::Step> prepare_adafactor_step(
+std::unique_ptr<Prepared> prepare_adafactor_step(
     const ScalarSources& sources,
     const Factoring& factoring,
     const std::vector<mx::array>& inputs,

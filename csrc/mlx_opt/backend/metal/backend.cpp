@@ -29,21 +29,13 @@ class Backend : public gpu::Backend {
     wait_for_last_but_one(stream);
   }
 
-  bool has_adafactor() const override {
-    return true;
-  }
-
-  std::unique_ptr<gpu::Step> prepare_adafactor(
+  std::unique_ptr<Prepared> prepare_adafactor(
       const ScalarSources& sources,
       const Factoring& factoring,
       const std::vector<mx::array>& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
-  }
-
-  bool has_norm() const override {
-    return true;
   }
 
   void norm(
