@@ -85,8 +85,8 @@ int compile(Program& program, const std::string& architecture) {
   std::ofstream(folder / "program.cpp") << as_cpp(program.source);
   const std::string command =
       std::string(FAKE_COMPILER) + " -std=c++17 -O1 -g1 -fPIC -shared -w" +
-      " -fsanitize=address -ffp-contract=off -D__CUDA_ARCH__=" + architecture + "0 -I" +
-      FAKE_FOLDER + " " + (folder / "program.cpp").string() + " -o " +
+      " -fsanitize=address,alignment -fno-sanitize-recover -ffp-contract=off -D__CUDA_ARCH__=" +
+      architecture + "0 -I" + FAKE_FOLDER + " " + (folder / "program.cpp").string() + " -o " +
       (folder / "program.so").string() + " 2>" + (folder / "log").string();
   const int status = std::system(command.c_str());
   program.log = text_of(folder / "log");
