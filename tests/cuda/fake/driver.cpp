@@ -31,9 +31,17 @@ struct CUevent_st {
 namespace fake {
 namespace {
 
-constexpr size_t most_parameter_bytes = 32764;
-constexpr int version = 13000;
 Log events;
+
+// The driver's, as 13000 for CUDA 13.0.
+int version() {
+  const char* version = std::getenv("CUDA_FAKE_VERSION");
+  return version ? std::atoi(version) : 13000;
+}
+
+size_t most_parameter_bytes() {
+  return version() < 12010 ? 4096 : 32764;
+}
 
 void run(const Node& node) {
   const int before = grid::complaints();
@@ -89,7 +97,7 @@ Node node(CUfunction function, unsigned blocks, unsigned threads, const void* pa
   if (threads > function->threads) {
     complain("a launch of more threads than the kernel is compiled for");
   }
-  if (function->bytes > most_parameter_bytes) {
+  if (function->bytes > most_parameter_bytes()) {
     complain("a parameter of " + std::to_string(function->bytes) + " bytes");
   }
   const auto* bytes = static_cast<const char*>(parameter);
@@ -115,7 +123,7 @@ void Queue::run_all() {
 extern "C" {
 
 CUresult cuDriverGetVersion(int* version) {
-  *version = fake::version;
+  *version = fake::version();
   return CUDA_SUCCESS;
 }
 
