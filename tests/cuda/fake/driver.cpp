@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <elf.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -134,8 +135,8 @@ CUresult cuGetErrorString(CUresult, const char** text) {
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   static int count = 0;
-  const std::string path =
-      std::string(std::getenv("CUDA_SCRATCH")) + "/module" + std::to_string(count++) + ".so";
+  const std::string path = std::string(std::getenv("CUDA_SCRATCH")) + "/module" +
+                           std::to_string(getpid()) + "." + std::to_string(count++) + ".so";
   std::ofstream(path, std::ios::binary)
       .write(static_cast<const char*>(image), static_cast<long>(fake::size_of_library(image)));
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

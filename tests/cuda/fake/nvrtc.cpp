@@ -1,8 +1,8 @@
 // A stand-in for NVRTC that compiles for the CPU, with the C++ compiler of this build and under
 // AddressSanitizer. Its machine code is a shared library.
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -80,7 +80,7 @@ std::string as_cpp(std::string text) {
 // In a folder of its own, which is gone afterwards.
 int compile(Program& program, const std::string& architecture) {
   const fs::path folder =
-      fs::temp_directory_path() / ("mlx_opt_fake_nvrtc." + std::to_string(getpid()));
+      fs::path(std::getenv("CUDA_SCRATCH")) / ("compiling" + std::to_string(getpid()));
   fs::create_directories(folder);
   std::ofstream(folder / "program.cpp") << as_cpp(program.source);
   const std::string command =
