@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <elf.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -31,9 +32,17 @@ struct CUevent_st {
 namespace fake {
 namespace {
 
-constexpr size_t most_parameter_bytes = 32764;
-constexpr int version = 13000;
 Log events;
+
+// The driver's, as 13000 for CUDA 13.0.
+int version() {
+  const char* version = std::getenv("CUDA_FAKE_VERSION");
+  return version ? std::atoi(version) : 13000;
+}
+
+size_t most_parameter_bytes() {
+  return version() < 12010 ? 4096 : 32764;
+}
 
 void run(const Node& node) {
   const int before = grid::complaints();
@@ -89,7 +98,7 @@ Node node(CUfunction function, unsigned blocks, unsigned threads, const void* pa
   if (threads > function->threads) {
     complain("a launch of more threads than the kernel is compiled for");
   }
-  if (function->bytes > most_parameter_bytes) {
+  if (function->bytes > most_parameter_bytes()) {
     complain("a parameter of " + std::to_string(function->bytes) + " bytes");
   }
   const auto* bytes = static_cast<const char*>(parameter);
@@ -115,7 +124,7 @@ void Queue::run_all() {
 extern "C" {
 
 CUresult cuDriverGetVersion(int* version) {
-  *version = fake::version;
+  *version = fake::version();
   return CUDA_SUCCESS;
 }
 
@@ -126,8 +135,8 @@ CUresult cuGetErrorString(CUresult, const char** text) {
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
   static int count = 0;
-  const std::string path =
-      std::string(std::getenv("CUDA_SCRATCH")) + "/module" + std::to_string(count++) + ".so";
+  const std::string path = std::string(std::getenv("CUDA_SCRATCH")) + "/module" +
+                           std::to_string(getpid()) + "." + std::to_string(count++) + ".so";
   std::ofstream(path, std::ios::binary)
       .write(static_cast<const char*>(image), static_cast<long>(fake::size_of_library(image)));
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -1,8 +1,8 @@
 // A stand-in for NVRTC that compiles for the CPU, with the C++ compiler of this build and under
 // AddressSanitizer. Its machine code is a shared library.
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -80,13 +80,13 @@ std::string as_cpp(std::string text) {
 // In a folder of its own, which is gone afterwards.
 int compile(Program& program, const std::string& architecture) {
   const fs::path folder =
-      fs::temp_directory_path() / ("mlx_opt_fake_nvrtc." + std::to_string(getpid()));
+      fs::path(std::getenv("CUDA_SCRATCH")) / ("compiling" + std::to_string(getpid()));
   fs::create_directories(folder);
   std::ofstream(folder / "program.cpp") << as_cpp(program.source);
   const std::string command =
       std::string(FAKE_COMPILER) + " -std=c++17 -O1 -g1 -fPIC -shared -w" +
-      " -fsanitize=address -ffp-contract=off -D__CUDA_ARCH__=" + architecture + "0 -I" +
-      FAKE_FOLDER + " " + (folder / "program.cpp").string() + " -o " +
+      " -fsanitize=address,alignment -fno-sanitize-recover -ffp-contract=off -D__CUDA_ARCH__=" +
+      architecture + "0 -I" + FAKE_FOLDER + " " + (folder / "program.cpp").string() + " -o " +
       (folder / "program.so").string() + " 2>" + (folder / "log").string();
   const int status = std::system(command.c_str());
   program.log = text_of(folder / "log");
