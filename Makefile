@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
 
 test: unit $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 unit: $(VENV)/tools
 	PATH="$(abspath $(BIN)):$$PATH" tests/cpp/run build/unit
