@@ -70,7 +70,7 @@ constexpr double error = 1e-5;
 
 void check_against_cpu(const Tensors& tensors, const Scalars& scalars = {}) {
   const auto expected = run_on_cpu(tensors, scalars);
-  check_equal(run(tensors, scalars), expected, error);
+  check_equal(run(tensors, scalars), expected, {.relative = error});
   check_clean();
 }
 
@@ -200,7 +200,7 @@ TEST_CASE("Adafactor overwrites what nobody else holds") {
       for (size_t i = 0; i < got.size(); ++i) {
         CHECK((got[i].size() == 0 || got[i].buffer().ptr() == buffers[i]));
       }
-      check_equal(got, expected, error);
+      check_equal(got, expected, {.relative = error});
       check_clean();
     }
   }

@@ -72,7 +72,7 @@ void check_on_both(
   check_equal(
       finished(step(operands, fake::gpu_stream), fake::gpu_stream),
       finished(expected, mx::default_stream(mx::Device::cpu)),
-      error);
+      {.relative = error});
   check_clean();
 }
 

@@ -77,17 +77,19 @@ std::vector<mx::array> evaluate_on_gpu(
 }
 
 void check_equal(
-    const std::vector<mx::array>& got, const std::vector<mx::array>& expected, double error) {
+    const std::vector<mx::array>& got,
+    const std::vector<mx::array>& expected,
+    Tolerance tolerance) {
   REQUIRE(got.size() == expected.size());
   for (size_t i = 0; i < got.size(); ++i) {
     CAPTURE(i);
     CHECK(got[i].dtype() == expected[i].dtype());
     CHECK(got[i].shape() == expected[i].shape());
     const auto wide = [](const mx::array& x) { return mx::astype(x, mx::float32); };
-    const double place = got[i].dtype() == mx::float32   ? error
+    const double place = got[i].dtype() == mx::float32   ? tolerance.relative
                          : got[i].dtype() == mx::float16 ? 1e-3
                                                          : 8e-3;
-    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, 1e-7).item<bool>());
+    CHECK(mx::allclose(wide(got[i]), wide(expected[i]), place, tolerance.absolute).item<bool>());
     if (got[i].dtype() != mx::float32) {
       const auto different = mx::sum(mx::not_equal(got[i], expected[i]));
       CHECK(mx::astype(different, mx::float32).item<float>() <= 1 + 0.01 * got[i].size());

@@ -34,11 +34,19 @@ struct Scalars {
 /// Does what MLX does on a GPU: evaluates the graph of a step, whose results these are. `hold`
 /// keeps what an array has still got until the GPU is done.
 std::vector<mx::array> evaluate_on_gpu(
-    std::vector<mx::array> results, const std::function<void(const mx::array&)>& hold);
+    std::vector<mx::array> results,
+    const std::function<void(const mx::array&)>& hold = [](const mx::array&) {});
 
-/// The two differ at most by `error`, relative to what is expected; stored as halves, hardly
-/// anywhere, and by the rounding of the last place.
+struct Tolerance {
+  double relative = 1e-6; // of float32
+  double absolute = 1e-7;
+};
+
+/// The two differ at most by that; stored as halves, hardly anywhere, and by the rounding of the
+/// last place.
 void check_equal(
-    const std::vector<mx::array>& got, const std::vector<mx::array>& expected, double error = 1e-6);
+    const std::vector<mx::array>& got,
+    const std::vector<mx::array>& expected,
+    Tolerance tolerance = {});
 
 } // namespace steps

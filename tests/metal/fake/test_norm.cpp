@@ -43,7 +43,7 @@ void check_against_cpu(const Arrays& arrays) {
 Arrays arrays_of(const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
   Arrays arrays;
   for (const auto& shape : shapes) {
-    arrays.push_back(normal(shape, dtype, static_cast<int>(arrays.size())));
+    arrays.push_back(numbers(shape, dtype, static_cast<int>(arrays.size())));
   }
   mx::eval(arrays);
   return arrays;
@@ -63,7 +63,7 @@ TEST_CASE("the norm is the CPU's") {
   for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
     check_against_cpu(arrays_of({{7}, {64, 65}, {}, {0, 3}, {5, metal::norm_chunk}}, dtype));
   }
-  check_against_cpu({normal({9}, mx::float32, 1), normal({9}, mx::float16, 2)});
+  check_against_cpu({numbers({9}, mx::float32, 1), numbers({9}, mx::float16, 2)});
 }
 
 TEST_CASE("the norm of arrays of any layout") {
@@ -106,7 +106,7 @@ TEST_CASE("the norm neither overflows nor underflows nor hides what is not finit
 TEST_CASE("more dimensions than the norm's kernels have are refused before anything is encoded") {
   std::vector<int> axes(18);
   std::iota(axes.rbegin(), axes.rend(), 0);
-  auto x = mx::slice(normal(mx::Shape(18, 2), mx::float32, 1), mx::Shape(18, 0), [] {
+  auto x = mx::slice(numbers(mx::Shape(18, 2), mx::float32, 1), mx::Shape(18, 0), [] {
     mx::Shape stop(18, 2);
     stop[17] = 1;
     return stop;

@@ -9,47 +9,11 @@
 #include "mlx_opt/backend/gpu.h"
 #include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/update.h"
-#include "step.h"
+#include "tensors.h"
+
+using namespace mlx_opt;
 
 namespace {
-
-constexpr int rules = std::size(rule_infos);
-
-std::vector<Scalar> hypers_of(Rule rule) {
-  switch (rule) {
-    case Rule::AdamW:
-      return {0.9, 0.999, 1e-8, 0.1, 1.0};
-    case Rule::Adamax:
-      return {0.9, 0.999, 1e-8};
-    case Rule::Lion:
-    case Rule::Momentum:
-    case Rule::Nesterov:
-      return {0.9, 0.3, 0.1};
-    case Rule::AdaDelta:
-    case Rule::RMSprop:
-      return {0.9, 1e-6};
-    case Rule::Muon:
-      return {0.9, 1.0, 0.1};
-    case Rule::Adagrad:
-      return {1e-8};
-    case Rule::SGD:
-      return {0.1};
-  }
-  return {};
-}
-
-// Parameter, moments and gradient of each shape, of nobody else's.
-std::vector<mx::array> operands_of(
-    Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
-  std::vector<mx::array> operands;
-  for (const auto& shape : shapes) {
-    for (int k = 0; k < info(rule).moments + 2; ++k) {
-      operands.push_back(normal(shape, dtype, static_cast<int>(operands.size())));
-    }
-  }
-  mx::eval(operands);
-  return operands;
-}
 
 // `operands` are the graph's alone.
 std::vector<mx::array> run(
@@ -57,16 +21,14 @@ std::vector<mx::array> run(
     std::vector<mx::array> operands,
     const std::vector<Scalar>& hypers,
     const Scalars& scalars) {
-  auto results = step(
+  return evaluate_on_gpu(step(
       rule,
       std::move(operands),
       hypers,
       scalars.learning_rate,
       scalars.step,
       gpu_stream,
-      scalars.scale);
-  evaluate(results);
-  return results;
+      scalars.scale));
 }
 
 std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
@@ -104,7 +66,7 @@ void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {
 TEST_CASE("the fake says what is none of Metal's") {
   fake::begin();
   auto& encoder = mx::metal::get_command_encoder(gpu_stream);
-  auto x = normal({8}, mx::float32, 1);
+  auto x = numbers({8}, mx::float32, 1);
   mx::eval(x);
   encoder.set_input_array(x, 31);
   CHECK(fake::log().errors.back() == "slot 31 is none of Metal's");
@@ -139,11 +101,11 @@ TEST_CASE("halves and mixes of storages") {
 
 TEST_CASE("operands of any layout") {
   auto operands = operands_of(Rule::AdamW, {{40, 36}, {5, 6, 7}, {4100}, {40, 36}}, mx::float32);
-  operands[3] = mx::transpose(normal({36, 40}, mx::float32, 90));             // transposed gradient
-  operands[7] = mx::transpose(normal({7, 5, 6}, mx::float32, 91), {1, 2, 0}); // strided gradient
-  operands[11] = mx::slice(normal({4103}, mx::float32, 92), {3}, {4103});     // an odd offset
+  operands[3] = mx::transpose(numbers({36, 40}, mx::float32, 90)); // transposed gradient
+  operands[7] = mx::transpose(numbers({7, 5, 6}, mx::float32, 91), {1, 2, 0}); // strided gradient
+  operands[11] = mx::slice(numbers({4103}, mx::float32, 92), {3}, {4103});     // an odd offset
   operands[15] = mx::broadcast_to(mx::array(0.5f), {40, 36});
-  operands[12] = mx::transpose(normal({36, 40}, mx::float32, 93)); // transposed parameter
+  operands[12] = mx::transpose(numbers({36, 40}, mx::float32, 93)); // transposed parameter
   mx::eval(operands);
   check_against_cpu(Rule::AdamW, operands);
 }
@@ -284,7 +246,7 @@ TEST_CASE("steps one after another are kept apart") {
   std::vector<mx::array> next;
   for (int t = 0; t < 2; ++t) {
     next.insert(next.end(), results.begin() + 3 * t, results.begin() + 3 * (t + 1));
-    next.push_back(normal(results[3 * t].shape(), mx::float32, 50 + t));
+    next.push_back(numbers(results[3 * t].shape(), mx::float32, 50 + t));
   }
   mx::eval(next);
   results.clear();
