@@ -23,6 +23,7 @@ macos_tools() { "$root/cmake/toolchains/macos/prepare" "$build/macos-tools"; }
 built() { # built TARGET: configures for clang and builds it
     if [ ! -e "$build/linux/build.ninja" ]; then
         cmake -S "$root" -B "$build/linux" -G Ninja -DCMAKE_CXX_COMPILER=clang++-19 \
+            -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
             -DMLX_OPT_METAL=ON -DMLX_OPT_TESTS=ON -DMLX_OPT_CUDA=OFF -DMLX_OPT_PYTHON=OFF \
             -DMETAL_CPP="$build/macos-tools/mlx/include/metal_cpp" >"$build/configure.log" 2>&1 ||
             { cat "$build/configure.log" >&2; exit 1; }
