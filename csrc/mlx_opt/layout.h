@@ -8,8 +8,16 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx_opt/storage.h"
 
 namespace mlx_opt {
+
+/// Of the dtypes that kernels take.
+inline Storage storage_of(mlx::core::Dtype dtype) {
+  return dtype == mlx::core::float32   ? Storage::float32
+         : dtype == mlx::core::float16 ? Storage::float16
+                                       : Storage::bfloat16;
+}
 
 struct Dimension {
   int64_t size;

@@ -6,10 +6,11 @@
 
 #include "mlx_opt/api.h"
 #include "mlx_opt/rule.h"
+#include "mlx_opt/storage.h"
 
 namespace mlx_opt::cpu {
 
-enum class Storage : uint8_t { float32, float16, bfloat16 };
+using mlx_opt::Storage;
 
 /// Shape and strides (in elements) of an operand that is not row-contiguous.
 struct Layout {

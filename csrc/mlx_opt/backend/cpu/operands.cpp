@@ -19,12 +19,6 @@ Operand contiguous(const mx::array& x) {
 
 } // namespace
 
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
-
 Operand Operands::of(const mx::array& x) {
   Operand operand = contiguous(x);
   if (x.flags().row_contiguous) {

@@ -6,12 +6,11 @@
 
 #include "mlx/array.h"
 #include "mlx_opt/backend/cpu/kernel.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
-
-Storage storage_of(mx::Dtype dtype);
 
 /// Makes operands and keeps their layouts. MLX keeps the buffers until the task is done.
 class Operands {

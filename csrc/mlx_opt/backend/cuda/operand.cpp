@@ -2,12 +2,6 @@
 
 namespace mlx_opt::cuda {
 
-Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
-
 void launch(
     mx::cu::CommandEncoder& encoder,
     CUfunction function,

@@ -7,12 +7,11 @@
 #include "mlx/backend/cuda/device.h"
 #include "mlx/backend/cuda/utils.h"
 #include "mlx_opt/backend/cuda/source.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::cuda {
 
 namespace mx = mlx::core;
-
-Storage storage_of(mx::Dtype dtype);
 
 template <typename T>
 T* address(const mx::array& x) {

@@ -1,5 +1,7 @@
 #include "mlx_opt/backend/cuda/source.h"
 
+#include "mlx_opt/backend/formats.h"
+
 namespace mlx_opt::cuda {
 
 /// Made by the build from the rules, tables.h and driver.cu.h.
@@ -7,17 +9,8 @@ extern const char* const driver_text;
 
 namespace {
 
-const char* name_of(Storage storage) {
-  switch (storage) {
-    case Storage::float32:
-      return "Float32";
-    case Storage::float16:
-      return "Float16";
-    case Storage::bfloat16:
-      return "BFloat16";
-  }
-  return "";
-}
+using gpu::format_of;
+using gpu::list_of;
 
 const char* name_of(Scaling scaling) {
   switch (scaling) {
@@ -29,14 +22,6 @@ const char* name_of(Scaling scaling) {
       return "Scaling::if_finite";
   }
   return "";
-}
-
-std::string list_of(const Storage* storages, int count) {
-  std::string text = "List<";
-  for (int k = 0; k < count; ++k) {
-    text += std::string(k ? ", " : "") + name_of(storages[k]);
-  }
-  return text + ">";
 }
 
 std::string parameter_of(const Kernel& kernel) {
@@ -89,7 +74,7 @@ const char* bounds_of(Kind kind) {
 std::string update_of(const Kernel& kernel) {
   const int fields = info(kernel.rule).moments + 1;
   return "Update<" + std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
-         ", " + name_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ", " +
+         ", " + format_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ", " +
          name_of(kernel.scaling) + ">";
 }
 
@@ -97,10 +82,10 @@ std::string update_of(const Kernel& kernel) {
 std::string pass_of(const Kernel& kernel, const char* pass, int in, int out) {
   std::string text = std::string(pass) + "<";
   for (int k = 0; k < in; ++k) {
-    text += std::string(name_of(kernel.in[k])) + ", ";
+    text += std::string(format_of(kernel.in[k])) + ", ";
   }
   for (int k = 0; k < out; ++k) {
-    text += std::string(name_of(kernel.out[k])) + ", ";
+    text += std::string(format_of(kernel.out[k])) + ", ";
   }
   if (kernel.kind == Kind::factor_update) {
     text += kernel.first_moment ? "true, " : "false, ";
@@ -109,7 +94,7 @@ std::string pass_of(const Kernel& kernel, const char* pass, int in, int out) {
 }
 
 std::string call_of(const Kernel& kernel) {
-  const std::string squares = std::string("Squares<") + name_of(kernel.in[0]) + ">";
+  const std::string squares = std::string("Squares<") + format_of(kernel.in[0]) + ">";
   switch (kernel.kind) {
     case Kind::prepare:
       return "prepare<" + std::string(info(kernel.rule).name) + ">";

@@ -5,10 +5,11 @@
 #include <string>
 
 #include "mlx_opt/schedule.h"
+#include "mlx_opt/storage.h"
 
 namespace mlx_opt::cuda {
 
-enum class Storage : uint8_t { float32, float16, bfloat16 };
+using mlx_opt::Storage;
 
 enum class Kind : uint8_t {
   prepare,

@@ -6,16 +6,11 @@
 #include "mlx/array.h"
 #include "mlx_opt/backend/metal/program.h"
 #include "mlx_opt/backend/metal/tables.h"
+#include "mlx_opt/layout.h"
 
 namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
-
-inline Storage storage_of(mx::Dtype dtype) {
-  return dtype == mx::float32   ? Storage::float32
-         : dtype == mx::float16 ? Storage::float16
-                                : Storage::bfloat16;
-}
 
 /// Whether vectors can be loaded from all.
 inline bool vectors_fit(const mx::array* operands, int count) {

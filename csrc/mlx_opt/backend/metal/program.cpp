@@ -5,18 +5,6 @@ namespace mlx_opt::metal {
 /// Made by the build from the rules, tables.h and the kernels.
 extern const char* const driver_text;
 
-const char* format_of(Storage storage) {
-  switch (storage) {
-    case Storage::float32:
-      return "Float32";
-    case Storage::float16:
-      return "Float16";
-    case Storage::bfloat16:
-      return "BFloat16";
-  }
-  return "";
-}
-
 const char* short_name_of(Storage storage) {
   switch (storage) {
     case Storage::float32:
@@ -27,14 +15,6 @@ const char* short_name_of(Storage storage) {
       return "bf16";
   }
   return "";
-}
-
-std::string list_of(const Storage* storages, int count) {
-  std::string text = "List<";
-  for (int k = 0; k < count; ++k) {
-    text += std::string(k ? ", " : "") + format_of(storages[k]);
-  }
-  return text + ">";
 }
 
 std::string slot(int index) {

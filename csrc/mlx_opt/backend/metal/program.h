@@ -4,18 +4,17 @@
 #include <cstdint>
 #include <string>
 
+#include "mlx_opt/backend/formats.h"
 #include "mlx_opt/backend/metal/tables.h"
 
 namespace mlx_opt::metal {
 
-enum class Storage : uint8_t { float32, float16, bfloat16 };
+using gpu::format_of;
+using gpu::list_of;
+using mlx_opt::Storage;
 
-/// The storage's format in the kernels, and its name in theirs.
-const char* format_of(Storage storage);
+/// The storage in kernels' names.
 const char* short_name_of(Storage storage);
-
-/// A list of formats.
-std::string list_of(const Storage* storages, int count);
 
 /// A kernel's name among all versions' and in the store of libraries.
 std::string versioned(std::string what);

@@ -1,0 +1,11 @@
+// How arrays store their elements. Plain data: the CPU's kernels, compiled once per instruction
+// set, read it too.
+#pragma once
+
+#include <cstdint>
+
+namespace mlx_opt {
+
+enum class Storage : uint8_t { float32, float16, bfloat16 };
+
+} // namespace mlx_opt
