@@ -54,7 +54,7 @@ void push_dtypes(
 } // namespace
 
 std::shared_ptr<TokenStep> checked_adafactor(
-    const Operands& operands,
+    const Pointers& operands,
     size_t unfactored,
     bool first_moment,
     const Given& given,
@@ -110,7 +110,7 @@ std::vector<mx::array> adafactor(
   return outputs_of(std::move(update), std::move(operands), scalars);
 }
 
-std::unique_ptr<Prepared> AdafactorUpdate::prepare(const std::vector<mx::array>& inputs) {
+std::unique_ptr<Prepared> AdafactorUpdate::prepare(const Pointers& inputs) {
   if (stream().device == mx::Device::cpu) {
     return cpu::prepare_adafactor(sources_, factoring_, inputs, dtypes(), stream());
   }

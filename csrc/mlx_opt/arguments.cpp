@@ -43,7 +43,7 @@ void push_dtypes(
   }
 }
 
-void check(Rule rule, const Operands& operands, const std::vector<Scalar>& hypers) {
+void check(Rule rule, const Pointers& operands, const std::vector<Scalar>& hypers) {
   const size_t width = info(rule).moments + 2;
   if (operands.size() % width != 0) {
     reject(rule, "expected " + std::to_string(width) + " operands a tensor");
@@ -71,7 +71,7 @@ void check(Rule rule, const Operands& operands, const std::vector<Scalar>& hyper
 }
 
 std::vector<mx::Dtype> result_dtypes(
-    Rule rule, const Operands& operands, const std::vector<Scalar>& hypers) {
+    Rule rule, const Pointers& operands, const std::vector<Scalar>& hypers) {
   const size_t width = info(rule).moments + 2;
   std::vector<mx::Dtype> dtypes;
   dtypes.reserve(operands.size() / width * (width - 1));
@@ -83,17 +83,8 @@ std::vector<mx::Dtype> result_dtypes(
 
 } // namespace
 
-Operands pointers_to(const std::vector<mx::array>& operands) {
-  Operands pointers;
-  pointers.reserve(operands.size());
-  for (const mx::array& operand : operands) {
-    pointers.push_back(&operand);
-  }
-  return pointers;
-}
-
 std::shared_ptr<TokenStep> checked_step(
-    Rule rule, const Operands& operands, const Given& given, std::vector<mx::array>& scalars) {
+    Rule rule, const Pointers& operands, const Given& given, std::vector<mx::array>& scalars) {
   check(rule, operands, given.hypers);
   auto dtypes = result_dtypes(rule, operands, given.hypers);
   Schedule schedule{push_scalars(info(rule).name, given, scalars), rule};

@@ -7,17 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "mlx_opt/layout.h"
 #include "mlx_opt/ops.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt {
 
 class TokenStep;
-
-/// For each tensor those that `step` or `adafactor` has.
-using Operands = std::vector<const mx::array*>;
-
-Operands pointers_to(const std::vector<mx::array>& operands);
 
 /// What a step is given beside its operands.
 struct Given {
@@ -28,14 +24,14 @@ struct Given {
   mx::Stream stream;
 };
 
-/// A step of `rule`; appends to `scalars` what it reads behind its operands. Throws
-/// std::invalid_argument where these or the hyperparameters do not fit the rule.
+/// A step of `rule` over operands as `step` has them; appends to `scalars` what it reads behind its
+/// operands. Throws std::invalid_argument where these or the hyperparameters do not fit the rule.
 std::shared_ptr<TokenStep> checked_step(
-    Rule rule, const Operands& operands, const Given& given, std::vector<mx::array>& scalars);
+    Rule rule, const Pointers& operands, const Given& given, std::vector<mx::array>& scalars);
 
-/// The same of Adafactor.
+/// The same of Adafactor, over operands as `adafactor` has them.
 std::shared_ptr<TokenStep> checked_adafactor(
-    const Operands& operands,
+    const Pointers& operands,
     size_t unfactored,
     bool first_moment,
     const Given& given,

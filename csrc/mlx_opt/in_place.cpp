@@ -24,12 +24,12 @@ constexpr int doubt = 64;
 
 // Makes the step, its operands checked, and its scalars.
 using Make = std::function<std::shared_ptr<TokenStep>(
-    const Operands&, const Given&, std::vector<mx::array>& scalars)>;
+    const Pointers&, const Given&, std::vector<mx::array>& scalars)>;
 
 // The work of one evaluation, and its operands' buffers.
 struct Work {
   std::shared_ptr<TokenStep> step;
-  std::vector<mx::array> operands;
+  Pointers operands;
   std::vector<mx::allocator::Buffer> overwritten;
   std::shared_ptr<Queued> queued;
 };
@@ -41,8 +41,9 @@ class StepInPlace : public mx::Primitive {
   StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    auto inputs = std::move(work_.operands);
-    inputs.insert(inputs.end(), scalars.begin(), scalars.end());
+    Pointers inputs = std::move(work_.operands);
+    const Pointers read = pointers_to(scalars);
+    inputs.insert(inputs.end(), read.begin(), read.end());
     auto prepared = work_.step->prepare(inputs);
     outputs[0].set_data(mx::allocator::malloc(0));
     auto release = [queued = work_.queued](void*) { queued->release(); };
@@ -63,10 +64,10 @@ class StepInPlace : public mx::Primitive {
 
 // Operands by what becomes of them.
 struct Targets {
-  Operands overwritten;
-  Operands read;
+  Pointers overwritten;
+  Pointers read;
 
-  Targets(const Operands& operands, const std::vector<Run>& runs) {
+  Targets(const Pointers& operands, const std::vector<Run>& runs) {
     overwritten.reserve(operands.size());
     read.reserve(operands.size());
     auto next = operands.begin();
@@ -97,7 +98,7 @@ bool is_traced(const Scalar& x) {
 }
 
 // Whether all arrays may be overwritten by results of `dtypes`.
-bool all_free(const Operands& arrays, const std::vector<mx::Dtype>& dtypes, Queued* last) {
+bool all_free(const Pointers& arrays, const std::vector<mx::Dtype>& dtypes, Queued* last) {
   Queued::Count count(last);
   for (size_t i = 0; i < arrays.size(); ++i) {
     const mx::array& x = *arrays[i];
@@ -109,7 +110,7 @@ bool all_free(const Operands& arrays, const std::vector<mx::Dtype>& dtypes, Queu
   return true;
 }
 
-std::vector<SharedData> data_of(const Operands& arrays) {
+std::vector<SharedData> data_of(const Pointers& arrays) {
   std::vector<SharedData> data;
   data.reserve(arrays.size());
   for (const mx::array* x : arrays) {
@@ -118,12 +119,8 @@ std::vector<SharedData> data_of(const Operands& arrays) {
   return data;
 }
 
-Work make_work(std::shared_ptr<TokenStep> step, const Operands& operands, const Targets& targets) {
-  Work work{std::move(step), {}, {}, nullptr};
-  work.operands.reserve(operands.size());
-  for (const mx::array* x : operands) {
-    work.operands.push_back(*x);
-  }
+Work make_work(std::shared_ptr<TokenStep> step, const Pointers& operands, const Targets& targets) {
+  Work work{std::move(step), operands, {}, nullptr};
   work.overwritten.reserve(targets.overwritten.size());
   for (const mx::array* x : targets.overwritten) {
     work.overwritten.push_back(x->buffer());
@@ -133,7 +130,7 @@ Work make_work(std::shared_ptr<TokenStep> step, const Operands& operands, const 
 }
 
 // Whether nothing is traced and everything is at hand.
-bool may_run(const Operands& operands, const Given& given) {
+bool may_run(const Pointers& operands, const Given& given) {
   const auto at_hand = [&](const mx::array* x) { return is_at_hand(*x, given.stream); };
   return !operands.empty() && !given.learning_rate.is_tracer() && !given.step.is_tracer() &&
          !(given.scale && given.scale->value.is_tracer()) &&
@@ -143,7 +140,7 @@ bool may_run(const Operands& operands, const Given& given) {
 
 // Whether waiting for one array pays for a caller who waits: it does where the GPU is at work while
 // MLX walks over the others.
-bool pays_to_wait_once(const Operands& operands, mx::Stream stream) {
+bool pays_to_wait_once(const Pointers& operands, mx::Stream stream) {
   if (stream.device != mx::Device::gpu || !gpu::find_backend().backend->has_costly_events()) {
     return false;
   }
@@ -178,14 +175,14 @@ mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queu
 }
 
 // The arrays have their new values once the token is there.
-void mark_overwritten(const Operands& arrays, const mx::array& token) {
+void mark_overwritten(const Pointers& arrays, const mx::array& token) {
   for (const mx::array* x : arrays) {
     x->set_status(mx::array::Status::evaluated);
     x->attach_event(token.event());
   }
 }
 
-bool run_if_free(const Operands& operands, const Given& given, mx::array& step, const Make& make) {
+bool run_if_free(const Pointers& operands, const Given& given, mx::array& step, const Make& make) {
   if (!may_run(operands, given)) {
     return false;
   }
@@ -250,7 +247,7 @@ bool step_in_place(
       {operands.begin(), operands.end()},
       {hypers, learning_rate, step, scale, mx::to_stream(s)},
       step,
-      [&](const Operands& arrays, const Given& given, std::vector<mx::array>& scalars) {
+      [&](const Pointers& arrays, const Given& given, std::vector<mx::array>& scalars) {
         return checked_step(rule, arrays, given, scalars);
       });
 }
@@ -268,7 +265,7 @@ bool adafactor_in_place(
       {operands.begin(), operands.end()},
       {hypers, learning_rate, step, scale, mx::to_stream(s)},
       step,
-      [&](const Operands& arrays, const Given& given, std::vector<mx::array>& scalars) {
+      [&](const Pointers& arrays, const Given& given, std::vector<mx::array>& scalars) {
         return checked_adafactor(arrays, unfactored, first_moment, given, scalars);
       });
 }

@@ -1,4 +1,4 @@
-// Which way through memory operands take.
+// Operands: where their arrays are, and which way through memory they take.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,18 @@
 #include "mlx_opt/storage.h"
 
 namespace mlx_opt {
+
+/// Arrays, where their owners have them.
+using Pointers = std::vector<const mlx::core::array*>;
+
+inline Pointers pointers_to(const std::vector<mlx::core::array>& arrays) {
+  Pointers pointers;
+  pointers.reserve(arrays.size());
+  for (const auto& x : arrays) {
+    pointers.push_back(&x);
+  }
+  return pointers;
+}
 
 /// Of the dtypes that kernels take.
 inline Storage storage_of(mlx::core::Dtype dtype) {
@@ -51,9 +63,9 @@ inline bool is_contiguous(const mlx::core::array& x) {
   return dimensions.empty() || (dimensions.size() == 1 && dimensions[0].stride == 1);
 }
 
-inline bool all_contiguous(const mlx::core::array* operands, int count) {
+inline bool all_contiguous(const mlx::core::array* const* operands, int count) {
   for (int k = 0; k < count; ++k) {
-    if (!is_contiguous(operands[k])) {
+    if (!is_contiguous(*operands[k])) {
       return false;
     }
   }
@@ -97,20 +109,21 @@ inline bool is_turned(const mlx::core::array& x) {
 /// Layout holds them: `dims`, `shape[dim]`, `strides[operand][dim]`. Throws std::runtime_error if
 /// it has no room for as many dimensions.
 template <typename Layout>
-Layout common_layout(const mlx::core::array* operands, int count) {
+Layout common_layout(const mlx::core::array* const* operands, int count) {
+  const mlx::core::array& first = *operands[0];
   Layout layout{};
   constexpr int most = sizeof(layout.shape) / sizeof(layout.shape[0]);
   const auto merges = [&](int dim) {
     for (int k = 0; k < count; ++k) {
-      const int64_t together = operands->shape()[dim] * operands[k].strides()[dim];
+      const int64_t together = first.shape()[dim] * operands[k]->strides()[dim];
       if (layout.strides[k][layout.dims - 1] != together) {
         return false;
       }
     }
     return true;
   };
-  for (int dim = 0; dim < static_cast<int>(operands->ndim()); ++dim) {
-    const int64_t size = operands->shape()[dim];
+  for (int dim = 0; dim < static_cast<int>(first.ndim()); ++dim) {
+    const int64_t size = first.shape()[dim];
     if (size == 1) {
       continue;
     }
@@ -124,10 +137,16 @@ Layout common_layout(const mlx::core::array* operands, int count) {
       layout.shape[layout.dims++] = size;
     }
     for (int k = 0; k < count; ++k) {
-      layout.strides[k][layout.dims - 1] = operands[k].strides()[dim];
+      layout.strides[k][layout.dims - 1] = operands[k]->strides()[dim];
     }
   }
   return layout;
+}
+
+template <typename Layout>
+Layout layout_of(const mlx::core::array& x) {
+  const auto* operand = &x;
+  return common_layout<Layout>(&operand, 1);
 }
 
 } // namespace mlx_opt

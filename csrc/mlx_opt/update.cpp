@@ -50,7 +50,7 @@ void TokenStep::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
     const std::function<mx::array::Data(size_t)>& allocate) {
-  auto step = prepare(inputs);
+  auto step = prepare(pointers_to(inputs));
   const Handoff& held = hand_over(place_outputs(inputs, runs_, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
 }
@@ -66,7 +66,7 @@ void TokenStep::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
   });
 }
 
-std::unique_ptr<Prepared> Update::prepare(const std::vector<mx::array>& inputs) {
+std::unique_ptr<Prepared> Update::prepare(const Pointers& inputs) {
   if (stream().device == mx::Device::cpu) {
     return cpu::prepare(schedule_, inputs, dtypes(), stream());
   }

@@ -10,6 +10,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
+#include "mlx_opt/layout.h"
 #include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
@@ -44,7 +45,7 @@ class TokenStep : public mx::Primitive {
 
   /// Notes where `inputs` lie and finds the kernels. Throws std::runtime_error if there are none to
   /// be had.
-  virtual std::unique_ptr<Prepared> prepare(const std::vector<mx::array>& inputs) = 0;
+  virtual std::unique_ptr<Prepared> prepare(const Pointers& inputs) = 0;
 
   /// A primitive that does the same.
   virtual std::shared_ptr<TokenStep> again() const = 0;
@@ -95,7 +96,7 @@ class Update : public TokenStep {
       : TokenStep(stream, runs_of(schedule.rule, dtypes.size()), dtypes),
         schedule_(std::move(schedule)) {}
 
-  std::unique_ptr<Prepared> prepare(const std::vector<mx::array>& inputs) override;
+  std::unique_ptr<Prepared> prepare(const Pointers& inputs) override;
 
   std::shared_ptr<TokenStep> again() const override;
 

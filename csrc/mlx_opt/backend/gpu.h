@@ -10,6 +10,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/api.h"
+#include "mlx_opt/layout.h"
 #include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
@@ -25,7 +26,7 @@ class Backend {
   /// and finds the kernels. Throws std::runtime_error if there are none to be had.
   virtual std::unique_ptr<Prepared> prepare(
       const Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const = 0;
 
@@ -60,7 +61,7 @@ class Backend {
   virtual std::unique_ptr<Prepared> prepare_adafactor(
       const ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const = 0;
 

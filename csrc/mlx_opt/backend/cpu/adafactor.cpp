@@ -18,7 +18,7 @@ struct Work {
   Operands operands = {};
   std::shared_ptr<void> keep = {};
 
-  void add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored);
+  void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored);
   void place(Item& item, const mx::allocator::Buffer* buffers);
   void run() const;
   void copy_all(const Item& item) const;
@@ -26,8 +26,8 @@ struct Work {
 
 // `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
 // if there is one; the gradient.
-void Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) {
-  const mx::array& w = *arrays;
+void Work::add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored) {
+  const mx::array& w = **arrays;
   Item& item = items.emplace_back();
   item.factored = factored;
   AdafactorTensor& t = item.tensor;
@@ -36,13 +36,13 @@ void Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) 
   const int64_t each = t.rows * t.columns;
   t.matrices = each ? static_cast<int64_t>(w.size()) / each : 0;
   auto take = [&](Operand& in, Operand& out) {
-    in = operands.of(*arrays++);
+    in = operands.of(**arrays++);
     out = {nullptr, storage_of(*dtypes++), nullptr};
   };
   take(t.w, t.w_out);
   if (factored) {
-    item.row_size = static_cast<int64_t>(arrays[0].size());
-    item.column_size = static_cast<int64_t>(arrays[1].size());
+    item.row_size = static_cast<int64_t>(arrays[0]->size());
+    item.column_size = static_cast<int64_t>(arrays[1]->size());
     take(item.row, item.row_out);
     take(item.column, item.column_out);
   } else {
@@ -51,7 +51,7 @@ void Work::add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored) 
   if (first_moment) {
     take(t.m, t.m_out);
   }
-  t.g = operands.of(*arrays);
+  t.g = operands.of(**arrays);
 }
 
 void Work::place(Item& item, const mx::allocator::Buffer* buffers) {
@@ -108,7 +108,7 @@ class Step : public Prepared {
   Step(
       const ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream)
       : stream_(stream) {
@@ -119,7 +119,7 @@ class Step : public Prepared {
         factoring.first_moment,
         ScalarInputs(sources, &inputs[dtypes.size() + tensors])});
     work_->items.reserve(tensors);
-    const mx::array* operands = inputs.data();
+    const mx::array* const* operands = inputs.data();
     const mx::Dtype* results = dtypes.data();
     for (size_t t = 0; t < tensors; ++t) {
       const bool factored = t >= factoring.unfactored;
@@ -150,7 +150,7 @@ class Step : public Prepared {
 std::unique_ptr<Prepared> prepare_adafactor(
     const ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<Step>(sources, factoring, inputs, dtypes, stream);

@@ -4,15 +4,15 @@
 
 namespace mlx_opt::cpu {
 
-ScalarInputs::ScalarInputs(ScalarSources sources, const mx::array* scalars)
+ScalarInputs::ScalarInputs(ScalarSources sources, const mx::array* const* scalars)
     : sources_(std::move(sources)) {
-  step_ = scalars++->data<uint64_t>();
-  learning_rate_ = scalars++->data<float>();
+  step_ = (*scalars++)->data<uint64_t>();
+  learning_rate_ = (*scalars++)->data<float>();
   for (size_t i = 0; i < sources_.traced.size(); ++i) {
-    traced_.push_back(scalars++->data<float>());
+    traced_.push_back((*scalars++)->data<float>());
   }
   if (sources_.scaling != Scaling::none) {
-    scale_ = scalars->data<float>();
+    scale_ = (*scalars)->data<float>();
   }
 }
 

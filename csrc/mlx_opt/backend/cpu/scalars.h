@@ -13,7 +13,7 @@ namespace mx = mlx::core;
 class ScalarInputs {
  public:
   /// `inputs`: those of a primitive, of which the first is at `scalars`.
-  ScalarInputs(ScalarSources sources, const mx::array* scalars);
+  ScalarInputs(ScalarSources sources, const mx::array* const* scalars);
 
   /// Those below are for the task.
   std::vector<MLX_OPT_LEVEL::Hyper> hypers() const;

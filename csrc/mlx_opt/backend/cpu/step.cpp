@@ -29,14 +29,14 @@ struct Work {
   Operands operands = {};
   std::shared_ptr<void> keep = {};
 
-  void add_tensor(const mx::array* arrays, const mx::Dtype* dtypes);
+  void add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes);
   void run() const;
 };
 
-void Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
+void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
   Tensor& tensor = tensors.emplace_back();
   for (int k = 0; k <= fields; ++k) {
-    tensor.in[k] = operands.of(arrays[k]);
+    tensor.in[k] = operands.of(*arrays[k]);
   }
   for (int k = 0; k < fields; ++k) {
     tensor.out[k] = {nullptr, storage_of(dtypes[k]), nullptr};
@@ -44,7 +44,7 @@ void Work::add_tensor(const mx::array* arrays, const mx::Dtype* dtypes) {
   const Operand& gradient = tensor.in[fields];
   const int64_t grain =
       is_transposed(gradient) ? transposed_rows * gradient.layout->shape[1] : Plan::alignment;
-  extents.push_back({static_cast<int64_t>(arrays->size()), grain});
+  extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
 }
 
 void Work::run() const {
@@ -76,7 +76,7 @@ class Step : public Prepared {
  public:
   Step(
       const Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream)
       : stream_(stream) {
@@ -117,7 +117,7 @@ class Step : public Prepared {
 
 std::unique_ptr<Prepared> prepare(
     const Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<Step>(schedule, inputs, dtypes, stream);

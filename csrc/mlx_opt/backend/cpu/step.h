@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx_opt/layout.h"
 #include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
@@ -15,7 +16,7 @@ namespace mx = mlx::core;
 /// A step over `inputs`, as Update has them; `dtypes`: of the outputs.
 std::unique_ptr<Prepared> prepare(
     const Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);
 
@@ -23,7 +24,7 @@ std::unique_ptr<Prepared> prepare(
 std::unique_ptr<Prepared> prepare_adafactor(
     const ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);
 

@@ -24,7 +24,7 @@ class AdafactorStep : public Prepared {
   AdafactorStep(
       const mlx_opt::ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -51,7 +51,7 @@ class AdafactorStep : public Prepared {
 AdafactorStep::AdafactorStep(
     const mlx_opt::ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
@@ -71,7 +71,7 @@ AdafactorStep::AdafactorStep(
       frame_);
   // What is written needs no mention: the step is committed, so what follows is behind it.
   for (size_t i = 0; i < operands; ++i) {
-    encoder_.set_input_array(inputs[i]);
+    encoder_.set_input_array(*inputs[i]);
   }
 }
 
@@ -153,7 +153,7 @@ void AdafactorStep::enqueue(
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const mlx_opt::ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<AdafactorStep>(sources, factoring, inputs, dtypes, stream);

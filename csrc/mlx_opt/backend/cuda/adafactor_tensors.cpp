@@ -87,12 +87,13 @@ struct Operands {
   Storage from[5];
   Storage to[4];
 
-  Operands(const mx::array* arrays, const mx::Dtype* dtypes, bool factored, bool first_moment) {
+  Operands(
+      const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, bool first_moment) {
     const int m = first_moment ? 2 + factored : 0;
     const int g = 2 + factored + first_moment;
     const int places[] = {0, 1, 1 + factored, m, g};
     for (int k = 0; k < 5; ++k) {
-      in[k] = arrays + places[k];
+      in[k] = arrays[places[k]];
       from[k] = storage_of(in[k]->dtype());
     }
     for (int k = 0; k < 4; ++k) {
@@ -138,10 +139,10 @@ std::array<Kernel, factor_passes> kernels_of(const Operands& x, int lanes, bool 
 
 FactorStrided layouts_of(const Operands& x, bool factored) {
   FactorStrided args{};
-  const mx::array elements[] = {*x.in[0], *x.in[factored ? 0 : 1], *x.in[3], *x.in[4]};
+  const mx::array* const elements[] = {x.in[0], x.in[factored ? 0 : 1], x.in[3], x.in[4]};
   args.elements = common_layout<Layout>(elements, 4);
-  args.row_means = common_layout<Layout>(x.in[1], 1);
-  args.column_means = common_layout<Layout>(x.in[2], 1);
+  args.row_means = layout_of<Layout>(*x.in[1]);
+  args.column_means = layout_of<Layout>(*x.in[2]);
   return args;
 }
 
@@ -180,15 +181,13 @@ unsigned FactorGroup::blocks(int pass, const FactorTensor& tensor) const {
 }
 
 FactorGroups::FactorGroups(
-    const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
-    const std::vector<mx::Dtype>& dtypes)
+    const Factoring& factoring, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
     : first_moment_(factoring.first_moment) {
-  const mx::array* operands = inputs.data();
+  const mx::array* const* operands = inputs.data();
   size_t position = 0;
   for (size_t t = 0; t < factoring.unfactored + factoring.factored; ++t) {
     const bool factored = t >= factoring.unfactored;
-    if (operands->size() || factored) {
+    if (operands[0]->size() || factored) {
       add(operands, &dtypes[position], factored, position);
     }
     operands += factoring.operands(factored);
@@ -197,7 +196,7 @@ FactorGroups::FactorGroups(
 }
 
 void FactorGroups::add(
-    const mx::array* arrays, const mx::Dtype* dtypes, bool factored, size_t position) {
+    const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, size_t position) {
   const Operands operands(arrays, dtypes, factored, first_moment_);
   const bool contiguous = operands.all_are_contiguous(4);
   const bool flat = contiguous && is_contiguous(*operands.in[4]);
@@ -206,7 +205,7 @@ void FactorGroups::add(
   tensor.turned = factored && contiguous && !flat && is_turned(*operands.in[4]);
   const bool strided = !flat && !tensor.turned;
   const int lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
-  set_shape(tensor, arrays[0], lanes);
+  set_shape(tensor, *arrays[0], lanes);
   for (int k = 0; k < 5; ++k) {
     tensor.in[k] = address<void>(*operands.in[k]);
   }

@@ -8,6 +8,7 @@
 #include "mlx/array.h"
 #include "mlx_opt/backend/cuda/source.h"
 #include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/layout.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt::cuda {
@@ -37,9 +38,7 @@ class FactorGroups {
  public:
   /// `inputs`, `dtypes`: of AdafactorUpdate.
   FactorGroups(
-      const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
-      const std::vector<mx::Dtype>& dtypes);
+      const Factoring& factoring, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
 
   int64_t scratch_bytes() const;
 
@@ -51,7 +50,7 @@ class FactorGroups {
   }
 
  private:
-  void add(const mx::array* arrays, const mx::Dtype* dtypes, bool factored, size_t position);
+  void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, size_t position);
   FactorGroup& group_of(const std::array<Kernel, factor_passes>& kernels);
 
   bool first_moment_;

@@ -14,7 +14,7 @@ class Backend : public gpu::Backend {
  public:
   std::unique_ptr<Prepared> prepare(
       const mlx_opt::Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_step(schedule, inputs, dtypes, stream);
@@ -50,7 +50,7 @@ class Backend : public gpu::Backend {
   std::unique_ptr<Prepared> prepare_adafactor(
       const mlx_opt::ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);

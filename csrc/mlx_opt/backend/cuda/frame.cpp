@@ -24,7 +24,7 @@ void launch_prepare(
     mx::cu::CommandEncoder& encoder,
     CUfunction prepare,
     const mlx_opt::ScalarSources& from,
-    const mx::array* scalars,
+    const mx::array* const* scalars,
     const mx::array& frame) {
   ScalarSources sources{};
   for (size_t k = 0; k < from.hypers.size(); ++k) {
@@ -33,18 +33,18 @@ void launch_prepare(
     sources.hypers[k][1] = hyper.complement;
     sources.hypers[k][2] = hyper.log;
   }
-  sources.step = address<unsigned long long>(scalars[0]);
-  sources.learning_rate = address<float>(scalars[1]);
+  sources.step = address<unsigned long long>(*scalars[0]);
+  sources.learning_rate = address<float>(*scalars[1]);
   for (size_t i = 0; i < from.traced.size(); ++i) {
-    sources.traced[from.traced[i]] = address<float>(scalars[2 + i]);
+    sources.traced[from.traced[i]] = address<float>(*scalars[2 + i]);
   }
   size_t count = 2 + from.traced.size();
   if (from.scaling != mlx_opt::Scaling::none) {
-    sources.scale = address<float>(scalars[count++]);
+    sources.scale = address<float>(*scalars[count++]);
   }
   sources.frame = address<float>(frame);
   for (size_t i = 0; i < count; ++i) {
-    encoder.set_input_array(scalars[i]);
+    encoder.set_input_array(*scalars[i]);
   }
   encoder.set_output_array(frame);
   launch(encoder, prepare, 1, 1, &sources);

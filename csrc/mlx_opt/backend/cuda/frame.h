@@ -15,7 +15,7 @@ void launch_prepare(
     mx::cu::CommandEncoder& encoder,
     CUfunction prepare,
     const mlx_opt::ScalarSources& from,
-    const mx::array* scalars,
+    const mx::array* const* scalars,
     const mx::array& frame);
 
 } // namespace mlx_opt::cuda

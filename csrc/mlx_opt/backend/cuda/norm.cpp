@@ -47,7 +47,7 @@ void Operands::add(const mx::array& x) {
   if (x.flags().contiguous && x.data_size() == x.size()) {
     dense[storage_of(x.dtype())].push_back(tensor);
   } else {
-    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, common_layout<Layout>(&x, 1)}});
+    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, layout_of<Layout>(x)}});
   }
 }
 

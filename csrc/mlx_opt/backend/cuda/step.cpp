@@ -38,7 +38,7 @@ class CudaStep : public Prepared {
  public:
   CudaStep(
       const mlx_opt::Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -48,7 +48,7 @@ class CudaStep : public Prepared {
  private:
   void add_tensor(
       const mlx_opt::Schedule& schedule,
-      const mx::array* operands,
+      const mx::array* const* operands,
       const mx::Dtype* dtypes,
       size_t position);
   Group& group_of(const Kernel& kernel);
@@ -66,7 +66,7 @@ class CudaStep : public Prepared {
 
 CudaStep::CudaStep(
     const mlx_opt::Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
@@ -87,32 +87,32 @@ CudaStep::CudaStep(
       frame_);
   // What is written needs no mention: the step is committed, so what follows is behind it.
   for (size_t i = 0; i < tensors * (fields_ + 1); ++i) {
-    encoder_.set_input_array(inputs[i]);
+    encoder_.set_input_array(*inputs[i]);
   }
 }
 
 void CudaStep::add_tensor(
     const mlx_opt::Schedule& schedule,
-    const mx::array* operands,
+    const mx::array* const* operands,
     const mx::Dtype* dtypes,
     size_t position) {
-  if (operands->size() == 0) {
+  if (operands[0]->size() == 0) {
     return;
   }
   Kernel kernel{schedule.rule, Kind::flat};
   kernel.scaling = schedule.scaling;
   Tensor tensor{};
-  tensor.size = static_cast<int64_t>(operands->size());
+  tensor.size = static_cast<int64_t>(operands[0]->size());
   for (int k = 0; k <= fields_; ++k) {
-    kernel.in[k] = storage_of(operands[k].dtype());
-    tensor.in[k] = address<void>(operands[k]);
+    kernel.in[k] = storage_of(operands[k]->dtype());
+    tensor.in[k] = address<void>(*operands[k]);
   }
   for (int k = 0; k < fields_; ++k) {
     kernel.out[k] = storage_of(dtypes[k]);
   }
   if (!all_contiguous(operands, fields_ + 1)) {
     const bool rows = all_contiguous(operands, fields_);
-    tensor.columns = rows ? columns_if_transposed(operands[fields_], tile) : 0;
+    tensor.columns = rows ? columns_if_transposed(*operands[fields_], tile) : 0;
     kernel.kind = tensor.columns ? Kind::transposed : Kind::strided;
   }
   Group& group = group_of(kernel);
@@ -196,7 +196,7 @@ void CudaStep::enqueue(
 
 std::unique_ptr<Prepared> prepare_step(
     const mlx_opt::Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<CudaStep>(schedule, inputs, dtypes, stream);

@@ -9,7 +9,7 @@ namespace mx = mlx::core;
 
 std::unique_ptr<Prepared> prepare_step(
     const mlx_opt::Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);
 

@@ -16,7 +16,7 @@ class AdafactorStep : public Prepared {
   AdafactorStep(
       const ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -43,19 +43,19 @@ class AdafactorStep : public Prepared {
 AdafactorStep::AdafactorStep(
     const ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : sources_(sources),
       stream_(stream),
       device_(mx::metal::device(stream.device)),
       encoder_(mx::metal::get_command_encoder(stream)) {
-  const mx::array* operands = inputs.data();
+  const mx::array* const* operands = inputs.data();
   size_t position = 0;
   for (size_t t = 0; t < factoring.unfactored + factoring.factored; ++t) {
     const bool factored = t >= factoring.unfactored;
     // A matrix of nothing may have means that are to be kept.
-    if (operands->size() || factored) {
+    if (operands[0]->size() || factored) {
       tensors_.emplace_back(
           FactorFields{factored, factoring.first_moment},
           operands,
@@ -66,7 +66,9 @@ AdafactorStep::AdafactorStep(
     operands += factoring.operands(factored);
     position += factoring.operands(factored) - 1;
   }
-  scalars_.assign(inputs.begin() + (operands - inputs.data()), inputs.end());
+  for (; operands < inputs.data() + inputs.size(); ++operands) {
+    scalars_.push_back(**operands);
+  }
   find_pipelines();
 }
 
@@ -155,7 +157,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<AdafactorStep>(sources, factoring, inputs, dtypes, stream);

@@ -10,7 +10,7 @@ namespace mx = mlx::core;
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const ScalarSources& sources,
     const Factoring& factoring,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);
 

@@ -51,17 +51,17 @@ int FactorFields::place_of(FactorOperand operand) const {
 
 FactorPlan::FactorPlan(
     FactorFields own_fields,
-    const mx::array* arrays,
+    const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     size_t position,
     bool skips)
     : fields(own_fields), first_output(position) {
   const int g = fields.place_of(gradient);
   in.reserve(g + 1);
-  std::for_each(arrays, arrays + g + 1, [&](const mx::array& x) { in.emplace_back(x); });
+  std::for_each(arrays, arrays + g + 1, [&](auto* x) { in.emplace_back(*x); });
   const bool contiguous = all_contiguous(arrays, g);
-  const bool flat = contiguous && is_contiguous(arrays[g]);
-  const bool turned = fields.factored && contiguous && !flat && is_turned(arrays[g]);
+  const bool flat = contiguous && is_contiguous(*arrays[g]);
+  const bool turned = fields.factored && contiguous && !flat && is_turned(*arrays[g]);
   strided = !flat && !turned;
   set_shape(arrays, turned, skips);
   if (strided) {
@@ -71,9 +71,9 @@ FactorPlan::FactorPlan(
   set_passes(arrays, dtypes);
 }
 
-void FactorPlan::set_shape(const mx::array* arrays, bool turned, bool skips) {
+void FactorPlan::set_shape(const mx::array* const* arrays, bool turned, bool skips) {
   FactorTensor& t = arguments.tensor;
-  const mx::array& w = arrays[0];
+  const mx::array& w = *arrays[0];
   t.size = w.size();
   t.turned = turned;
   t.skips = skips;
@@ -93,12 +93,12 @@ void FactorPlan::set_shape(const mx::array* arrays, bool turned, bool skips) {
   t.row_vectors = fit && t.columns % lanes == 0;
 }
 
-void FactorPlan::set_layouts(const mx::array* arrays) {
+void FactorPlan::set_layouts(const mx::array* const* arrays) {
   const auto array = [&](FactorOperand operand) { return arrays[fields.place_of(operand)]; };
-  std::vector<mx::array> elements{array(gradient), array(parameter)};
+  Pointers elements{array(gradient), array(parameter)};
   if (fields.factored) {
-    arguments.row_means = common_layout<Layout>(&arrays[fields.place_of(means)], 1);
-    arguments.column_means = common_layout<Layout>(&arrays[fields.place_of(column_means)], 1);
+    arguments.row_means = layout_of<Layout>(*array(means));
+    arguments.column_means = layout_of<Layout>(*array(column_means));
   } else {
     elements.push_back(array(means));
   }
@@ -128,13 +128,13 @@ void FactorPlan::set_scratch() {
   scratch.column_factors = take(static_cast<uint64_t>(t.matrices) * t.columns);
 }
 
-void FactorPlan::set_passes(const mx::array* arrays, const mx::Dtype* dtypes) {
+void FactorPlan::set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes) {
   using Operands = std::vector<FactorOperand>;
   const FactorTensor& t = arguments.tensor;
   const auto pass = [&](FactorKind kind, Operands from, Operands to, uint64_t groups) {
     FactorKernel kernel{kind, {}, {}, strided && kind != FactorKind::rates};
     for (FactorOperand operand : from) {
-      kernel.in.push_back(storage_of(arrays[fields.place_of(operand)].dtype()));
+      kernel.in.push_back(storage_of(arrays[fields.place_of(operand)]->dtype()));
     }
     for (FactorOperand operand : to) {
       kernel.out.push_back(storage_of(dtypes[fields.place_of(operand)]));

@@ -48,16 +48,16 @@ struct FactorPlan {
   /// not taken where the gradients' scale is not finite.
   FactorPlan(
       FactorFields fields,
-      const mx::array* arrays,
+      const mx::array* const* arrays,
       const mx::Dtype* dtypes,
       size_t first_output,
       bool skips);
 
  private:
-  void set_shape(const mx::array* arrays, bool turned, bool skips);
-  void set_layouts(const mx::array* arrays);
+  void set_shape(const mx::array* const* arrays, bool turned, bool skips);
+  void set_layouts(const mx::array* const* arrays);
   void set_scratch();
-  void set_passes(const mx::array* arrays, const mx::Dtype* dtypes);
+  void set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes);
 };
 
 } // namespace mlx_opt::metal

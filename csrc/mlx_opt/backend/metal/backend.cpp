@@ -15,7 +15,7 @@ class Backend : public gpu::Backend {
  public:
   std::unique_ptr<Prepared> prepare(
       const Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_step(schedule, inputs, dtypes, stream);
@@ -32,7 +32,7 @@ class Backend : public gpu::Backend {
   std::unique_ptr<Prepared> prepare_adafactor(
       const ScalarSources& sources,
       const Factoring& factoring,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const override {
     return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);

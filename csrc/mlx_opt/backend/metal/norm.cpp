@@ -59,7 +59,7 @@ void Dispatches::add(const mx::array& x) {
   if (!x.flags().contiguous || x.data_size() != x.size()) {
     const bool small = x.size() <= std::numeric_limits<uint32_t>::max();
     const auto kind = small ? NormKind::strided_squares : NormKind::strided_squares_long;
-    dispatches_.push_back({{kind, storage}, {x}, Strided{x.size(), common_layout<Layout>(&x, 1)}});
+    dispatches_.push_back({{kind, storage}, {x}, Strided{x.size(), layout_of<Layout>(x)}});
   } else if (chunks_of(x) > most_packed_chunks) {
     dispatches_.push_back({{NormKind::squares, storage}, {x}, {}});
   } else {
@@ -102,7 +102,7 @@ void set_pack(Encoder& encoder, const Dispatch& dispatch) {
   std::vector<Tensor> tensors;
   unsigned chunks = 0;
   for (const mx::array& x : dispatch.tensors) {
-    tensors.push_back({x.size(), chunks, vectors_fit(&x, 1)});
+    tensors.push_back({x.size(), chunks, vectors_fit(x)});
     chunks += static_cast<unsigned>(chunks_of(x));
   }
   tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0});

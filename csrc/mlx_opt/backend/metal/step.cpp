@@ -47,14 +47,14 @@ class MetalStep : public Prepared {
  public:
   MetalStep(
       const Schedule& schedule,
-      const std::vector<mx::array>& inputs,
+      const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
 
  private:
-  void add_tensor(const mx::array* operands, const mx::Dtype* dtypes, size_t first_output);
+  void add_tensor(const mx::array* const* operands, const mx::Dtype* dtypes, size_t first_output);
   Dispatch& dispatch_for(const Kernel& kernel, size_t size);
   void find_pipelines();
   void encode(const Dispatch& dispatch, const mx::array& frame, const Buffers& outputs);
@@ -73,7 +73,7 @@ class MetalStep : public Prepared {
 
 MetalStep::MetalStep(
     const Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : schedule_(schedule),
@@ -85,13 +85,15 @@ MetalStep::MetalStep(
   for (size_t t = 0; t < tensors; ++t) {
     add_tensor(&inputs[t * (fields_ + 1)], &dtypes[t * fields_], t * fields_);
   }
-  scalars_.assign(inputs.begin() + tensors * (fields_ + 1), inputs.end());
+  for (size_t i = tensors * (fields_ + 1); i < inputs.size(); ++i) {
+    scalars_.push_back(*inputs[i]);
+  }
   find_pipelines();
 }
 
 void MetalStep::add_tensor(
-    const mx::array* operands, const mx::Dtype* dtypes, size_t first_output) {
-  const size_t size = operands->size();
+    const mx::array* const* operands, const mx::Dtype* dtypes, size_t first_output) {
+  const size_t size = operands[0]->size();
   if (size == 0) {
     return;
   }
@@ -99,8 +101,8 @@ void MetalStep::add_tensor(
   kernel.scaling = schedule_.scaling;
   Operands tensor{{}, first_output, size, vectors_fit(operands, fields_ + 1)};
   for (int k = 0; k <= fields_; ++k) {
-    kernel.in[k] = storage_of(operands[k].dtype());
-    tensor.in.emplace_back(operands[k]);
+    kernel.in[k] = storage_of(operands[k]->dtype());
+    tensor.in.emplace_back(*operands[k]);
   }
   for (int k = 0; k < fields_; ++k) {
     kernel.out[k] = storage_of(dtypes[k]);
@@ -108,7 +110,7 @@ void MetalStep::add_tensor(
   decltype(Dispatch::arguments) arguments;
   if (!all_contiguous(operands, fields_ + 1)) {
     const bool rows = all_contiguous(operands, fields_);
-    const mx::array& gradient = operands[fields_];
+    const mx::array& gradient = *operands[fields_];
     if (const int columns = rows ? columns_if_transposed(gradient, tile) : 0) {
       kernel.kind = Kind::transposed;
       const uint64_t height = size / columns;
@@ -116,7 +118,7 @@ void MetalStep::add_tensor(
           height,
           static_cast<unsigned>(columns),
           columns % lanes == 0 && vectors_fit(operands, fields_),
-          height % lanes == 0 && vectors_fit(&gradient, 1)};
+          height % lanes == 0 && vectors_fit(gradient)};
     } else {
       const bool small = size <= std::numeric_limits<uint32_t>::max();
       kernel.kind = small ? Kind::strided : Kind::strided_long;
@@ -227,7 +229,7 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
 
 std::unique_ptr<Prepared> prepare_step(
     const Schedule& schedule,
-    const std::vector<mx::array>& inputs,
+    const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<MetalStep>(schedule, inputs, dtypes, stream);
