@@ -110,7 +110,7 @@ std::vector<mx::array> adafactor(
   return outputs_of(std::move(update), std::move(operands), scalars);
 }
 
-std::unique_ptr<Prepared> AdafactorUpdate::prepare(const Pointers& inputs) {
+std::unique_ptr<Prepared> AdafactorUpdate::prepare(const Pointers& inputs, Start) {
   if (stream().device == mx::Device::cpu) {
     return cpu::prepare_adafactor(sources_, factoring_, inputs, dtypes(), stream());
   }

@@ -18,7 +18,7 @@ class AdafactorUpdate : public TokenStep {
         sources_(std::move(sources)),
         factoring_(factoring) {}
 
-  std::unique_ptr<Prepared> prepare(const Pointers& inputs) override;
+  std::unique_ptr<Prepared> prepare(const Pointers& inputs, Start) override;
 
   std::shared_ptr<TokenStep> again() const override;
 

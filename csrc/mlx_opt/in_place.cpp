@@ -29,8 +29,9 @@ using Make = std::function<std::shared_ptr<TokenStep>(
 // The work of one evaluation, and its operands' buffers.
 struct Work {
   std::shared_ptr<TokenStep> step;
+  Start start;
   Pointers operands;
-  std::vector<mx::allocator::Buffer> overwritten;
+  Buffers overwritten;
   std::shared_ptr<Queued> queued;
 };
 
@@ -44,7 +45,7 @@ class StepInPlace : public mx::Primitive {
     Pointers inputs = std::move(work_.operands);
     const Pointers read = pointers_to(scalars);
     inputs.insert(inputs.end(), read.begin(), read.end());
-    auto prepared = work_.step->prepare(inputs);
+    auto prepared = work_.step->prepare(inputs, work_.start);
     outputs[0].set_data(mx::allocator::malloc(0));
     auto release = [queued = work_.queued](void*) { queued->release(); };
     prepared->enqueue(work_.overwritten, {nullptr, std::move(release)});
@@ -119,8 +120,12 @@ std::vector<SharedData> data_of(const Pointers& arrays) {
   return data;
 }
 
-Work make_work(std::shared_ptr<TokenStep> step, const Pointers& operands, const Targets& targets) {
-  Work work{std::move(step), operands, {}, nullptr};
+Work make_work(
+    std::shared_ptr<TokenStep> step,
+    Start start,
+    const Pointers& operands,
+    const Targets& targets) {
+  Work work{std::move(step), start, operands, {}, nullptr};
   work.overwritten.reserve(targets.overwritten.size());
   for (const mx::array* x : targets.overwritten) {
     work.overwritten.push_back(x->buffer());
@@ -138,10 +143,10 @@ bool may_run(const Pointers& operands, const Given& given) {
          std::all_of(operands.begin(), operands.end(), at_hand);
 }
 
-// Whether waiting for one array pays for a caller who waits: it does where the GPU is at work while
-// MLX walks over the others.
-bool pays_to_wait_once(const Pointers& operands, mx::Stream stream) {
-  if (stream.device != mx::Device::gpu || !gpu::find_backend().backend->has_costly_events()) {
+// Whether a GPU is longer at work than the host: on what a large step needs of it, and after that
+// on MLX's walk over the results.
+bool outlasts_the_host(const Pointers& operands, mx::Stream stream) {
+  if (stream.device != mx::Device::gpu) {
     return false;
   }
   size_t bytes = 0;
@@ -196,9 +201,11 @@ bool run_if_free(const Pointers& operands, const Given& given, mx::array& step, 
   if (!all_free(targets.overwritten, update->dtypes(), last.get())) {
     return false;
   }
-  Work work = make_work(std::move(update), operands, targets);
+  const bool idle = operands[0]->is_available() && outlasts_the_host(operands, given.stream);
+  const Start start = idle ? Start::early : Start::whole;
+  Work work = make_work(std::move(update), start, operands, targets);
   const auto queued = work.queued;
-  if (last && operands[0]->is_available() && pays_to_wait_once(operands, given.stream)) {
+  if (last && idle && gpu::find_backend().backend->has_costly_events()) {
     queued->waits = last->waits + 1;
   }
   const mx::array token = run(given.stream, std::move(work), std::move(scalars), last.get());

@@ -10,6 +10,15 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
+using Buffers = std::vector<mx::allocator::Buffer>;
+
+/// When a step begins.
+enum class Start {
+  whole, // once all of it is ready
+  early, // with its first tensors, while the others are made ready: the GPU has nothing else to do.
+         // Its results overwrite its inputs, which stay where they are until it is queued
+};
+
 /// A step in two moves, because placing the outputs takes the buffers away from the inputs: making
 /// one notes where the inputs lie, `enqueue` is told where the outputs do.
 class Prepared {
@@ -17,8 +26,7 @@ class Prepared {
   virtual ~Prepared() = default;
 
   /// Queues the step, writing to `outputs`. `keep` stays alive until it is done.
-  virtual void enqueue(
-      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) = 0;
+  virtual void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) = 0;
 };
 
 } // namespace mlx_opt

@@ -9,8 +9,8 @@
 
 namespace mlx_opt {
 
-std::vector<mx::allocator::Buffer> Handoff::written() const {
-  std::vector<mx::allocator::Buffer> written;
+Buffers Handoff::written() const {
+  Buffers written;
   written.reserve(buffers.size());
   for (const auto& data : buffers) {
     written.push_back(data.buffer());
@@ -50,7 +50,7 @@ void TokenStep::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
     const std::function<mx::array::Data(size_t)>& allocate) {
-  auto step = prepare(pointers_to(inputs));
+  auto step = prepare(pointers_to(inputs), Start::whole);
   const Handoff& held = hand_over(place_outputs(inputs, runs_, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
 }
@@ -66,7 +66,7 @@ void TokenStep::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::a
   });
 }
 
-std::unique_ptr<Prepared> Update::prepare(const Pointers& inputs) {
+std::unique_ptr<Prepared> Update::prepare(const Pointers& inputs, Start start) {
   if (stream().device == mx::Device::cpu) {
     return cpu::prepare(schedule_, inputs, dtypes(), stream());
   }
@@ -74,7 +74,7 @@ std::unique_ptr<Prepared> Update::prepare(const Pointers& inputs) {
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  return backend->prepare(schedule_, inputs, dtypes(), stream());
+  return backend->prepare(schedule_, inputs, dtypes(), stream(), start);
 }
 
 std::shared_ptr<TokenStep> Update::again() const {

@@ -22,7 +22,7 @@ namespace mx = mlx::core;
 struct Handoff {
   std::vector<mx::array::Data> buffers;
 
-  std::vector<mx::allocator::Buffer> written() const;
+  Buffers written() const;
 };
 
 /// The handoff that an evaluated token carries.
@@ -45,7 +45,7 @@ class TokenStep : public mx::Primitive {
 
   /// Notes where `inputs` lie and finds the kernels. Throws std::runtime_error if there are none to
   /// be had.
-  virtual std::unique_ptr<Prepared> prepare(const Pointers& inputs) = 0;
+  virtual std::unique_ptr<Prepared> prepare(const Pointers& inputs, Start start) = 0;
 
   /// A primitive that does the same.
   virtual std::shared_ptr<TokenStep> again() const = 0;
@@ -96,7 +96,7 @@ class Update : public TokenStep {
       : TokenStep(stream, runs_of(schedule.rule, dtypes.size()), dtypes),
         schedule_(std::move(schedule)) {}
 
-  std::unique_ptr<Prepared> prepare(const Pointers& inputs) override;
+  std::unique_ptr<Prepared> prepare(const Pointers& inputs, Start start) override;
 
   std::shared_ptr<TokenStep> again() const override;
 

@@ -190,6 +190,43 @@ TEST_CASE("a buffer that is held stays as it is") {
   check_clean();
 }
 
+TEST_CASE("a step that starts early is sent off in two parts, and is the same") {
+  auto operands = operands_of(Rule::SGD, std::vector<mx::Shape>(20, {5}), mx::float32);
+  for (const auto& x : operands_of_all_kinds(Rule::SGD, mx::float32)) {
+    operands.push_back(x);
+  }
+  operands.push_back(numbers({9}, mx::float32, 93));
+  operands.push_back(evaluated(mx::slice(numbers({27}, mx::float32, 94), {1}, {27}, {3})));
+  const auto cpu = mx::default_stream(mx::Device::cpu);
+  const auto expected = run(Rule::SGD, copies_of(operands), {0.1}, {}, cpu);
+  std::vector<mx::array> parameters;
+  Buffers overwritten;
+  for (size_t i = 0; i < operands.size(); i += 2) {
+    parameters.push_back(operands[i]);
+    overwritten.push_back(operands[i].buffer());
+  }
+  const Scalars scalars;
+  operands.push_back(scalars.step);
+  operands.push_back(scalars.learning_rate);
+  const Pointers inputs = pointers_to(operands);
+  const std::vector<mx::Dtype> dtypes(parameters.size(), mx::float32);
+  auto keep = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep;
+  const int before = fake::commits(fake::gpu_stream);
+  gpu::find_backend()
+      .backend->prepare({{{0.1}, {}}, Rule::SGD}, inputs, dtypes, fake::gpu_stream, Start::early)
+      ->enqueue(overwritten, std::move(keep));
+  CHECK(fake::commits(fake::gpu_stream) == before + 2);
+  CHECK(!watched.expired());
+  fake::finish(fake::gpu_stream);
+  CHECK(watched.expired());
+  check_equal(parameters, expected);
+  // The scalars, those that go ahead, other flat ones, transposed ones, a strided one.
+  REQUIRE(fake::log().launches.size() == 5);
+  CHECK(fake::log().launches[1].blocks == 16);
+  check_clean();
+}
+
 TEST_CASE("a step is queued behind the last, and the host is at most two ahead") {
   const auto* backend = gpu::find_backend().backend;
   const Scalars scalars;
@@ -201,7 +238,13 @@ TEST_CASE("a step is queued behind the last, and the host is at most two ahead")
   for (int i = 0; i < 3; ++i) {
     auto keep = std::make_shared<int>(0);
     watched.push_back(keep);
-    backend->prepare({{{0.0}, {}}, Rule::SGD}, inputs, {mx::float32}, fake::gpu_stream)
+    backend
+        ->prepare(
+            {{{0.0}, {}}, Rule::SGD},
+            pointers_to(inputs),
+            {mx::float32},
+            fake::gpu_stream,
+            Start::whole)
         ->enqueue({operands[0].buffer()}, std::move(keep));
   }
   CHECK(watched[0].expired());

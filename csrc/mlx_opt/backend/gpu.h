@@ -28,7 +28,8 @@ class Backend {
       const Schedule& schedule,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream) const = 0;
+      mx::Stream stream,
+      Start start) const = 0;
 
   /// A buffer in the device's own memory.
   virtual mx::array::Data allocate(size_t bytes, mx::Stream stream) const = 0;

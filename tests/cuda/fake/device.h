@@ -28,6 +28,9 @@ extern const mlx::core::Stream older_gpu_stream;
 /// Keeps what an array has until the GPU has done all that is queued on a stream, as MLX does.
 void hold(const mlx::core::array& x, mlx::core::Stream stream);
 
+/// How often work has been committed to a stream.
+int commits(mlx::core::Stream stream);
+
 /// Lets the GPU do all that is queued on a stream.
 void finish(mlx::core::Stream stream);
 

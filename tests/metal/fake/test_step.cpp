@@ -193,7 +193,7 @@ TEST_CASE("a buffer that is held stays as it is") {
 
 TEST_CASE("what the step has in its hands is let go when it is done") {
   auto operands = operands_of(Rule::SGD, {{8}}, mx::float32);
-  std::vector<mx::allocator::Buffer> outputs{operands[0].buffer()};
+  const Buffers outputs{operands[0].buffer()};
   const Scalars scalars;
   auto inputs = operands;
   inputs.push_back(scalars.step);
@@ -202,7 +202,9 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
   auto keep = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep;
   fake::begin();
-  backend->prepare({{{0.1}, {}}, Rule::SGD}, inputs, {mx::float32}, gpu_stream)
+  backend
+      ->prepare(
+          {{{0.1}, {}}, Rule::SGD}, pointers_to(inputs), {mx::float32}, gpu_stream, Start::whole)
       ->enqueue(outputs, std::move(keep));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);

@@ -129,8 +129,7 @@ class Step : public Prepared {
     }
   }
 
-  void enqueue(
-      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override {
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override {
     const auto* buffers = outputs.data();
     for (Item& item : work_->items) {
       work_->place(item, buffers);

@@ -95,8 +95,7 @@ class Step : public Prepared {
     }
   }
 
-  void enqueue(
-      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override {
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override {
     auto output = outputs.begin();
     for (Tensor& tensor : work_->tensors) {
       for (int k = 0; k < work_->fields; ++k, ++output) {

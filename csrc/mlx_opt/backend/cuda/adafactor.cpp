@@ -28,8 +28,7 @@ class AdafactorStep : public Prepared {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(
-      const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
 
  private:
   void find_functions();
@@ -133,14 +132,14 @@ void AdafactorStep::launch_strided(const FactorGroup& group, const CUfunction* f
   }
 }
 
-void AdafactorStep::enqueue(
-    const std::vector<mx::allocator::Buffer>& outputs, std::shared_ptr<void> keep) {
+void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
   groups_.place(address<char>(scratch_), outputs);
   for (size_t i = 0; i < functions_.size(); ++i) {
     const FactorGroup& group = groups_.all()[i];
     group.layouts.empty() ? launch_tables(group, functions_[i].data())
                           : launch_strided(group, functions_[i].data());
   }
+  encoder_.add_temporary(frame_);
   encoder_.add_temporary(scratch_);
   encoder_.add_completed_handler([keep = std::move(keep)] {});
   // Now, so that the GPU is at work while the host goes through the results.

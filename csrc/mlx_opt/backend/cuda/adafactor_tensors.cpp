@@ -238,7 +238,7 @@ int64_t FactorGroups::scratch_bytes() const {
   return allotment.bytes();
 }
 
-void FactorGroups::place(char* scratch, const std::vector<mx::allocator::Buffer>& outputs) {
+void FactorGroups::place(char* scratch, const Buffers& outputs) {
   Allotment allotment(scratch);
   for (FactorGroup& group : groups_) {
     for (size_t i = 0; i < group.tensors.size(); ++i) {

@@ -9,6 +9,7 @@
 #include "mlx_opt/backend/cuda/source.h"
 #include "mlx_opt/backend/cuda/tables.h"
 #include "mlx_opt/layout.h"
+#include "mlx_opt/prepared.h"
 #include "mlx_opt/schedule.h"
 
 namespace mlx_opt::cuda {
@@ -43,7 +44,7 @@ class FactorGroups {
   int64_t scratch_bytes() const;
 
   /// Where the tensors' scratch and results are to be.
-  void place(char* scratch, const std::vector<mx::allocator::Buffer>& outputs);
+  void place(char* scratch, const Buffers& outputs);
 
   std::vector<FactorGroup>& all() {
     return groups_;

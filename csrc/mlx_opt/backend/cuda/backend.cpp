@@ -16,8 +16,9 @@ class Backend : public gpu::Backend {
       const mlx_opt::Schedule& schedule,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream) const override {
-    return prepare_step(schedule, inputs, dtypes, stream);
+      mx::Stream stream,
+      Start start) const override {
+    return prepare_step(schedule, inputs, dtypes, stream, start);
   }
 
   mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {

@@ -48,7 +48,6 @@ void launch_prepare(
   }
   encoder.set_output_array(frame);
   launch(encoder, prepare, 1, 1, &sources);
-  encoder.add_temporary(frame);
 }
 
 } // namespace mlx_opt::cuda

@@ -9,8 +9,8 @@ namespace mlx_opt::cuda {
 /// Memory for a rule's scalars.
 mx::array new_frame(mx::Stream stream);
 
-/// Queues `prepare`, which fills `frame`. `scalars`: the step, the learning rate, the traced
-/// hyperparameters and the gradients' scale.
+/// Queues `prepare`, which fills `frame`; the caller keeps that until the step is done. `scalars`:
+/// the step, the learning rate, the traced hyperparameters and the gradients' scale.
 void launch_prepare(
     mx::cu::CommandEncoder& encoder,
     CUfunction prepare,

@@ -11,6 +11,7 @@ std::unique_ptr<Prepared> prepare_step(
     const mlx_opt::Schedule& schedule,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
-    mx::Stream stream);
+    mx::Stream stream,
+    Start start);
 
 } // namespace mlx_opt::cuda

@@ -17,7 +17,8 @@ class Backend : public gpu::Backend {
       const Schedule& schedule,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream) const override {
+      mx::Stream stream,
+      Start) const override {
     return prepare_step(schedule, inputs, dtypes, stream);
   }
 

@@ -1,16 +1,13 @@
 // Where operands and results of a step lie.
 #pragma once
 
-#include <vector>
-
 #include "mlx/allocator.h"
 #include "mlx/array.h"
+#include "mlx_opt/prepared.h"
 
 namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
-
-using Buffers = std::vector<mx::allocator::Buffer>;
 
 /// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
 struct Place {
