@@ -50,8 +50,23 @@ void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
   }
 }
 
+// Asks for what will be read soon after elements [begin, begin + count). A processor that reads few
+// streams at once does so by itself only up to the end of a page.
+inline void ask_ahead(const Operand& operand, int64_t begin, int64_t count) {
+  constexpr int64_t distance = 2048;
+  constexpr int64_t line = 64;
+  const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
+  const auto from = reinterpret_cast<uintptr_t>(operand.data) + begin * size + distance;
+  for (int64_t i = 0; i < count * size; i += line) {
+    __builtin_prefetch(reinterpret_cast<const void*>(from + i), 0, 2);
+  }
+}
+
 // `count` floats: where they lie, or converted into `staged`.
 inline const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
+  if (!operand.layout) {
+    ask_ahead(operand, begin, count);
+  }
   if (operand.storage == Storage::float32) {
     if (!operand.layout) {
       return at<const float>(operand, begin);
