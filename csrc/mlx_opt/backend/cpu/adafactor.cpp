@@ -90,14 +90,14 @@ void Work::run() const {
   const auto* h = reinterpret_cast<const float*>(hypers.data());
   float prepared[sizeof(Rule::Scalars) / sizeof(float)];
   kernel.prepare(h, scalars.learning_rate(), scalars.step(), prepared);
-  const bool taken = scalars.taken();
-  parallel_for(items.size(), [&](int64_t i) {
-    if (!taken || items[i].size() == 0) {
-      copy_all(items[i]);
-    }
-  });
-  if (!taken) {
+  if (!scalars.taken()) {
+    parallel_for(items.size(), [&](int64_t i) { copy_all(items[i]); });
     return;
+  }
+  for (const Item& item : items) {
+    if (item.size() == 0) {
+      copy_all(item);
+    }
   }
   const float scale = scalars.scale() ? *scalars.scale() : 1.0f;
   Passes(kernel, h, prepared, scale).run(items);

@@ -159,15 +159,17 @@ class Passes {
         jobs_.emplace_back(item);
       }
     }
+    std::vector<Tasks> groups; // of each, its last pass
     for (size_t begin = 0, end = 0; begin < jobs_.size(); begin = end) {
       for (int64_t size = 0; end < jobs_.size() && size < group_size; ++end) {
         size += jobs_[end].item->size();
       }
-      add_tasks(begin, end);
+      groups.push_back(updates_of(begin, end));
     }
-    parallel_for(tasks_.size(), [&](int64_t i) {
-      const Task& task = tasks_[i];
-      (this->*task.pass)(*task.job, task.tile);
+    const Tasks tasks = in_order(groups);
+    parallel_for(tasks.size(), [&](int64_t i) {
+      const auto& [pass, job, tile] = tasks[i];
+      (this->*pass)(*job, tile);
     });
   }
 
@@ -180,30 +182,50 @@ class Passes {
     int64_t tile;
   };
 
-  // Of the jobs of a group. The second pass goes backwards: what was read last is still in the
-  // caches.
-  void add_tasks(size_t begin, size_t end) {
-    const size_t first = tasks_.size();
+  using Tasks = std::vector<Task>;
+
+  // Of a group of jobs, the last pass.
+  Tasks updates_of(size_t begin, size_t end) {
+    Tasks tasks;
     for (size_t i = begin; i < end; ++i) {
       for (int64_t tile = 0; tile < jobs_[i].tiles; ++tile) {
-        tasks_.push_back({&Passes::update, &jobs_[i], tile});
+        tasks.push_back({&Passes::update, &jobs_[i], tile});
       }
     }
-    std::vector<Task> updates(tasks_.begin() + first, tasks_.end());
-    tasks_.resize(first);
-    auto add = [&](Pass pass) {
-      for (Task task : updates) {
-        if (pass != &Passes::average_squares || task.job->item->factored) {
-          task.pass = pass;
-          tasks_.push_back(task);
-        }
-      }
+    return tasks;
+  }
+
+  static Tasks as_pass(Pass pass, Tasks tasks) {
+    for (Task& task : tasks) {
+      task.pass = pass;
+    }
+    return tasks;
+  }
+
+  // The second pass goes backwards: what was read last is still in the caches. It and the third
+  // have half of the next group's first pass before them, so that nobody waits for the last tiles
+  // of the pass before: to be woken takes longer than a tile.
+  static Tasks in_order(const std::vector<Tasks>& groups) {
+    Tasks tasks;
+    const auto add = [&](const Tasks& some) {
+      tasks.insert(tasks.end(), some.begin(), some.end());
     };
-    add(&Passes::average_squares);
-    std::reverse(updates.begin(), updates.end());
-    add(&Passes::square_update);
-    std::reverse(updates.begin(), updates.end());
-    add(&Passes::update);
+    Tasks next = groups.empty() ? Tasks() : first_pass(groups[0]);
+    add(next);
+    for (size_t i = 0; i < groups.size(); ++i) {
+      next = i + 1 < groups.size() ? first_pass(groups[i + 1]) : Tasks();
+      const auto half = next.begin() + next.size() / 2;
+      add({next.begin(), half});
+      add(as_pass(&Passes::square_update, {groups[i].rbegin(), groups[i].rend()}));
+      add({half, next.end()});
+      add(groups[i]);
+    }
+    return tasks;
+  }
+
+  static Tasks first_pass(Tasks tasks) {
+    std::erase_if(tasks, [](const Task& task) { return !task.job->item->factored; });
+    return as_pass(&Passes::average_squares, std::move(tasks));
   }
 
   void average_squares(Job& job, int64_t tile) {
@@ -285,7 +307,6 @@ class Passes {
   const float* scalars_;
   float scale_;
   std::deque<Job> jobs_; // which do not move
-  std::vector<Task> tasks_;
 };
 
 } // namespace mlx_opt::cpu
