@@ -37,13 +37,21 @@ def gpt_shapes(layers: int, width: int) -> list[tuple[int, ...]]:
     return [(50257, width), (1024, width), *(block * layers), (width,), (width,)]
 
 
+def gpt_matrices(layers: int, width: int) -> list[tuple[int, ...]]:
+    """Those of the blocks."""
+    return [s for s in gpt_shapes(layers, width)[2:] if len(s) == 2]
+
+
 WORKLOADS = {"124M/148": gpt_shapes(12, 768), "1.31G/292": gpt_shapes(24, 2048)}
+MATRICES = {"85M/48": gpt_matrices(12, 768)}
 RULES = {
     "AdamW": (lambda m: m.AdamW(1e-3, weight_decay=0.01), 7),
     "SGD": (lambda m: m.SGD(1e-3, momentum=0.9), 5),
     "Lion": (lambda m: m.Lion(1e-4, weight_decay=0.01), 5),
     "Adafactor": (lambda m: m.Adafactor(), 6),
 }
+# Its limit is that of momentum and descent, without the products between them.
+MUON = {"Muon": (lambda m: m.Muon(0.02), 8)}
 DTYPES = {"f32": (mx.float32, 4), "bf16": (mx.bfloat16, 2)}
 
 
@@ -220,12 +228,22 @@ def torch_fused(rule, shapes, dtype, repeats):
 def subjects(rule, make, shapes, kind, quick):
     yield "ours", lambda: Eager(make(mlx_opt), shapes, kind)
     yield "ours, clipped", lambda: Clipped(make(mlx_opt), shapes, kind)
-    if not quick and rule in ("AdamW", "Adafactor"):
+    if quick:
+        return
+    yield "ours compiled", lambda: Compiled(make(mlx_opt), shapes, kind)
+    if rule == "Muon":
+        half = mlx_opt.Muon(0.02, ns_dtype=mx.bfloat16)
+        yield "ours, bf16", lambda: Eager(half, shapes, kind)
+    else:
         yield "ours lazy", lambda: Lazy(make(mlx_opt), shapes, kind)
-        yield "ours compiled", lambda: Compiled(make(mlx_opt), shapes, kind)
         yield "ours, g.T", lambda: Eager(make(mlx_opt), shapes, kind).transpose_gradients()
-        yield "stock eager", lambda: Eager(make(stock), shapes, kind)
-        yield "stock compiled", lambda: Compiled(make(stock), shapes, kind)
+    yield "stock eager", lambda: Eager(make(stock), shapes, kind)
+    yield "stock compiled", lambda: Compiled(make(stock), shapes, kind)
+
+
+def cases():
+    yield from itertools.product(WORKLOADS.items(), DTYPES.items(), RULES.items())
+    yield from itertools.product(MATRICES.items(), list(DTYPES.items())[:1], MUON.items())
 
 
 def report(name, subject, count, size, limit):
@@ -254,9 +272,7 @@ def main():
     bandwidth = copy_bandwidth()
     if bandwidth:
         print(f"copy {bandwidth / 1e12:.3f} TB/s, torch {torch.__version__}")
-    for (workload, shapes), (dtype, (kind, size)), (rule, (make, passes)) in itertools.product(
-        WORKLOADS.items(), DTYPES.items(), RULES.items()
-    ):
+    for (workload, shapes), (dtype, (kind, size)), (rule, (make, passes)) in cases():
         label = f"{workload} {dtype} {rule}"
         if not re.search(options.only, label):
             continue
