@@ -229,6 +229,11 @@ Returns:
 Raises:
     ValueError: ``max_norm`` is a negative number.)");
   m.def(
+      "begin_scale",
+      mlx_opt::begin_scale,
+      "scale"_a,
+      "Queues a scale on its GPU where the gradients that it is made of are evaluated or queued.");
+  m.def(
       "orthogonalized",
       [](const std::vector<mlx_opt::mx::array>& matrices,
          const std::vector<double>& scales,

@@ -10,7 +10,9 @@
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
+#include "mlx/transforms.h"
 #include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/in_place.h"
 #include "mlx_opt/norm.h"
 #include "mlx_opt/ops.h"
 #include "mlx_opt/rules/clip.h"
@@ -96,7 +98,29 @@ GradientScale scale_of(Inputs inputs, float max_norm, bool skips, mx::Stream str
   return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skips};
 }
 
+// Whether all is at hand that `x` is made of by so many primitives, one behind the other.
+bool may_begin(const mx::array& x, int primitives, mx::Stream stream) {
+  if (is_at_hand(x, stream)) {
+    return true;
+  }
+  return primitives > 0 && x.has_primitive() &&
+         std::all_of(x.inputs().begin(), x.inputs().end(), [&](const mx::array& input) {
+           return may_begin(input, primitives - 1, stream);
+         });
+}
+
 } // namespace
+
+void begin_scale(const mx::array& scale) {
+  if (scale.is_tracer() || !scale.has_primitive()) {
+    return;
+  }
+  const mx::Stream stream = scale.primitive().stream();
+  constexpr int norm_and_scale = 2;
+  if (stream.device == mx::Device::gpu && may_begin(scale, norm_and_scale, stream)) {
+    mx::async_eval({scale});
+  }
+}
 
 GradientScale gradient_scale(
     const mx::array& norm,

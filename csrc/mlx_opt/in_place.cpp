@@ -82,17 +82,6 @@ struct Targets {
   }
 };
 
-// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
-// queued, and they for Python's lock, there must be none.
-bool is_at_hand(const mx::array& x, mx::Stream stream) {
-  if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
-    return false;
-  }
-  const bool in_order =
-      stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
-  return in_order || x.is_available();
-}
-
 bool is_traced(const Scalar& x) {
   auto* array = std::get_if<mx::array>(&x);
   return array && array->is_tracer();
@@ -218,6 +207,17 @@ bool run_if_free(const Pointers& operands, const Given& given, mx::array& step, 
 }
 
 } // namespace
+
+// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
+// queued, and they for Python's lock, there must be none.
+bool is_at_hand(const mx::array& x, mx::Stream stream) {
+  if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
+    return false;
+  }
+  const bool in_order =
+      stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
+  return in_order || x.is_available();
+}
 
 bool wait_for_holder(mx::Stream stream) {
   const auto last = last_queued(stream);

@@ -12,6 +12,9 @@ namespace mlx_opt {
 /// Python's lock; step_in_place then does not wait.
 MLX_OPT_API void wait_for_turn(mx::Stream stream);
 
+/// Whether work that is queued on `stream` may read `x` without waiting.
+bool is_at_hand(const mx::array& x, mx::Stream stream);
+
 /// Queues one step of `rule` that overwrites the parameters and moments among `operands`, which
 /// are as `step` has them.
 ///

@@ -95,6 +95,7 @@ void Optimizer::update(
   if (clip.max_norm || clip.skip_nonfinite) {
     norm = global_norm(mlx_opt::values(gradients), s);
     scale = gradient_scale(*norm, clip, s);
+    begin_scale(scale->value);
     if (clip.skip_nonfinite) {
       skipped = one_more_unless_finite(skipped, *norm, s);
     }

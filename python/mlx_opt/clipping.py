@@ -31,7 +31,9 @@ class Clip(NamedTuple):
     def of(self, gradients: Any) -> Scaling:
         norm = global_norm(gradients)
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
-        return Scaling(norm, _ext.gradient_scale(norm, *self), finite)
+        scale = _ext.gradient_scale(norm, *self)
+        _ext.begin_scale(scale)
+        return Scaling(norm, scale, finite)
 
 
 class Scaling(NamedTuple):

@@ -99,6 +99,15 @@ def test_every_loop_is_in_place(name, options):
     assert {key: id(x) for key, x in model.items()} == objects
 
 
+def test_clipping_leaves_lazy_gradients_to_the_caller():
+    model, optimizer = train(mx.gpu, [wait] * 3, {"max_norm": 1.0})
+    gradients = {key: x * 2 for key, x in gradients_of(1).items()}
+    mx.synchronize()
+    before = mx.get_active_memory()
+    optimizer.update(model, gradients, max_norm=1.0)
+    assert mx.get_active_memory() - before < 4 * SHAPE[0] * SHAPE[1]
+
+
 def test_whoever_evaluates_the_parameters_alone_waits_for_them():
     model, optimizer = train(mx.gpu, [wait] * 3, {})
     gradients = gradients_of(1)
