@@ -101,6 +101,18 @@ struct Operands {
     }
   }
 
+  // A number of its own for each set of kernels.
+  uint64_t id(int lanes) const {
+    uint64_t id = static_cast<uint64_t>(lanes);
+    for (Storage storage : from) {
+      id = id << 2 | static_cast<uint64_t>(storage);
+    }
+    for (Storage storage : to) {
+      id = id << 2 | static_cast<uint64_t>(storage);
+    }
+    return id;
+  }
+
   bool all_are_contiguous(int count) const {
     return std::all_of(in, in + count, [](const mx::array* x) { return is_contiguous(*x); });
   }
@@ -209,23 +221,19 @@ void FactorGroups::add(
   for (int k = 0; k < 5; ++k) {
     tensor.in[k] = address<void>(*operands.in[k]);
   }
-  FactorGroup& group = group_of(kernels_of(operands, lanes, first_moment_));
+  const uint64_t id = operands.id(lanes);
+  auto found = std::find_if(
+      groups_.begin(), groups_.end(), [&](const FactorGroup& g) { return g.id == id; });
+  if (found == groups_.end()) {
+    groups_.push_back({id, kernels_of(operands, lanes, first_moment_)});
+    found = groups_.end() - 1;
+  }
+  FactorGroup& group = *found;
   group.tensors.push_back(tensor);
   group.positions.push_back(position);
   if (strided) {
     group.layouts.push_back(layouts_of(operands, factored));
   }
-}
-
-FactorGroup& FactorGroups::group_of(const std::array<Kernel, factor_passes>& kernels) {
-  for (FactorGroup& group : groups_) {
-    const auto same = [](const Kernel& a, const Kernel& b) { return a.id() == b.id(); };
-    if (std::equal(kernels.begin(), kernels.end(), group.kernels.begin(), same)) {
-      return group;
-    }
-  }
-  groups_.push_back({kernels, {}, {}, {}});
-  return groups_.back();
 }
 
 int64_t FactorGroups::scratch_bytes() const {

@@ -22,10 +22,11 @@ inline constexpr int factor_passes = 5;
 
 /// The tensors that the same kernels serve.
 struct FactorGroup {
+  uint64_t id; // of the kernels, among those of a step
   std::array<Kernel, factor_passes> kernels;
-  std::vector<FactorTensor> tensors;
-  std::vector<FactorStrided> layouts; // of each tensor, where operands may lie anyhow; or none
-  std::vector<size_t> positions;      // of each tensor's parameter among the outputs
+  std::vector<FactorTensor> tensors = {};
+  std::vector<FactorStrided> layouts = {}; // of each tensor, where operands may lie anyhow; or none
+  std::vector<size_t> positions = {};      // of each tensor's parameter among the outputs
 
   int lanes() const {
     return kernels[0].lanes;
@@ -52,8 +53,6 @@ class FactorGroups {
 
  private:
   void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, size_t position);
-  FactorGroup& group_of(const std::array<Kernel, factor_passes>& kernels);
-
   bool first_moment_;
   std::vector<FactorGroup> groups_;
 };
