@@ -108,30 +108,25 @@ struct Tile {
   }
 
   // This thread's part of a line; 0 behind its end.
-  template <typename Format, int operand, typename Table>
+  template <int operand, typename Format, typename Table>
   __device__ __forceinline__ void load_line(
-      const Table& table, int line, bool vectors, float (&to)[lanes]) const {
+      const Table& table, int line, bool vectors, Raw<Format, lanes>& to) const {
     const void* from = tensor.in[in_tensor[operand]];
     const Index begin = begin_of(line);
     const int count = line < height ? width_of(line) : 0;
-    if (lanes > 1 && vectors) {
-      if (column_of(0, true) < count) {
-        load<Format>(from, begin + column_of(0, true), to);
-      } else {
-#pragma unroll
-        for (int lane = 0; lane < lanes; ++lane) {
-          to[lane] = 0.0f;
+    if constexpr (lanes > 1) {
+      if (vectors) {
+        if (column_of(0, true) < count) {
+          to.load(from, begin + column_of(0, true));
         }
+        return;
       }
-      return;
     }
 #pragma unroll
     for (int lane = 0; lane < lanes; ++lane) {
-      float x[1] = {0.0f};
       if (column_of(lane, false) < count) {
-        load<Format>(from, place_of<operand>(table, begin + column_of(lane, false)), x);
+        to.load_lane(lane, from, place_of<operand>(table, begin + column_of(lane, false)));
       }
-      to[lane] = x[0];
     }
   }
 
@@ -208,11 +203,11 @@ struct Factors {
   }
 };
 
-// What is common to the passes over tiles.
-template <int lanes>
+// What is common to the passes over tiles. So many `lines` of a warp are loaded at once, so that
+// enough is on its way.
+template <int lanes, int lines = lanes == 1 ? 1 : 4>
 struct Pass {
-  // Lines of a warp, so that loads are in flight together.
-  static constexpr int at_once = lanes == 1 ? 1 : 16 / lanes;
+  static constexpr int at_once = lines;
   static constexpr int strip = at_once * warps;
 
   template <typename Table>

@@ -4,37 +4,45 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
+// Sums of columns take registers, so fewer lines of halves are loaded at once.
+template <int lanes>
+using SquaresPass = Pass<lanes, lanes == 1 ? 1 : 16 / lanes>;
+
 // W, G: the formats of the parameter and of the gradient.
 template <typename W, typename G, int lanes>
-struct FactorSquares : Pass<lanes> {
-  using Pass<lanes>::at_once;
+struct FactorSquares : SquaresPass<lanes> {
+  using Own = SquaresPass<lanes>;
+  using Own::at_once;
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
     if (!is_taken(table)) {
       return;
     }
-    const auto tile = Pass<lanes>::tile_of(table);
+    const auto tile = Own::tile_of(table);
     const FactorTensor& t = tile.tensor;
     const float scale = frame_of(table).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
     float columns[lanes] = {};
     float total = 0.0f;
-    for (int strip = threadIdx.x / warp; strip < tile.height; strip += Pass<lanes>::strip) {
-      float w[at_once][lanes];
-      float g[at_once][lanes];
+    for (int strip = threadIdx.x / warp; strip < tile.height; strip += Own::strip) {
+      Raw<W, lanes> stored_w[at_once];
+      Raw<G, lanes> stored_g[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        tile.template load_line<W, parameter>(table, strip + k * warps, vectors, w[k]);
-        tile.template load_line<G, gradient>(table, strip + k * warps, vectors, g[k]);
+        tile.template load_line<parameter>(table, strip + k * warps, vectors, stored_w[k]);
+        tile.template load_line<gradient>(table, strip + k * warps, vectors, stored_g[k]);
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
+        float w[lanes], g[lanes];
+        stored_w[k].widen(w);
+        stored_g[k].widen(g);
         float line = 0.0f;
 #pragma unroll
         for (int lane = 0; lane < lanes; ++lane) {
-          const float x = scale * g[k][lane];
-          total = fma(w[k][lane], w[k][lane], total);
+          const float x = scale * g[lane];
+          total = fma(w[lane], w[lane], total);
           line = fma(x, x, line);
           columns[lane] = fma(x, x, columns[lane]);
         }
@@ -46,7 +54,7 @@ struct FactorSquares : Pass<lanes> {
     if (t.factored) {
       put_columns(tile, vectors, columns);
     }
-    Pass<lanes>::put_squares(tile, 0, total);
+    Own::put_squares(tile, 0, total);
   }
 
  private:
@@ -118,17 +126,19 @@ struct FactorUpdateSquares : Pass<lanes> {
     float total = 0.0f;
     for (int strip = 0; strip < tile.height; strip += Pass<lanes>::strip) {
       const int first = strip + threadIdx.x / warp;
-      float g[at_once][lanes];
+      Raw<G, lanes> stored[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        tile.template load_line<G, gradient>(table, first + k * warps, vectors, g[k]);
+        tile.template load_line<gradient>(table, first + k * warps, vectors, stored[k]);
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
+        float g[lanes];
+        stored[k].widen(g);
         const float of_line = factors.of_line(first + k * warps);
 #pragma unroll
         for (int lane = 0; lane < lanes; ++lane) {
-          const float u = of_line * factors.of_columns[lane] * (scale * g[k][lane]);
+          const float u = of_line * factors.of_columns[lane] * (scale * g[lane]);
           total = fma(u, u, total);
         }
       }
@@ -142,9 +152,13 @@ struct FactorUpdateSquares : Pass<lanes> {
     const bool vectors = tile.template allows_vectors<V, G>(tile.tensor.in[1], tile.tensor.in[4]);
     float total = 0.0f;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
+      Raw<V, lanes> stored_v;
+      Raw<G, lanes> stored_g;
+      tile.template load_line<mean>(table, line, vectors, stored_v);
+      tile.template load_line<gradient>(table, line, vectors, stored_g);
       float v[lanes], g[lanes], factors[lanes];
-      tile.template load_line<V, mean>(table, line, vectors, v);
-      tile.template load_line<G, gradient>(table, line, vectors, g);
+      stored_v.widen(v);
+      stored_g.widen(g);
       average_line(v, g, frame, factors);
       const int count = tile.width_of(line);
 #pragma unroll

@@ -70,28 +70,34 @@ struct FactorUpdate : Pass<lanes> {
     const auto factors = Factors<lanes>::of(tile, vectors);
     for (int strip = 0; strip < tile.height; strip += Pass<lanes>::strip) {
       const int first = strip + threadIdx.x / warp;
-      float w[at_once][lanes], m[at_once][lanes], u[at_once][lanes];
+      Raw<W, lanes> stored_w[at_once];
+      Raw<M, lanes> stored_m[at_once];
+      Raw<G, lanes> stored_g[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         const int line = first + k * warps;
-        tile.template load_line<G, gradient>(table, line, vectors, u[k]);
-        tile.template load_line<W, parameter>(table, line, vectors, w[k]);
+        tile.template load_line<gradient>(table, line, vectors, stored_g[k]);
+        tile.template load_line<parameter>(table, line, vectors, stored_w[k]);
         if (has_moment) {
-          tile.template load_line<M, first_moment>(table, line, vectors, m[k]);
+          tile.template load_line<first_moment>(table, line, vectors, stored_m[k]);
         }
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         const int line = first + k * warps;
+        float w[lanes], m[lanes], g[lanes], u[lanes];
+        stored_w[k].widen(w);
+        stored_m[k].widen(m);
+        stored_g[k].widen(g);
         const float of_line = factors.of_line(line);
 #pragma unroll
         for (int lane = 0; lane < lanes; ++lane) {
-          u[k][lane] = of_line * factors.of_columns[lane] * (frame.scale * u[k][lane]);
+          u[lane] = of_line * factors.of_columns[lane] * (frame.scale * g[lane]);
         }
-        apply(w[k], m[k], u[k], frame, rates);
-        tile.template store_line<NewW>(t.out[0], line, vectors, w[k]);
+        apply(w, m, u, frame, rates);
+        tile.template store_line<NewW>(t.out[0], line, vectors, w);
         if (has_moment) {
-          tile.template store_line<NewM>(t.out[3], line, vectors, m[k]);
+          tile.template store_line<NewM>(t.out[3], line, vectors, m);
         }
       }
     }
@@ -206,13 +212,21 @@ struct FactorUpdate : Pass<lanes> {
                              t.in[0], t.in[1], t.in[4], t.out[0], t.out[1]) &&
                          (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
-      float w[lanes], v[lanes], m[lanes], g[lanes], factors[lanes];
-      tile.template load_line<W, parameter>(table, line, vectors, w);
-      tile.template load_line<V, mean>(table, line, vectors, v);
-      tile.template load_line<G, gradient>(table, line, vectors, g);
+      Raw<W, lanes> stored_w;
+      Raw<V, lanes> stored_v;
+      Raw<M, lanes> stored_m;
+      Raw<G, lanes> stored_g;
+      tile.template load_line<parameter>(table, line, vectors, stored_w);
+      tile.template load_line<mean>(table, line, vectors, stored_v);
+      tile.template load_line<gradient>(table, line, vectors, stored_g);
       if (has_moment) {
-        tile.template load_line<M, first_moment>(table, line, vectors, m);
+        tile.template load_line<first_moment>(table, line, vectors, stored_m);
       }
+      float w[lanes], v[lanes], m[lanes], g[lanes], factors[lanes];
+      stored_w.widen(w);
+      stored_v.widen(v);
+      stored_m.widen(m);
+      stored_g.widen(g);
       average_line(v, g, frame, factors);
 #pragma unroll
       for (int lane = 0; lane < lanes; ++lane) {

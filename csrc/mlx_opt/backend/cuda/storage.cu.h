@@ -109,21 +109,56 @@ MLX_OPT_FN void write(void* to, const unsigned* from) {
   }
 }
 
+MLX_OPT_FN unsigned word_of(unsigned short x) {
+  return x;
+}
+MLX_OPT_FN unsigned word_of(float x) {
+  return __float_as_uint(x);
+}
+
+// Elements as they are stored. To widen them is to wait for them; behind a branch that would be
+// before the next ones are asked for.
+template <typename Format, int lanes>
+struct Raw {
+  using Stored = typename Format::Stored;
+  static constexpr int in_word = 4 / sizeof(Stored);
+  static constexpr int words = (lanes + in_word - 1) / in_word;
+
+  unsigned stored[words] = {};
+
+  // Elements [i, i + lanes) of an operand, whole words.
+  __device__ __forceinline__ void load(const void* operand, Index i) {
+    read<words>(static_cast<const Stored*>(operand) + i, stored);
+  }
+
+  // Element i, in a place that is still 0.
+  __device__ __forceinline__ void load_lane(int lane, const void* operand, Index i) {
+    const unsigned bits = word_of(static_cast<const Stored*>(operand)[i]);
+    stored[lane / in_word] |= bits << lane % in_word * 16;
+  }
+
+  __device__ __forceinline__ void widen(float (&to)[lanes]) const {
+    if constexpr (lanes < in_word) {
+      to[0] = Format::widen(static_cast<Stored>(stored[0]));
+    } else {
+#pragma unroll
+      for (int k = 0; k < words; ++k) {
+        Format::widen(stored[k], to + k * in_word);
+      }
+    }
+  }
+};
+
 // Elements [i, i + lanes) of an operand as floats, and back.
 template <typename Format, int lanes>
 MLX_OPT_FN void load(const void* operand, Index i, float (&to)[lanes]) {
-  const auto* from = static_cast<const typename Format::Stored*>(operand) + i;
+  Raw<Format, lanes> raw;
   if constexpr (lanes == 1) {
-    to[0] = Format::widen(*from);
+    raw.load_lane(0, operand, i);
   } else {
-    constexpr int words = lanes * sizeof(typename Format::Stored) / 4;
-    unsigned stored[words];
-    read<words>(from, stored);
-#pragma unroll
-    for (int k = 0; k < words; ++k) {
-      Format::widen(stored[k], to + k * (lanes / words));
-    }
+    raw.load(operand, i);
   }
+  raw.widen(to);
 }
 
 template <typename Format, int lanes>
