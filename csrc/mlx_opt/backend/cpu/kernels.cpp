@@ -16,6 +16,13 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
 
+// Whether they are written out here; elsewhere a prefetch would keep the compiler from making them.
+#if defined(__AVX2__)
+constexpr bool by_hand = true;
+#else
+constexpr bool by_hand = false;
+#endif
+
 // What the gradients are multiplied with as they are loaded.
 struct One {
   MLX_OPT_FN float of(One, float g) {
@@ -176,6 +183,11 @@ struct Driver {
     int64_t i = 0;
     MLX_OPT_INDEPENDENT
     for (; i + lanes <= count; i += lanes) {
+      if constexpr (by_hand) {
+        for (int k = 0; k <= fields; ++k) {
+          ask_ahead(in[k] + i);
+        }
+      }
       update<Format>(in, out, i, frame);
     }
     if (i < count) {

@@ -50,15 +50,21 @@ void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
   }
 }
 
-// Asks for what will be read soon after elements [begin, begin + count). A processor that reads few
-// streams at once does so by itself only up to the end of a page.
+// Asks for what will be read soon after what is read at `at`. A processor does so by itself only to
+// the end of a page.
+inline void ask_ahead(const void* at) {
+  constexpr uintptr_t distance = 2048;
+  const auto ahead = reinterpret_cast<uintptr_t>(at) + distance;
+  __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+}
+
+// The same for all lines of elements [begin, begin + count).
 inline void ask_ahead(const Operand& operand, int64_t begin, int64_t count) {
-  constexpr int64_t distance = 2048;
   constexpr int64_t line = 64;
   const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
-  const auto from = reinterpret_cast<uintptr_t>(operand.data) + begin * size + distance;
+  const auto* from = at<const char>(operand, begin * size);
   for (int64_t i = 0; i < count * size; i += line) {
-    __builtin_prefetch(reinterpret_cast<const void*>(from + i), 0, 2);
+    ask_ahead(from + i);
   }
 }
 
