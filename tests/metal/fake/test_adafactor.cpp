@@ -256,7 +256,7 @@ TEST_CASE("Adafactor lets go of what it has in its hands when it is done") {
   const std::weak_ptr<int> watched = keep;
   fake::begin();
   const auto* backend = gpu::find_backend().backend;
-  backend->prepare_adafactor(sources, {0, 1, false}, inputs, dtypes, gpu_stream)
+  backend->prepare_adafactor(sources, {0, 1, false}, pointers_to(inputs), dtypes, gpu_stream)
       ->enqueue(outputs, std::move(keep));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);
