@@ -130,7 +130,7 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       out[k] = at<Stored>(tensor.out[k], begin);
     }
-    loop<Format>(in, out, end - begin, frame);
+    loop<Format, by_hand>(in, out, end - begin, frame);
   }
 
   // A gradient that is a transposed matrix, as that of a linear layer often is. `begin` is the
@@ -168,13 +168,13 @@ struct Driver {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
-    loop<Float32>(in, out, count, frame);
+    loop<Float32, false>(in, out, count, frame); // load has asked
     for (int k = 0; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
     }
   }
 
-  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
+  template <typename Format, bool asks, typename Scale, typename Stored = typename Format::Stored>
   static void loop(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
@@ -183,7 +183,7 @@ struct Driver {
     int64_t i = 0;
     MLX_OPT_INDEPENDENT
     for (; i + lanes <= count; i += lanes) {
-      if constexpr (by_hand) {
+      if constexpr (asks) {
         for (int k = 0; k <= fields; ++k) {
           ask_ahead(in[k] + i);
         }
