@@ -6,9 +6,12 @@ set(package share/cmake/mlx_opt)
 install(TARGETS mlx_opt EXPORT mlx_optTargets LIBRARY DESTINATION lib)
 install(EXPORT mlx_optTargets NAMESPACE mlx_opt:: DESTINATION ${package})
 
-set(headers api clipping functions hyperparameters mlx_opt optimizer)
-list(TRANSFORM headers REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/csrc/mlx_opt/\\1.h")
-install(FILES ${headers} ${MLX_OPT_GENERATED}/mlx_opt/version.h DESTINATION include/mlx_opt)
+set(headers mlx_opt api/functions api/optimizer types/clipping types/export types/hyperparameters)
+foreach(header IN LISTS headers)
+  cmake_path(GET header PARENT_PATH folder)
+  install(FILES ${PROJECT_SOURCE_DIR}/csrc/mlx_opt/${header}.h DESTINATION include/mlx_opt/${folder})
+endforeach()
+install(FILES ${MLX_OPT_GENERATED}/mlx_opt/version.h DESTINATION include/mlx_opt)
 
 configure_package_config_file(
   ${PROJECT_SOURCE_DIR}/cmake/mlx_optConfig.cmake.in ${PROJECT_BINARY_DIR}/mlx_optConfig.cmake

@@ -21,7 +21,15 @@ import macho
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 3_000_000
 
-HEADERS = {"api", "clipping", "functions", "hyperparameters", "mlx_opt", "optimizer", "version"}
+HEADERS = {
+    "api/functions",
+    "api/optimizer",
+    "mlx_opt",
+    "types/clipping",
+    "types/export",
+    "types/hyperparameters",
+    "version",
+}
 FILES = {
     "mlx_opt/*.py",
     "mlx_opt/py.typed",

@@ -8,7 +8,7 @@
 
 #include <nanobind/nanobind.h>
 
-#include "mlx_opt/ops.h"
+#include "mlx_opt/graph/ops.h"
 
 namespace mlx_opt::python {
 

@@ -4,7 +4,7 @@
 #include "bindings/batch.h"
 #include "bindings/tree.h"
 #include "mlx/utils.h"
-#include "mlx_opt/in_place.h"
+#include "mlx_opt/eager/in_place.h"
 
 namespace mlx_opt::python {
 namespace {

@@ -9,10 +9,10 @@
 
 #include "bindings/batch.h"
 #include "bindings/tree.h"
-#include "mlx_opt/backend/cpu/kernel.h"
+#include "mlx_opt/algorithms/newton_schulz.h"
+#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
 #include "mlx_opt/backend/cpu/pool.h"
-#include "mlx_opt/backend/gpu.h"
-#include "mlx_opt/newton_schulz.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

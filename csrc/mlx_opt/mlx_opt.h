@@ -1,8 +1,8 @@
 /// Fused, in-place optimizers for MLX.
 #pragma once
 
-#include "mlx_opt/clipping.h"
-#include "mlx_opt/functions.h"
-#include "mlx_opt/hyperparameters.h"
-#include "mlx_opt/optimizer.h"
+#include "mlx_opt/api/functions.h"
+#include "mlx_opt/api/optimizer.h"
+#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/types/hyperparameters.h"
 #include "mlx_opt/version.h"

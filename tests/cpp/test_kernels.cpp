@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "mlx/types/half_types.h"
-#include "mlx_opt/backend/cpu/kernel.h"
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
 
 using namespace mlx_opt;
 using namespace mlx_opt::cpu;

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "mlx_opt/plan.h"
+#include "mlx_opt/step/plan.h"
 
 using mlx_opt::Plan;
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 
 #include "mlx/mlx.h"
-#include "mlx_opt/ops.h"
+#include "mlx_opt/graph/ops.h"
 
 namespace mx = mlx::core;
 using mlx_opt::Rule;

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "checks.h"
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 
 using namespace mlx_opt;
 using namespace steps;

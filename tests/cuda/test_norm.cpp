@@ -3,7 +3,7 @@
 
 #include "checks.h"
 #include "mlx/primitives.h"
-#include "mlx_opt/clipping.h"
+#include "mlx_opt/types/clipping.h"
 
 using namespace mlx_opt;
 using namespace steps;

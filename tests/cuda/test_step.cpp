@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "checks.h"
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 
 using namespace mlx_opt;
 using namespace steps;

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "mlx/mlx.h"
-#include "mlx_opt/update.h"
+#include "mlx_opt/graph/step_primitive.h"
 
 namespace steps {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/ops.h"
+#include "mlx_opt/graph/ops.h"
 
 namespace steps {
 

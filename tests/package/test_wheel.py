@@ -55,16 +55,16 @@ def test_a_file_too_many_or_too_few_is_found(changed):
 
 def test_a_path_of_the_build_is_found(changed, wheel):
     data = contents(wheel, LIBRARY)
-    path = changed({LIBRARY: data + b"\0/home/me/mlx_opt/csrc/ops.cpp\0"})
-    assert refusal(path) == f"{LIBRARY} names /home/me/mlx_opt/csrc/ops.cpp"
+    path = changed({LIBRARY: data + b"\0/home/me/mlx_opt/csrc/graph/ops.cpp\0"})
+    assert refusal(path) == f"{LIBRARY} names /home/me/mlx_opt/csrc/graph/ops.cpp"
     path = changed({LIBRARY: data + b"/srv/agent/3"})
     assert refusal(path, ["/srv/agent"]) == f"{LIBRARY} names /srv/agent"
 
 
 def test_a_header_that_includes_the_inside_is_found(changed):
     name = "mlx_opt/include/mlx_opt/mlx_opt.h"
-    path = changed({name: b'#include "mlx_opt/ops.h"\n'})
-    assert refusal(path) == f"{name} includes mlx_opt/ops.h, which is not installed"
+    path = changed({name: b'#include "mlx_opt/graph/ops.h"\n'})
+    assert refusal(path) == f"{name} includes mlx_opt/graph/ops.h, which is not installed"
 
 
 def test_an_absolute_rpath_and_symbols_are_found(changed, wheel, tmp_path):

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "mlx_opt/adafactor.h"
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/algorithms/adafactor.h"
+#include "mlx_opt/backend/backend.h"
 #include "tensors.h"
 
 using namespace mlx_opt;

@@ -6,10 +6,10 @@
 #include <optional>
 
 #include "mlx/primitives.h"
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 #include "mlx_opt/backend/metal/norm_source.h"
-#include "mlx_opt/clipping.h"
-#include "mlx_opt/ops.h"
+#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/types/clipping.h"
 #include "tensors.h"
 
 using namespace mlx_opt;

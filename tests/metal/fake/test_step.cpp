@@ -6,9 +6,9 @@
 #include <optional>
 
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 #include "mlx_opt/backend/metal/source.h"
-#include "mlx_opt/update.h"
+#include "mlx_opt/graph/step_primitive.h"
 #include "tensors.h"
 
 using namespace mlx_opt;

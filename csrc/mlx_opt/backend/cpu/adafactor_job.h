@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "mlx_opt/backend/cpu/adafactor_kernel.h"
+#include "mlx_opt/backend/cpu/kernels/adafactor_kernel.h"
 
 namespace mlx_opt::cpu {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include "mlx_opt/backend/cpu/adafactor_kernel.h"
-#include "mlx_opt/backend/cpu/kernel.h"
+#include "mlx_opt/backend/cpu/kernels/adafactor_kernel.h"
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
 
 namespace mlx_opt {
 

@@ -1,6 +1,6 @@
 #include "mlx_opt/backend/cpu/operands.h"
 
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cpu {
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/backend/cpu/kernel.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cpu {
 

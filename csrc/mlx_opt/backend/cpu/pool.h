@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "mlx_opt/api.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt::cpu {
 

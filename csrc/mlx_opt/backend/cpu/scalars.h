@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/scalars.h"
 
 namespace mlx_opt::cpu {
 

@@ -7,7 +7,7 @@
 #include "mlx_opt/backend/cpu/operands.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/cpu/scalars.h"
-#include "mlx_opt/plan.h"
+#include "mlx_opt/step/plan.h"
 
 namespace mlx_opt::cpu {
 namespace {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/layout.h"
-#include "mlx_opt/prepared.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/prepared.h"
+#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cpu {
 

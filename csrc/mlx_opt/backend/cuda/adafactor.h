@@ -1,7 +1,7 @@
 // A step of Adafactor on an NVIDIA GPU.
 #pragma once
 
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 
 namespace mlx_opt::cuda {
 

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "mlx_opt/backend/cuda/operand.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cuda {
 namespace {

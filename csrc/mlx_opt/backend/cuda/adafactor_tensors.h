@@ -8,9 +8,9 @@
 #include "mlx/array.h"
 #include "mlx_opt/backend/cuda/source.h"
 #include "mlx_opt/backend/cuda/tables.h"
-#include "mlx_opt/layout.h"
-#include "mlx_opt/prepared.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/prepared.h"
+#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cuda {
 

@@ -1,11 +1,11 @@
 // What libmlx_opt asks for.
-#include "mlx_opt/api.h"
 #include "mlx_opt/backend/cuda/adafactor.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/norm.h"
 #include "mlx_opt/backend/cuda/step.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt::cuda {
 namespace {

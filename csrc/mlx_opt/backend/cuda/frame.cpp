@@ -2,8 +2,8 @@
 
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/tables.h"
-#include "mlx_opt/rule.h"
 #include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::cuda {
 namespace {

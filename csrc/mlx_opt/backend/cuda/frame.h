@@ -2,7 +2,7 @@
 #pragma once
 
 #include "mlx_opt/backend/cuda/operand.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/scalars.h"
 
 namespace mlx_opt::cuda {
 

@@ -7,7 +7,7 @@
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/tables.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cuda {
 namespace {

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <string>
 
-#include "mlx_opt/schedule.h"
-#include "mlx_opt/storage.h"
+#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::cuda {
 

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "mlx_opt/backend/metal/operand.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
 namespace {

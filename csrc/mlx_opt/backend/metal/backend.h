@@ -1,7 +1,7 @@
-// What gpu.cpp asks for.
+// What find.cpp asks for.
 #pragma once
 
-#include "mlx_opt/backend/gpu.h"
+#include "mlx_opt/backend/backend.h"
 
 namespace mlx_opt::metal {
 

@@ -2,8 +2,8 @@
 
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/tables.h"
-#include "mlx_opt/rule.h"
 #include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/scalars.h"
 
 namespace mlx_opt::metal {
 

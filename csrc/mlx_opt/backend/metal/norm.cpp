@@ -8,7 +8,7 @@
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/operand.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -6,7 +6,7 @@
 #include "mlx/array.h"
 #include "mlx_opt/backend/metal/program.h"
 #include "mlx_opt/backend/metal/tables.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
 

@@ -3,7 +3,7 @@
 
 #include "mlx/allocator.h"
 #include "mlx/array.h"
-#include "mlx_opt/prepared.h"
+#include "mlx_opt/step/prepared.h"
 
 namespace mlx_opt::metal {
 

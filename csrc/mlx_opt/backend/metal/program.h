@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "mlx_opt/backend/formats.h"
+#include "mlx_opt/backend/gpu/formats.h"
 #include "mlx_opt/backend/metal/tables.h"
 
 namespace mlx_opt::metal {

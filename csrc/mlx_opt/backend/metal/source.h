@@ -5,7 +5,7 @@
 
 #include "mlx_opt/backend/metal/program.h"
 #include "mlx_opt/backend/metal/tables.h"
-#include "mlx_opt/schedule.h"
+#include "mlx_opt/step/scalars.h"
 
 namespace mlx_opt::metal {
 

@@ -10,7 +10,7 @@
 #include "mlx_opt/backend/metal/operand.h"
 #include "mlx_opt/backend/metal/place.h"
 #include "mlx_opt/backend/metal/source.h"
-#include "mlx_opt/layout.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -1,0 +1,212 @@
+#include "mlx_opt/api/optimizer.h"
+
+#include <stdexcept>
+
+#include "mlx/io.h"
+#include "mlx/ops.h"
+#include "mlx/transforms.h"
+#include "mlx_opt/api/run_step.h"
+#include "mlx_opt/version.h"
+
+namespace mlx_opt {
+namespace {
+
+[[noreturn]] void reject(const std::string& what) {
+  throw std::invalid_argument("mlx_opt: " + what);
+}
+
+std::string key_of(const std::string& parameter, std::string_view name) {
+  return parameter + "." + std::string(name);
+}
+
+// Takes an array out of a state.
+mx::array take(NamedArrays& state, const std::string& key) {
+  auto entry = state.extract(key);
+  if (entry.empty()) {
+    reject("the state has no \"" + key + "\"");
+  }
+  return std::move(entry.mapped());
+}
+
+mx::array take_scalar(NamedArrays& state, const std::string& key, bool whole) {
+  const mx::array x = take(state, key);
+  const bool fits = whole ? mx::issubdtype(x.dtype(), mx::integer)
+                          : mx::issubdtype(x.dtype(), mx::number) && x.dtype() != mx::complex64;
+  if (x.size() != 1 || !fits) {
+    reject(
+        "the state's \"" + key + "\" must be one " + (whole ? "integer" : "real number") +
+        ", got " + dtype_text(x.dtype()) + " of shape " + shape_text(x.shape()));
+  }
+  return mx::astype(
+      mx::reshape(x, {}, mx::Device::cpu), whole ? mx::uint64 : mx::float32, mx::Device::cpu);
+}
+
+std::optional<mx::array> take_scalar_if_any(
+    NamedArrays& state, const std::string& key, bool whole) {
+  return state.contains(key) ? std::optional(take_scalar(state, key, whole)) : std::nullopt;
+}
+
+std::uint64_t number(const std::optional<mx::array>& count) {
+  return count ? mx::array(*count).item<std::uint64_t>() : 0;
+}
+
+mx::array one_more_unless_finite(
+    const std::optional<mx::array>& count, const mx::array& norm, mx::StreamOrDevice s) {
+  const mx::array one(std::uint64_t{1});
+  const mx::array before = count.value_or(mx::array(std::uint64_t{0}));
+  return mx::where(mx::isfinite(norm, s), before, mx::add(before, one, s), s);
+}
+
+} // namespace
+
+Optimizer::Optimizer(
+    const NamedArrays& parameters, Hyperparameters hypers, std::optional<double> learning_rate)
+    : hypers_(std::move(hypers)), learning_rate_(learning_rate) {
+  check_mlx();
+  const Definition definition = mlx_opt::definition(hypers_);
+  if (!learning_rate && definition.uses_learning_rate) {
+    reject("this optimizer needs a learning rate");
+  }
+  for (const auto& [name, parameter] : parameters) {
+    check_operand(name, "parameter", parameter, parameter.shape());
+    moments_.emplace(
+        name, Moments{definition.names(parameter.ndim()), initial_state(hypers_, {parameter})});
+  }
+}
+
+void Optimizer::update(
+    NamedArrays& parameters, NamedArrays gradients, const Clip& clip, mx::StreamOrDevice s) {
+  std::vector<const std::string*> names;
+  std::vector<Leaf> leaves;
+  for (auto& [name, gradient] : gradients) {
+    const auto parameter = parameters.find(name);
+    const auto moments = moments_.find(name);
+    if (parameter == parameters.end() || moments == moments_.end()) {
+      const bool no_parameter = parameter == parameters.end();
+      reject(name + ": there is a gradient but no " + (no_parameter ? "parameter" : "state"));
+    }
+    names.push_back(&name);
+    leaves.push_back({&parameter->second, &gradient, moments->second.arrays.data()});
+  }
+  const Definition definition = mlx_opt::definition(hypers_);
+  check(definition, [&](size_t i) { return *names[i]; }, leaves, s);
+  std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
+  std::optional<GradientScale> scale;
+  if (clip.max_norm || clip.skip_nonfinite) {
+    norm = global_norm(mlx_opt::values(gradients), s);
+    scale = gradient_scale(*norm, clip, s);
+    begin_scale(scale->value);
+    if (clip.skip_nonfinite) {
+      skipped = one_more_unless_finite(skipped, *norm, s);
+    }
+  }
+  mx::array step(attempts_ + 1);
+  if (skipped) {
+    step = mx::subtract(step, *skipped, s);
+  }
+  apply(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, s);
+  ++attempts_;
+  step_ = std::move(step);
+  grad_norm_ = std::move(norm);
+  skipped_ = std::move(skipped);
+}
+
+std::uint64_t Optimizer::skipped() const {
+  return number(skipped_);
+}
+
+NamedArrays Optimizer::state() const {
+  NamedArrays state = {{"step", step_}};
+  if (learning_rate_) {
+    state.emplace("learning_rate", mx::array(*learning_rate_));
+  }
+  if (grad_norm_) {
+    state.emplace("grad_norm", *grad_norm_);
+  }
+  if (skipped_) {
+    state.emplace("skipped", *skipped_);
+  }
+  for (const auto& [parameter, moments] : moments_) {
+    for (size_t k = 0; k < moments.names.size(); ++k) {
+      state.emplace(key_of(parameter, moments.names[k]), moments.arrays[k]);
+    }
+  }
+  return state;
+}
+
+Arrays Optimizer::values() const {
+  Arrays values = {step_};
+  for (const auto& x : {grad_norm_, skipped_}) {
+    if (x) {
+      values.push_back(*x);
+    }
+  }
+  for (const auto& [parameter, moments] : moments_) {
+    values.insert(values.end(), moments.arrays.begin(), moments.arrays.end());
+  }
+  return values;
+}
+
+void Optimizer::set_state(const NamedArrays& state) {
+  NamedArrays rest = state;
+  Arrays arrays = {take_scalar(rest, "step", true)};
+  const bool uses_learning_rate = definition(hypers_).uses_learning_rate;
+  auto learning_rate = uses_learning_rate ? take_scalar(rest, "learning_rate", false)
+                                          : take_scalar_if_any(rest, "learning_rate", false);
+  auto grad_norm = take_scalar_if_any(rest, "grad_norm", false);
+  auto skipped = take_scalar_if_any(rest, "skipped", true);
+  for (const auto& x : {learning_rate, grad_norm, skipped}) {
+    if (x) {
+      arrays.push_back(*x);
+    }
+  }
+  auto moments = moments_;
+  for (auto& [parameter, own] : moments) {
+    for (size_t k = 0; k < own.names.size(); ++k) {
+      const std::string key = key_of(parameter, own.names[k]);
+      mx::array given = take(rest, key);
+      check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      own.arrays[k] = std::move(given);
+      arrays.push_back(own.arrays[k]);
+    }
+  }
+  if (!rest.empty()) {
+    reject("the state's \"" + rest.begin()->first + "\" belongs to no parameter of this optimizer");
+  }
+  mx::eval(arrays);
+  step_ = arrays[0];
+  attempts_ = number(step_) + number(skipped);
+  learning_rate_ = learning_rate ? std::optional(learning_rate->item<float>()) : std::nullopt;
+  skipped_ = std::move(skipped);
+  grad_norm_ = std::move(grad_norm);
+  moments_ = std::move(moments);
+}
+
+void Optimizer::save(const std::string& path) const {
+  const NamedArrays own = state();
+  mx::save_safetensors(path, {own.begin(), own.end()});
+}
+
+void Optimizer::load(const std::string& path) {
+  try {
+    const auto arrays = mx::load_safetensors(path).first;
+    set_state({arrays.begin(), arrays.end()});
+  } catch (const std::exception& error) {
+    throw std::runtime_error("mlx_opt: cannot load " + path + ": " + error.what());
+  }
+}
+
+Arrays values(const NamedArrays& arrays) {
+  Arrays values;
+  values.reserve(arrays.size());
+  for (const auto& [name, x] : arrays) {
+    values.push_back(x);
+  }
+  return values;
+}
+
+const char* version() {
+  return MLX_OPT_VERSION;
+}
+
+} // namespace mlx_opt

@@ -1,0 +1,128 @@
+// An optimizer over named parameters, with a state that Python's reads and writes too.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "mlx_opt/api/functions.h"
+
+namespace mlx_opt {
+
+/// Arrays by name. mlx.utils.tree_flatten makes such names: "layers.0.weight".
+using NamedArrays = std::map<std::string, mx::array>;
+
+/// Updates named parameters, and keeps the state that this takes.
+///
+///   mlx_opt::Optimizer optimizer(parameters, mlx_opt::AdamW{.weight_decay = 0.1}, 1e-3);
+///   ...
+///   mx::eval(mlx_opt::values(gradients));
+///   optimizer.update(parameters, std::move(gradients));
+///   mx::eval(mlx_opt::values(parameters));
+///   mx::eval(optimizer.values());
+///
+/// An exception leaves the optimizer and the parameters as they were. One object is for one thread
+/// at a time.
+class MLX_OPT_API Optimizer {
+ public:
+  /// `parameters`: those to be updated; float32, float16 or bfloat16. Only shapes and dtypes are
+  /// noted; the moments begin as zeros. `learning_rate`: only Adafactor with relative_step, which
+  /// does not use it, can do without.
+  ///
+  /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
+  /// dtype and for a learning rate that is missing, std::runtime_error if the running MLX is not
+  /// the one that this library was built for.
+  Optimizer(
+      const NamedArrays& parameters,
+      Hyperparameters hypers,
+      std::optional<double> learning_rate = std::nullopt);
+
+  /// One step: replaces the parameters that have a gradient, and their state, by their successors.
+  /// See `mlx_opt::update` for when it runs, for whose buffers they take, and for dtypes. Gradients
+  /// of some parameters update these; with none the step is counted all the same.
+  ///
+  /// `clip` is of the norm of all gradients together, and done inside the step: the clipped
+  /// gradients are never written. Where the step is skipped, parameters, state and step stay as
+  /// they were, and `skipped` counts it. Nothing waits for the norm.
+  ///
+  /// Throws std::invalid_argument, with the parameter's name, where a gradient has no parameter or
+  /// no state, or another shape than these, and if max_norm is negative; std::runtime_error if the
+  /// device has no backend.
+  void update(
+      NamedArrays& parameters,
+      NamedArrays gradients,
+      const Clip& clip = {},
+      mx::StreamOrDevice s = {});
+
+  /// Steps done. Waits for the last one if it could be skipped, as `skipped` does.
+  std::uint64_t step() const {
+    return attempts_ - skipped();
+  }
+
+  /// Steps that were not taken because the norm of their gradients was not finite.
+  std::uint64_t skipped() const;
+
+  /// The global norm of the gradients of the last step that clipped or could be skipped, before
+  /// clipping: 0-d, float32, lazy; before the first of these none.
+  std::optional<mx::array> grad_norm() const {
+    return grad_norm_;
+  }
+
+  /// For the next steps. Kept as float32, as by Python's.
+  ///
+  /// Throws std::bad_optional_access if there is none.
+  double learning_rate() const {
+    return learning_rate_.value();
+  }
+  void set_learning_rate(double learning_rate) {
+    learning_rate_ = static_cast<float>(learning_rate);
+  }
+
+  /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
+  /// "learning_rate" (float32, 0-d) if there is one, and for each parameter its arrays,
+  /// "layers.0.weight.m"; and, once they were asked for, "grad_norm" (float32, 0-d) and "skipped"
+  /// (uint64, 0-d).
+  NamedArrays state() const;
+
+  /// All arrays of the state, without their names: what mx::eval takes.
+  Arrays values() const;
+
+  /// Takes a state of that form; "grad_norm" and "skipped" may be missing, and a learning rate that
+  /// is not used.
+  ///
+  /// Throws std::invalid_argument with the name of the array that is missing, not known, or not of
+  /// the shape or dtype that it must be. Moments are float32, float16 or bfloat16.
+  void set_state(const NamedArrays& state);
+
+  /// Writes the state to a safetensors file; MLX adds the extension to a name without. Python reads
+  /// it: optimizer.state = tree_unflatten(list(mx.load(path).items())).
+  ///
+  /// Throws std::runtime_error if the file cannot be written.
+  void save(const std::string& path) const;
+
+  /// Reads the state from a safetensors file, written by `save` or by Python:
+  /// mx.save_safetensors(path, dict(tree_flatten(optimizer.state))).
+  ///
+  /// Throws std::runtime_error with the file's name, and with what `set_state` says, if the file
+  /// cannot be read, is damaged, or does not belong to these parameters and this optimizer.
+  void load(const std::string& path);
+
+ private:
+  struct Moments {
+    std::vector<std::string_view> names;
+    Arrays arrays;
+  };
+
+  Hyperparameters hypers_;
+  std::optional<float> learning_rate_;
+  std::uint64_t attempts_ = 0;            // steps done and skipped
+  mx::array step_ = mx::array(attempts_); // those done
+  std::optional<mx::array> skipped_;
+  std::optional<mx::array> grad_norm_;
+  std::map<std::string, Moments> moments_;
+};
+
+/// The arrays without their names, in the order of the names: what mx::eval takes.
+MLX_OPT_API Arrays values(const NamedArrays& arrays);
+
+} // namespace mlx_opt

@@ -1,0 +1,58 @@
+// The step behind the C++ interface.
+#pragma once
+
+#include <functional>
+
+#include "mlx_opt/api/functions.h"
+#include "mlx_opt/step/spec.h"
+
+namespace mlx_opt {
+
+/// A parameter, its gradient and the first array of its state, behind which are the others.
+struct Leaf {
+  mx::array* parameter;
+  mx::array* gradient;
+  mx::array* state;
+};
+
+/// What errors call leaf i.
+using Name = std::function<std::string(size_t i)>;
+
+/// Throws std::invalid_argument where the leaves do not fit, std::runtime_error if the device has
+/// no backend or the running MLX is not the one that this library was built for.
+void check(
+    const Definition& definition,
+    const Name& name,
+    const std::vector<Leaf>& leaves,
+    mx::StreamOrDevice s);
+
+/// Replaces the parameters and the state of leaves that are checked by their successors: by new
+/// arrays, or where all is at hand and nothing else holds it by new values at once. Takes the
+/// gradients. `step` may be left an equal array that is still to be evaluated.
+///
+/// Throws std::invalid_argument where the other arguments do not fit, or the step is to be
+/// differentiated; nothing but the gradients has changed then.
+void apply(
+    const Definition& definition,
+    std::vector<Leaf> leaves,
+    const mx::array& learning_rate,
+    mx::array& step,
+    const std::optional<GradientScale>& scale,
+    mx::StreamOrDevice s);
+
+/// Throws std::invalid_argument unless `x`, the `what` of parameter `name`, has this shape, which
+/// is what errors say it is `of`, and a storage dtype.
+void check_operand(
+    const std::string& name,
+    const std::string& what,
+    const mx::array& x,
+    const mx::Shape& shape,
+    const char* of = "parameter");
+
+/// As MLX writes it: float32.
+const char* dtype_text(mx::Dtype dtype);
+
+/// Throws std::runtime_error if the running MLX is not the one that this library was built for.
+void check_mlx();
+
+} // namespace mlx_opt

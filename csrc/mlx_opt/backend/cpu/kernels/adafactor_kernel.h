@@ -1,0 +1,81 @@
+// What Adafactor's vector kernels take, as plain data; see kernel.h.
+#pragma once
+
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
+
+namespace mlx_opt::cpu {
+
+/// One parameter: rows and columns of matrices that lie end to end, or one row where nothing is
+/// factored. A result may be the buffer of a contiguous operand of the same storage.
+struct AdafactorTensor {
+  Operand w, g;
+  Operand m; // without data where there is no first moment
+  Operand v; // the running mean of each element's squares; without data where it is factored
+  Operand w_out, m_out, v_out;
+  int64_t rows; // of a matrix
+  int64_t columns;
+  int64_t matrices;
+  const float* row_factors; // of the rows of all matrices
+  const float* column_factors;
+};
+
+/// Rows [top, bottom), counted through all matrices but of one, and columns [left, right).
+struct Tile {
+  int64_t top, bottom, left, right;
+};
+
+/// The sums of squares over a tile.
+struct Squares {
+  double parameter, update;
+};
+
+/// Adafactor compiled for one instruction set. `scale`: what the gradient is multiplied with.
+struct AdafactorKernel {
+  void (*prepare)(const float* hypers, float lr, float step, float* scalars);
+
+  /// Of a factored tensor: the sums of the gradient's squares over the tile's rows and columns. The
+  /// first of `rows` and of `columns` is the tile's.
+  void (*squares)(
+      const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns);
+
+  /// Takes a step of running means: `old` to `now` and, unrounded, to `values`, which are the means
+  /// of the new squares. Returns their sum.
+  double (*average)(
+      const Operand& old,
+      const Operand& now,
+      int64_t begin,
+      int64_t count,
+      float* values,
+      const float* hypers,
+      const float* scalars);
+
+  /// The factors of rows whose running means are `values` and have the mean `mean`; of columns.
+  void (*row_factors)(float* values, int64_t count, float mean);
+  void (*column_factors)(float* values, int64_t count);
+
+  Squares (*update_squares)(
+      const AdafactorTensor& tensor,
+      const Tile& tile,
+      float scale,
+      const float* hypers,
+      const float* scalars);
+
+  /// The rule's Rates, from the root mean squares of the parameter and of the update.
+  void (*rates)(
+      float parameter, float update, const float* hypers, const float* scalars, float* rates);
+
+  void (*update)(
+      const AdafactorTensor& tensor,
+      const Tile& tile,
+      float scale,
+      const float* hypers,
+      const float* scalars,
+      const float* rates);
+
+  /// What stands for all these where the step is not taken.
+  void (*copy)(const Operand& from, const Operand& to, int64_t begin, int64_t end);
+};
+
+MLX_OPT_API const AdafactorKernel& adafactor_kernel();
+
+} // namespace mlx_opt::cpu

@@ -1,0 +1,278 @@
+// Every rule for one instruction set. The build compiles this file once a level, with the level's
+// flags and MLX_OPT_LEVEL its name; so nothing here may be an inline function of another header.
+#include "mlx_opt/backend/cpu/kernels/operand.h"
+
+// Where the compiler is to make vectors of the loop: an output may be the buffer of an input, but
+// then element by element.
+#if defined(__AVX2__)
+#define MLX_OPT_INDEPENDENT
+#elif defined(__clang__)
+#define MLX_OPT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define MLX_OPT_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+namespace {
+
+// Whether they are written out here; elsewhere a prefetch would keep the compiler from making them.
+#if defined(__AVX2__)
+constexpr bool by_hand = true;
+#else
+constexpr bool by_hand = false;
+#endif
+
+// What the gradients are multiplied with as they are loaded.
+struct One {
+  MLX_OPT_FN float of(One, float g) {
+    return g;
+  }
+};
+
+struct Factor {
+  float value;
+
+  MLX_OPT_FN float of(Factor factor, float g) {
+    return factor.value * g;
+  }
+};
+
+template <typename Rule>
+struct Driver {
+  using Hypers = typename Rule::Hypers;
+  using Scalars = typename Rule::Scalars;
+  using Element = typename Rule::Element;
+
+  // The fields of an element: the parameter and its moments. Operand `fields` is the gradient.
+  static constexpr int fields = sizeof(Element) / sizeof(float);
+  static_assert(fields <= 3, "take and put know elements of up to three fields");
+
+  static void prepare(const float* hypers, float lr, float step, float* scalars) {
+    Hypers h;
+    __builtin_memcpy(&h, hypers, sizeof h);
+    const Scalars s = Rule::prepare(h, lr, step);
+    __builtin_memcpy(scalars, &s, sizeof s);
+  }
+
+  // What all elements of a step share.
+  template <typename Scale>
+  struct Frame {
+    Hypers h;
+    Scalars s;
+    Scale scale;
+  };
+
+  static void run(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* scale) {
+    Hypers h;
+    Scalars s;
+    __builtin_memcpy(&h, hypers, sizeof h);
+    __builtin_memcpy(&s, scalars, sizeof s);
+    if (scale) {
+      dispatch(tensor, begin, end, Frame<Factor>{h, s, {*scale}});
+    } else {
+      dispatch(tensor, begin, end, Frame<One>{h, s, {}});
+    }
+  }
+
+  static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
+    for (int k = 0; k < fields; ++k) {
+      if (tensor.in[k].data != tensor.out[k].data) {
+        copy(tensor.in[k], tensor.out[k], begin, end);
+      }
+    }
+  }
+
+  template <typename Scale>
+  static void dispatch(
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+    if (all_are(tensor, Storage::float32)) {
+      in_place<Float32>(tensor, begin, end, frame);
+    } else if (all_are(tensor, Storage::bfloat16)) {
+      in_place<BFloat16>(tensor, begin, end, frame);
+    } else if (all_are(tensor, Storage::float16)) {
+      in_place<Float16>(tensor, begin, end, frame);
+    } else if (cpu::is_transposed(tensor.in[fields])) {
+      by_panels(tensor, begin, end, frame);
+    } else {
+      for (; begin < end; begin += block) {
+        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, frame);
+      }
+    }
+  }
+
+  static bool all_are(const Tensor& tensor, Storage storage) {
+    bool same = true;
+    for (int k = 0; k <= fields; ++k) {
+      same &= tensor.in[k].storage == storage && !tensor.in[k].layout;
+    }
+    for (int k = 0; k < fields; ++k) {
+      same &= tensor.out[k].storage == storage;
+    }
+    return same;
+  }
+
+  template <typename Format, typename Scale>
+  static void in_place(
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+    using Stored = typename Format::Stored;
+    const Stored* in[fields + 1];
+    Stored* out[fields];
+    for (int k = 0; k <= fields; ++k) {
+      in[k] = at<const Stored>(tensor.in[k], begin);
+    }
+    for (int k = 0; k < fields; ++k) {
+      out[k] = at<Stored>(tensor.out[k], begin);
+    }
+    loop<Format, by_hand>(in, out, end - begin, frame);
+  }
+
+  // A gradient that is a transposed matrix, as that of a linear layer often is. `begin` is the
+  // start of a panel of its rows.
+  template <typename Scale>
+  static void by_panels(
+      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+    alignas(64) float gradient[panel * block];
+    const int64_t columns = tensor.in[fields].layout->shape[1];
+    for (int64_t top = begin / columns; top * columns < end; top += panel) {
+      for (int64_t left = 0; left < columns; left += block) {
+        const int64_t right = left + block < columns ? left + block : columns;
+        load_panel(tensor.in[fields], top, left, right, gradient);
+        for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
+          const float* values = gradient + (row - top) * block;
+          staged(tensor, row * columns + left, right - left, values, frame);
+        }
+      }
+    }
+  }
+
+  // At most `block` elements; `gradient` if it has been loaded.
+  template <typename Scale>
+  static void staged(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t count,
+      const float* gradient,
+      const Frame<Scale>& frame) {
+    alignas(64) float buffers[fields + 1][block];
+    const float* in[fields + 1];
+    float* out[fields];
+    for (int k = 0; k < fields; ++k) {
+      in[k] = load(tensor.in[k], begin, count, buffers[k]);
+      out[k] = place(tensor.out[k], begin, buffers[k]);
+    }
+    in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
+    loop<Float32, false>(in, out, count, frame); // load has asked
+    for (int k = 0; k < fields; ++k) {
+      store(tensor.out[k], begin, count, buffers[k]);
+    }
+  }
+
+  template <typename Format, bool asks, typename Scale, typename Stored = typename Format::Stored>
+  static void loop(
+      const Stored* const (&in)[fields + 1],
+      Stored* const (&out)[fields],
+      int64_t count,
+      const Frame<Scale> frame) {
+    int64_t i = 0;
+    MLX_OPT_INDEPENDENT
+    for (; i + lanes <= count; i += lanes) {
+      if constexpr (asks) {
+        for (int k = 0; k <= fields; ++k) {
+          ask_ahead(in[k] + i);
+        }
+      }
+      update<Format>(in, out, i, frame);
+    }
+    if (i < count) {
+      rest<Format>(in, out, i, count - i, frame);
+    }
+  }
+
+  // Fewer elements than a vector has lanes.
+  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
+  static void rest(
+      const Stored* const (&in)[fields + 1],
+      Stored* const (&out)[fields],
+      int64_t from,
+      int64_t count,
+      const Frame<Scale>& frame) {
+    Stored values[fields + 1][lanes] = {};
+    const Stored* padded_in[fields + 1];
+    Stored* padded_out[fields];
+    for (int k = 0; k <= fields; ++k) {
+      __builtin_memcpy(values[k], in[k] + from, count * sizeof(Stored));
+      padded_in[k] = values[k];
+    }
+    for (int k = 0; k < fields; ++k) {
+      padded_out[k] = values[k];
+    }
+    update<Format>(padded_in, padded_out, 0, frame);
+    for (int k = 0; k < fields; ++k) {
+      __builtin_memcpy(out[k] + from, values[k], count * sizeof(Stored));
+    }
+  }
+
+  // One vector. The arrays are registers once the compiler is done.
+  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
+  MLX_OPT_FN void update(
+      const Stored* const (&in)[fields + 1],
+      Stored* const (&out)[fields],
+      int64_t i,
+      const Frame<Scale>& frame) {
+    float from[fields + 1][lanes];
+    float to[fields][lanes];
+    for (int k = 0; k <= fields; ++k) {
+      widen_lanes<Format>(in[k] + i, from[k]);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float g = Scale::of(frame.scale, from[fields][lane]);
+      put(to, lane, Rule::update(take(from, lane), g, frame.h, frame.s));
+    }
+    for (int k = 0; k < fields; ++k) {
+      narrow_lanes<Format>(to[k], out[k] + i);
+    }
+  }
+
+  // Field by field: a memcpy of the element keeps some loops from being vectorised.
+  MLX_OPT_FN Element take(const float (&from)[fields + 1][lanes], int i) {
+    if constexpr (fields == 1) {
+      return {from[0][i]};
+    } else if constexpr (fields == 2) {
+      return {from[0][i], from[1][i]};
+    } else {
+      return {from[0][i], from[1][i], from[2][i]};
+    }
+  }
+
+  MLX_OPT_FN void put(float (&to)[fields][lanes], int i, const Element& e) {
+    if constexpr (fields == 1) {
+      const auto [a] = e;
+      to[0][i] = a;
+    } else if constexpr (fields == 2) {
+      const auto [a, b] = e;
+      to[0][i] = a, to[1][i] = b;
+    } else {
+      const auto [a, b, c] = e;
+      to[0][i] = a, to[1][i] = b, to[2][i] = c;
+    }
+  }
+};
+
+} // namespace
+
+extern const cpu::Kernel kernels[];
+const cpu::Kernel kernels[] = {
+#define MLX_OPT_KERNEL(name) {Driver<name>::prepare, Driver<name>::run, Driver<name>::keep},
+    MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
+#undef MLX_OPT_KERNEL
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

@@ -1,0 +1,179 @@
+// Operands as floats: where they lie, converted, gathered or transposed. For one instruction set;
+// included by kernels.cpp only.
+#pragma once
+
+#include "mlx_opt/backend/cpu/kernels/convert.h"
+#include "mlx_opt/backend/cpu/kernels/kernel.h"
+
+MLX_OPT_RULES_BEGIN
+namespace {
+
+using cpu::Layout;
+using cpu::Operand;
+using cpu::Storage;
+using cpu::Tensor;
+
+// Elements that are staged at a time: the buffers of all operands stay in the first cache.
+constexpr int64_t block = 256;
+
+// Rows of a transposed operand that share its cache lines.
+constexpr int64_t panel = cpu::transposed_rows;
+
+template <typename T>
+T* at(const Operand& operand, int64_t index) {
+  return static_cast<T*>(operand.data) + index;
+}
+
+// Elements [begin, begin + count) of a strided operand, in row-major order.
+template <typename T>
+void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
+  const Layout& layout = *operand.layout;
+  const int last = layout.ndim - 1;
+  const int64_t row = layout.shape[last];
+  const int64_t stride = layout.strides[last];
+  while (count > 0) {
+    const int64_t column = begin % row;
+    int64_t rest = begin / row;
+    int64_t offset = column * stride;
+    for (int dim = last - 1; dim >= 0; --dim) {
+      offset += rest % layout.shape[dim] * layout.strides[dim];
+      rest /= layout.shape[dim];
+    }
+    const int64_t run = row - column < count ? row - column : count;
+    const T* from = at<const T>(operand, offset);
+    for (int64_t i = 0; i < run; ++i) {
+      to[i] = from[i * stride];
+    }
+    to += run;
+    begin += run;
+    count -= run;
+  }
+}
+
+// Asks for what will be read soon after what is read at `at`. A processor does so by itself only to
+// the end of a page.
+inline void ask_ahead(const void* at) {
+  constexpr uintptr_t distance = 2048;
+  const auto ahead = reinterpret_cast<uintptr_t>(at) + distance;
+  __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+}
+
+// The same for all lines of elements [begin, begin + count).
+inline void ask_ahead(const Operand& operand, int64_t begin, int64_t count) {
+  constexpr int64_t line = 64;
+  const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
+  const auto* from = at<const char>(operand, begin * size);
+  for (int64_t i = 0; i < count * size; i += line) {
+    ask_ahead(from + i);
+  }
+}
+
+// `count` floats: where they lie, or converted into `staged`.
+inline const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
+  if (!operand.layout) {
+    ask_ahead(operand, begin, count);
+  }
+  if (operand.storage == Storage::float32) {
+    if (!operand.layout) {
+      return at<const float>(operand, begin);
+    }
+    gather(operand, begin, count, staged);
+    return staged;
+  }
+  uint16_t gathered[block];
+  const uint16_t* halves = gathered;
+  if (operand.layout) {
+    gather(operand, begin, count, gathered);
+  } else {
+    halves = at<const uint16_t>(operand, begin);
+  }
+  if (operand.storage == Storage::float16) {
+    widen<Float16>(halves, staged, count);
+  } else {
+    widen<BFloat16>(halves, staged, count);
+  }
+  return staged;
+}
+
+// Puts `staged` where it belongs, unless it is there.
+inline void store(const Operand& operand, int64_t begin, int64_t count, const float* staged) {
+  if (operand.storage == Storage::float16) {
+    narrow<Float16>(staged, at<uint16_t>(operand, begin), count);
+  } else if (operand.storage == Storage::bfloat16) {
+    narrow<BFloat16>(staged, at<uint16_t>(operand, begin), count);
+  }
+}
+
+// Where results are put for `store`: where they belong, if that holds floats, or `staged`.
+inline float* place(const Operand& operand, int64_t begin, float* staged) {
+  return operand.storage == Storage::float32 ? at<float>(operand, begin) : staged;
+}
+
+// Floats from anywhere to where they belong.
+inline void put(const Operand& operand, int64_t begin, int64_t count, const float* values) {
+  if (operand.storage == Storage::float32) {
+    __builtin_memcpy(at<float>(operand, begin), values, count * sizeof(float));
+  } else {
+    store(operand, begin, count, values);
+  }
+}
+
+// Elements [begin, end) of `from` to the row-contiguous `to`; bit for bit where both are stored
+// alike.
+template <typename T>
+void copy_bits(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (from.layout) {
+    gather(from, begin, end - begin, at<T>(to, begin));
+  } else {
+    __builtin_memcpy(at<T>(to, begin), at<T>(from, begin), (end - begin) * sizeof(T));
+  }
+}
+
+inline void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (from.storage == to.storage) {
+    return from.storage == Storage::float32 ? copy_bits<float>(from, to, begin, end)
+                                            : copy_bits<uint16_t>(from, to, begin, end);
+  }
+  for (; begin < end; begin += block) {
+    const int64_t count = end - begin < block ? end - begin : block;
+    float staged[block];
+    const float* values = load(from, begin, count, staged);
+    put(to, begin, count, values);
+  }
+}
+
+// Columns [left, right) of the panel of rows at `top`, row by row. Goes down the columns, whose
+// cache lines hold the panel's rows, a few at a time.
+template <typename Format>
+void transpose(const Operand& operand, int64_t top, int64_t left, int64_t right, float* to) {
+  using Stored = typename Format::Stored;
+  constexpr int64_t tile = 16;
+  const int64_t rows = operand.layout->shape[0];
+  const int64_t height = rows - top < panel ? rows - top : panel;
+  const int64_t stride = operand.layout->strides[1];
+  const Stored* from = at<const Stored>(operand, top);
+  for (int64_t first = left; first < right; first += tile) {
+    const int64_t end = first + tile < right ? first + tile : right;
+    for (int64_t column = first; column < end; ++column) {
+      __builtin_prefetch(from + (column + tile) * stride);
+      for (int64_t row = 0; row < height; ++row) {
+        to[row * block + column - left] = Format::widen(from[column * stride + row]);
+      }
+    }
+  }
+}
+
+inline void load_panel(
+    const Operand& operand, int64_t top, int64_t left, int64_t right, float* to) {
+  switch (operand.storage) {
+    case Storage::float32:
+      return transpose<Float32>(operand, top, left, right, to);
+    case Storage::float16:
+      return transpose<Float16>(operand, top, left, right, to);
+    case Storage::bfloat16:
+      return transpose<BFloat16>(operand, top, left, right, to);
+  }
+}
+
+} // namespace
+MLX_OPT_RULES_END

@@ -1,0 +1,31 @@
+// What storages are called in the text of a GPU's kernels.
+#pragma once
+
+#include <string>
+
+#include "mlx_opt/types/storage.h"
+
+namespace mlx_opt::gpu {
+
+inline const char* format_of(Storage storage) {
+  switch (storage) {
+    case Storage::float32:
+      return "Float32";
+    case Storage::float16:
+      return "Float16";
+    case Storage::bfloat16:
+      return "BFloat16";
+  }
+  return "";
+}
+
+/// A list of formats.
+inline std::string list_of(const Storage* storages, int count) {
+  std::string text = "List<";
+  for (int k = 0; k < count; ++k) {
+    text += std::string(k ? ", " : "") + format_of(storages[k]);
+  }
+  return text + ">";
+}
+
+} // namespace mlx_opt::gpu

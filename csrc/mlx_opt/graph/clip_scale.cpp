@@ -1,0 +1,147 @@
+#include "mlx_opt/types/clipping.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+#include "mlx/allocator.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/eager/in_place.h"
+#include "mlx_opt/graph/norm.h"
+#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/rules/clip.h"
+
+namespace mlx_opt {
+namespace {
+
+constexpr float any_norm = std::numeric_limits<float>::infinity();
+
+// Of the norm, and a greatest norm unless it is the number.
+using Inputs = std::vector<mx::array>;
+
+mx::array scale_by_operations(const Inputs& inputs, float max_norm, bool skips, mx::Stream s) {
+  const mx::array& norm = inputs[0];
+  const auto constant = [&](double x) { return mx::array(x, norm.dtype()); };
+  const mx::array most = inputs.size() > 1 ? inputs[1] : constant(max_norm);
+  const mx::array ratio = mx::divide(most, mx::add(norm, constant(1e-6), s), s);
+  const mx::array scale = mx::minimum(ratio, constant(1.0), s);
+  if (!skips) {
+    return scale;
+  }
+  const mx::array nan = constant(std::numeric_limits<double>::quiet_NaN());
+  return mx::where(mx::isfinite(norm, s), scale, nan, s);
+}
+
+class ClipScale : public mx::UnaryPrimitive {
+ public:
+  ClipScale(mx::Stream stream, float max_norm, bool skips)
+      : mx::UnaryPrimitive(stream), max_norm_(max_norm), skips_(skips) {}
+
+  void eval_cpu(const Inputs& inputs, mx::array& output) override {
+    output.set_data(mx::allocator::malloc(output.nbytes()));
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    const float* most = inputs.size() > 1 ? inputs[1].data<float>() : nullptr;
+    encoder.dispatch([norm = inputs[0].data<float>(),
+                      most,
+                      max_norm = max_norm_,
+                      skips = skips_,
+                      scale = output.data<float>()] {
+      *scale = MLX_OPT_LEVEL::Clipping::scale(*norm, most ? *most : max_norm, skips);
+    });
+  }
+
+  void eval_gpu(const Inputs& inputs, mx::array& output) override {
+    gpu::find_backend().backend->clip(inputs, max_norm_, skips_, output, stream());
+  }
+
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const Inputs& inputs, const std::vector<int>& axes) override {
+    const int axis = *std::max_element(axes.begin(), axes.end());
+    return {{scale_by_operations(inputs, max_norm_, skips_, stream())}, {axis}};
+  }
+
+  std::vector<mx::Shape> output_shapes(const Inputs&) override {
+    return {{}};
+  }
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    const auto& that = static_cast<const ClipScale&>(other);
+    return max_norm_ == that.max_norm_ && skips_ == that.skips_;
+  }
+
+  const char* name() const override {
+    return "mlx_opt::ClipScale";
+  }
+
+ private:
+  float max_norm_;
+  bool skips_;
+};
+
+GradientScale scale_of(Inputs inputs, float max_norm, bool skips, mx::Stream stream) {
+  if (std::isinf(max_norm) && inputs.size() == 1 && !skips) {
+    return {mx::array(1.0, inputs[0].dtype()), false};
+  }
+  const bool plain = std::all_of(inputs.begin(), inputs.end(), [](const mx::array& x) {
+    return x.dtype() == mx::float32 && x.ndim() == 0;
+  });
+  if (!plain || !available(stream.device) || traced_for_gradient(inputs)) {
+    return {scale_by_operations(inputs, max_norm, skips, stream), skips};
+  }
+  auto primitive = std::make_shared<ClipScale>(stream, max_norm, skips);
+  return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skips};
+}
+
+// Whether all is at hand that `x` is made of by so many primitives, one behind the other.
+bool may_begin(const mx::array& x, int primitives, mx::Stream stream) {
+  if (is_at_hand(x, stream)) {
+    return true;
+  }
+  return primitives > 0 && x.has_primitive() &&
+         std::all_of(x.inputs().begin(), x.inputs().end(), [&](const mx::array& input) {
+           return may_begin(input, primitives - 1, stream);
+         });
+}
+
+} // namespace
+
+void begin_scale(const mx::array& scale) {
+  if (scale.is_tracer() || !scale.has_primitive()) {
+    return;
+  }
+  const mx::Stream stream = scale.primitive().stream();
+  constexpr int norm_and_scale = 2;
+  if (stream.device == mx::Device::gpu && may_begin(scale, norm_and_scale, stream)) {
+    mx::async_eval({scale});
+  }
+}
+
+GradientScale gradient_scale(
+    const mx::array& norm,
+    const std::optional<mx::array>& max_norm,
+    bool skip_nonfinite,
+    mx::StreamOrDevice s) {
+  Inputs inputs = {norm};
+  if (max_norm) {
+    inputs.push_back(*max_norm);
+  }
+  return scale_of(std::move(inputs), any_norm, skip_nonfinite, mx::to_stream(s));
+}
+
+GradientScale gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s) {
+  if (clip.max_norm && *clip.max_norm < 0.0) {
+    std::ostringstream message;
+    message << "mlx_opt: max_norm should be >=0, " << *clip.max_norm << " was provided instead";
+    throw std::invalid_argument(message.str());
+  }
+  const float max_norm = clip.max_norm ? static_cast<float>(*clip.max_norm) : any_norm;
+  return scale_of({norm}, max_norm, clip.skip_nonfinite, mx::to_stream(s));
+}
+
+} // namespace mlx_opt

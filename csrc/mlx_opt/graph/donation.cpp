@@ -1,0 +1,75 @@
+#include "mlx_opt/graph/donation.h"
+
+#include "mlx/device.h"
+#include "mlx/stream.h"
+
+namespace mlx_opt {
+namespace {
+
+// As MLX has it: a buffer much larger than its array is not worth keeping.
+constexpr size_t most_waste = 16384;
+
+// The least number of bytes to wait for.
+constexpr size_t worth_waiting = 1 << 20;
+
+bool can_take(const mx::array& in, mx::Dtype dtype) {
+  return in.is_donatable() && in.itemsize() == mx::size_of(dtype) && in.flags().row_contiguous &&
+         in.offset() == 0 && in.size() > 0 && in.buffer_size() <= in.nbytes() + most_waste;
+}
+
+mx::array::Data take(const mx::array& in) {
+  return std::move(*in.data_shared_ptr());
+}
+
+} // namespace
+
+void release_held_buffers(
+    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs) {
+  if (mx::is_available(mx::Device::gpu)) {
+    return;
+  }
+  size_t held = 0;
+  auto in = inputs.begin();
+  for (const auto& [tensors, operands] : runs) {
+    for (size_t t = 0; t < tensors; ++t, in += operands) {
+      for (int k = 0; k < operands - 1; ++k) {
+        held += in[k].data_shared_ptr().use_count() > 1 ? in[k].nbytes() : 0;
+      }
+    }
+  }
+  if (held >= worth_waiting) {
+    mx::synchronize(stream);
+  }
+}
+
+Handoff place_outputs(
+    const std::vector<mx::array>& inputs,
+    const std::vector<Run>& runs,
+    const std::vector<mx::Dtype>& dtypes,
+    const std::function<mx::array::Data(size_t)>& allocate) {
+  Handoff handoff;
+  handoff.buffers.reserve(dtypes.size());
+  auto dtype = dtypes.begin();
+  auto in = inputs.begin();
+  const auto place = [&](int operands) {
+    const mx::array& gradient = in[operands - 1];
+    for (int k = 0; k < operands - 1; ++k, ++dtype) {
+      const mx::array& own = in[k];
+      if (can_take(own, *dtype)) {
+        handoff.buffers.push_back(take(own));
+      } else if (k == 0 && can_take(gradient, *dtype)) {
+        handoff.buffers.push_back(take(gradient));
+      } else {
+        handoff.buffers.push_back(allocate(own.size() * mx::size_of(*dtype)));
+      }
+    }
+  };
+  for (const auto& [tensors, operands] : runs) {
+    for (size_t t = 0; t < tensors; ++t, in += operands) {
+      place(operands);
+    }
+  }
+  return handoff;
+}
+
+} // namespace mlx_opt

@@ -1,0 +1,115 @@
+// Steps and Takes over a batch.
+#include <algorithm>
+#include <stdexcept>
+
+#include "mlx/ops.h"
+#include "mlx_opt/graph/step_primitive.h"
+
+namespace mlx_opt {
+namespace {
+
+// Holds the outputs of a batch that was done one by one, for the Takes to find.
+class Bundle : public mx::Primitive {
+ public:
+  using mx::Primitive::Primitive;
+  void eval_cpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::logic_error("mlx_opt::Bundle has no value");
+  }
+  void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    eval_cpu(inputs, outputs);
+  }
+  const char* name() const override {
+    return "mlx_opt::Bundle";
+  }
+};
+
+int batch_size(const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (axes[i] >= 0) {
+      return inputs[i].shape(axes[i]);
+    }
+  }
+  throw std::logic_error("mlx_opt: vmap without a mapped input");
+}
+
+mx::array batched(const mx::array& x, int axis, int batch, mx::Stream stream) {
+  if (axis >= 0) {
+    return mx::moveaxis(x, axis, 0, stream);
+  }
+  auto shape = x.shape();
+  shape.insert(shape.begin(), batch);
+  return mx::broadcast_to(mx::expand_dims(x, 0, stream), shape, stream);
+}
+
+[[noreturn]] void reject_gradient() {
+  throw std::invalid_argument(
+      "mlx_opt: a gradient cannot go through vmap of an optimizer's step; take vmap of the "
+      "gradient");
+}
+
+} // namespace
+
+std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  const size_t scalars = runs()[0].tensors * runs()[0].operands;
+  if (std::any_of(axes.begin() + scalars, axes.end(), [](int axis) { return axis >= 0; })) {
+    return TokenStep::vmap(inputs, axes);
+  }
+  const int batch = batch_size(inputs, axes);
+  std::vector<mx::array> batch_inputs;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    batch_inputs.push_back(i < scalars ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
+  }
+  return {{token_of(again(), std::move(batch_inputs))}, {0}};
+}
+
+// A step, a learning rate or a tensor of its own for each: as many steps.
+std::pair<std::vector<mx::array>, std::vector<int>> TokenStep::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
+  const int batch = batch_size(inputs, axes);
+  std::vector<std::vector<mx::array>> results(dtypes_.size());
+  for (int b = 0; b < batch; ++b) {
+    std::vector<mx::array> one;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream()) : inputs[i]);
+    }
+    auto outputs = take_all(token_of(again(), std::move(one)));
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      results[i].push_back(outputs[i]);
+    }
+  }
+  std::vector<mx::array> stacked;
+  for (const auto& result : results) {
+    stacked.push_back(mx::stack(result, 0, stream()));
+  }
+  auto bundle = std::make_shared<Bundle>(stream());
+  return {{mx::array(mx::Shape{}, mx::uint8, std::move(bundle), std::move(stacked))}, {0}};
+}
+
+std::pair<std::vector<mx::array>, std::vector<int>> Take::vmap(
+    const std::vector<mx::array>& inputs, const std::vector<int>&) {
+  const mx::array& token = inputs[0];
+  if (dynamic_cast<const Bundle*>(&token.primitive())) {
+    return {{token.inputs()[position_]}, {0}};
+  }
+  const auto& step = static_cast<const TokenStep&>(token.primitive());
+  auto take = std::make_shared<Take>(stream(), position_);
+  auto shape = take->output_shapes(inputs)[0];
+  return {{mx::array(std::move(shape), step.dtypes()[position_], std::move(take), inputs)}, {0}};
+}
+
+// Seen when vmap is inside a gradient: then vmap traces first, without a sign of what is outside.
+std::vector<mx::array> TokenStep::jvp(
+    const std::vector<mx::array>&, const std::vector<mx::array>&, const std::vector<int>&) {
+  reject_gradient();
+}
+
+std::vector<mx::array> Take::vjp(
+    const std::vector<mx::array>&,
+    const std::vector<mx::array>&,
+    const std::vector<int>&,
+    const std::vector<mx::array>&) {
+  reject_gradient();
+}
+
+} // namespace mlx_opt

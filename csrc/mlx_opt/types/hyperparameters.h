@@ -1,0 +1,137 @@
+// The optimizers and their hyperparameters, with the defaults of mlx.optimizers.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "mlx/dtype.h"
+#include "mlx_opt/types/export.h"
+
+namespace mlx_opt {
+
+/// (a, b, c) for each Newton-Schulz iteration, of which the last stays: x becomes
+/// a x + b x x^T x + c (x x^T)^2 x.
+using Coefficients = std::vector<std::array<double, 3>>;
+
+/// Jordan et al., 2024: steep at 0; singular values end between 0.7 and 1.2.
+MLX_OPT_API const Coefficients& quintic();
+
+/// Amsel et al., arXiv:2505.16932: each the best of degree 5 for where the one before leaves
+/// singular values from 0.001 to 1.
+MLX_OPT_API const Coefficients& polar_express();
+
+/// Stochastic gradient descent: plain, with momentum (Polyak, 1964) or with Nesterov's momentum
+/// (Sutskever et al., ICML 2013). State: v. `nesterov` needs momentum > 0 and dampening 0.
+struct SGD {
+  double momentum = 0.0;
+  double weight_decay = 0.0; // added to the gradient
+  double dampening = 0.0;
+  bool nesterov = false;
+};
+
+/// RMSprop: Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5, 2012. State: v.
+/// alpha >= 0, eps > 0.
+struct RMSprop {
+  double alpha = 0.99;
+  double eps = 1e-8;
+};
+
+/// Adagrad: Duchi, Hazan and Singer, JMLR 2011. State: v. eps > 0.
+struct Adagrad {
+  double eps = 1e-8;
+};
+
+/// AdaDelta: Zeiler, arXiv:1212.5701, with a learning rate. State: v, u. rho >= 0, eps > 0.
+struct AdaDelta {
+  double rho = 0.9;
+  double eps = 1e-6;
+};
+
+/// Adam: Kingma and Ba, ICLR 2015. State: m, v. Betas in [0, 1), eps >= 0.
+struct Adam {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  bool bias_correction = false;
+};
+
+/// AdamW: Loshchilov and Hutter, ICLR 2019. State: m, v. Betas in [0, 1), eps >= 0.
+struct AdamW {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.01;
+  bool bias_correction = false;
+};
+
+/// Adamax: Kingma and Ba, ICLR 2015, section 7.1, without bias correction. State: m, v. Betas in
+/// [0, 1), eps >= 0.
+struct Adamax {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+};
+
+/// Lion: Chen et al., arXiv:2302.06675. State: m. Betas in [0, 1).
+struct Lion {
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double weight_decay = 0.0; // none if negative
+};
+
+/// Adafactor: Shazeer and Stern, arXiv:1804.04235. State: for a parameter of two dimensions or more
+/// exp_avg_sq_row, of its shape without the last, and exp_avg_sq_col, of its shape without the last
+/// but one; else exp_avg_sq; with beta_1 exp_avg too. Where it has no kernel
+/// (docs/rules/adafactor.md) a step throws std::invalid_argument.
+struct Adafactor {
+  std::pair<double, double> eps = {1e-30, 1e-3}; // of the squared gradient, of the parameter; >= 0
+  double clip_threshold = 1.0;                   // greatest root mean square of the update; > 0
+  double decay_rate = -0.8;                      // <= 0
+  std::optional<double> beta_1 = std::nullopt;   // in [0, 1); no first moment if left out
+  double weight_decay = 0.0;
+  bool scale_parameter = true;
+  bool relative_step = true; // then the learning rate is not used
+  bool warmup_init = false;
+};
+
+/// What Muon's learning rate is multiplied with for a matrix of r rows and c columns.
+enum class AdjustLr {
+  original,        // sqrt(max(1, r / c)), of the parameter's last two dimensions
+  match_rms_adamw, // 0.2 sqrt(max(r, c)): arXiv:2502.16982
+};
+
+/// Muon: Jordan et al., kellerjordan.github.io/posts/muon. State: v. A parameter of more than two
+/// dimensions is the matrix of its first by all others; one of fewer takes its momentum as it is,
+/// so give those to another Optimizer. The options from ns_dtype on are not in mlx.optimizers.
+struct Muon {
+  double momentum = 0.95;     // in [0, 1)
+  double weight_decay = 0.01; // added to the gradient
+  bool nesterov = true;
+  int ns_steps = 5; // Newton-Schulz iterations; >= 0
+  /// Of the matrix products; bfloat16 for bfloat16 and else float32, if left out.
+  std::optional<mlx::core::Dtype> ns_dtype = std::nullopt;
+  Coefficients ns_coefficients = quintic(); // or polar_express(), or other triples
+  AdjustLr adjust_lr = AdjustLr::original;
+  bool decoupled_weight_decay = false; // then taken off the parameter, times the learning rate
+};
+
+/// Every optimizer with the name of its function.
+#define MLX_OPT_FOR_EACH_OPTIMIZER(OPTIMIZER) \
+  OPTIMIZER(adadelta, AdaDelta)               \
+  OPTIMIZER(adafactor, Adafactor)             \
+  OPTIMIZER(adagrad, Adagrad)                 \
+  OPTIMIZER(adam, Adam)                       \
+  OPTIMIZER(adamax, Adamax)                   \
+  OPTIMIZER(adamw, AdamW)                     \
+  OPTIMIZER(lion, Lion)                       \
+  OPTIMIZER(muon, Muon)                       \
+  OPTIMIZER(rmsprop, RMSprop)                 \
+  OPTIMIZER(sgd, SGD)
+
+using Hyperparameters =
+    std::variant<SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion, Adafactor, Muon>;
+
+} // namespace mlx_opt
