@@ -24,7 +24,10 @@ MOST_BYTES = 3_000_000
 HEADERS = {
     "api/functions",
     "api/optimizer",
+    "graph/clip_scale",
+    "graph/norm",
     "mlx_opt",
+    "types/arrays",
     "types/clipping",
     "types/export",
     "types/hyperparameters",

@@ -3,6 +3,10 @@
 #include <nanobind/stl/string.h>
 
 #include "bindings/tree.h"
+#include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt::python {
 namespace {

@@ -8,7 +8,8 @@
 
 #include <nanobind/nanobind.h>
 
-#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/clipping.h"
 
 namespace mlx_opt::python {
 

@@ -4,7 +4,11 @@
 #include "bindings/batch.h"
 #include "bindings/tree.h"
 #include "mlx/utils.h"
+#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/eager/in_place.h"
+#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/graph/tracing.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::python {
 namespace {

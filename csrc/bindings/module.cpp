@@ -10,9 +10,13 @@
 #include "bindings/batch.h"
 #include "bindings/tree.h"
 #include "mlx_opt/algorithms/newton_schulz.h"
-#include "mlx_opt/backend/backend.h"
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
 #include "mlx_opt/backend/cpu/pool.h"
+#include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/clip_scale.h"
+#include "mlx_opt/graph/norm.h"
+#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/types/layout.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

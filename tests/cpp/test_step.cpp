@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "mlx/mlx.h"
+#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/graph/ops.h"
 
 namespace mx = mlx::core;

@@ -2,7 +2,8 @@
 #include <cmath>
 
 #include "checks.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/algorithms/adafactor.h"
+#include "mlx_opt/backend/find.h"
 
 using namespace mlx_opt;
 using namespace steps;

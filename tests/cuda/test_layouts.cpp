@@ -4,6 +4,7 @@
 #include <random>
 
 #include "checks.h"
+#include "mlx_opt/algorithms/adafactor.h"
 
 using namespace mlx_opt;
 using namespace steps;

@@ -3,7 +3,8 @@
 
 #include "checks.h"
 #include "mlx/primitives.h"
-#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/graph/clip_scale.h"
+#include "mlx_opt/graph/norm.h"
 
 using namespace mlx_opt;
 using namespace steps;

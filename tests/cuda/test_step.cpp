@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "checks.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/find.h"
 
 using namespace mlx_opt;
 using namespace steps;

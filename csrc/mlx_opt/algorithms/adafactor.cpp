@@ -1,10 +1,11 @@
 #include "mlx_opt/algorithms/adafactor.h"
 
 #include "mlx/ops.h"
-#include "mlx_opt/backend/backend.h"
 #include "mlx_opt/backend/cpu/step.h"
-#include "mlx_opt/graph/check.h"
+#include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/ops.h"
 #include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {

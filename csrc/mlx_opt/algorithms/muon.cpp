@@ -7,11 +7,10 @@
 #include "mlx/ops.h"
 #include "mlx_opt/algorithms/newton_schulz.h"
 #include "mlx_opt/graph/ops.h"
+#include "mlx_opt/types/arrays.h"
 
 namespace mlx_opt {
 namespace {
-
-using Arrays = std::vector<mx::array>;
 
 bool is_matrix(const mx::array& x) {
   return x.ndim() >= 2 && x.size() > 0;

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "mlx/array.h"
 #include "mlx_opt/types/clipping.h"
 #include "mlx_opt/types/hyperparameters.h"
 

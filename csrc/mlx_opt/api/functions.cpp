@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "mlx_opt/api/run_step.h"
+#include "mlx_opt/graph/ops.h"
 #include "mlx_opt/step/spec.h"
 
 namespace mlx_opt {

@@ -7,13 +7,12 @@
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
+#include "mlx_opt/types/arrays.h"
 #include "mlx_opt/types/clipping.h"
 #include "mlx_opt/types/export.h"
 #include "mlx_opt/types/hyperparameters.h"
 
 namespace mlx_opt {
-
-using Arrays = std::vector<mx::array>;
 
 /// The names of the arrays that the optimizer keeps for a parameter of so many dimensions, in the
 /// order of its state. They are those of mlx.optimizers: {"m", "v"} for AdamW.

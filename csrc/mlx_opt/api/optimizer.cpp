@@ -6,6 +6,9 @@
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/api/run_step.h"
+#include "mlx_opt/graph/clip_scale.h"
+#include "mlx_opt/graph/norm.h"
+#include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
 
 namespace mlx_opt {

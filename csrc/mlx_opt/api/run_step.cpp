@@ -4,8 +4,14 @@
 #include <stdexcept>
 
 #include "mlx/version.h"
+#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
+#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/graph/tracing.h"
+#include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
 
 namespace mlx_opt {
@@ -103,26 +109,6 @@ Arrays successors(
 }
 
 } // namespace
-
-const char* dtype_text(mx::Dtype dtype) {
-  constexpr const char* texts[] = {
-      "bool",
-      "uint8",
-      "uint16",
-      "uint32",
-      "uint64",
-      "int8",
-      "int16",
-      "int32",
-      "int64",
-      "float16",
-      "float32",
-      "float64",
-      "bfloat16",
-      "complex64"};
-  static_assert(std::size(texts) == static_cast<size_t>(mx::Dtype::Val::complex64) + 1);
-  return texts[static_cast<int>(dtype.val())];
-}
 
 void check_mlx() {
   if (std::string_view(mx::version()) != MLX_OPT_MLX_VERSION) {

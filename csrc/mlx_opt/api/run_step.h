@@ -2,9 +2,15 @@
 #pragma once
 
 #include <functional>
+#include <optional>
+#include <string>
+#include <vector>
 
-#include "mlx_opt/api/functions.h"
+#include "mlx/array.h"
+#include "mlx/utils.h"
 #include "mlx_opt/step/spec.h"
+#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/clipping.h"
 
 namespace mlx_opt {
 
@@ -48,9 +54,6 @@ void check_operand(
     const mx::array& x,
     const mx::Shape& shape,
     const char* of = "parameter");
-
-/// As MLX writes it: float32.
-const char* dtype_text(mx::Dtype dtype);
 
 /// Throws std::runtime_error if the running MLX is not the one that this library was built for.
 void check_mlx();

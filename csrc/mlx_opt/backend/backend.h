@@ -11,7 +11,6 @@
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
 #include "mlx_opt/step/scalars.h"
-#include "mlx_opt/types/export.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::gpu {
@@ -69,15 +68,6 @@ class Backend {
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.
   virtual std::string problem() const = 0;
 };
-
-/// The backend, or null and why there is none.
-struct Found {
-  const Backend* backend;
-  std::string reason;
-};
-
-/// Looks for the backend when first called.
-MLX_OPT_API const Found& find_backend();
 
 /// What the backend's library exports under `entry_point`.
 using EntryPoint = const Backend* (*)();

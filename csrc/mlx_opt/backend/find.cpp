@@ -1,4 +1,4 @@
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/find.h"
 
 #if defined(MLX_OPT_METAL)
 #include "mlx/backend/metal/metal.h"
@@ -70,3 +70,11 @@ const Found& find_backend() {
 }
 
 } // namespace mlx_opt::gpu
+
+namespace mlx_opt {
+
+bool available(mx::Device device) {
+  return device == mx::Device::cpu || gpu::find_backend().backend;
+}
+
+} // namespace mlx_opt

@@ -5,10 +5,12 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/algorithms/adafactor.h"
+#include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_flight.h"
 #include "mlx_opt/graph/check.h"
 #include "mlx_opt/graph/step_primitive.h"
+#include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt {
 namespace {
@@ -207,17 +209,6 @@ bool run_if_free(const Pointers& operands, const Given& given, mx::array& step, 
 }
 
 } // namespace
-
-// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
-// queued, and they for Python's lock, there must be none.
-bool is_at_hand(const mx::array& x, mx::Stream stream) {
-  if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
-    return false;
-  }
-  const bool in_order =
-      stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
-  return in_order || x.is_available();
-}
 
 bool wait_for_holder(mx::Stream stream) {
   const auto last = last_queued(stream);

@@ -2,18 +2,21 @@
 // than a small model's step takes to run; where nobody can tell the difference there is none.
 #pragma once
 
+#include <optional>
 #include <vector>
 
-#include "mlx_opt/graph/ops.h"
+#include "mlx/array.h"
+#include "mlx/utils.h"
+#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
 
 /// Waits until `stream` takes another step without having too many before it. May be called without
 /// Python's lock; step_in_place then does not wait.
 MLX_OPT_API void wait_for_turn(mx::Stream stream);
-
-/// Whether work that is queued on `stream` may read `x` without waiting.
-bool is_at_hand(const mx::array& x, mx::Stream stream);
 
 /// Queues one step of `rule` that overwrites the parameters and moments among `operands`, which
 /// are as `step` has them.

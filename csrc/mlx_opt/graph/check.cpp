@@ -5,6 +5,7 @@
 
 #include "mlx/ops.h"
 #include "mlx_opt/graph/step_primitive.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {

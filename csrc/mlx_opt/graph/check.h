@@ -7,8 +7,10 @@
 #include <string_view>
 #include <vector>
 
-#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/rules/registry.h"
 #include "mlx_opt/step/scalars.h"
+#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/clipping.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
@@ -28,14 +30,6 @@ struct Given {
 /// operands. Throws std::invalid_argument where these or the hyperparameters do not fit the rule.
 std::shared_ptr<TokenStep> checked_step(
     Rule rule, const Pointers& operands, const Given& given, std::vector<mx::array>& scalars);
-
-/// The same of Adafactor, over operands as `adafactor` has them.
-std::shared_ptr<TokenStep> checked_adafactor(
-    const Pointers& operands,
-    size_t unfactored,
-    bool first_moment,
-    const Given& given,
-    std::vector<mx::array>& scalars);
 
 /// Appends to `scalars` those that are read when the step runs: the step (uint64), the learning
 /// rate, the traced hyperparameters and the gradients' scale if there is one (float32).

@@ -1,4 +1,4 @@
-#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/graph/clip_scale.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,10 +11,8 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
-#include "mlx_opt/backend/backend.h"
-#include "mlx_opt/eager/in_place.h"
-#include "mlx_opt/graph/norm.h"
-#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/rules/clip.h"
 
 namespace mlx_opt {

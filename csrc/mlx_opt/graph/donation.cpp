@@ -23,6 +23,15 @@ mx::array::Data take(const mx::array& in) {
 
 } // namespace
 
+Buffers Handoff::written() const {
+  Buffers written;
+  written.reserve(buffers.size());
+  for (const auto& data : buffers) {
+    written.push_back(data.buffer());
+  }
+  return written;
+}
+
 void release_held_buffers(
     mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs) {
   if (mx::is_available(mx::Device::gpu)) {

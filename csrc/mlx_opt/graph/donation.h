@@ -2,10 +2,28 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
-#include "mlx_opt/graph/step_primitive.h"
+#include "mlx/allocator.h"
+#include "mlx/array.h"
+#include "mlx_opt/step/prepared.h"
 
 namespace mlx_opt {
+
+namespace mx = mlx::core;
+
+/// The buffers between Update and the Takes, one an output.
+struct Handoff {
+  std::vector<mx::array::Data> buffers;
+
+  Buffers written() const;
+};
+
+/// Tensors that lie behind one another, each of as many operands.
+struct Run {
+  size_t tensors;
+  int operands;
+};
 
 /// Waits for `stream` where that frees buffers worth having. MLX keeps what a queued task reads,
 /// the forward pass's parameters and all that async_eval was given, until the task is done. Waiting

@@ -1,49 +1,22 @@
-// The primitive of the global norm.
+// The global norm of gradients.
 #pragma once
 
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx/primitives.h"
+#include "mlx/utils.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// The square root of the sum of the squares of all elements of all inputs, a float32. For devices
-/// that have kernels of it; elsewhere `global_norm` makes it of MLX's own operations.
-class Norm : public mx::UnaryPrimitive {
- public:
-  using mx::UnaryPrimitive::UnaryPrimitive;
-
-  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) override;
-  void eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) override;
-
-  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
-      const std::vector<mx::array>& inputs, const std::vector<int>& axes) override;
-
-  std::vector<mx::array> jvp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& tangents,
-      const std::vector<int>& argnums) override;
-
-  std::vector<mx::array> vjp(
-      const std::vector<mx::array>& primals,
-      const std::vector<mx::array>& cotangents,
-      const std::vector<int>& argnums,
-      const std::vector<mx::array>& outputs) override;
-
-  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>&) override {
-    return {{}};
-  }
-
-  bool is_equivalent(const mx::Primitive&) const override {
-    return true;
-  }
-
-  const char* name() const override {
-    return "mlx_opt::Norm";
-  }
-};
+/// The square root of the sum of the squares of all elements of all arrays, each of float32,
+/// float16 or bfloat16: 0-d, float32. Summed in one pass and in an order that does not depend on
+/// the number of threads, in double precision or with Metal in two floats; on a GPU that the
+/// library has no backend for, by MLX's own operations in float32.
+///
+/// Throws std::invalid_argument for another dtype.
+MLX_OPT_API mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s = {});
 
 } // namespace mlx_opt

@@ -3,20 +3,10 @@
 #include <deque>
 #include <stdexcept>
 
-#include "mlx_opt/backend/backend.h"
 #include "mlx_opt/backend/cpu/step.h"
-#include "mlx_opt/graph/donation.h"
+#include "mlx_opt/backend/find.h"
 
 namespace mlx_opt {
-
-Buffers Handoff::written() const {
-  Buffers written;
-  written.reserve(buffers.size());
-  for (const auto& data : buffers) {
-    written.push_back(data.buffer());
-  }
-  return written;
-}
 
 Handoff& handoff(const mx::array& token) {
   auto buffer = token.buffer();

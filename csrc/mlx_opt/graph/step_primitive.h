@@ -10,6 +10,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
+#include "mlx_opt/graph/donation.h"
 #include "mlx_opt/step/prepared.h"
 #include "mlx_opt/step/scalars.h"
 #include "mlx_opt/types/layout.h"
@@ -18,21 +19,8 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// The buffers between Update and the Takes, one an output.
-struct Handoff {
-  std::vector<mx::array::Data> buffers;
-
-  Buffers written() const;
-};
-
 /// The handoff that an evaluated token carries.
 Handoff& handoff(const mx::array& token);
-
-/// Tensors that lie behind one another, each of as many operands.
-struct Run {
-  size_t tensors;
-  int operands;
-};
 
 /// A primitive whose output is a token. Inputs: for each tensor its operands, the parameter, its
 /// moments and its gradient, each float32, float16 or bfloat16; then the scalars, as ScalarSources

@@ -1,6 +1,8 @@
 // What the library knows of a rule besides its arithmetic.
 #pragma once
 
+#include <iterator>
+#include <optional>
 #include <string_view>
 
 #include "list.h"
@@ -33,6 +35,16 @@ inline constexpr RuleInfo rule_infos[] = {
 
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];
+}
+
+/// The rule of that name, if there is one.
+constexpr std::optional<Rule> find_rule(std::string_view name) {
+  for (size_t i = 0; i < std::size(rule_infos); ++i) {
+    if (rule_infos[i].name == name) {
+      return static_cast<Rule>(i);
+    }
+  }
+  return std::nullopt;
 }
 
 /// The most of each that any rule has.

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
 namespace {

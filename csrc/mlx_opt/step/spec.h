@@ -5,7 +5,8 @@
 #include <string_view>
 #include <vector>
 
-#include "mlx_opt/graph/ops.h"
+#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/types/arrays.h"
 #include "mlx_opt/types/hyperparameters.h"
 
 namespace mlx_opt {

@@ -24,6 +24,11 @@ inline Pointers pointers_to(const std::vector<mlx::core::array>& arrays) {
   return pointers;
 }
 
+/// Whether a rule's arithmetic covers this storage: float32, float16 and bfloat16.
+inline bool is_storage(mlx::core::Dtype dtype) {
+  return dtype == mlx::core::float32 || dtype == mlx::core::float16 || dtype == mlx::core::bfloat16;
+}
+
 /// Of the dtypes that kernels take.
 inline Storage storage_of(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32   ? Storage::float32

@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "mlx_opt/algorithms/adafactor.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/find.h"
 #include "tensors.h"
 
 using namespace mlx_opt;

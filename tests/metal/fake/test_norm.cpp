@@ -6,10 +6,11 @@
 #include <optional>
 
 #include "mlx/primitives.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/find.h"
 #include "mlx_opt/backend/metal/norm_source.h"
+#include "mlx_opt/graph/clip_scale.h"
+#include "mlx_opt/graph/norm.h"
 #include "mlx_opt/graph/ops.h"
-#include "mlx_opt/types/clipping.h"
 #include "tensors.h"
 
 using namespace mlx_opt;

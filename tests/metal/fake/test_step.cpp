@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/backend/backend.h"
+#include "mlx_opt/backend/find.h"
 #include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "tensors.h"

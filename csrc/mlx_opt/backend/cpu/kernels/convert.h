@@ -1,4 +1,4 @@
-// Half-precision storage to and from float, for one instruction set. Included by kernels.cpp only.
+// Half-precision storage to and from float, for one instruction set. Included by operand.h only.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,44 @@
+#include "mlx_opt/graph/tracing.h"
+
+#include <algorithm>
+#include <string_view>
+#include <unordered_set>
+
+#include "mlx/primitives.h"
+
+namespace mlx_opt {
+
+// MLX does not export its own answer, but vjp and jvp leave a mark: they trace from copies of
+// their primals, where compile and vmap trace from arrays without a primitive.
+bool traced_for_gradient(const std::vector<mx::array>& arrays) {
+  std::vector<mx::array> stack;
+  std::unordered_set<std::uintptr_t> seen;
+  auto push = [&](const mx::array& x) {
+    if (x.is_tracer() && x.has_primitive() && seen.insert(x.id()).second) {
+      stack.push_back(x);
+    }
+  };
+  std::for_each(arrays.begin(), arrays.end(), push);
+  while (!stack.empty()) {
+    const mx::array x = std::move(stack.back());
+    stack.pop_back();
+    if (std::string_view(x.primitive().name()) == "Copy") {
+      return true;
+    }
+    std::for_each(x.inputs().begin(), x.inputs().end(), push);
+  }
+  return false;
+}
+
+// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
+// queued, and they for Python's lock, there must be none.
+bool is_at_hand(const mx::array& x, mx::Stream stream) {
+  if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
+    return false;
+  }
+  const bool in_order =
+      stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
+  return in_order || x.is_available();
+}
+
+} // namespace mlx_opt

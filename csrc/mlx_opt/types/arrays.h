@@ -1,0 +1,18 @@
+// What steps are given and give: arrays, and scalars that may be arrays.
+#pragma once
+
+#include <variant>
+#include <vector>
+
+#include "mlx/array.h"
+
+namespace mlx_opt {
+
+namespace mx = mlx::core;
+
+using Arrays = std::vector<mx::array>;
+
+/// A hyperparameter: a constant, or a 0-d array that is read when the step runs.
+using Scalar = std::variant<double, mx::array>;
+
+} // namespace mlx_opt
