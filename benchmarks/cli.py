@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mlx_opt import info
+from mlx_opt.tools import info
 
 from .measure import Run, measure
 from .peers import LIMIT, MEASURED_BY, OURS, PEERS, has_meaning, why_missing

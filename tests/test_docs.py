@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 
 import mlx_opt
+import mlx_opt.tools
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "docs" / "rules"
 
 
 def modules():
-    names = [f"mlx_opt.{module.name}" for module in pkgutil.iter_modules(mlx_opt.__path__)]
-    return ["mlx_opt", *(name for name in names if not name.endswith("__main__"))]
+    names = ["mlx_opt"]
+    for package in (mlx_opt, mlx_opt.tools):
+        found = pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+        names += [module.name for module in found if module.name != "mlx_opt.__main__"]
+    return names
 
 
 def docstrings():

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_opt
-from mlx_opt import selftest
+from mlx_opt.tools import selftest
 
 
 def test_every_rule_is_right_here():

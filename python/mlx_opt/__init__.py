@@ -1,6 +1,6 @@
 """Fused, in-place optimizers for MLX: a drop-in for mlx.optimizers."""
 
-from . import info
+from .tools import info
 
 _error = info.import_error()
 if _error is None:
@@ -17,7 +17,6 @@ if _error is None:
     from .adafactor import Adafactor
     from .base import Optimizer
     from .clipping import clip_grad_norm
-    from .installation import install, installed
     from .multi import MultiOptimizer
     from .muon import Muon
     from .optimizers import (
@@ -30,6 +29,7 @@ if _error is None:
         Lion,
         RMSprop,
     )
+    from .tools.installation import install, installed
 elif not info.running_as_command():  # `python -m mlx_opt info` says what is wrong
     raise _error
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
-from . import info
+from .tools import info
 
 PROGRAM = "python -m mlx_opt"
 EXIT_CODES = "Exit codes: 2 for a wrong command line, 1 if something is off, otherwise 0."
@@ -102,7 +102,7 @@ def bench(arguments: list[str]) -> int:
 
 def selftest() -> int:
     try:
-        from .selftest import main as run_selftest
+        from .tools.selftest import main as run_selftest
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("numpy", "rich"):
             raise

@@ -46,13 +46,13 @@ def running_as_command() -> bool:
 def import_error() -> ImportError | None:
     """Why mlx_opt cannot be imported, and how to mend it; None if it can."""
     try:
-        built = import_module("._built", __package__)
+        built = import_module("mlx_opt._built")
     except ImportError as cause:
         return _error("mlx_opt is not built: pip install it, from its folder or a wheel", cause)
     if error := _mlx_error(built.VERSION, built.MLX_VERSION):
         return error
     try:
-        import_module("._ext", __package__)
+        import_module("mlx_opt._ext")
     except ImportError as cause:
         return _error(
             f"mlx_opt's compiled part cannot be loaded by Python {_python_version()} "
@@ -130,9 +130,9 @@ def _requirement(version: str) -> str:
 
 
 def _own_version() -> str:
-    folder = os.path.dirname(__file__)
+    folder = os.path.dirname(os.path.dirname(__file__))
     try:
-        built = import_module("._built", __package__)
+        built = import_module("mlx_opt._built")
     except ImportError:
         return f"not built, in {folder}"
     return f"{built.VERSION}, built for mlx {built.MLX_VERSION}, in {folder}"
@@ -164,7 +164,7 @@ def _device_facts() -> tuple[dict[str, str], list[str]]:
         "default": f"{default.type.name}, {mx.device_info().get('device_name', 'unnamed')}",
     }
     name = default.type.name
-    ext = import_module("._ext", __package__)
+    ext = import_module("mlx_opt._ext")
     if problem := name == "gpu" and ext.gpu_problem():
         return facts, [f"every step on the GPU will fail, or be slow: {problem}"]
     if served[name]:
@@ -186,13 +186,13 @@ def _serves(mx: ModuleType, kind: object) -> bool:
     before = mx.default_device()
     mx.set_default_device(kind)
     try:
-        return bool(import_module("._ext", __package__).available())
+        return bool(import_module("mlx_opt._ext").available())
     finally:
         mx.set_default_device(before)
 
 
 def _thread_facts() -> tuple[dict[str, str], list[str]]:
-    ext = import_module("._ext", __package__)
+    ext = import_module("mlx_opt._ext")
     facts = {"vectors": ext.vector_level()}
     try:
         threads = ext.num_threads()

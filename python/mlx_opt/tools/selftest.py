@@ -14,7 +14,8 @@ from rich.table import Table
 
 import mlx_opt
 
-from . import _ext, info, references
+from .. import _ext, references
+from . import info
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *references.CASES,
