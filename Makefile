@@ -1,6 +1,6 @@
 # make demo    builds, installs and trains on handwritten digits with stock AdamW and with ours
 # make test    builds and runs all tests
-# make lint    formatting, style and types
+# make lint    formatting, style, types, and what includes what
 # make asan    the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make tsan    the tests under ThreadSanitizer
 # make wheel   the sdist and the wheel of the last commit, checked, in dist/
@@ -45,6 +45,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc examples/cpp tests/cpp tests/cuda tests/fake tests/metal tests/package -name '*.h' -o -name '*.cpp')
 	$(BIN)/mypy
+	$(BIN)/python tests/layers.py
 
 asan tsan: $(VENV)/tools
 	PATH="$(abspath $(BIN)):$$PATH" tests/sanitizers/run $@
