@@ -26,6 +26,12 @@ struct AdaDelta {
     float w = fma(-s.lr, d, e.w);
     return {w, v, u};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "AdaDelta",
+      .hypers = {{"rho", 0.9, Range::not_negative}, {"eps", 1e-6, Range::positive}},
+      .slots = {{"v"}, {.name = "u", .follows = true}},
+  })
 };
 
 MLX_OPT_RULES_END

@@ -53,6 +53,28 @@ struct Adafactor {
     float m = fma(h.beta1.value, e.m, h.beta1.complement * (r.update * u));
     return {e.w - (decay_of(e.w, r.decay) + m), m};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "Adafactor",
+      .hypers =
+          {{"eps[0]", 1e-30, Range::not_negative},
+           {"eps[1]", 1e-3, Range::not_negative},
+           {"clip_threshold", 1.0, Range::positive},
+           {"decay_rate", -0.8, Range::not_positive},
+           {"beta_1", 0.0, Range::below_one},
+           {"weight_decay", 0.0},
+           {"scale_parameter", 1, Range::flag},
+           {"relative_step", 1, Range::flag},
+           {"warmup_init", 0, Range::flag}},
+      .slots =
+          {{"exp_avg_sq_row", Extent::rows, Owner::matrices},
+           {"exp_avg_sq_col", Extent::columns, Owner::matrices},
+           {"exp_avg_sq", Extent::elements, Owner::vectors},
+           {.name = "exp_avg", .option = "beta_1", .follows = true}},
+      .step = {Reads::always},
+      .learning_rate = {Reads::unless_set, "relative_step"},
+      .coupling = {Coupling::always},
+  })
 };
 
 MLX_OPT_RULES_END

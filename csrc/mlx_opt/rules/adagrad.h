@@ -24,6 +24,12 @@ struct Adagrad {
     float w = e.w - s.lr * g / (square_root(v) + h.eps.value);
     return {w, v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "Adagrad",
+      .hypers = {{"eps", 1e-8, Range::positive}},
+      .slots = {{"v"}},
+  })
 };
 
 MLX_OPT_RULES_END

@@ -25,6 +25,15 @@ struct Adamax {
     float w = e.w - s.lr * m / (v + h.eps.value);
     return {w, m, v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "Adamax",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative}},
+      .slots = {{"m"}, {"v"}},
+  })
 };
 
 MLX_OPT_RULES_END

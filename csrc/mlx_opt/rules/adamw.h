@@ -28,6 +28,18 @@ struct AdamW {
     float d = s.step_size * m / fma(square_root(v), s.denominator_scale, h.eps.value);
     return {e.w - (decay_of(e.w, s.decay) + d), m, v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "AdamW",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.01},
+           {"bias_correction", 0, Range::flag}},
+      .slots = {{"m"}, {"v"}},
+      .step = {Reads::if_set, "bias_correction"},
+  })
 };
 
 MLX_OPT_RULES_END

@@ -16,7 +16,7 @@ struct Lion {
   };
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
-    return {lr, lr * h.weight_decay.value};
+    return {lr, lr * maximum(h.weight_decay.value, 0.0f)}; // none if negative
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
@@ -24,6 +24,15 @@ struct Lion {
     float m = fma(h.beta2.value, e.m, h.beta2.complement * g);
     return {e.w - (decay_of(e.w, s.decay) + s.lr * sign(c)), m};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "Lion",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.99, Range::below_one},
+           {"weight_decay", 0.0}},
+      .slots = {{"m"}},
+  })
 };
 
 MLX_OPT_RULES_END

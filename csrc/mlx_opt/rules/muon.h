@@ -26,6 +26,17 @@ struct Muon {
     float v = fma(h.momentum.value, e.v, fresh);
     return {h.nesterov.value != 0.0f ? fma(h.momentum.value, v, fresh) : v, v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "Muon",
+      .hypers =
+          {{"momentum", 0.95, Range::below_one},
+           {"nesterov", 1, Range::flag},
+           {"weight_decay", 0.01}},
+      .slots = {{"v"}},
+      .learning_rate = {Reads::never},
+      .coupling = {Coupling::unless_zero, "weight_decay"},
+  })
 };
 
 MLX_OPT_RULES_END

@@ -13,6 +13,9 @@
 // The CPU backend compiles the rules once per instruction set; each copy needs its own symbols.
 #if !defined(MLX_OPT_LEVEL)
 #define MLX_OPT_LEVEL portable
+#if !defined(__METAL_VERSION__) && !defined(__CUDACC_RTC__) && !defined(__CUDACC__)
+#define MLX_OPT_DESCRIBES
+#endif
 #endif
 #define MLX_OPT_RULES_BEGIN \
   namespace mlx_opt {       \
@@ -20,6 +23,14 @@
 #define MLX_OPT_RULES_END \
   }                       \
   }
+
+// A rule's description is for the host alone; see describe.h.
+#if defined(MLX_OPT_DESCRIBES)
+#include "describe.h"
+#define MLX_OPT_DESCRIBE(...) static constexpr Description description = __VA_ARGS__;
+#else
+#define MLX_OPT_DESCRIBE(...)
+#endif
 
 MLX_OPT_RULES_BEGIN
 

@@ -1,8 +1,6 @@
 // What the library knows of a rule besides its arithmetic.
 #pragma once
 
-#include <iterator>
-#include <optional>
 #include <string_view>
 
 #include "list.h"
@@ -11,7 +9,7 @@ namespace mlx_opt {
 
 enum class Rule {
 #define MLX_OPT_NAME(name) name,
-  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME)
+  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
 #undef MLX_OPT_NAME
 };
 
@@ -33,32 +31,27 @@ inline constexpr RuleInfo rule_infos[] = {
 #undef MLX_OPT_INFO
 };
 
+/// True if the rule updates each element from its own gradient and state alone.
+constexpr bool is_elementwise(Rule rule) {
+  return static_cast<size_t>(rule) < sizeof(rule_infos) / sizeof(RuleInfo);
+}
+
+/// Of an elementwise rule.
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];
 }
 
-/// The rule of that name, if there is one.
-constexpr std::optional<Rule> find_rule(std::string_view name) {
-  for (size_t i = 0; i < std::size(rule_infos); ++i) {
-    if (rule_infos[i].name == name) {
-      return static_cast<Rule>(i);
-    }
+/// The most of each that any rule has.
+constexpr int most(int RuleInfo::* count) {
+  int most = 0;
+  for (const RuleInfo& rule : rule_infos) {
+    most = rule.*count > most ? rule.*count : most;
   }
-  return std::nullopt;
+  return most;
 }
 
-/// The most of each that any rule has.
-inline constexpr int max_moments = 2;
-inline constexpr int max_hypers = 8;
-inline constexpr int max_scalars = 8;
-
-static_assert([] {
-  for (const auto& rule : rule_infos) {
-    if (rule.moments > max_moments || rule.hypers > max_hypers || rule.scalars > max_scalars) {
-      return false;
-    }
-  }
-  return true;
-}());
+inline constexpr int max_moments = most(&RuleInfo::moments);
+inline constexpr int max_hypers = most(&RuleInfo::hypers);
+inline constexpr int max_scalars = most(&RuleInfo::scalars);
 
 } // namespace mlx_opt

@@ -24,6 +24,12 @@ struct RMSprop {
     float w = e.w - s.lr * g / (square_root(v) + h.eps.value);
     return {w, v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "RMSprop",
+      .hypers = {{"alpha", 0.99, Range::not_negative}, {"eps", 1e-8, Range::positive}},
+      .slots = {{"v"}},
+  })
 };
 
 MLX_OPT_RULES_END

@@ -23,6 +23,14 @@ struct SGD {
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
     return {fma(-s.lr, g + scaled(h.weight_decay.value, e.w), e.w)};
   }
+
+  // mlx.optimizers has a v without momentum too.
+  MLX_OPT_DESCRIBE({
+      .optimizer = "SGD",
+      .hypers = {{"weight_decay", 0.0}},
+      .slots = {{.name = "v", .idle = true}},
+      .coupling = {Coupling::unless_zero, "weight_decay"},
+  })
 };
 
 struct Momentum {
@@ -30,26 +38,34 @@ struct Momentum {
     Hyper momentum, dampening, weight_decay;
   };
   struct Scalars {
-    float lr;
+    float lr, fresh; // fresh: what a gradient weighs in v; a negative dampening is none
   };
   struct Element {
     float w, v;
   };
 
-  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
-    return {lr};
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
+    return {lr, h.dampening.value > 0.0f ? h.dampening.complement : 1.0f};
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
     float d = g + scaled(h.weight_decay.value, e.w);
-    float v = fma(h.momentum.value, e.v, h.dampening.complement * d);
+    float v = fma(h.momentum.value, e.v, s.fresh * d);
     return {fma(-s.lr, v, e.w), v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "SGD",
+      .hypers = {{"momentum", 0.0}, {"dampening", 0.0}, {"weight_decay", 0.0}},
+      .slots = {{"v"}},
+      .when = {{"momentum", Setting::positive}, {"nesterov", Setting::off}},
+      .coupling = {Coupling::unless_zero, "weight_decay"},
+  })
 };
 
 struct Nesterov {
   using Hypers = Momentum::Hypers;
-  using Scalars = Momentum::Scalars;
+  using Scalars = SGD::Scalars;
   using Element = Momentum::Element;
 
   MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
@@ -61,6 +77,14 @@ struct Nesterov {
     float v = fma(h.momentum.value, e.v, d);
     return {fma(-s.lr, fma(h.momentum.value, v, d), e.w), v};
   }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "SGD",
+      .hypers = {{"momentum", 0.0}, {"dampening", 0.0}, {"weight_decay", 0.0}},
+      .slots = {{"v"}},
+      .when = {{"momentum", Setting::positive}, {"nesterov", Setting::on}},
+      .coupling = {Coupling::unless_zero, "weight_decay"},
+  })
 };
 
 MLX_OPT_RULES_END

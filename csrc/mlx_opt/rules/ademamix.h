@@ -1,0 +1,67 @@
+// AdEMAMix: Pagliardini, Ablin and Grangier, arXiv:2409.03137.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+struct AdEMAMix {
+  struct Hypers {
+    Hyper beta1, beta2, beta3, alpha, eps, weight_decay, alpha_warmup, beta3_warmup;
+  };
+  struct Scalars {
+    float fast, slow; // the learning rate times what m1 and m2 weigh in the update
+    float beta3, complement3;
+    float denominator_scale, decay;
+  };
+  struct Element {
+    float w, m1, m2, v;
+  };
+
+  // How much of a warm-up of so many steps is done, from 0 to 1.
+  MLX_OPT_FN float progress(float step, Hyper steps) {
+    return minimum(step / maximum(steps.value, 1.0f), 1.0f);
+  }
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    Scalars s;
+    s.fast = lr / one_minus_power(h.beta1, step);
+    s.slow = lr * h.alpha.value * progress(step, h.alpha_warmup);
+    s.denominator_scale = 1.0f / square_root(one_minus_power(h.beta2, step));
+    s.decay = lr * h.weight_decay.value;
+    s.beta3 = h.beta3.value;
+    s.complement3 = h.beta3.complement;
+    float done = progress(step, h.beta3_warmup);
+    if (done < 1.0f) { // the half-life grows by the same amount each step
+      float log_beta3 = 1.0f / ((1.0f - done) / h.beta1.log + done / h.beta3.log);
+      s.complement3 = -exp_minus_one(log_beta3);
+      s.beta3 = 1.0f - s.complement3;
+    }
+    return s;
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float m1 = fma(h.beta1.value, e.m1, h.beta1.complement * g);
+    float m2 = fma(s.beta3, e.m2, s.complement3 * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.complement * (g * g));
+    float d = fma(s.slow, m2, s.fast * m1) / fma(square_root(v), s.denominator_scale, h.eps.value);
+    return {e.w - (decay_of(e.w, s.decay) + d), m1, m2, v};
+  }
+
+  // In bfloat16 m2 could not move: its spacing is many times 1 - beta3.
+  MLX_OPT_DESCRIBE({
+      .optimizer = "AdEMAMix",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.999, Range::below_one},
+           {"betas[2]", 0.9999, Range::below_one},
+           {"alpha", 2.0, Range::not_negative},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.0, Range::not_negative},
+           {"alpha_warmup", 0.0, Range::not_negative},
+           {"beta3_warmup", 0.0, Range::not_negative}},
+      .slots = {{"m1"}, {.name = "m2", .format = Format::float32}, {"v"}},
+      .step = {Reads::always},
+  })
+};
+
+MLX_OPT_RULES_END

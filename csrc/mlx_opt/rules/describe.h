@@ -1,0 +1,91 @@
+// What a rule says about itself besides its arithmetic. All that the library, its Python classes,
+// their error messages, the documentation and the tests know of a rule's names comes from here.
+#pragma once
+
+#include <cstdint>
+
+namespace mlx_opt {
+
+/// The values that a hyperparameter may have.
+enum class Range : uint8_t {
+  any,
+  not_negative,
+  positive,
+  not_positive,
+  below_one, // from 0 on
+  flag,      // 0 or 1
+};
+
+struct HyperInfo {
+  /// As the optimizer's constructor calls it; "betas[0]" is the first element of `betas`.
+  const char* name;
+  double standard;
+  Range range = Range::any;
+};
+
+/// The shape of a state slot.
+enum class Extent : uint8_t {
+  elements, // the parameter's
+  rows,     // the parameter's without its last dimension
+  columns,  // the parameter's without its last but one
+};
+
+/// The parameters that have a slot.
+enum class Owner : uint8_t {
+  all,
+  matrices, // of two dimensions or more
+  vectors,  // of fewer
+};
+
+/// How a slot is stored.
+enum class Format : uint8_t {
+  promoted, // as mlx.optimizers' formulas promote it
+  float32,  // whatever the parameter and the gradient are
+};
+
+struct SlotInfo {
+  const char* name;
+  Extent extent = Extent::elements;
+  Owner owner = Owner::all;
+  /// The option without which the slot is left out; null for a slot that is always there.
+  const char* option = nullptr;
+  /// True if the slot's dtype is promoted with those of the slots before it.
+  bool follows = false;
+  /// True if the rule neither reads nor writes the slot; it is there because mlx.optimizers has it.
+  bool idle = false;
+  Format format = Format::promoted;
+};
+
+/// What an option must be for a rule to serve its optimizer.
+enum class Setting : uint8_t { positive, off, on };
+
+struct Condition {
+  const char* option;
+  Setting setting;
+};
+
+/// When a rule reads an input of its step.
+struct Reads {
+  enum When : uint8_t { always, never, if_set, unless_set } when = always;
+  const char* flag = nullptr; // the hyperparameter that decides
+};
+
+/// When weight decay is added to the gradient, which then brings the parameter's dtype with it.
+struct Coupling {
+  enum When : uint8_t { never, always, unless_zero } when = never;
+  const char* decay = nullptr; // the hyperparameter that decides
+};
+
+struct Description {
+  /// The class of the optimizer that the rule serves.
+  const char* optimizer;
+  HyperInfo hypers[16] = {};
+  SlotInfo slots[8] = {};
+  /// Of several rules that serve an optimizer, the first whose conditions hold does.
+  Condition when[4] = {};
+  Reads step = {Reads::never};
+  Reads learning_rate = {Reads::always};
+  Coupling coupling = {};
+};
+
+} // namespace mlx_opt

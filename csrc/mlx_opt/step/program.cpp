@@ -1,0 +1,101 @@
+#include "mlx_opt/step/program.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "mlx/ops.h"
+
+namespace mlx_opt {
+namespace {
+
+bool owns(Owner owner, bool is_matrix) {
+  return owner == Owner::all || (owner == Owner::matrices) == is_matrix;
+}
+
+Slots slots_for(Rule rule, bool with_options, bool is_matrix, bool with_idle) {
+  Slots slots;
+  for (const SlotInfo& slot : slots_of(rule)) {
+    const bool there = (with_options || !slot.option) && (with_idle || !slot.idle);
+    if (there && owns(slot.owner, is_matrix)) {
+      slots.push_back(&slot);
+    }
+  }
+  return slots;
+}
+
+bool tells_matrices_apart(Rule rule) {
+  const auto slots = slots_of(rule);
+  return std::any_of(
+      slots.begin(), slots.end(), [](const SlotInfo& slot) { return slot.owner != Owner::all; });
+}
+
+struct Requirement {
+  bool (*holds)(double);
+  const char* text;
+};
+
+Requirement requirement(Range range) {
+  switch (range) {
+    case Range::any:
+      return {[](double) { return true; }, ""};
+    case Range::not_negative:
+      return {[](double x) { return x >= 0.0; }, "0 or more"};
+    case Range::positive:
+      return {[](double x) { return x > 0.0; }, "more than 0"};
+    case Range::not_positive:
+      return {[](double x) { return x <= 0.0; }, "0 or less"};
+    case Range::below_one:
+      return {[](double x) { return 0.0 <= x && x < 1.0; }, "a number in [0, 1)"};
+    case Range::flag:
+      return {[](double x) { return x == 0.0 || x == 1.0; }, "true or false"};
+  }
+  return {};
+}
+
+} // namespace
+
+Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition> composition)
+    : rule_(rule), with_options_(with_options), composition_(std::move(composition)) {
+  slots_.push_back(slots_for(rule, with_options, false, false));
+  if (tells_matrices_apart(rule)) {
+    slots_.push_back(slots_for(rule, with_options, true, false));
+  }
+}
+
+Slots Program::state_slots(size_t ndim) const {
+  return slots_for(rule_, with_options_, ndim >= 2, true);
+}
+
+mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
+  mx::Shape shape = parameter;
+  if (slot.extent != Extent::elements) {
+    shape.erase(shape.end() - (slot.extent == Extent::rows ? 1 : 2));
+  }
+  return shape;
+}
+
+mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
+  // float64 and complex numbers, which only formulas take, need more than float32.
+  return slot.format == Format::float32 ? mx::promote_types(mx::float32, parameter) : parameter;
+}
+
+std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {
+  std::vector<mx::array> state;
+  for (const SlotInfo* slot : program.state_slots(parameter.ndim())) {
+    state.push_back(
+        mx::zeros(slot_shape(*slot, parameter.shape()), slot_dtype(*slot, parameter.dtype())));
+  }
+  return state;
+}
+
+std::string range_problem(const HyperInfo& hyper, double value) {
+  const auto [holds, text] = requirement(hyper.range);
+  if (holds(value)) {
+    return "";
+  }
+  std::ostringstream problem;
+  problem << "expected " << text << ", got " << value;
+  return problem.str();
+}
+
+} // namespace mlx_opt

@@ -1,0 +1,82 @@
+// What a step runs: a rule with its options settled, and the state slots that these give a
+// parameter.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/step/descriptions.h"
+#include "mlx_opt/types/export.h"
+
+namespace mlx_opt {
+
+namespace mx = mlx::core;
+
+class Composition;
+
+/// The slots of a parameter, in the order of the rule's operands.
+using Slots = std::vector<const SlotInfo*>;
+
+class MLX_OPT_API Program {
+ public:
+  /// `with_options`: true if the slots that an option brings are there.
+  /// `composition`: the stages around the rule, if the step has several.
+  explicit Program(
+      Rule rule,
+      bool with_options = false,
+      std::shared_ptr<const Composition> composition = nullptr);
+
+  Rule rule() const {
+    return rule_;
+  }
+
+  const Composition* composition() const {
+    return composition_.get();
+  }
+
+  /// The kinds of parameters that the rule tells apart: one, or vectors and then matrices.
+  size_t kinds() const {
+    return slots_.size();
+  }
+
+  size_t kind_of(size_t ndim) const {
+    return kinds() > 1 && ndim >= 2;
+  }
+
+  /// The slots that the rule reads and writes.
+  const Slots& slots(size_t kind) const {
+    return slots_[kind];
+  }
+
+  /// All slots of a parameter's state, those that the rule does not use included.
+  Slots state_slots(size_t ndim) const;
+
+  /// Operands of a tensor: the parameter, its slots and the gradient.
+  int operands(size_t kind) const {
+    return static_cast<int>(slots_[kind].size()) + 2;
+  }
+
+ private:
+  Rule rule_;
+  bool with_options_;
+  std::shared_ptr<const Composition> composition_;
+  std::vector<Slots> slots_; // of each kind
+};
+
+/// The shape of a slot of a parameter.
+MLX_OPT_API mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter);
+
+/// The dtype that a slot of a parameter begins with.
+MLX_OPT_API mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter);
+
+/// The arrays of a parameter's state before the first step, in the order of `state_slots`.
+MLX_OPT_API std::vector<mx::array> initial_state(
+    const Program& program, const mx::array& parameter);
+
+/// What is wrong with a value of a hyperparameter, as "expected ..., got ..."; empty if nothing is.
+MLX_OPT_API std::string range_problem(const HyperInfo& hyper, double value);
+
+} // namespace mlx_opt
