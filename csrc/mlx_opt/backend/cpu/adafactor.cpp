@@ -1,9 +1,11 @@
-#include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/backend/cpu/adafactor.h"
+
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx_opt/backend/cpu/adafactor_passes.h"
 #include "mlx_opt/backend/cpu/operands.h"
+#include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/cpu/scalars.h"
-#include "mlx_opt/backend/cpu/step.h"
+#include "mlx_opt/rules/adafactor.h"
 
 namespace mlx_opt::cpu {
 namespace {
@@ -13,23 +15,25 @@ using Rule = MLX_OPT_LEVEL::Adafactor;
 struct Work {
   const AdafactorKernel& kernel;
   bool first_moment;
-  ScalarInputs scalars;
+  StepScalars scalars;
   std::vector<Item> items = {};
   Operands operands = {};
   std::shared_ptr<void> keep = {};
 
-  void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored);
+  void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, uint16_t group);
   void place(Item& item, const mx::allocator::Buffer* buffers);
-  void run() const;
+  void run();
   void copy_all(const Item& item) const;
 };
 
 // `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
 // if there is one; the gradient.
-void Work::add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored) {
+void Work::add(
+    const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, uint16_t group) {
   const mx::array& w = **arrays;
   Item& item = items.emplace_back();
   item.factored = factored;
+  item.group = group;
   AdafactorTensor& t = item.tensor;
   t.columns = factored ? w.shape(-1) : static_cast<int64_t>(w.size());
   t.rows = factored ? w.shape(-2) : 1;
@@ -85,47 +89,55 @@ void Work::copy_all(const Item& item) const {
   copy(item.column, item.column_out, item.column_size);
 }
 
-void Work::run() const {
-  const auto hypers = scalars.hypers();
-  const auto* h = reinterpret_cast<const float*>(hypers.data());
-  float prepared[sizeof(Rule::Scalars) / sizeof(float)];
-  kernel.prepare(h, scalars.learning_rate(), scalars.step(), prepared);
-  if (!scalars.taken()) {
+void Work::run() {
+  if (!scalars.is_applied()) {
     parallel_for(items.size(), [&](int64_t i) { copy_all(items[i]); });
     return;
   }
-  for (const Item& item : items) {
+  struct Prepared {
+    std::vector<MLX_OPT_LEVEL::Hyper> hypers;
+    float scalars[sizeof(Rule::Scalars) / sizeof(float)];
+  };
+  std::vector<Prepared> groups;
+  for (const GroupScalars& group : scalars.groups()) {
+    auto& [hypers, prepared] = groups.emplace_back(Prepared{group.hypers(), {}});
+    const auto* h = reinterpret_cast<const float*>(hypers.data());
+    kernel.prepare(h, group.learning_rate(), group.step(), prepared);
+  }
+  for (Item& item : items) {
+    item.hypers = reinterpret_cast<const float*>(groups[item.group].hypers.data());
+    item.scalars = groups[item.group].scalars;
     if (item.size() == 0) {
       copy_all(item);
     }
   }
-  const float scale = scalars.scale() ? *scalars.scale() : 1.0f;
-  Passes(kernel, h, prepared, scale).run(items);
+  Passes(kernel, scalars.scale()).run(items);
 }
 
 class Step : public Prepared {
  public:
   Step(
-      const ScalarSources& sources,
-      const Factoring& factoring,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream)
       : stream_(stream) {
-    const size_t tensors = factoring.unfactored + factoring.factored;
-    // The kernel here, not when it runs, because finding it may throw.
-    work_ = std::make_shared<Work>(Work{
-        adafactor_kernel(),
-        factoring.first_moment,
-        ScalarInputs(sources, &inputs[dtypes.size() + tensors])});
-    work_->items.reserve(tensors);
+    const auto& [vectors, matrices] = std::pair(spec.runs.at(0), spec.runs.at(1));
+    const bool first_moment = vectors.operands == 4;
+    // Finding the kernel and the threads may throw, so it is done here and not when they run.
+    num_threads();
+    work_ = std::make_shared<Work>(
+        Work{adafactor_kernel(), first_moment, StepScalars(spec, &inputs[spec.operand_count()])});
     const mx::array* const* operands = inputs.data();
     const mx::Dtype* results = dtypes.data();
-    for (size_t t = 0; t < tensors; ++t) {
-      const bool factored = t >= factoring.unfactored;
-      work_->add(operands, results, factored);
-      operands += factoring.operands(factored);
-      results += factoring.operands(factored) - 1;
+    size_t tensor = 0;
+    for (const Run& run : {vectors, matrices}) {
+      for (size_t t = 0; t < run.tensors; ++t, ++tensor) {
+        const bool factored = run.operands == matrices.operands;
+        work_->add(operands, results, factored, spec.group_of(tensor));
+        operands += run.operands;
+        results += run.operands - 1;
+      }
     }
   }
 
@@ -147,12 +159,11 @@ class Step : public Prepared {
 } // namespace
 
 std::unique_ptr<Prepared> prepare_adafactor(
-    const ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
-  return std::make_unique<Step>(sources, factoring, inputs, dtypes, stream);
+  return std::make_unique<Step>(spec, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::cpu

@@ -46,6 +46,9 @@ struct Item {
   bool factored;
   Operand row, column, row_out, column_out; // running means, where it is factored
   int64_t row_size, column_size;
+  uint16_t group;
+  const float* hypers; // of the group, and its scalars, once the step runs
+  const float* scalars;
 
   int64_t size() const {
     return tensor.matrices * tensor.rows * tensor.columns;

@@ -20,8 +20,7 @@ constexpr int64_t group_size = 1 << 20;
 // order, so what a task waits for is being worked on.
 class Passes {
  public:
-  Passes(const AdafactorKernel& kernel, const float* hypers, const float* scalars, float scale)
-      : kernel_(kernel), hypers_(hypers), scalars_(scalars), scale_(scale) {}
+  Passes(const AdafactorKernel& kernel, float scale) : kernel_(kernel), scale_(scale) {}
 
   void run(const std::vector<Item>& items) {
     for (const Item& item : items) {
@@ -107,14 +106,15 @@ class Passes {
     if (job.item->factored) {
       job.averaged.wait();
     }
-    job.squares[tile] =
-        kernel_.update_squares(job.tensor, job.tile(tile), scale_, hypers_, scalars_);
+    job.squares[tile] = kernel_.update_squares(
+        job.tensor, job.tile(tile), scale_, job.item->hypers, job.item->scalars);
     job.rated.arrive([&] { find_rates(job); });
   }
 
   void update(Job& job, int64_t tile) {
     job.rated.wait();
-    kernel_.update(job.tensor, job.tile(tile), scale_, hypers_, scalars_, job.rates);
+    kernel_.update(
+        job.tensor, job.tile(tile), scale_, job.item->hypers, job.item->scalars, job.rates);
   }
 
   // From the sums of a tensor's squares to the factors of its rows and columns.
@@ -126,8 +126,14 @@ class Passes {
       const int64_t first = matrix * t.rows;
       float* rows = job.row_factors.get() + first;
       add_up(job.rows.get() + first, job.tiling.across, all_rows, t.rows, t.columns, totals, rows);
-      const double sum =
-          kernel_.average(job.item->row, job.item->row_out, first, t.rows, rows, hypers_, scalars_);
+      const double sum = kernel_.average(
+          job.item->row,
+          job.item->row_out,
+          first,
+          t.rows,
+          rows,
+          job.item->hypers,
+          job.item->scalars);
       kernel_.row_factors(rows, t.rows, static_cast<float>(sum / t.rows));
 
       const int64_t left = matrix * t.columns;
@@ -135,7 +141,13 @@ class Passes {
       const float* parts = job.columns.get() + left * job.tiling.down;
       add_up(parts, job.tiling.down, t.columns, t.columns, t.rows, totals, columns);
       kernel_.average(
-          job.item->column, job.item->column_out, left, t.columns, columns, hypers_, scalars_);
+          job.item->column,
+          job.item->column_out,
+          left,
+          t.columns,
+          columns,
+          job.item->hypers,
+          job.item->scalars);
       kernel_.column_factors(columns, t.columns);
     }
   }
@@ -169,12 +181,11 @@ class Passes {
     const auto rms = [&](double sum) {
       return static_cast<float>(std::sqrt(sum / job.item->size()));
     };
-    kernel_.rates(rms(sums.parameter), rms(sums.update), hypers_, scalars_, job.rates);
+    kernel_.rates(
+        rms(sums.parameter), rms(sums.update), job.item->hypers, job.item->scalars, job.rates);
   }
 
   const AdafactorKernel& kernel_;
-  const float* hypers_;
-  const float* scalars_;
   float scale_;
   std::deque<Job> jobs_; // which do not move
 };

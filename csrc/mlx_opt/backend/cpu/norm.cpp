@@ -17,6 +17,7 @@ constexpr int64_t chunk = 65536;
 } // namespace
 
 void enqueue_norm(mx::Stream stream, const std::vector<mx::array>& arrays, float* result) {
+  num_threads(); // here, not in the task, because it may throw
   Operands owner;
   std::vector<Operand> operands;
   std::vector<Plan::Extent> extents;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include <pthread.h>
@@ -49,6 +50,9 @@ int default_threads() {
   return static_cast<int>(threads);
 }
 
+// 0 until somebody sets the number or asks for it.
+std::atomic<int> chosen_threads{0};
+
 // The tasks of one call. A thread that comes late finds `next` spent and touches nothing else.
 struct Job {
   const std::function<void(int64_t)>* task;
@@ -86,9 +90,7 @@ class Pool {
     auto job = std::make_shared<Job>(&task, count);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      while (workers_ < threads - 1) {
-        std::thread(&Pool::serve, this, workers_++).detach();
-      }
+      start_workers(threads - 1);
       job_ = job;
       helpers_ = threads - 1;
       ++generation_;
@@ -98,20 +100,18 @@ class Pool {
     job->wait();
   }
 
-  int num_threads() {
-    int threads = threads_.load(std::memory_order_relaxed);
-    if (threads == 0) {
-      threads = default_threads();
-      threads_.store(threads, std::memory_order_relaxed);
-    }
-    return threads;
-  }
-
-  void set_num_threads(int threads) {
-    threads_.store(threads, std::memory_order_relaxed);
-  }
-
  private:
+  void start_workers(int wanted) {
+    try {
+      for (; workers_ < wanted; ++workers_) {
+        std::thread(&Pool::serve, this, workers_).detach();
+      }
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are do the work, and the next call tries
+      // again.
+    }
+  }
+
   void serve(int index) {
     uint64_t seen = 0;
     for (;;) {
@@ -137,29 +137,26 @@ class Pool {
   uint64_t generation_ = 0;
   int workers_ = 0;
   int helpers_ = 0;
-  std::atomic<int> threads_{0};
 };
 
 // Never destroyed: MLX's stream threads, and the pool's own, may outlive static destructors.
 std::atomic<Pool*> instance{nullptr};
 
-// A forked child has none of the threads, and the mutexes as they happened to be.
-void renew_in_child() {
-  auto* fresh = new Pool;
-  if (auto* parents = instance.load()) {
-    fresh->set_num_threads(parents->num_threads());
-  }
-  instance.store(fresh);
-}
+// A forked child has none of the threads, and the mutexes as they happened to be: it makes a pool
+// of its own when it needs one. Nothing here may throw, which would end the child.
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { instance.store(nullptr); });
 
+// Without a lock, which a fork might leave locked in the child.
 Pool& pool() {
-  static const bool once = [] {
-    instance.store(new Pool);
-    pthread_atfork(nullptr, nullptr, renew_in_child);
-    return true;
-  }();
-  (void)once;
-  return *instance.load();
+  Pool* current = instance.load();
+  if (!current) {
+    auto fresh = std::make_unique<Pool>();
+    if (instance.compare_exchange_strong(current, fresh.get())) {
+      current = fresh.release();
+    }
+  }
+  return *current;
 }
 
 } // namespace
@@ -169,14 +166,22 @@ void parallel_for(int64_t count, const std::function<void(int64_t)>& task) {
 }
 
 int num_threads() {
-  return pool().num_threads();
+  int threads = chosen_threads.load(std::memory_order_relaxed);
+  if (threads == 0) {
+    const int fallback = default_threads();
+    // Fails where another thread has just set a number, which `threads` is then.
+    if (chosen_threads.compare_exchange_strong(threads, fallback, std::memory_order_relaxed)) {
+      return fallback;
+    }
+  }
+  return threads;
 }
 
 void set_num_threads(int threads) {
   if (threads < 1 || threads > most_threads) {
     refuse("set_num_threads", std::to_string(threads));
   }
-  pool().set_num_threads(threads);
+  chosen_threads.store(threads, std::memory_order_relaxed);
 }
 
 } // namespace mlx_opt::cpu

@@ -4,40 +4,56 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/step/spec.h"
 
 namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
 
-class ScalarInputs {
+/// The scalars of a group of tensors.
+class GroupScalars {
  public:
-  /// `inputs`: those of a primitive, of which the first is at `scalars`.
-  ScalarInputs(ScalarSources sources, const mx::array* const* scalars);
+  GroupScalars(const GroupSources& sources, const GroupInputs& inputs);
 
-  /// Those below are for the task.
   std::vector<MLX_OPT_LEVEL::Hyper> hypers() const;
 
+  /// 0 if the group does not read it; so is the learning rate.
   float step() const {
-    return static_cast<float>(*step_);
+    return step_ ? static_cast<float>(*step_) : 0.0f;
   }
 
   float learning_rate() const {
-    return *learning_rate_;
+    return learning_rate_ ? *learning_rate_ : 0.0f;
   }
-
-  /// What the gradients are multiplied with; null if they are not.
-  const float* scale() const {
-    return scale_;
-  }
-
-  bool taken() const;
 
  private:
-  ScalarSources sources_;
-  const uint64_t* step_;
-  const float* learning_rate_;
+  GroupSources sources_;
+  const uint64_t* step_ = nullptr;
+  const float* learning_rate_ = nullptr;
   std::vector<const float*> traced_;
+};
+
+/// Addresses of the scalars of all groups, whose values are read when the task runs.
+class StepScalars {
+ public:
+  /// `inputs`: those of a primitive behind the operands.
+  StepScalars(const StepSpec& spec, const mx::array* const* inputs);
+
+  const std::vector<GroupScalars>& groups() const {
+    return groups_;
+  }
+
+  /// What the gradients are multiplied with; 1 if they are not scaled.
+  float scale() const {
+    return scale_ ? *scale_ : 1.0f;
+  }
+
+  /// False if the step must leave everything as it is.
+  bool is_applied() const;
+
+ private:
+  std::vector<GroupScalars> groups_;
+  Scaling scaling_;
   const float* scale_ = nullptr;
 };
 

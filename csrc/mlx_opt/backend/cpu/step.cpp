@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx_opt/backend/cpu/adafactor.h"
 #include "mlx_opt/backend/cpu/operands.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/cpu/scalars.h"
@@ -18,14 +19,16 @@ constexpr int64_t shortest_chunk = 8192;
 constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
-// Everything the task reads, gathered while the arrays are at hand. MLX keeps their buffers.
+// Everything the task reads, gathered while the arrays exist. MLX keeps their buffers.
 struct Work {
   int fields; // of a tensor: the parameter and its moments
   const Kernel* kernel;
   int threads;
-  ScalarInputs scalars;
+  bool scaled;
+  StepScalars scalars;
   std::vector<Tensor> tensors = {};
   std::vector<Plan::Extent> extents = {};
+  std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
   Operands operands = {};
   std::shared_ptr<void> keep = {};
 
@@ -48,10 +51,16 @@ void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
 }
 
 void Work::run() const {
-  const auto hypers = scalars.hypers();
-  const auto* h = reinterpret_cast<const float*>(hypers.data());
-  float prepared[max_scalars];
-  kernel->prepare(h, scalars.learning_rate(), scalars.step(), prepared);
+  struct Group {
+    std::vector<MLX_OPT_LEVEL::Hyper> hypers;
+    float scalars[max_scalars];
+  };
+  std::vector<Group> prepared;
+  for (const GroupScalars& group : scalars.groups()) {
+    Group& added = prepared.emplace_back(Group{group.hypers(), {}});
+    const auto* h = reinterpret_cast<const float*>(added.hypers.data());
+    kernel->prepare(h, group.learning_rate(), group.step(), added.scalars);
+  }
 
   int64_t total = 0;
   for (const auto& extent : extents) {
@@ -60,14 +69,17 @@ void Work::run() const {
   const int64_t even = total / (chunks_a_thread * threads);
   const int64_t chunk = std::clamp(even, shortest_chunk, longest_chunk);
   const Plan plan(extents, chunk);
-  const bool taken = scalars.taken();
+  const bool applied = scalars.is_applied();
+  const float scale = scalars.scale();
   parallel_for(plan.chunks(), [&](int64_t index) {
     plan.visit(index, [&](int64_t tensor, int64_t begin, int64_t end) {
-      if (taken) {
-        kernel->run(tensors[tensor], begin, end, h, prepared, scalars.scale());
-      } else {
+      if (!applied) {
         kernel->keep(tensors[tensor], begin, end);
+        return;
       }
+      const Group& group = prepared[groups.empty() ? 0 : groups[tensor]];
+      const auto* h = reinterpret_cast<const float*>(group.hypers.data());
+      kernel->run(tensors[tensor], begin, end, h, group.scalars, scaled ? &scale : nullptr);
     });
   });
 }
@@ -75,23 +87,25 @@ void Work::run() const {
 class Step : public Prepared {
  public:
   Step(
-      const Schedule& schedule,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream)
       : stream_(stream) {
-    const int fields = info(schedule.rule).moments + 1;
-    const size_t tensors = dtypes.size() / fields;
-    // The kernel and the threads here, not when it runs, because finding them may throw.
+    const auto [tensors, width] = spec.runs.at(0);
+    const int fields = width - 1;
+    // Finding the kernel and the threads may throw, so it is done here and not when they run.
     work_ = std::make_shared<Work>(Work{
         fields,
-        &kernel(schedule.rule),
+        &kernel(spec.rule),
         num_threads(),
-        ScalarInputs(schedule, &inputs[tensors * (fields + 1)])});
+        spec.scaling != Scaling::none,
+        StepScalars(spec, &inputs[tensors * width])});
+    work_->groups = spec.groups;
     work_->tensors.reserve(tensors);
     work_->extents.reserve(tensors);
     for (size_t t = 0; t < tensors; ++t) {
-      work_->add_tensor(&inputs[t * (fields + 1)], &dtypes[t * fields]);
+      work_->add_tensor(&inputs[t * width], &dtypes[t * fields]);
     }
   }
 
@@ -115,11 +129,14 @@ class Step : public Prepared {
 } // namespace
 
 std::unique_ptr<Prepared> prepare(
-    const Schedule& schedule,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
-  return std::make_unique<Step>(schedule, inputs, dtypes, stream);
+  if (is_elementwise(spec.rule)) {
+    return std::make_unique<Step>(spec, inputs, dtypes, stream);
+  }
+  return prepare_adafactor(spec, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::cpu

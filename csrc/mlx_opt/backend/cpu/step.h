@@ -6,24 +6,16 @@
 
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
-#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/step/spec.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
 
-/// A step over `inputs`, as Update has them; `dtypes`: of the outputs.
+/// A step over `inputs`, as StepSpec has them; `dtypes`: of the outputs.
 std::unique_ptr<Prepared> prepare(
-    const Schedule& schedule,
-    const Pointers& inputs,
-    const std::vector<mx::Dtype>& dtypes,
-    mx::Stream stream);
-
-/// A step over `inputs`, as AdafactorUpdate has them; `dtypes`: of the outputs.
-std::unique_ptr<Prepared> prepare_adafactor(
-    const ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);

@@ -46,7 +46,7 @@ struct Driver {
 
   // The fields of an element: the parameter and its moments. Operand `fields` is the gradient.
   static constexpr int fields = sizeof(Element) / sizeof(float);
-  static_assert(fields <= 3, "take and put know elements of up to three fields");
+  static_assert(fields <= 4, "take and put know elements of up to four fields");
 
   static void prepare(const float* hypers, float lr, float step, float* scalars) {
     Hypers h;
@@ -246,8 +246,10 @@ struct Driver {
       return {from[0][i]};
     } else if constexpr (fields == 2) {
       return {from[0][i], from[1][i]};
-    } else {
+    } else if constexpr (fields == 3) {
       return {from[0][i], from[1][i], from[2][i]};
+    } else {
+      return {from[0][i], from[1][i], from[2][i], from[3][i]};
     }
   }
 
@@ -258,9 +260,12 @@ struct Driver {
     } else if constexpr (fields == 2) {
       const auto [a, b] = e;
       to[0][i] = a, to[1][i] = b;
-    } else {
+    } else if constexpr (fields == 3) {
       const auto [a, b, c] = e;
       to[0][i] = a, to[1][i] = b, to[2][i] = c;
+    } else {
+      const auto [a, b, c, d] = e;
+      to[0][i] = a, to[1][i] = b, to[2][i] = c, to[3][i] = d;
     }
   }
 };

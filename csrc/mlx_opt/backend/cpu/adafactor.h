@@ -1,0 +1,22 @@
+// Adafactor's step on the CPU.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/step/prepared.h"
+#include "mlx_opt/step/spec.h"
+#include "mlx_opt/types/layout.h"
+
+namespace mlx_opt::cpu {
+
+namespace mx = mlx::core;
+
+std::unique_ptr<Prepared> prepare_adafactor(
+    const StepSpec& spec,
+    const Pointers& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream);
+
+} // namespace mlx_opt::cpu
