@@ -1,43 +1,46 @@
 #include <doctest/doctest.h>
-#include <sys/stat.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
+#include <functional>
+#include <thread>
+#include <vector>
 
+#include "cache_folder.h"
 #include "mlx_opt/backend/cuda/cache.h"
 
 using mlx_opt::cuda::Cache;
-namespace fs = std::filesystem;
 
 namespace {
 
-struct Folder {
-  Folder() {
-    char name[] = "/tmp/mlx_opt_cache_XXXXXX";
-    path = mkdtemp(name);
+// The exit status of a child, for what would change this whole process.
+int status_of_child(const std::function<int()>& work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    _exit(work());
   }
-  ~Folder() {
-    fs::remove_all(path);
-  }
-  fs::path path;
-};
-
-std::string content(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-void write(const fs::path& path, const std::string& text) {
-  std::ofstream(path, std::ios::binary) << text;
-}
+constexpr int sound = 0;
+constexpr int not_possible = 77;
 
-fs::path only_entry(const fs::path& folder) {
-  return fs::directory_iterator(folder)->path();
+// On a full disk nothing is kept and nothing is left, and what was kept before is still there.
+int keep_on_full_disk(const fs::path& folder, const std::string& large) {
+  const Cache cache(folder);
+  cache.keep("large", large);
+  const bool clean = cache.find("small") == "small" && !cache.find("large");
+  return clean && files_in(folder) == 1 ? sound : 1;
 }
-
-const std::string value = std::string("code\0with\nany bytes", 19) + std::string(5000, '\xfe');
 
 } // namespace
 
@@ -86,6 +89,99 @@ TEST_CASE("a folder that cannot be written or read is no error") {
   const Cache none{fs::path()};
   none.keep("a", value);
   CHECK(!none.find("a"));
+}
+
+TEST_CASE("the oldest entries make room for a new one, and other files stay") {
+  Folder folder;
+  const Cache cache(folder.path, 3 * (value.size() + 100));
+  write(folder.path / "of somebody", std::string(100000, 'x'));
+  const auto now = fs::file_time_type::clock::now();
+  const std::vector<std::string> keys = {"a", "b", "c", "d", "e"};
+  for (size_t i = 0; i < keys.size(); ++i) {
+    cache.keep(keys[i], value);
+    for (const auto& entry : fs::directory_iterator(folder.path)) {
+      if (fs::last_write_time(entry) > now - std::chrono::hours(1)) {
+        fs::last_write_time(entry, now - std::chrono::hours(10 - i));
+      }
+    }
+  }
+  CHECK(!cache.find("a"));
+  CHECK(!cache.find("b"));
+  for (const char* key : {"c", "d", "e"}) {
+    CHECK(cache.find(key) == value);
+  }
+  CHECK(files_in(folder.path) == 4);
+  // What a process left that ended while it wrote.
+  const fs::path left = folder.path / (std::string(32, '0') + ".1.2");
+  write(left, value);
+  fs::last_write_time(left, now - std::chrono::hours(20));
+  cache.keep("f", value);
+  CHECK(!fs::exists(left));
+  CHECK(cache.find("f") == value);
+}
+
+TEST_CASE("an entry larger than the limit is neither kept nor read") {
+  Folder folder;
+  Cache(folder.path).keep("a", value);
+  const Cache small(folder.path, value.size());
+  CHECK(!small.find("a"));
+  small.keep("b", value);
+  CHECK(Cache(folder.path).find("a") == value);
+  CHECK(files_in(folder.path) == 1);
+}
+
+TEST_CASE("a file that cannot be written to its end is not kept") {
+  Folder folder;
+  Cache(folder.path).keep("small", "small");
+  const int status = status_of_child([&] {
+    const rlimit limit{4096, 4096};
+    signal(SIGXFSZ, SIG_IGN);
+    return setrlimit(RLIMIT_FSIZE, &limit) == 0 ? keep_on_full_disk(folder.path, value)
+                                                : not_possible;
+  });
+  CHECK(status == sound);
+}
+
+TEST_CASE("a full disk is no error") {
+  Folder folder;
+  const int status = status_of_child([&] {
+    const char* path = folder.path.c_str();
+    // A file system of 64 KiB, which no other process sees.
+    if (unshare(CLONE_NEWNS) != 0 ||
+        mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        mount("tmpfs", path, "tmpfs", 0, "size=64k,mode=700") != 0) {
+      return not_possible;
+    }
+    Cache(folder.path).keep("small", "small");
+    return keep_on_full_disk(folder.path, std::string(100000, 'x'));
+  });
+  if (status == not_possible) {
+    MESSAGE("not run: this process may not mount a file system");
+  } else {
+    CHECK(status == sound);
+  }
+}
+
+TEST_CASE("several threads keep and find one entry") {
+  Folder folder;
+  const Cache cache(folder.path);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 100; ++round) {
+        cache.keep("a", value);
+        const auto found = cache.find("a");
+        wrong += found && *found != value;
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  CHECK(wrong == 0);
+  CHECK(cache.find("a") == value);
+  CHECK(files_in(folder.path) == 1);
 }
 
 TEST_CASE("the user's folder is the first that the environment names") {

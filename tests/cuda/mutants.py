@@ -5,7 +5,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
+
+KERNELS = Path(__file__).parents[2] / "csrc/mlx_opt/backend/cuda"
 
 
 class Mutant(NamedTuple):
@@ -113,6 +116,27 @@ MUTANTS = [
         DIFFERS,
     ),
     Mutant(
+        "all tensors are updated with the first group's scalars",
+        "reinterpret_cast<const Frame<Rule>*>(frames)[group]",
+        "reinterpret_cast<const Frame<Rule>*>(frames)[0]",
+        "two groups*",
+        DIFFERS,
+    ),
+    Mutant(
+        "Adafactor's tensors are updated with the first group's scalars",
+        "frame_of<Adafactor>(table.frames, tensor.group)",
+        "frame_of<Adafactor>(table.frames, 0)",
+        "groups of Adafactor",
+        DIFFERS,
+    ),
+    Mutant(
+        "all groups' scalars are made of the first group's hyperparameters",
+        "table.groups[blockIdx.x]",
+        "table.groups[0]",
+        "groups with traced*",
+        DIFFERS,
+    ),
+    Mutant(
         "a step that is not finite is taken",
         "return scaling != Scaling::if_finite ||",
         "return true ||",
@@ -131,6 +155,8 @@ MUTANTS = [
 
 def run(tests, mutant):
     """What is wrong with how the tests take it; None if they notice."""
+    if not any(mutant.text in path.read_text() for path in KERNELS.glob("*.cu.h")):
+        return "no kernel has the text to change"
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
             **os.environ,

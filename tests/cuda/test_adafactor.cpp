@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "checks.h"
-#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/backend/find.h"
 
 using namespace mlx_opt;

@@ -4,7 +4,6 @@
 #include <random>
 
 #include "checks.h"
-#include "mlx_opt/algorithms/adafactor.h"
 
 using namespace mlx_opt;
 using namespace steps;
@@ -99,7 +98,7 @@ TEST_CASE("elementwise steps of tensors as they come") {
           return step(
               Rule::AdamW,
               std::move(x),
-              hypers_of(Rule::AdamW),
+              sample_hypers(Rule::AdamW),
               mx::array(0.01f),
               mx::array(3, mx::uint64),
               stream);

@@ -170,7 +170,7 @@ def test_a_step_that_is_not_taken_changes_nothing(options, layout, held):
     w = optimizer.apply_gradients(g, w, skip_nonfinite=True)
     assert_same([w, {k: optimizer.state[k] for k in w}], before)
     assert kept is None or len(kept) == 2
-    assert optimizer.state["skipped"].item() == 1
+    assert optimizer.skipped.item() == 1
 
 
 def test_what_is_held_is_not_written_to():

@@ -9,11 +9,20 @@
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
+#include "mlx_opt/backend/cuda/records.h"
+#include "mlx_opt/rules/adafactor.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
 namespace cu = mx::cu;
+
+const FrameShape frame_shape = {
+    "Adafactor",
+    sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper),
+    sizeof(MLX_OPT_LEVEL::Adafactor::Scalars) / sizeof(float)};
+
+constexpr int largest_table = capacity_of(large_parameter, table_head, sizeof(FactorTensor));
 
 mx::array scratch_array(int64_t bytes, mx::Stream stream) {
   return mx::array(device_memory(std::max<int64_t>(bytes, 1), stream), {1}, mx::uint8);
@@ -22,8 +31,7 @@ mx::array scratch_array(int64_t bytes, mx::Stream stream) {
 class AdafactorStep : public Prepared {
  public:
   AdafactorStep(
-      const mlx_opt::ScalarSources& sources,
-      const Factoring& factoring,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
@@ -32,42 +40,36 @@ class AdafactorStep : public Prepared {
 
  private:
   void find_functions();
-  void launch_tables(const FactorGroup& group, const CUfunction* functions);
-  void launch_strided(const FactorGroup& group, const CUfunction* functions);
+  void launch_tables(const FactorShare& share, const CUfunction* functions);
+  void launch_strided(const FactorShare& share, const CUfunction* functions);
 
   template <typename Args>
-  void launch_passes(const FactorGroup& group, const CUfunction* functions, Args& args);
+  void launch_passes(const FactorShare& share, const CUfunction* functions, Args& args);
 
   mx::Stream stream_;
   cu::CommandEncoder& encoder_;
-  FactorGroups groups_;
+  mx::array frames_;
+  FactorShares shares_;
   std::vector<std::array<CUfunction, factor_passes>> functions_;
-  mx::array frame_;
   mx::array scratch_;
   bool skips_;
 };
 
 AdafactorStep::AdafactorStep(
-    const mlx_opt::ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
       encoder_(cu::get_command_encoder(stream)),
-      groups_(factoring, inputs, dtypes),
-      frame_(new_frame(stream)),
-      scratch_(scratch_array(groups_.scratch_bytes(), stream)),
-      skips_(sources.scaling == Scaling::if_finite) {
+      frames_(new_frames(frame_shape, spec, stream)),
+      shares_(spec, inputs, dtypes),
+      scratch_(scratch_array(shares_.scratch_bytes(), stream)),
+      skips_(spec.scaling == Scaling::if_finite) {
   find_functions();
   wait_for_last_but_one(stream);
-  const size_t operands = dtypes.size() + factoring.unfactored + factoring.factored;
-  launch_prepare(
-      encoder_,
-      function({Rule{}, Kind::factor_prepare}, encoder_.device()),
-      sources,
-      &inputs[operands],
-      frame_);
+  const size_t operands = spec.operand_count();
+  launch_prepare(encoder_, frame_shape, spec, &inputs[operands], frames_);
   // What is written needs no mention: the step is committed, so what follows is behind it.
   for (size_t i = 0; i < operands; ++i) {
     encoder_.set_input_array(*inputs[i]);
@@ -75,15 +77,15 @@ AdafactorStep::AdafactorStep(
 }
 
 void AdafactorStep::find_functions() {
-  for (FactorGroup& group : groups_.all()) {
-    const bool table = group.layouts.empty();
+  for (FactorShare& share : shares_.all()) {
+    const bool table = share.layouts.empty();
     auto& functions = functions_.emplace_back();
     for (int pass = 0; pass < factor_passes; ++pass) {
       if (table) {
-        group.kernels[pass].capacity =
-            table_capacity(factor_capacities, group.tensors.size(), encoder_.device());
+        share.kernels[pass].capacity =
+            table_capacity(sizeof(FactorTensor), share.tensors.size(), encoder_.device());
       }
-      functions[pass] = function(group.kernels[pass], encoder_.device());
+      functions[pass] = function(share.kernels[pass], encoder_.device());
     }
   }
 }
@@ -91,55 +93,55 @@ void AdafactorStep::find_functions() {
 // One after the other: they depend on the scratch memory.
 template <typename Args>
 void AdafactorStep::launch_passes(
-    const FactorGroup& group, const CUfunction* functions, Args& args) {
-  args.frame = address<float>(frame_);
+    const FactorShare& share, const CUfunction* functions, Args& args) {
+  args.frames = address<float>(frames_);
   args.skips = skips_;
   for (int pass = 0; pass < factor_passes; ++pass) {
-    const Kind kind = group.kernels[pass].kind;
-    const bool means = kind == Kind::factor_means;
+    const FactorPass kind = share.kernels[pass].pass;
+    const bool means = kind == FactorPass::means;
     unsigned blocks = 0;
     for (int i = 0; i < args.count; ++i) {
       FactorTensor& tensor = args.tensors[i];
       (means ? tensor.first_means : tensor.first_tile) = blocks;
-      blocks += group.blocks(pass, tensor);
+      blocks += share.blocks(pass, tensor);
     }
     if (blocks > 0) {
-      encoder_.set_input_array(frame_);
+      encoder_.set_input_array(frames_);
       encoder_.set_output_array(scratch_);
-      const bool many = means || kind == Kind::factor_rates;
+      const bool many = means || kind == FactorPass::rates;
       launch(encoder_, functions[pass], blocks, many ? factor_threads : threads, &args);
     }
   }
 }
 
-void AdafactorStep::launch_tables(const FactorGroup& group, const CUfunction* functions) {
-  FactorTable<factor_capacities.large> table;
-  const size_t capacity = group.kernels[0].capacity;
-  for (size_t begin = 0; begin < group.tensors.size(); begin += capacity) {
-    const size_t count = std::min(capacity, group.tensors.size() - begin);
+void AdafactorStep::launch_tables(const FactorShare& share, const CUfunction* functions) {
+  FactorTable<largest_table> table;
+  const size_t capacity = share.kernels[0].capacity;
+  for (size_t begin = 0; begin < share.tensors.size(); begin += capacity) {
+    const size_t count = std::min(capacity, share.tensors.size() - begin);
     table.count = static_cast<int>(count);
-    std::copy_n(group.tensors.begin() + begin, count, table.tensors);
-    launch_passes(group, functions, table);
+    std::copy_n(share.tensors.begin() + begin, count, table.tensors);
+    launch_passes(share, functions, table);
   }
 }
 
-void AdafactorStep::launch_strided(const FactorGroup& group, const CUfunction* functions) {
-  for (size_t i = 0; i < group.tensors.size(); ++i) {
-    FactorStrided args = group.layouts[i];
+void AdafactorStep::launch_strided(const FactorShare& share, const CUfunction* functions) {
+  for (size_t i = 0; i < share.tensors.size(); ++i) {
+    FactorStrided args = share.layouts[i];
     args.count = 1;
-    args.tensors[0] = group.tensors[i];
-    launch_passes(group, functions, args);
+    args.tensors[0] = share.tensors[i];
+    launch_passes(share, functions, args);
   }
 }
 
 void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
-  groups_.place(address<char>(scratch_), outputs);
+  shares_.place(address<char>(scratch_), outputs);
   for (size_t i = 0; i < functions_.size(); ++i) {
-    const FactorGroup& group = groups_.all()[i];
-    group.layouts.empty() ? launch_tables(group, functions_[i].data())
-                          : launch_strided(group, functions_[i].data());
+    const FactorShare& share = shares_.all()[i];
+    share.layouts.empty() ? launch_tables(share, functions_[i].data())
+                          : launch_strided(share, functions_[i].data());
   }
-  encoder_.add_temporary(frame_);
+  encoder_.add_temporary(frames_);
   encoder_.add_temporary(scratch_);
   encoder_.add_completed_handler([keep = std::move(keep)] {});
   // Now, so that the GPU is at work while the host goes through the results.
@@ -150,12 +152,11 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
 } // namespace
 
 std::unique_ptr<Prepared> prepare_adafactor_step(
-    const mlx_opt::ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
-  return std::make_unique<AdafactorStep>(sources, factoring, inputs, dtypes, stream);
+  return std::make_unique<AdafactorStep>(spec, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::cuda

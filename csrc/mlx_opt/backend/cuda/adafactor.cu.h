@@ -7,6 +7,7 @@ namespace MLX_OPT_LEVEL {
 using cuda::FactorStrided;
 using cuda::FactorTable;
 using cuda::FactorTensor;
+using cuda::threads;
 
 constexpr int warp = 32;
 constexpr int warps = threads / warp;
@@ -21,13 +22,14 @@ MLX_OPT_FN T sum_over_warp(T x) {
 }
 
 template <typename Table>
-MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table) {
-  return *reinterpret_cast<const Frame<Adafactor>*>(table.frame);
+MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table, const FactorTensor& tensor) {
+  return frame_of<Adafactor>(table.frames, tensor.group);
 }
 
+// The scale is that of all groups.
 template <typename Table>
 MLX_OPT_FN bool is_taken(const Table& table) {
-  return !table.skips || fabsf(frame_of(table).scale) <= 3.402823466e38f;
+  return !table.skips || is_finite(frame_of<Adafactor>(table.frames, 0).scale);
 }
 
 // The operands of elements, as FactorStrided has their strides.
@@ -202,6 +204,21 @@ struct Factors {
     return __shfl_sync(0xffffffffu, of_lines, line / warps);
   }
 };
+
+// The new running means of a part of a line, and their factors.
+template <int lanes>
+MLX_OPT_FN void average_line(
+    float (&v)[lanes],
+    const float (&g)[lanes],
+    const Frame<Adafactor>& frame,
+    float (&factors)[lanes]) {
+#pragma unroll
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float x = frame.scale * g[lane];
+    v[lane] = Adafactor::average(v[lane], x * x, frame.hypers, frame.scalars);
+    factors[lane] = Adafactor::factor(v[lane]);
+  }
+}
 
 // What is common to the passes over tiles. So many `lines` of a warp are loaded at once, so that
 // enough is on its way.

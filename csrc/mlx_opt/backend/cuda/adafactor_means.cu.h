@@ -73,7 +73,7 @@ struct FactorMeans {
     const double sum = sum_parts(Sums::of(t, rows, matrix, lanes), own, count, part, split, each);
     float value[1] = {0.0f};
     if (mine) {
-      const Frame<Adafactor>& frame = frame_of(table);
+      const Frame<Adafactor>& frame = frame_of(table, t);
       const auto square = static_cast<float>(sum / (rows ? t.columns : t.rows));
       load<Format>(from, place_of_mean<rows>(table, place), value);
       value[0] = Adafactor::average(value[0], square, frame.hypers, frame.scalars);
@@ -137,7 +137,7 @@ MLX_OPT_FN void factor_rates(const Table& table) {
   __syncthreads();
   const double update = sum_over_block<cuda::factor_threads>(sums[1]);
   if (threadIdx.x == 0) {
-    const Frame<Adafactor>& frame = frame_of(table);
+    const Frame<Adafactor>& frame = frame_of(table, t);
     const auto rates = Adafactor::rates(
         static_cast<float>(sqrt(parameter / t.size)),
         static_cast<float>(sqrt(update / t.size)),

@@ -21,7 +21,7 @@ struct FactorSquares : SquaresPass<lanes> {
     }
     const auto tile = Own::tile_of(table);
     const FactorTensor& t = tile.tensor;
-    const float scale = frame_of(table).scale;
+    const float scale = frame_of(table, t).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
     float columns[lanes] = {};
     float total = 0.0f;
@@ -86,21 +86,6 @@ struct FactorSquares : SquaresPass<lanes> {
   }
 };
 
-// The new running means of a part of a line, and their factors.
-template <int lanes>
-MLX_OPT_FN void average_line(
-    float (&v)[lanes],
-    const float (&g)[lanes],
-    const Frame<Adafactor>& frame,
-    float (&factors)[lanes]) {
-#pragma unroll
-  for (int lane = 0; lane < lanes; ++lane) {
-    const float x = frame.scale * g[lane];
-    v[lane] = Adafactor::average(v[lane], x * x, frame.hypers, frame.scalars);
-    factors[lane] = Adafactor::factor(v[lane]);
-  }
-}
-
 // V, G: the formats of the means of the squares of elements and of the gradient.
 template <typename V, typename G, int lanes>
 struct FactorUpdateSquares : Pass<lanes> {
@@ -120,7 +105,7 @@ struct FactorUpdateSquares : Pass<lanes> {
  private:
   template <typename Table>
   MLX_OPT_FN float factored(const Table& table, const Tile<lanes>& tile) {
-    const float scale = frame_of(table).scale;
+    const float scale = frame_of(table, tile.tensor).scale;
     const bool vectors = tile.template allows_vectors<G>(tile.tensor.in[4]);
     const auto factors = Factors<lanes>::of(tile, vectors);
     float total = 0.0f;
@@ -148,7 +133,7 @@ struct FactorUpdateSquares : Pass<lanes> {
 
   template <typename Table>
   MLX_OPT_FN float unfactored(const Table& table, const Tile<lanes>& tile) {
-    const Frame<Adafactor> frame = frame_of(table);
+    const Frame<Adafactor> frame = frame_of(table, tile.tensor);
     const bool vectors = tile.template allows_vectors<V, G>(tile.tensor.in[1], tile.tensor.in[4]);
     float total = 0.0f;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {

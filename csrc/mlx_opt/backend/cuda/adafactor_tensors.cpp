@@ -84,8 +84,7 @@ FactorScratch scratch_of(const FactorTensor& t, int lanes, Allotment& allotment)
 // apart.
 struct Operands {
   const mx::array* in[5];
-  Storage from[5];
-  Storage to[4];
+  FactorKey key;
 
   Operands(
       const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, bool first_moment) {
@@ -94,23 +93,11 @@ struct Operands {
     const int places[] = {0, 1, 1 + factored, m, g};
     for (int k = 0; k < 5; ++k) {
       in[k] = arrays[places[k]];
-      from[k] = storage_of(in[k]->dtype());
+      key.from[k] = storage_of(in[k]->dtype());
     }
     for (int k = 0; k < 4; ++k) {
-      to[k] = storage_of(dtypes[places[k]]);
+      key.to[k] = storage_of(dtypes[places[k]]);
     }
-  }
-
-  // A number of its own for each set of kernels.
-  uint64_t id(int lanes) const {
-    uint64_t id = static_cast<uint64_t>(lanes);
-    for (Storage storage : from) {
-      id = id << 2 | static_cast<uint64_t>(storage);
-    }
-    for (Storage storage : to) {
-      id = id << 2 | static_cast<uint64_t>(storage);
-    }
-    return id;
   }
 
   bool all_are_contiguous(int count) const {
@@ -120,41 +107,33 @@ struct Operands {
   // Of elements: what is of columns does not go through a pass over them.
   bool all_are_halves() const {
     for (int k : {0, 1, 3}) {
-      if (from[k] == Storage::float32 || to[k] == Storage::float32) {
+      if (key.from[k] == Storage::float32 || key.to[k] == Storage::float32) {
         return false;
       }
     }
-    return from[4] != Storage::float32;
+    return key.from[4] != Storage::float32;
   }
 };
 
-std::array<Kernel, factor_passes> kernels_of(const Operands& x, int lanes, bool first_moment) {
-  const auto kernel =
-      [&](Kind kind, std::initializer_list<int> in, std::initializer_list<int> out) {
-        Kernel made{Rule{}, kind};
-        made.lanes = lanes;
-        std::transform(in.begin(), in.end(), made.in, [&](int k) { return x.from[k]; });
-        std::transform(out.begin(), out.end(), made.out, [&](int k) { return x.to[k]; });
-        return made;
-      };
-  auto rates = kernel(Kind::factor_rates, {}, {});
-  rates.lanes = 0;
-  auto update = kernel(Kind::factor_update, {0, 1, 3, 4}, {0, 1, 3});
-  update.first_moment = first_moment;
-  return {
-      kernel(Kind::factor_squares, {0, 4}, {}),
-      kernel(Kind::factor_means, {1, 2}, {1, 2}),
-      kernel(Kind::factor_update_squares, {1, 4}, {}),
-      rates,
-      update};
+std::array<FactorKernel, factor_passes> kernels_of(const FactorKey& key, bool first_moment) {
+  const auto& [w, rows, columns, m, g] = key.from;
+  const auto& [new_w, new_rows, new_columns, new_m] = key.to;
+  const int lanes = key.lanes;
+  return {{
+      {FactorPass::squares, false, lanes, 0, {w, g}, {}},
+      {FactorPass::means, false, lanes, 0, {rows, columns}, {new_rows, new_columns}},
+      {FactorPass::update_squares, false, lanes, 0, {rows, g}, {}},
+      {FactorPass::rates, false, 0, 0, {}, {}},
+      {FactorPass::update, first_moment, lanes, 0, {w, rows, m, g}, {new_w, new_rows, new_m}},
+  }};
 }
 
 FactorStrided layouts_of(const Operands& x, bool factored) {
   FactorStrided args{};
   const mx::array* const elements[] = {x.in[0], x.in[factored ? 0 : 1], x.in[3], x.in[4]};
-  args.elements = common_layout<Layout>(elements, 4);
-  args.row_means = layout_of<Layout>(*x.in[1]);
-  args.column_means = layout_of<Layout>(*x.in[2]);
+  args.elements = common_layout<Layout<4>>(elements, 4);
+  args.row_means = layout_of<Layout<1>>(*x.in[1]);
+  args.column_means = layout_of<Layout<1>>(*x.in[2]);
   return args;
 }
 
@@ -179,81 +158,90 @@ void set_shape(FactorTensor& tensor, const mx::array& w, int lanes) {
 
 } // namespace
 
-unsigned FactorGroup::blocks(int pass, const FactorTensor& tensor) const {
-  switch (kernels[pass].kind) {
-    case Kind::factor_means:
+unsigned FactorShare::blocks(int pass, const FactorTensor& tensor) const {
+  switch (kernels[pass].pass) {
+    case FactorPass::means:
       return tensor.factored ? static_cast<unsigned>(
                                    tensor.matrices * (row_blocks(tensor) + column_blocks(tensor)))
                              : 0;
-    case Kind::factor_rates:
+    case FactorPass::rates:
       return 1;
     default:
       return tensor.tiles;
   }
 }
 
-FactorGroups::FactorGroups(
-    const Factoring& factoring, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
-    : first_moment_(factoring.first_moment) {
+FactorShares::FactorShares(
+    const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
+    : first_moment_(spec.runs.at(0).operands == 4) {
   const mx::array* const* operands = inputs.data();
-  size_t position = 0;
-  for (size_t t = 0; t < factoring.unfactored + factoring.factored; ++t) {
-    const bool factored = t >= factoring.unfactored;
-    if (operands[0]->size() || factored) {
-      add(operands, &dtypes[position], factored, position);
+  size_t position = 0, tensor = 0;
+  for (size_t kind = 0; kind < spec.runs.size(); ++kind) {
+    const bool factored = kind == 1;
+    const auto [tensors, width] = spec.runs[kind];
+    for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
+      if (operands[0]->size() || factored) {
+        add(operands, &dtypes[position], factored, spec.group_of(tensor), position);
+      }
+      operands += width;
+      position += width - 1;
     }
-    operands += factoring.operands(factored);
-    position += factoring.operands(factored) - 1;
   }
 }
 
-void FactorGroups::add(
-    const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, size_t position) {
-  const Operands operands(arrays, dtypes, factored, first_moment_);
+void FactorShares::add(
+    const mx::array* const* arrays,
+    const mx::Dtype* dtypes,
+    bool factored,
+    uint16_t group,
+    size_t position) {
+  Operands operands(arrays, dtypes, factored, first_moment_);
   const bool contiguous = operands.all_are_contiguous(4);
   const bool flat = contiguous && is_contiguous(*operands.in[4]);
   FactorTensor tensor{};
+  tensor.group = group;
   tensor.factored = factored;
   tensor.turned = factored && contiguous && !flat && is_turned(*operands.in[4]);
   const bool strided = !flat && !tensor.turned;
-  const int lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
-  set_shape(tensor, *arrays[0], lanes);
+  operands.key.lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
+  set_shape(tensor, *arrays[0], operands.key.lanes);
   for (int k = 0; k < 5; ++k) {
     tensor.in[k] = address<void>(*operands.in[k]);
   }
-  const uint64_t id = operands.id(lanes);
-  auto found = std::find_if(
-      groups_.begin(), groups_.end(), [&](const FactorGroup& g) { return g.id == id; });
-  if (found == groups_.end()) {
-    groups_.push_back({id, kernels_of(operands, lanes, first_moment_)});
-    found = groups_.end() - 1;
-  }
-  FactorGroup& group = *found;
-  group.tensors.push_back(tensor);
-  group.positions.push_back(position);
+  FactorShare& share = share_of(operands.key);
+  share.tensors.push_back(tensor);
+  share.positions.push_back(position);
   if (strided) {
-    group.layouts.push_back(layouts_of(operands, factored));
+    share.layouts.push_back(layouts_of(operands, factored));
   }
 }
 
-int64_t FactorGroups::scratch_bytes() const {
+FactorShare& FactorShares::share_of(const FactorKey& key) {
+  const auto share = std::find_if(
+      shares_.begin(), shares_.end(), [&](const FactorShare& s) { return s.key == key; });
+  return share != shares_.end()
+             ? *share
+             : shares_.emplace_back(FactorShare{key, kernels_of(key, first_moment_)});
+}
+
+int64_t FactorShares::scratch_bytes() const {
   Allotment allotment(nullptr);
-  for (const FactorGroup& group : groups_) {
-    for (const FactorTensor& tensor : group.tensors) {
-      scratch_of(tensor, group.lanes(), allotment);
+  for (const FactorShare& share : shares_) {
+    for (const FactorTensor& tensor : share.tensors) {
+      scratch_of(tensor, share.key.lanes, allotment);
     }
   }
   return allotment.bytes();
 }
 
-void FactorGroups::place(char* scratch, const Buffers& outputs) {
+void FactorShares::place(char* scratch, const Buffers& outputs) {
   Allotment allotment(scratch);
-  for (FactorGroup& group : groups_) {
-    for (size_t i = 0; i < group.tensors.size(); ++i) {
-      FactorTensor& tensor = group.tensors[i];
-      tensor.scratch = scratch_of(tensor, group.lanes(), allotment);
+  for (FactorShare& share : shares_) {
+    for (size_t i = 0; i < share.tensors.size(); ++i) {
+      FactorTensor& tensor = share.tensors[i];
+      tensor.scratch = scratch_of(tensor, share.key.lanes, allotment);
       // FactorTensor has room for means of columns; not every tensor has them.
-      size_t position = group.positions[i];
+      size_t position = share.positions[i];
       for (int k = 0; k < 4; ++k) {
         if ((k == 2 && !tensor.factored) || (k == 3 && !first_moment_)) {
           continue;

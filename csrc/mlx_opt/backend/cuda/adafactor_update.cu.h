@@ -63,7 +63,7 @@ struct FactorUpdate : Pass<lanes> {
   template <typename Table>
   MLX_OPT_FN void factored(const Table& table, const Tile<lanes>& tile) {
     const FactorTensor& t = tile.tensor;
-    const Frame<Adafactor> frame = frame_of(table);
+    const Frame<Adafactor> frame = frame_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, G, NewW>(t.in[0], t.in[4], t.out[0]) &&
                          (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
@@ -163,8 +163,6 @@ struct FactorUpdate : Pass<lanes> {
       const float (&strip)[rows_at_once][cuda::factor_rows + 1],
       const TurnedFactors& factors) {
     const FactorTensor& t = tile.tensor;
-    const Frame<Adafactor> frame = frame_of(table);
-    const auto rates = rates_of(t);
     const Index first_row = tile.matrix * t.rows + tile.left;
     const int own = threadIdx.x % warp;
     const auto place = [&](int row, int part) {
@@ -185,6 +183,8 @@ struct FactorUpdate : Pass<lanes> {
         }
       }
     }
+    const Frame<Adafactor> frame = frame_of(table, t);
+    const auto rates = rates_of(t);
 #pragma unroll
     for (int k = 0; k < count * parts; ++k) {
       const int row = threadIdx.x / warp + k / parts * warps;
@@ -206,7 +206,7 @@ struct FactorUpdate : Pass<lanes> {
   template <typename Table>
   MLX_OPT_FN void unfactored(const Table& table, const Tile<lanes>& tile) {
     const FactorTensor& t = tile.tensor;
-    const Frame<Adafactor> frame = frame_of(table);
+    const Frame<Adafactor> frame = frame_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, V, G, NewW, NewV>(
                              t.in[0], t.in[1], t.in[4], t.out[0], t.out[1]) &&

@@ -13,12 +13,13 @@ namespace {
 class Backend : public gpu::Backend {
  public:
   std::unique_ptr<Prepared> prepare(
-      const mlx_opt::Schedule& schedule,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       Start start) const override {
-    return prepare_step(schedule, inputs, dtypes, stream, start);
+    return is_elementwise(spec.rule) ? prepare_update(spec, inputs, dtypes, stream, start)
+                                     : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }
 
   mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {
@@ -48,22 +49,13 @@ class Backend : public gpu::Backend {
     enqueue_clip(inputs, max_norm, skips, scale, stream);
   }
 
-  std::unique_ptr<Prepared> prepare_adafactor(
-      const mlx_opt::ScalarSources& sources,
-      const Factoring& factoring,
-      const Pointers& inputs,
-      const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream) const override {
-    return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
-  }
-
   std::string problem() const override {
     try {
       auto& device = mx::cu::device(
           mx::default_device() == mx::Device::gpu ? mx::default_device()
                                                   : mx::Device(mx::Device::gpu));
       device.make_current();
-      function({Rule::SGD, Kind::prepare}, device);
+      function(PrepareKernel{"SGD", info(Rule::SGD).hypers, 1}, device);
       return "";
     } catch (const std::exception& error) {
       return error.what();

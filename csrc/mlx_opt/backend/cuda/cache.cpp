@@ -1,12 +1,18 @@
 #include "mlx_opt/backend/cuda/cache.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cstdint>
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 namespace mlx_opt::cuda {
 namespace {
@@ -36,12 +42,141 @@ std::string header_of(const std::string& value) {
   return "mlx_opt 1 " + digits(value.size()) + " " + digits(hash(value, seed)) + "\n";
 }
 
+std::string name_of(const std::string& key) {
+  return digits(hash(key, seed)) + digits(hash(key, other_seed));
+}
+
+// An entry, or a file on its way to be one; other files in the folder are left alone.
+bool is_own_name(const std::string& name) {
+  return name.size() >= 32 && name.find_first_not_of("0123456789abcdef.") == std::string::npos;
+}
+
 std::string from_environment(const char* name) {
   const char* value = std::getenv(name);
   return value ? value : "";
 }
 
+// Without a slash or a dot at the end, behind which the system would follow a link.
+fs::path without_end(const fs::path& folder) {
+  const fs::path path = folder.lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
+// An open file or folder. What is asked about it is asked of the descriptor: whatever its path
+// leads to by then does not matter.
+class Descriptor {
+ public:
+  explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
+  Descriptor(Descriptor&& other) : descriptor_(std::exchange(other.descriptor_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
+  ~Descriptor() {
+    close();
+  }
+
+  explicit operator bool() const {
+    return descriptor_ >= 0;
+  }
+
+  int get() const {
+    return descriptor_;
+  }
+
+  // The file's size if it is a file or a folder, as `type` says, that only the user can write to.
+  std::optional<uint64_t> size_if_private(mode_t type) const {
+    struct stat status;
+    if (descriptor_ < 0 || fstat(descriptor_, &status) != 0 || (status.st_mode & S_IFMT) != type ||
+        status.st_uid != geteuid() || (status.st_mode & (S_IWGRP | S_IWOTH))) {
+      return std::nullopt;
+    }
+    return status.st_size;
+  }
+
+  bool read(std::string& text) const {
+    size_t done = 0;
+    while (done < text.size()) {
+      const ssize_t count = ::read(descriptor_, text.data() + done, text.size() - done);
+      if (count <= 0) {
+        return false;
+      }
+      done += count;
+    }
+    return true;
+  }
+
+  bool write(const std::string& text) const {
+    size_t done = 0;
+    while (done < text.size()) {
+      const ssize_t count = ::write(descriptor_, text.data() + done, text.size() - done);
+      if (count <= 0) {
+        return false;
+      }
+      done += count;
+    }
+    return true;
+  }
+
+  // False if something written is lost, which some file systems say only here.
+  bool close() {
+    const int descriptor = std::exchange(descriptor_, -1);
+    return descriptor < 0 || ::close(descriptor) == 0;
+  }
+
+ private:
+  int descriptor_;
+};
+
+Descriptor open_folder(const fs::path& path) {
+  Descriptor folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  return folder.size_if_private(S_IFDIR) ? std::move(folder) : Descriptor(-1);
+}
+
+void make_folder(const fs::path& path) {
+  if (mkdir(path.c_str(), S_IRWXU) != 0 && errno == ENOENT && path.has_parent_path()) {
+    make_folder(path.parent_path());
+    mkdir(path.c_str(), S_IRWXU);
+  }
+}
+
+// Removes the oldest entries until the others have no more than `most` bytes.
+void make_room(const Descriptor& folder, uint64_t most) {
+  struct Entry {
+    std::pair<time_t, long> changed;
+    std::string name;
+    uint64_t size;
+  };
+  std::vector<Entry> entries;
+  uint64_t total = 0;
+  // A descriptor of its own, which the listing closes.
+  const int descriptor = openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  DIR* listing = fdopendir(descriptor);
+  if (!listing) {
+    Descriptor{descriptor}.close();
+    return;
+  }
+  while (const dirent* item = readdir(listing)) {
+    struct stat status;
+    if (is_own_name(item->d_name) &&
+        fstatat(descriptor, item->d_name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+        S_ISREG(status.st_mode)) {
+      const auto size = static_cast<uint64_t>(status.st_size);
+      entries.push_back({{status.st_mtim.tv_sec, status.st_mtim.tv_nsec}, item->d_name, size});
+      total += size;
+    }
+  }
+  closedir(listing);
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return std::tie(a.changed, a.name) < std::tie(b.changed, b.name);
+  });
+  for (auto oldest = entries.begin(); total > most && oldest != entries.end(); ++oldest) {
+    unlinkat(folder.get(), oldest->name.c_str(), 0);
+    total -= oldest->size;
+  }
+}
+
 } // namespace
+
+Cache::Cache(const fs::path& folder, uint64_t limit)
+    : folder_(without_end(folder)), limit_(limit) {}
 
 Cache Cache::of_user() {
   if (const auto own = from_environment("MLX_OPT_CACHE_DIR"); !own.empty()) {
@@ -54,19 +189,22 @@ Cache Cache::of_user() {
   return Cache(home.empty() ? fs::path() : fs::path(home) / ".cache" / "mlx_opt");
 }
 
-fs::path Cache::path_of(const std::string& key) const {
-  return folder_ / (digits(hash(key, seed)) + digits(hash(key, other_seed)));
-}
-
 std::optional<std::string> Cache::find(const std::string& key) const {
-  std::ifstream file(path_of(key), std::ios::binary);
-  if (folder_.empty() || !file) {
+  const Descriptor folder = open_folder(folder_);
+  // Something that is not a file may let its readers wait.
+  const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+  const Descriptor file(openat(folder.get(), name_of(key).c_str(), flags));
+  const auto size = file.size_if_private(S_IFREG);
+  if (!size || *size > limit_) {
     return std::nullopt;
   }
-  std::string header;
-  std::getline(file, header);
-  std::string value{std::istreambuf_iterator<char>(file), {}};
-  if (header + "\n" != header_of(value)) {
+  std::string text(*size, '\0');
+  if (!file.read(text)) {
+    return std::nullopt;
+  }
+  const size_t header = text.find('\n') + 1;
+  std::string value = text.substr(header);
+  if (text.compare(0, header, header_of(value)) != 0) {
     return std::nullopt;
   }
   return value;
@@ -74,21 +212,26 @@ std::optional<std::string> Cache::find(const std::string& key) const {
 
 // Through a file of its own that is renamed: another process sees all of it or nothing.
 void Cache::keep(const std::string& key, const std::string& value) const {
-  if (folder_.empty()) {
+  make_folder(folder_);
+  const Descriptor folder = open_folder(folder_);
+  const std::string text = header_of(value) + value;
+  if (!folder || text.size() > limit_) {
     return;
   }
-  std::error_code ignored;
-  fs::create_directories(folder_, ignored);
-  const fs::path path = path_of(key);
-  const fs::path temporary = path.string() + "." + std::to_string(getpid());
-  std::ofstream file(temporary, std::ios::binary);
-  file << header_of(value) << value;
-  file.close();
-  if (file) {
-    fs::rename(temporary, path, ignored);
+  make_room(folder, limit_ - text.size());
+  const std::string name = name_of(key);
+  // Unlike any other process's and thread's; if not, it is not opened.
+  const auto now = std::chrono::system_clock::now().time_since_epoch().count();
+  const std::string temporary = name + "." + std::to_string(getpid()) + "." + std::to_string(now);
+  const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+  const int at = folder.get();
+  Descriptor file(openat(at, temporary.c_str(), flags, S_IRUSR | S_IWUSR));
+  if (!file) {
+    return;
   }
-  if (!file || ignored) {
-    fs::remove(temporary, ignored);
+  const bool written = file.write(text);
+  if (!file.close() || !written || renameat(at, temporary.c_str(), at, name.c_str()) != 0) {
+    unlinkat(at, temporary.c_str(), 0);
   }
 }
 

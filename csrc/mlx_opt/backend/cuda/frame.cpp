@@ -1,53 +1,107 @@
 #include "mlx_opt/backend/cuda/frame.h"
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
 #include "mlx_opt/backend/cuda/memory.h"
-#include "mlx_opt/backend/cuda/tables.h"
-#include "mlx_opt/rules/adafactor.h"
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/records.h"
+#include "mlx_opt/backend/cuda/scalar_tables.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
-constexpr int bytes = (3 * max_hyperparameters + max_scalars + 1) * sizeof(float);
+constexpr size_t head = sizeof(ScalarTable<1, 1>) - sizeof(GroupTable<1>);
 
-static_assert(max_hyperparameters >= max_hypers);
-static_assert(
-    max_hyperparameters * sizeof(MLX_OPT_LEVEL::Hyper) >= sizeof(MLX_OPT_LEVEL::Adafactor::Hypers));
+// The most groups of a launch.
+int groups_of_a_launch(const FrameShape& shape, size_t groups) {
+  const size_t group = 2 * sizeof(const float*) + shape.hypers * sizeof(HyperSource);
+  const int most = capacity_of(small_parameter, head, group);
+  if (most == 0) {
+    throw std::runtime_error(
+        "mlx_opt: " + std::string(shape.rule) + " has " + std::to_string(shape.hypers) +
+        " hyperparameters, more than a kernel of CUDA takes");
+  }
+  // A step of one group, which most are, hands over no more than that.
+  return groups == 1 ? 1 : most;
+}
+
+void check(const FrameShape& shape, const StepSpec& spec) {
+  size_t tensors = 0;
+  for (const Run& run : spec.runs) {
+    tensors += run.tensors;
+  }
+  const bool fits =
+      (spec.groups.empty() || spec.groups.size() == tensors) && !spec.sources.empty() &&
+      std::all_of(
+          spec.groups.begin(),
+          spec.groups.end(),
+          [&](uint16_t group) { return group < spec.sources.size(); }) &&
+      std::all_of(spec.sources.begin(), spec.sources.end(), [&](const GroupSources& sources) {
+        return sources.hypers.size() == static_cast<size_t>(shape.hypers);
+      });
+  if (!fits) {
+    throw std::logic_error("mlx_opt: the groups of a step do not fit its tensors and its rule");
+  }
+}
+
+template <typename T>
+const T* address_if_any(const mx::array* x) {
+  return x ? address<T>(*x) : nullptr;
+}
+
+void add_group(const GroupSources& sources, const GroupInputs& inputs, Parameter& parameter) {
+  parameter.add(address_if_any<unsigned long long>(inputs.step));
+  parameter.add(address_if_any<float>(inputs.learning_rate));
+  for (size_t k = 0; k < sources.hypers.size(); ++k) {
+    const auto hyper = make_hyper(sources.hypers[k]);
+    const auto traced =
+        std::find(sources.traced.begin(), sources.traced.end(), static_cast<int>(k));
+    parameter.add(HyperSource{
+        traced == sources.traced.end()
+            ? nullptr
+            : address<float>(*inputs.traced[traced - sources.traced.begin()]),
+        hyper.value,
+        hyper.complement,
+        hyper.log});
+  }
+}
 
 } // namespace
 
-mx::array new_frame(mx::Stream stream) {
+mx::array new_frames(const FrameShape& shape, const StepSpec& spec, mx::Stream stream) {
+  check(shape, spec);
+  const auto bytes = static_cast<int>(spec.sources.size() * shape.floats() * sizeof(float));
   return mx::array(device_memory(bytes, stream), {bytes}, mx::uint8);
 }
 
 void launch_prepare(
     mx::cu::CommandEncoder& encoder,
-    CUfunction prepare,
-    const mlx_opt::ScalarSources& from,
+    const FrameShape& shape,
+    const StepSpec& spec,
     const mx::array* const* scalars,
-    const mx::array& frame) {
-  ScalarSources sources{};
-  for (size_t k = 0; k < from.hypers.size(); ++k) {
-    const auto hyper = derived(from.hypers[k]);
-    sources.hypers[k][0] = hyper.value;
-    sources.hypers[k][1] = hyper.complement;
-    sources.hypers[k][2] = hyper.log;
+    const mx::array& frames) {
+  const ScalarInputs inputs(spec, scalars);
+  const size_t groups = spec.sources.size();
+  const int capacity = groups_of_a_launch(shape, groups);
+  const auto prepare =
+      function(PrepareKernel{shape.rule, shape.hypers, capacity}, encoder.device());
+  const float* scale = address_if_any<float>(inputs.scale);
+  for (size_t begin = 0; begin < groups; begin += capacity) {
+    const size_t end = std::min(begin + capacity, groups);
+    Parameter parameter;
+    parameter.add(scale);
+    parameter.add(address<float>(frames) + begin * shape.floats());
+    for (size_t group = begin; group < end; ++group) {
+      add_group(spec.sources[group], inputs.groups[group], parameter);
+    }
+    for (const mx::array* x : inputs.all()) {
+      encoder.set_input_array(*x);
+    }
+    encoder.set_output_array(frames);
+    launch(encoder, prepare, static_cast<unsigned>(end - begin), 1, parameter.data());
   }
-  sources.step = address<unsigned long long>(*scalars[0]);
-  sources.learning_rate = address<float>(*scalars[1]);
-  for (size_t i = 0; i < from.traced.size(); ++i) {
-    sources.traced[from.traced[i]] = address<float>(*scalars[2 + i]);
-  }
-  size_t count = 2 + from.traced.size();
-  if (from.scaling != mlx_opt::Scaling::none) {
-    sources.scale = address<float>(*scalars[count++]);
-  }
-  sources.frame = address<float>(frame);
-  for (size_t i = 0; i < count; ++i) {
-    encoder.set_input_array(*scalars[i]);
-  }
-  encoder.set_output_array(frame);
-  launch(encoder, prepare, 1, 1, &sources);
 }
 
 } // namespace mlx_opt::cuda

@@ -1,21 +1,36 @@
-// The scalars of a step on the device.
+// The scalars of a step on the device: a frame for each group of tensors.
 #pragma once
 
+#include <string_view>
+
 #include "mlx_opt/backend/cuda/operand.h"
-#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/step/spec.h"
 
 namespace mlx_opt::cuda {
 
-/// Memory for a rule's scalars.
-mx::array new_frame(mx::Stream stream);
+/// What a rule's frame is made of.
+struct FrameShape {
+  std::string_view rule;
+  int hypers;
+  int scalars;
 
-/// Queues `prepare`, which fills `frame`; the caller keeps that until the step is done. `scalars`:
-/// the step, the learning rate, the traced hyperparameters and the gradients' scale.
+  /// Hypers and Scalars of the rule, and the gradients' scale.
+  int floats() const {
+    return 3 * hypers + scalars + 1;
+  }
+};
+
+/// Memory for the frames of a step. Throws std::logic_error where the groups of `spec` do not fit
+/// its runs, its sources or the rule.
+mx::array new_frames(const FrameShape& shape, const StepSpec& spec, mx::Stream stream);
+
+/// Queues the kernels that fill `frames`; the caller keeps those until the step is done. `scalars`:
+/// the inputs behind the operands, as StepSpec has them.
 void launch_prepare(
     mx::cu::CommandEncoder& encoder,
-    CUfunction prepare,
-    const mlx_opt::ScalarSources& from,
+    const FrameShape& shape,
+    const StepSpec& spec,
     const mx::array* const* scalars,
-    const mx::array& frame);
+    const mx::array& frames);
 
 } // namespace mlx_opt::cuda

@@ -1,48 +1,34 @@
 #include "mlx_opt/backend/cuda/in_flight.h"
 
-#include <map>
-#include <mutex>
-
 #include "mlx_opt/backend/cuda/driver.h"
+#include "mlx_opt/backend/gpu/in_flight.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
-// Of the last two steps of a stream, the older first.
-struct Steps {
-  CUevent done[2] = {};
-};
-
-std::mutex mutex;
-
-Steps& steps_of(mlx::core::Stream stream) {
-  static auto* steps = new std::map<int, Steps>;
-  return (*steps)[stream.index];
+// Of each step the event behind it.
+gpu::InFlight<CUevent>& in_flight() {
+  static auto* steps = new gpu::InFlight<CUevent>;
+  return *steps;
 }
 
 } // namespace
 
 void wait_for_last_but_one(mlx::core::Stream stream) {
-  CUevent oldest;
-  {
-    const std::lock_guard lock(mutex);
-    oldest = steps_of(stream).done[0];
-  }
-  if (oldest) {
-    check(cuEventSynchronize(oldest), "waiting for an earlier step");
+  if (const CUevent done = in_flight().last_but_one(stream)) {
+    check(cuEventSynchronize(done), "waiting for an earlier step");
   }
 }
 
 void note_step(mlx::core::Stream stream, mlx::core::cu::CommandEncoder& encoder) {
-  const std::lock_guard lock(mutex);
-  auto& done = steps_of(stream).done;
-  std::swap(done[0], done[1]);
-  if (!done[1]) {
-    check(
-        cuEventCreate(&done[1], CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC),
-        "creating an event");
-  }
-  check(cuEventRecord(done[1], encoder.stream()), "recording an event");
+  in_flight().note(stream, [&](CUevent& done) {
+    if (!done) {
+      check(
+          cuEventCreate(&done, CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC),
+          "creating an event");
+    }
+    check(cuEventRecord(done, encoder.stream()), "recording an event");
+  });
 }
 
 } // namespace mlx_opt::cuda

@@ -1,11 +1,9 @@
 #include "mlx_opt/backend/cuda/memory.h"
 
-#include <map>
-#include <mutex>
-
 #include "mlx/allocator.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
+#include "mlx_opt/backend/gpu/per_stream.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -13,14 +11,13 @@ namespace {
 using Data = mx::array::Data;
 
 std::shared_ptr<mx::Primitive> cast_on(mx::Stream stream) {
-  static std::mutex mutex;
-  static auto* casts = new std::map<int, std::shared_ptr<mx::Primitive>>;
-  const std::lock_guard lock(mutex);
-  auto& cast = (*casts)[stream.index];
-  if (!cast) {
-    cast = mx::astype(mx::array(0.0f), mx::uint8, stream).primitive_ptr();
-  }
-  return cast;
+  static auto* casts = new gpu::PerStream<std::shared_ptr<mx::Primitive>>;
+  return casts->with(stream, [&](auto& cast) {
+    if (!cast) {
+      cast = mx::astype(mx::array(0.0f), mx::uint8, stream).primitive_ptr();
+    }
+    return cast;
+  });
 }
 
 } // namespace

@@ -3,22 +3,21 @@
 #include <map>
 #include <mutex>
 
+#include "mlx_opt/backend/cuda/adafactor_tables.h"
 #include "mlx_opt/backend/cuda/cache.h"
 #include "mlx_opt/backend/cuda/driver.h"
 #include "mlx_opt/backend/cuda/nvrtc.h"
-#include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/backend/cuda/records.h"
+#include "mlx_opt/backend/cuda/source.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
 namespace cu = mlx::core::cu;
 
-static_assert(sizeof(Table<capacities.small>) <= 4096);
-static_assert(sizeof(Table<capacities.large>) <= 32764);
-static_assert(sizeof(FactorTable<factor_capacities.small>) <= 4096);
-static_assert(sizeof(FactorTable<factor_capacities.large>) <= 32764);
-static_assert(sizeof(FactorStrided) <= 4096);
-constexpr int large_tables_since = 12010;
+static_assert(sizeof(Strided<max_operands, max_operands>) <= small_parameter);
+static_assert(sizeof(FactorStrided) <= small_parameter);
+constexpr int large_parameters_since = 12010;
 
 std::string load_error(CUresult result, const cu::Device& device) {
   const char* reason = nullptr;
@@ -72,24 +71,25 @@ CUfunction build(const Kernel& kernel, const cu::Device& device) {
 
 CUfunction function(const Kernel& kernel, const cu::Device& device) {
   static std::mutex mutex;
-  static auto* functions = new std::map<std::pair<int, uint64_t>, CUfunction>;
+  static auto* functions = new std::map<std::pair<int, Kernel>, CUfunction>;
   const std::lock_guard lock(mutex);
-  CUfunction& function = (*functions)[{device.cuda_device(), kernel.id()}];
+  CUfunction& function = (*functions)[{device.cuda_device(), kernel}];
   if (!function) {
     function = build(kernel, device);
   }
   return function;
 }
 
-int table_capacity(const Capacities& of, size_t tensors, const cu::Device& device) {
+int table_capacity(size_t record, size_t tensors, const cu::Device& device) {
   static const int driver = [] {
     int version = 0;
     check(cuDriverGetVersion(&version), "its version");
     return version;
   }();
-  const bool large = tensors > static_cast<size_t>(of.small) && driver >= large_tables_since &&
+  const int small = capacity_of(small_parameter, table_head, record);
+  const bool large = tensors > static_cast<size_t>(small) && driver >= large_parameters_since &&
                      device.compute_capability_major() >= 7;
-  return large ? of.large : of.small;
+  return large ? capacity_of(large_parameter, table_head, record) : small;
 }
 
 } // namespace mlx_opt::cuda

@@ -5,8 +5,9 @@
 
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/backend/cuda/norm_tables.h"
 #include "mlx_opt/backend/cuda/operand.h"
-#include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/backend/cuda/records.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cuda {
@@ -14,22 +15,17 @@ namespace {
 
 namespace cu = mx::cu;
 
-constexpr Rule no_rule{};
+using Dense = Tensor<1, 1>;
+using Scattered = Strided<1, 1>;
 
-Kernel kernel_of(Kind kind, Storage storage, int capacity) {
-  Kernel kernel{no_rule, kind, capacity};
-  kernel.in[0] = storage;
-  return kernel;
-}
-
-int64_t chunks_of(const Tensor& tensor) {
-  return (tensor.size + norm_chunk - 1) / norm_chunk;
+int64_t chunks_of(const Extent& tensor) {
+  return (static_cast<int64_t>(tensor.size) + norm_chunk - 1) / norm_chunk;
 }
 
 // The tensors, by how they are read. `out[0]` of each is the place of its first sum.
 struct Operands {
-  std::map<Storage, std::vector<Tensor>> dense; // every element of the buffer is one of the tensor
-  std::vector<std::pair<Storage, Strided>> strided;
+  std::map<Storage, std::vector<Dense>> dense; // every element of the buffer is one of the tensor
+  std::vector<std::pair<Storage, Scattered>> strided;
   int64_t chunks = 0;
 
   void add(const mx::array& x);
@@ -40,19 +36,19 @@ void Operands::add(const mx::array& x) {
   if (x.size() == 0) {
     return;
   }
-  Tensor tensor{};
+  Dense tensor{};
   tensor.in[0] = address<void>(x);
-  tensor.size = static_cast<int64_t>(x.size());
+  tensor.size = x.size();
   chunks += chunks_of(tensor);
   if (x.flags().contiguous && x.data_size() == x.size()) {
     dense[storage_of(x.dtype())].push_back(tensor);
   } else {
-    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, layout_of<Layout>(x)}});
+    strided.push_back({storage_of(x.dtype()), {nullptr, tensor, layout_of<Layout<1>>(x)}});
   }
 }
 
 void Operands::place(double* sums) {
-  const auto take = [&](Tensor& tensor) {
+  const auto take = [&](Dense& tensor) {
     tensor.out[0] = sums;
     sums += chunks_of(tensor);
   };
@@ -68,29 +64,29 @@ void Operands::place(double* sums) {
 void launch_dense(
     cu::CommandEncoder& encoder,
     Storage storage,
-    const std::vector<Tensor>& tensors,
+    std::vector<Dense>& tensors,
     const mx::array& sums) {
-  const size_t capacity = table_capacity(capacities, tensors.size(), encoder.device());
-  const auto kernel =
-      function(kernel_of(Kind::squares, storage, static_cast<int>(capacity)), encoder.device());
-  Table<capacities.large> table{};
+  const int capacity = table_capacity(sizeof(Dense), tensors.size(), encoder.device());
+  const auto kernel = function(SquaresKernel{storage, capacity}, encoder.device());
   for (size_t begin = 0; begin < tensors.size(); begin += capacity) {
     const size_t end = std::min(begin + capacity, tensors.size());
     unsigned chunks = 0;
     for (size_t i = begin; i < end; ++i) {
-      Tensor& tensor = table.tensors[i - begin] = tensors[i];
-      tensor.first_chunk = chunks;
-      chunks += static_cast<unsigned>(chunks_of(tensor));
+      tensors[i].first_chunk = chunks;
+      chunks += static_cast<unsigned>(chunks_of(tensors[i]));
     }
-    table.count = static_cast<int64_t>(end - begin);
+    Parameter parameter;
+    parameter.add(static_cast<const float*>(nullptr)); // no frames
+    parameter.add(static_cast<int64_t>(end - begin));
+    parameter.add(&tensors[begin], (end - begin) * sizeof(Dense));
     encoder.set_output_array(sums);
-    launch(encoder, kernel, chunks, threads, &table);
+    launch(encoder, kernel, chunks, threads, parameter.data());
   }
 }
 
 void launch_strided(
-    cu::CommandEncoder& encoder, Storage storage, Strided args, const mx::array& sums) {
-  const auto kernel = function(kernel_of(Kind::strided_squares, storage, 0), encoder.device());
+    cu::CommandEncoder& encoder, Storage storage, Scattered args, const mx::array& sums) {
+  const auto kernel = function(SquaresKernel{storage, 0}, encoder.device());
   encoder.set_output_array(sums);
   launch(encoder, kernel, static_cast<unsigned>(chunks_of(args.tensor)), threads, &args);
 }
@@ -108,7 +104,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
       std::max<int64_t>(operands.chunks, 1) * static_cast<int64_t>(sizeof(double));
   mx::array sums(device_memory(bytes, stream), {static_cast<int>(bytes)}, mx::uint8);
   operands.place(address<double>(sums));
-  for (const auto& [storage, tensors] : operands.dense) {
+  for (auto& [storage, tensors] : operands.dense) {
     launch_dense(encoder, storage, tensors, sums);
   }
   for (const auto& [storage, args] : operands.strided) {
@@ -118,7 +114,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
   Sums total{address<double>(sums), operands.chunks, address<float>(output)};
   encoder.set_input_array(sums);
   encoder.set_output_array(output);
-  launch(encoder, function({no_rule, Kind::norm}, encoder.device()), 1, norm_threads, &total);
+  launch(encoder, function(NormKernel{}, encoder.device()), 1, norm_threads, &total);
   encoder.add_temporary(sums);
 }
 
@@ -136,7 +132,7 @@ void enqueue_clip(
     encoder.set_input_array(x);
   }
   encoder.set_output_array(scale);
-  launch(encoder, function({no_rule, Kind::clip}, encoder.device()), 1, 1, &from);
+  launch(encoder, function(ClipKernel{}, encoder.device()), 1, 1, &from);
   encoder.commit();
 }
 

@@ -6,7 +6,6 @@
 #include "mlx/array.h"
 #include "mlx/backend/cuda/device.h"
 #include "mlx/backend/cuda/utils.h"
-#include "mlx_opt/backend/cuda/source.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::cuda {

@@ -1,155 +1,122 @@
 #include "mlx_opt/backend/cuda/source.h"
 
+#include "mlx_opt/backend/cuda/program.h"
 #include "mlx_opt/backend/gpu/formats.h"
 
 namespace mlx_opt::cuda {
-
-/// Made by the build from the rules, tables.h and driver.cu.h.
-extern const char* const driver_text;
-
 namespace {
 
 using gpu::format_of;
+using gpu::header_of;
+using gpu::joined;
 using gpu::list_of;
 
 const char* name_of(Scaling scaling) {
   switch (scaling) {
     case Scaling::none:
-      return "Scaling::none";
+      return "mlx_opt::Scaling::none";
     case Scaling::always:
-      return "Scaling::always";
+      return "mlx_opt::Scaling::always";
     case Scaling::if_finite:
-      return "Scaling::if_finite";
+      return "mlx_opt::Scaling::if_finite";
   }
   return "";
 }
 
-std::string parameter_of(const Kernel& kernel) {
-  switch (kernel.kind) {
-    case Kind::prepare:
-      return "ScalarSources";
-    case Kind::strided:
-    case Kind::strided_squares:
-      return "Strided";
-    case Kind::norm:
-      return "Sums";
-    case Kind::clip:
-      return "Clip";
-    case Kind::flat:
-    case Kind::transposed:
-    case Kind::squares:
-      return "Table<" + std::to_string(kernel.capacity) + ">";
-    case Kind::factor_prepare:
-      return "ScalarSources";
-    default:
-      return kernel.capacity ? "FactorTable<" + std::to_string(kernel.capacity) + ">"
-                             : "FactorStrided";
-  }
-}
-
-const char* bounds_of(Kind kind) {
-  switch (kind) {
-    case Kind::prepare:
-    case Kind::clip:
-    case Kind::factor_prepare:
-      return "";
-    case Kind::factor_means:
-    case Kind::factor_rates:
-      return "__launch_bounds__(mlx_opt::cuda::factor_threads) ";
-    case Kind::norm:
-      return "__launch_bounds__(mlx_opt::cuda::norm_threads) ";
-    // Left to itself the compiler goes for the most blocks, and spills registers for them.
-    case Kind::transposed:
-      return "__launch_bounds__(mlx_opt::cuda::threads, 4) ";
-    case Kind::factor_squares:
-    case Kind::factor_update_squares:
-      return "__launch_bounds__(mlx_opt::cuda::threads, 4) ";
-    case Kind::factor_update:
-      return "__launch_bounds__(mlx_opt::cuda::threads, 2) ";
-    default:
-      return "__launch_bounds__(mlx_opt::cuda::threads) ";
-  }
-}
-
-std::string update_of(const Kernel& kernel) {
-  const int fields = info(kernel.rule).moments + 1;
-  return "Update<" + std::string(info(kernel.rule).name) + ", " + list_of(kernel.in, fields) +
-         ", " + format_of(kernel.in[fields]) + ", " + list_of(kernel.out, fields) + ", " +
-         name_of(kernel.scaling) + ">";
-}
-
-// The pass, of as many of the storages in `in` and `out`.
-std::string pass_of(const Kernel& kernel, const char* pass, int in, int out) {
-  std::string text = std::string(pass) + "<";
-  for (int k = 0; k < in; ++k) {
-    text += std::string(format_of(kernel.in[k])) + ", ";
-  }
-  for (int k = 0; k < out; ++k) {
-    text += std::string(format_of(kernel.out[k])) + ", ";
-  }
-  if (kernel.kind == Kind::factor_update) {
-    text += kernel.first_moment ? "true, " : "false, ";
-  }
-  return text + std::to_string(kernel.lanes) + ">::run";
-}
-
-std::string call_of(const Kernel& kernel) {
-  const std::string squares = std::string("Squares<") + format_of(kernel.in[0]) + ">";
-  switch (kernel.kind) {
-    case Kind::prepare:
-      return "prepare<" + std::string(info(kernel.rule).name) + ">";
-    case Kind::flat:
-      return update_of(kernel) + "::flat";
-    case Kind::transposed:
-      return update_of(kernel) + "::transposed";
-    case Kind::strided:
-      return update_of(kernel) + "::strided";
-    case Kind::squares:
-      return squares + "::flat";
-    case Kind::strided_squares:
-      return squares + "::strided";
-    case Kind::norm:
-      return "norm";
-    case Kind::clip:
-      return "clip";
-    case Kind::factor_prepare:
-      return "prepare<Adafactor>";
-    case Kind::factor_squares:
-      return pass_of(kernel, "FactorSquares", 2, 0);
-    case Kind::factor_means:
-      return pass_of(kernel, "FactorMeans", 2, 2);
-    case Kind::factor_update_squares:
-      return pass_of(kernel, "FactorUpdateSquares", 2, 0);
-    case Kind::factor_rates:
-      return "factor_rates";
-    case Kind::factor_update:
-      return pass_of(kernel, "FactorUpdate", 4, 3);
+const char* name_of(Walk walk) {
+  switch (walk) {
+    case Walk::flat:
+      return "flat";
+    case Walk::transposed:
+      return "transposed";
+    case Walk::strided:
+      return "strided";
   }
   return "";
+}
+
+// Table<1, 1, 56>, or Strided<1, 1> where there is none.
+std::string table_of(int inputs, int outputs, int capacity) {
+  const std::string width = std::to_string(inputs) + ", " + std::to_string(outputs);
+  return capacity ? "Table<" + width + ", " + std::to_string(capacity) + ">"
+                  : "Strided<" + width + ">";
+}
+
+Program program_of(const PrepareKernel& kernel) {
+  return {
+      joined(texts(), {"portable.h"}) + std::string(header_of(texts(), kernel.rule)) +
+          joined(texts(), {"scalar_tables.h", "frame.cu.h", "prepare.cu.h"}),
+      "ScalarTable<" + std::to_string(kernel.hypers) + ", " + std::to_string(kernel.capacity) + ">",
+      "prepare<" + std::string(kernel.rule) + ">",
+      ""};
+}
+
+Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
+  const int fields = kernel.out.count();
+  return {
+      joined(texts(), {"portable.h"}) + std::string(rule_header) +
+          joined(
+              texts(),
+              {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "frame.cu.h", "update.cu.h"}),
+      table_of(kernel.in.count(), fields, kernel.capacity),
+      "Update<" + std::string(kernel.rule) + ", " + list_of(kernel.in.data(), fields) + ", " +
+          format_of(kernel.in[fields]) + ", " + list_of(kernel.out.data(), fields) + ", " +
+          name_of(kernel.scaling) + ">::" + name_of(kernel.walk),
+      // Left to itself the compiler goes for the most blocks, and spills registers for them.
+      kernel.walk == Walk::transposed ? "threads, 4" : "threads"};
+}
+
+Program program_of(const UpdateKernel& kernel) {
+  return program_of(kernel, header_of(texts(), kernel.rule));
+}
+
+Program program_of(const SquaresKernel& kernel) {
+  return {
+      joined(
+          texts(),
+          {"portable.h",
+           "tables.h",
+           "norm_tables.h",
+           "storage.cu.h",
+           "find.cu.h",
+           "block_sum.cu.h",
+           "squares.cu.h"}),
+      table_of(1, 1, kernel.capacity),
+      std::string("Squares<") + format_of(kernel.storage) +
+          ">::" + (kernel.capacity ? "flat" : "strided"),
+      "threads"};
+}
+
+Program program_of(const NormKernel&) {
+  return {
+      joined(texts(), {"portable.h", "norm_tables.h", "block_sum.cu.h", "norm.cu.h"}),
+      "Sums",
+      "norm",
+      "norm_threads"};
+}
+
+Program program_of(const ClipKernel&) {
+  return {
+      joined(texts(), {"portable.h", "clip.h", "norm_tables.h", "clip.cu.h"}), "Clip", "clip", ""};
+}
+
+std::string text_of(const Program& program) {
+  const std::string bounds =
+      program.bounds.empty() ? "" : "__launch_bounds__(mlx_opt::cuda::" + program.bounds + ") ";
+  return program.files + "\nextern \"C\" __global__ void " + bounds + kernel_name +
+         "(const __grid_constant__ mlx_opt::cuda::" + program.parameter +
+         " parameter) {\n  using namespace mlx_opt::MLX_OPT_LEVEL;\n  " + program.call +
+         "(parameter);\n}\n";
 }
 
 } // namespace
 
-uint64_t Kernel::id() const {
-  uint64_t id = static_cast<uint64_t>(rule) << 8 | static_cast<uint64_t>(scaling) << 4 |
-                static_cast<uint64_t>(kind);
-  id = id << 16 | static_cast<uint64_t>(capacity);
-  for (Storage storage : in) {
-    id = id << 2 | static_cast<uint64_t>(storage);
-  }
-  for (Storage storage : out) {
-    id = id << 2 | static_cast<uint64_t>(storage);
-  }
-  id = id << 4 | static_cast<uint64_t>(lanes);
-  id = id << 1 | static_cast<uint64_t>(first_moment);
-  return id;
+std::string source(const Kernel& kernel) {
+  return std::visit([](const auto& k) { return text_of(program_of(k)); }, kernel);
 }
 
-std::string source(const Kernel& kernel) {
-  return std::string(driver_text) + "\nextern \"C\" __global__ void " + bounds_of(kernel.kind) +
-         kernel_name + "(const __grid_constant__ mlx_opt::cuda::" + parameter_of(kernel) +
-         " parameter) {\n  using namespace mlx_opt::MLX_OPT_LEVEL;\n  " + call_of(kernel) +
-         "(parameter);\n}\n";
+std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
+  return text_of(program_of(kernel, rule_header));
 }
 
 } // namespace mlx_opt::cuda

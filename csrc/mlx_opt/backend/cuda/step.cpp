@@ -7,41 +7,53 @@
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
-#include "mlx_opt/backend/cuda/tables.h"
+#include "mlx_opt/backend/cuda/records.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
 namespace cu = mx::cu;
 
-static_assert(max_fields == max_moments + 1);
-
-// The tensors of an early start: few, so that they are ready soon, and no more than a table holds.
+// The tensors of an early start: few, so that they are ready soon.
 constexpr size_t vanguard = 16;
-static_assert(vanguard <= capacities.small);
 
-unsigned chunks_of(Kind kind, const Tensor& tensor) {
-  if (kind != Kind::transposed) {
-    return static_cast<unsigned>((tensor.size + chunk - 1) / chunk);
-  }
-  const auto tiles = [](int64_t size) { return (size + tile - 1) / tile; };
-  return static_cast<unsigned>(tiles(tensor.size / tensor.columns) * tiles(tensor.columns));
+using AnyLayout = Layout<max_operands>;
+
+// That of a kernel's `inputs` is the beginning.
+size_t layout_bytes(int inputs) {
+  return sizeof(AnyLayout) - (max_operands - inputs) * sizeof(AnyLayout::strides[0]);
 }
 
+unsigned chunks_of(Walk walk, const Extent& tensor) {
+  const auto size = static_cast<int64_t>(tensor.size);
+  if (walk != Walk::transposed) {
+    return static_cast<unsigned>((size + chunk - 1) / chunk);
+  }
+  const auto tiles = [](int64_t count) { return (count + tile - 1) / tile; };
+  return static_cast<unsigned>(tiles(size / tensor.columns) * tiles(tensor.columns));
+}
+
+// Where a tensor's parameter is among the inputs and among the outputs.
+struct Position {
+  size_t input, output;
+};
+
 // The tensors that one kernel serves.
-struct Group {
-  Kernel kernel;
-  uint64_t id; // the kernel's
-  std::vector<Tensor> tensors = {};
-  std::vector<Layout> layouts = {};   // of each tensor, where the kernel is Kind::strided
-  std::vector<size_t> positions = {}; // of each tensor among all
+struct Share {
+  explicit Share(const UpdateKernel& kernel)
+      : kernel(kernel), records(kernel.in.count(), kernel.out.count()) {}
+
+  UpdateKernel kernel;
+  Records records;
+  std::vector<AnyLayout> layouts;  // of each tensor, where the walk is strided
+  std::vector<Position> positions; // of each tensor
   CUfunction function = nullptr;
 };
 
 class CudaStep : public Prepared {
  public:
   CudaStep(
-      const mlx_opt::Schedule& schedule,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
@@ -50,176 +62,195 @@ class CudaStep : public Prepared {
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
 
  private:
-  void add_tensor(
-      const mlx_opt::Schedule& schedule,
-      const mx::array* const* operands,
-      const mx::Dtype* dtypes,
-      size_t position);
-  Group& group_of(const Kernel& kernel);
+  void add_tensors(const StepSpec& spec, const std::vector<mx::Dtype>& dtypes);
+  void add_tensor(UpdateKernel& kernel, Position position, Extent extent);
+  Share& share_of(const UpdateKernel& kernel);
   void find_functions();
-  void note_inputs(Group& group, size_t index) const;
-  const Tensor& placed(Group& group, size_t index, const Buffers& outputs) const;
-  void launch_next(CUfunction function, unsigned blocks, void* arguments);
-  void launch_tables(Group& group, const Buffers& outputs);
-  void launch_strided(Group& group, const Buffers& outputs);
+  void note_inputs(Share& share, size_t index) const;
+  void place(Share& share, size_t index, const Buffers& outputs) const;
+  void launch_next(CUfunction function, unsigned blocks, Parameter& parameter);
+  void launch_tables(Share& share, const Buffers& outputs);
+  void launch_strided(Share& share, const Buffers& outputs);
 
   mx::Stream stream_;
   cu::CommandEncoder& encoder_;
-  int fields_;
   bool early_;
   bool begun_ = false;
   const mx::array* const* inputs_; // valid as long as they are to be noted
-  std::vector<Group> groups_;
-  mx::array frame_;
+  std::vector<Share> shares_;
+  mx::array frames_;
 };
 
+FrameShape frame_shape(Rule rule) {
+  return {info(rule).name, info(rule).hypers, info(rule).scalars};
+}
+
 CudaStep::CudaStep(
-    const mlx_opt::Schedule& schedule,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     Start start)
     : stream_(stream),
       encoder_(cu::get_command_encoder(stream)),
-      fields_(info(schedule.rule).moments + 1),
       early_(start == Start::early),
       inputs_(inputs.data()),
-      frame_(new_frame(stream)) {
-  const size_t tensors = dtypes.size() / fields_;
-  for (size_t t = 0; t < tensors; ++t) {
-    add_tensor(schedule, &inputs[t * (fields_ + 1)], &dtypes[t * fields_], t);
-  }
+      frames_(new_frames(frame_shape(spec.rule), spec, stream)) {
+  const size_t operands = spec.operand_count();
+  add_tensors(spec, dtypes);
   find_functions();
   wait_for_last_but_one(stream);
-  launch_prepare(
-      encoder_,
-      function({schedule.rule, Kind::prepare}, encoder_.device()),
-      schedule,
-      &inputs[tensors * (fields_ + 1)],
-      frame_);
+  launch_prepare(encoder_, frame_shape(spec.rule), spec, &inputs[operands], frames_);
   if (early_) {
     return;
   }
-  for (Group& group : groups_) {
-    for (size_t i = 0; i < group.tensors.size(); ++i) {
-      note_inputs(group, i);
+  for (Share& share : shares_) {
+    for (size_t i = 0; i < share.records.count(); ++i) {
+      note_inputs(share, i);
     }
   }
   // What is written needs no mention: the step is committed, so what follows is behind it. Nor does
   // what an early start reads: it has been committed before.
-  for (size_t i = 0; i < tensors * (fields_ + 1); ++i) {
+  for (size_t i = 0; i < operands; ++i) {
     encoder_.set_input_array(*inputs[i]);
   }
 }
 
-void CudaStep::add_tensor(
-    const mlx_opt::Schedule& schedule,
-    const mx::array* const* operands,
-    const mx::Dtype* dtypes,
-    size_t position) {
-  if (operands[0]->size() == 0) {
-    return;
-  }
-  Kernel kernel{schedule.rule, Kind::flat};
-  kernel.scaling = schedule.scaling;
-  Tensor tensor{};
-  tensor.size = static_cast<int64_t>(operands[0]->size());
-  for (int k = 0; k <= fields_; ++k) {
-    kernel.in[k] = storage_of(operands[k]->dtype());
-  }
-  for (int k = 0; k < fields_; ++k) {
-    kernel.out[k] = storage_of(dtypes[k]);
-  }
-  if (!all_contiguous(operands, fields_ + 1)) {
-    const bool rows = all_contiguous(operands, fields_);
-    tensor.columns = rows ? columns_if_transposed(*operands[fields_], tile) : 0;
-    kernel.kind = tensor.columns ? Kind::transposed : Kind::strided;
-  }
-  Group& group = group_of(kernel);
-  group.tensors.push_back(tensor);
-  group.positions.push_back(position);
-  if (kernel.kind == Kind::strided) {
-    group.layouts.push_back(common_layout<Layout>(operands, fields_ + 1));
+void CudaStep::add_tensors(const StepSpec& spec, const std::vector<mx::Dtype>& dtypes) {
+  UpdateKernel kernel{};
+  kernel.rule = info(spec.rule).name;
+  kernel.scaling = spec.scaling;
+  Position position{};
+  size_t tensor = 0;
+  for (const auto& [tensors, operands] : spec.runs) {
+    if (operands > max_operands) {
+      throw std::runtime_error(
+          "mlx_opt: a tensor of " + std::string(kernel.rule) + " has " + std::to_string(operands) +
+          " operands, and the kernels of CUDA take at most " + std::to_string(max_operands));
+    }
+    for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
+      const auto* arrays = inputs_ + position.input;
+      if (arrays[0]->size() > 0) {
+        kernel.in = kernel.out = {};
+        for (int k = 0; k < operands; ++k) {
+          kernel.in.add(storage_of(arrays[k]->dtype()));
+        }
+        for (int k = 0; k < operands - 1; ++k) {
+          kernel.out.add(storage_of(dtypes[position.output + k]));
+        }
+        Extent extent{};
+        extent.size = arrays[0]->size();
+        extent.group = spec.group_of(tensor);
+        add_tensor(kernel, position, extent);
+      }
+      position.input += operands;
+      position.output += operands - 1;
+    }
   }
 }
 
-Group& CudaStep::group_of(const Kernel& kernel) {
-  const uint64_t id = kernel.id();
-  auto group =
-      std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.id == id; });
-  return group != groups_.end() ? *group : groups_.emplace_back(Group{kernel, id});
+// Sets the kernel's walk.
+void CudaStep::add_tensor(UpdateKernel& kernel, Position position, Extent extent) {
+  const auto* arrays = inputs_ + position.input;
+  const int fields = kernel.out.count();
+  kernel.walk = Walk::flat;
+  if (!all_contiguous(arrays, fields + 1)) {
+    const bool rows = all_contiguous(arrays, fields);
+    extent.columns = rows ? columns_if_transposed(*arrays[fields], tile) : 0;
+    kernel.walk = extent.columns ? Walk::transposed : Walk::strided;
+  }
+  Share& share = share_of(kernel);
+  share.records.add(extent);
+  share.positions.push_back(position);
+  if (kernel.walk == Walk::strided) {
+    share.layouts.push_back(common_layout<AnyLayout>(arrays, fields + 1));
+  }
+}
+
+Share& CudaStep::share_of(const UpdateKernel& kernel) {
+  auto share = std::find_if(
+      shares_.begin(), shares_.end(), [&](const Share& s) { return s.kernel == kernel; });
+  return share != shares_.end() ? *share : shares_.emplace_back(kernel);
 }
 
 void CudaStep::find_functions() {
-  for (Group& group : groups_) {
-    if (group.kernel.kind != Kind::strided) {
-      group.kernel.capacity = table_capacity(capacities, group.tensors.size(), encoder_.device());
+  for (Share& share : shares_) {
+    if (share.kernel.walk != Walk::strided) {
+      share.kernel.capacity =
+          table_capacity(share.records.bytes(), share.records.count(), encoder_.device());
     }
-    group.function = function(group.kernel, encoder_.device());
+    share.function = function(share.kernel, encoder_.device());
   }
 }
 
-void CudaStep::note_inputs(Group& group, size_t index) const {
-  const auto* operands = inputs_ + group.positions[index] * (fields_ + 1);
-  for (int k = 0; k <= fields_; ++k) {
-    group.tensors[index].in[k] = address<void>(*operands[k]);
+void CudaStep::note_inputs(Share& share, size_t index) const {
+  const auto* arrays = inputs_ + share.positions[index].input;
+  for (int k = 0; k < share.kernel.in.count(); ++k) {
+    share.records.set_input(index, k, address<void>(*arrays[k]));
   }
 }
 
-// The tensor with all its addresses.
-const Tensor& CudaStep::placed(Group& group, size_t index, const Buffers& outputs) const {
+// Gives the tensor all its addresses.
+void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
   if (early_) {
-    note_inputs(group, index);
+    note_inputs(share, index);
   }
-  Tensor& tensor = group.tensors[index];
-  for (int k = 0; k < fields_; ++k) {
-    auto buffer = outputs[group.positions[index] * fields_ + k];
-    tensor.out[k] = static_cast<cu::CudaBuffer*>(buffer.ptr())->data;
+  for (int k = 0; k < share.kernel.out.count(); ++k) {
+    auto buffer = outputs[share.positions[index].output + k];
+    share.records.set_output(index, k, static_cast<cu::CudaBuffer*>(buffer.ptr())->data);
   }
-  return tensor;
 }
 
-// Behind the launch before, as if that had written the frame. The driver answers questions about
+// Behind the launch before, as if that had written the frames. The driver answers questions about
 // events four times slower once it has run a graph with branches.
-void CudaStep::launch_next(CUfunction function, unsigned blocks, void* arguments) {
-  encoder_.set_output_array(frame_);
-  launch(encoder_, function, blocks, threads, arguments);
+void CudaStep::launch_next(CUfunction function, unsigned blocks, Parameter& parameter) {
+  encoder_.set_output_array(frames_);
+  launch(encoder_, function, blocks, threads, parameter.data());
   if (early_ && !begun_) {
     encoder_.commit();
   }
   begun_ = true;
 }
 
-void CudaStep::launch_tables(Group& group, const Buffers& outputs) {
-  Table<capacities.large> table;
-  table.frame = address<float>(frame_);
-  for (size_t begin = 0, end = 0; begin < group.tensors.size(); begin = end) {
-    const size_t most = early_ && !begun_ ? vanguard : group.kernel.capacity;
-    end = std::min(begin + most, group.tensors.size());
+void CudaStep::launch_tables(Share& share, const Buffers& outputs) {
+  Records& records = share.records;
+  const auto capacity = static_cast<size_t>(share.kernel.capacity);
+  for (size_t begin = 0, end = 0; begin < records.count(); begin = end) {
+    const size_t most = early_ && !begun_ ? std::min(vanguard, capacity) : capacity;
+    end = std::min(begin + most, records.count());
     unsigned chunks = 0;
     for (size_t i = begin; i < end; ++i) {
-      Tensor& tensor = table.tensors[i - begin] = placed(group, i, outputs);
-      tensor.first_chunk = chunks;
-      chunks += chunks_of(group.kernel.kind, tensor);
+      place(share, i, outputs);
+      Extent extent = records[i];
+      extent.first_chunk = chunks;
+      records.set(i, extent);
+      chunks += chunks_of(share.kernel.walk, extent);
     }
-    table.count = static_cast<int64_t>(end - begin);
-    launch_next(group.function, chunks, &table);
+    Parameter parameter;
+    parameter.add(address<float>(frames_));
+    parameter.add(static_cast<int64_t>(end - begin));
+    parameter.add(records.at(begin), (end - begin) * records.bytes());
+    launch_next(share.function, chunks, parameter);
   }
 }
 
-void CudaStep::launch_strided(Group& group, const Buffers& outputs) {
-  for (size_t i = 0; i < group.tensors.size(); ++i) {
-    Strided args{address<float>(frame_), placed(group, i, outputs), group.layouts[i]};
-    launch_next(group.function, chunks_of(Kind::strided, args.tensor), &args);
+void CudaStep::launch_strided(Share& share, const Buffers& outputs) {
+  for (size_t i = 0; i < share.records.count(); ++i) {
+    place(share, i, outputs);
+    Parameter parameter;
+    parameter.add(address<float>(frames_));
+    parameter.add(share.records.at(i), share.records.bytes());
+    parameter.add(&share.layouts[i], layout_bytes(share.kernel.in.count()));
+    launch_next(share.function, chunks_of(Walk::strided, share.records[i]), parameter);
   }
 }
 
 void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
-  for (Group& group : groups_) {
-    group.kernel.kind == Kind::strided ? launch_strided(group, outputs)
-                                       : launch_tables(group, outputs);
+  for (Share& share : shares_) {
+    share.kernel.walk == Walk::strided ? launch_strided(share, outputs)
+                                       : launch_tables(share, outputs);
   }
-  encoder_.add_temporary(frame_);
+  encoder_.add_temporary(frames_);
   encoder_.add_completed_handler([keep = std::move(keep)] {});
   // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();
@@ -228,13 +259,13 @@ void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
 
 } // namespace
 
-std::unique_ptr<Prepared> prepare_step(
-    const mlx_opt::Schedule& schedule,
+std::unique_ptr<Prepared> prepare_update(
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     Start start) {
-  return std::make_unique<CudaStep>(schedule, inputs, dtypes, stream, start);
+  return std::make_unique<CudaStep>(spec, inputs, dtypes, stream, start);
 }
 
 } // namespace mlx_opt::cuda

@@ -1,86 +1,19 @@
-// The kernels of a step, generic over the rule and the storage of each operand.
+// The kernels of an update, generic over the rule and the storage of each operand.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 using cuda::chunk;
-using cuda::ScalarSources;
-using cuda::Strided;
-using cuda::Tensor;
 using cuda::threads;
 using cuda::tile;
 
-// The tensor that block `index` of a launch belongs to, by the member that is each one's first.
-template <auto first, typename Table>
-MLX_OPT_FN const auto& find(const Table& table, unsigned index) {
-  int low = 0;
-  int high = static_cast<int>(table.count) - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (table.tensors[middle].*first <= index) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return table.tensors[low];
-}
-
-// Where element `index` of a tensor of any layout lies in each of its first `count` operands.
-template <int count>
-MLX_OPT_FN void locate(const cuda::Layout& layout, Index index, Index (&at)[count]) {
-#pragma unroll
-  for (int k = 0; k < count; ++k) {
-    at[k] = 0;
-  }
-  for (int dim = layout.dims - 1; dim >= 0; --dim) {
-    const Index position = index % layout.shape[dim];
-    index /= layout.shape[dim];
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-      at[k] += position * layout.strides[k][dim];
-    }
-  }
-}
-
-// What the gradients are multiplied with, as mlx_opt::Scaling has it.
-enum class Scaling { none, always, if_finite };
-
-template <typename Rule>
-struct Frame {
-  typename Rule::Hypers hypers;
-  typename Rule::Scalars scalars;
-  float scale;
-};
-
-// Once a step, by one thread.
-template <typename Rule>
-MLX_OPT_FN void prepare(const ScalarSources& sources) {
-  constexpr int count = sizeof(typename Rule::Hypers) / sizeof(Hyper);
-  Hyper hypers[count];
-#pragma unroll
-  for (int k = 0; k < count; ++k) {
-    const float* constant = sources.hypers[k];
-    hypers[k] = {constant[0], constant[1], constant[2]};
-    if (const float* traced = sources.traced[k]) {
-      const double x = *traced;
-      hypers[k] = {*traced, static_cast<float>(1.0 - x), static_cast<float>(log(x))};
-    }
-  }
-  Frame<Rule> frame;
-  memcpy(&frame.hypers, hypers, sizeof hypers);
-  frame.scalars =
-      Rule::prepare(frame.hypers, *sources.learning_rate, static_cast<float>(*sources.step));
-  frame.scale = sources.scale ? *sources.scale : 1.0f;
-  *reinterpret_cast<Frame<Rule>*>(sources.frame) = frame;
-}
-
-// In: formats of the parameter and its moments; Out: of their new values.
+// In: formats of the parameter and its state; Out: of their new values.
 template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
 struct Update {
   using Element = typename Rule::Element;
   static constexpr int fields = sizeof(Element) / sizeof(float);
+  using Tensor = cuda::Tensor<fields + 1, fields>;
   // As many elements as 16 bytes hold of the widest operand.
   static constexpr int lanes =
       In::all_halves && Out::all_halves && sizeof(typename Gradient::Stored) == 2 ? 8 : 4;
@@ -108,7 +41,7 @@ struct Update {
   }
 
   MLX_OPT_FN bool taken(const Frame<Rule>& frame) {
-    return scaling != Scaling::if_finite || fabsf(frame.scale) <= 3.402823466e38f;
+    return scaling != Scaling::if_finite || is_finite(frame.scale);
   }
 
   // What stands for the update where the step is not taken.
@@ -142,10 +75,10 @@ struct Update {
   // All operands row-contiguous: a block takes a chunk.
   template <typename Table>
   MLX_OPT_FN void flat(const Table& table) {
-    const Frame<Rule> frame = *reinterpret_cast<const Frame<Rule>*>(table.frame);
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
+    const Frame<Rule> frame = frame_of<Rule>(table.frames, tensor.group);
     const Index begin = static_cast<Index>(blockIdx.x - tensor.first_chunk) * chunk;
-    const Index left = tensor.size - begin;
+    const Index left = size_of(tensor) - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;
     int done = 0;
     if (In::template aligned<lanes>(tensor.in) && Out::template aligned<lanes>(tensor.out) &&
@@ -165,10 +98,10 @@ struct Update {
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table) {
     __shared__ float gradient[tile][tile + 1];
-    const Frame<Rule> frame = *reinterpret_cast<const Frame<Rule>*>(table.frame);
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
+    const Frame<Rule> frame = frame_of<Rule>(table.frames, tensor.group);
     const int columns = tensor.columns;
-    const Index rows = tensor.size / columns;
+    const Index rows = size_of(tensor) / columns;
     const unsigned across = (columns + tile - 1) / tile;
     const unsigned index = blockIdx.x - tensor.first_chunk;
     const Index top = static_cast<Index>(index / across) * tile;
@@ -249,10 +182,10 @@ struct Update {
   }
 
   // Operands of any layout.
-  MLX_OPT_FN void strided(const Strided& args) {
-    const Frame<Rule> frame = *reinterpret_cast<const Frame<Rule>*>(args.frame);
+  MLX_OPT_FN void strided(const cuda::Strided<fields + 1, fields>& args) {
+    const Frame<Rule> frame = frame_of<Rule>(args.frames, args.tensor.group);
     const Index begin = static_cast<Index>(blockIdx.x) * chunk;
-    const Index left = args.tensor.size - begin;
+    const Index left = size_of(args.tensor) - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;
     for (int i = threadIdx.x; i < count; i += threads) {
       Index at[fields + 1];

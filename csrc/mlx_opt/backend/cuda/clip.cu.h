@@ -1,0 +1,13 @@
+// The kernel of clipping: what the gradients are multiplied with.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+// By one thread.
+MLX_OPT_FN void clip(const cuda::Clip& from) {
+  *from.scale = Clipping::scale(*from.norm, from.max_norm ? *from.max_norm : from.most, from.skips);
+}
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

@@ -1,0 +1,25 @@
+// The scalars of a group of tensors, which every block of an update reads.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+template <typename Rule>
+struct Frame {
+  typename Rule::Hypers hypers;
+  typename Rule::Scalars scalars;
+  float scale; // of the gradients
+};
+
+template <typename Rule>
+MLX_OPT_FN const Frame<Rule>& frame_of(const float* frames, unsigned group) {
+  return reinterpret_cast<const Frame<Rule>*>(frames)[group];
+}
+
+// Whether a step is taken that is not where the scale is not finite.
+MLX_OPT_FN bool is_finite(float scale) {
+  return fabsf(scale) <= 3.402823466e38f;
+}
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

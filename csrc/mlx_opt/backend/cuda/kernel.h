@@ -1,0 +1,128 @@
+// What tells kernels apart. Knows neither CUDA nor MLX.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <string_view>
+#include <type_traits>
+#include <variant>
+
+#include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/storage.h"
+
+namespace mlx_opt::cuda {
+
+/// The most operands that a kernel reads of a tensor, and the most that it writes.
+inline constexpr int max_operands = 24;
+
+/// The storages of a tensor's operands, in order.
+class Storages {
+ public:
+  Storages() = default;
+  Storages(std::initializer_list<Storage> all) {
+    for (Storage storage : all) {
+      add(storage);
+    }
+  }
+
+  /// There must be room: at most max_operands.
+  void add(Storage storage) {
+    all_[count_++] = storage;
+  }
+
+  int count() const {
+    return count_;
+  }
+
+  const Storage* data() const {
+    return all_.data();
+  }
+
+  Storage operator[](int k) const {
+    return all_[k];
+  }
+
+  auto operator<=>(const Storages&) const = default;
+
+  // A step compares the storages of every tensor, so this is done by words.
+  bool operator==(const Storages& other) const {
+    return std::memcmp(this, &other, sizeof *this) == 0;
+  }
+
+ private:
+  uint8_t count_ = 0;
+  std::array<Storage, max_operands> all_{}; // float32 from the count on
+};
+
+static_assert(std::has_unique_object_representations_v<Storages>);
+
+/// Computes the scalars of a rule for each group, of up to `capacity` groups.
+struct PrepareKernel {
+  std::string_view rule;
+  int hypers;
+  int capacity;
+
+  auto operator<=>(const PrepareKernel&) const = default;
+};
+
+/// How an update goes through a tensor. flat: all operands are contiguous. transposed: all but the
+/// gradient, which is a transposed matrix. strided: any layout.
+enum class Walk : uint8_t { flat, transposed, strided };
+
+/// Updates tensors by a rule, in tables of `capacity`. That is 0 for a strided tensor, which has a
+/// launch of its own.
+struct UpdateKernel {
+  Walk walk;
+  Scaling scaling;
+  int capacity;
+  Storages in;  // parameter, state, gradient
+  Storages out; // parameter, state
+  std::string_view rule;
+
+  auto operator<=>(const UpdateKernel&) const = default;
+};
+
+/// Sums the squares of tensors by chunks, in tables of `capacity`, which is 0 for one that is
+/// strided.
+struct SquaresKernel {
+  Storage storage;
+  int capacity;
+
+  auto operator<=>(const SquaresKernel&) const = default;
+};
+
+/// Adds up those sums and takes the root.
+struct NormKernel {
+  auto operator<=>(const NormKernel&) const = default;
+};
+
+/// Computes what gradients of a norm are multiplied with.
+struct ClipKernel {
+  auto operator<=>(const ClipKernel&) const = default;
+};
+
+/// The launches of Adafactor behind that of the scalars, in order.
+enum class FactorPass : uint8_t { squares, means, update_squares, rates, update };
+
+/// A pass over tensors in tables of `capacity`, which is 0 for one that is strided. Storages are,
+/// in this order, where the pass has them: of the parameter, of the means of the squares of
+/// elements (or of rows, then of columns), of the first moment and of the gradient.
+struct FactorKernel {
+  FactorPass pass;
+  bool first_moment; // whether there is one; false but for FactorPass::update
+  int lanes;         // elements of a thread in a line; 0 for FactorPass::rates
+  int capacity;
+  Storages in;
+  Storages out;
+
+  auto operator<=>(const FactorKernel&) const = default;
+};
+
+/// Kernels are the same if all of this is.
+using Kernel =
+    std::variant<PrepareKernel, UpdateKernel, SquaresKernel, NormKernel, ClipKernel, FactorKernel>;
+
+} // namespace mlx_opt::cuda

@@ -1,0 +1,35 @@
+// The kernel that computes the scalars of a step, once for each group.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+// A block, of one thread, for each group.
+template <typename Rule, int count, int capacity>
+MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
+  // The host sizes the frames so.
+  static_assert(
+      sizeof(Frame<Rule>) == count * sizeof(Hyper) + sizeof(typename Rule::Scalars) + sizeof(float),
+      "a frame is hyperparameters, scalars and the scale");
+  const auto& group = table.groups[blockIdx.x];
+  Hyper hypers[count];
+#pragma unroll
+  for (int k = 0; k < count; ++k) {
+    const cuda::HyperSource& from = group.hypers[k];
+    hypers[k] = {from.value, from.complement, from.log};
+    if (from.traced) {
+      const double x = *from.traced;
+      hypers[k] = {*from.traced, static_cast<float>(1.0 - x), static_cast<float>(log(x))};
+    }
+  }
+  Frame<Rule> frame;
+  memcpy(&frame.hypers, hypers, sizeof hypers);
+  const float rate = group.learning_rate ? *group.learning_rate : 0.0f;
+  const float step = group.step ? static_cast<float>(*group.step) : 0.0f;
+  frame.scalars = Rule::prepare(frame.hypers, rate, step);
+  frame.scale = table.scale ? *table.scale : 1.0f;
+  reinterpret_cast<Frame<Rule>*>(table.frames)[blockIdx.x] = frame;
+}
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt
