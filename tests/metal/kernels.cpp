@@ -3,73 +3,108 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <string>
 #include <vector>
 
 #include "mlx_opt/backend/metal/adafactor_source.h"
 #include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/rules/registry.h"
 
 using namespace mlx_opt::metal;
-using mlx_opt::Rule;
 using mlx_opt::Scaling;
+using mlx_opt::Storage;
 
 namespace {
 
 constexpr Storage storages[] = {Storage::float32, Storage::float16, Storage::bfloat16};
-constexpr Kind ways[] = {Kind::flat, Kind::transposed, Kind::strided, Kind::strided_long};
-constexpr int rules = std::size(mlx_opt::rule_infos);
+constexpr Walk walks[] = {Walk::flat, Walk::transposed, Walk::strided, Walk::strided_long};
 
-Kernel uniform(Rule rule, Kind kind, Storage storage) {
-  Kernel kernel{rule, kind, 1, {}, {}};
-  const int moments = mlx_opt::info(rule).moments;
-  std::fill_n(kernel.in, moments + 2, storage);
-  std::fill_n(kernel.out, moments + 1, storage);
-  return kernel;
+// A tensor whose results overwrite its operands.
+Operands in_place(int fields, Storage storage) {
+  Operands operands;
+  operands.in.assign(fields + 1, storage);
+  operands.out.assign(fields, storage);
+  for (int k = 0; k < fields; ++k) {
+    operands.written.push_back(static_cast<int8_t>(k));
+  }
+  return operands;
 }
 
-// A parameter, moments and a gradient of storages of their own; the results of others.
-Kernel mixed(Rule rule, Kind kind, int mix) {
-  const Storage parameter = storages[mix % 3];
-  const Storage moment = storages[mix / 3 % 3];
-  const Storage gradient = storages[mix / 9];
-  Kernel kernel = uniform(rule, kind, moment);
-  kernel.in[0] = parameter;
-  kernel.in[mlx_opt::info(rule).moments + 1] = gradient;
-  kernel.out[0] = gradient;
-  return kernel;
+Operands all_apart(Operands operands) {
+  std::fill(operands.written.begin(), operands.written.end(), apart);
+  return operands;
 }
 
-Kernel packed(Kernel kernel) {
-  kernel.capacity = most_in_a_pack(kernel.rule);
-  return kernel;
+// A parameter, state and a gradient of storages of their own. The parameter's result is of the
+// gradient's storage, and overwrites that if it may; the state is overwritten.
+Operands mixed(int fields, int mix) {
+  Operands operands = in_place(fields, storages[mix / 3 % 3]);
+  operands.in[0] = storages[mix % 3];
+  operands.in[fields] = operands.out[0] = storages[mix / 9];
+  operands.written[0] = mix % 2 ? apart : static_cast<int8_t>(fields);
+  return operands;
 }
 
-std::vector<Kernel> all_kernels() {
-  std::vector<Kernel> kernels;
+void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule, int number) {
+  const int fields = rule.moments + 1;
+  const auto push = [&](Walk walk, const Operands& operands, Scaling scaling = Scaling::none) {
+    kernels.push_back({rule.name, walk, scaling, 1, operands});
+  };
+  const auto pack = [&](const Operands& operands) {
+    kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
+  };
+  for (Storage storage : storages) {
+    const Operands operands = in_place(fields, storage);
+    for (Walk walk : walks) {
+      push(walk, operands);
+    }
+    pack(operands);
+  }
+  const Operands own = in_place(fields, storages[number % 3]);
+  for (Walk walk : walks) {
+    push(walk, all_apart(own));
+  }
+  pack(all_apart(own));
+  for (Scaling scaling : {Scaling::always, Scaling::if_finite}) {
+    push(Walk::flat, own, scaling);
+    push(Walk::transposed, all_apart(own), scaling);
+    push(Walk::strided, own, scaling);
+  }
+}
+
+std::vector<UpdateKernel> update_kernels() {
+  constexpr int rules = std::size(mlx_opt::rule_infos);
+  std::vector<UpdateKernel> kernels;
   for (int i = 0; i < rules; ++i) {
-    const auto rule = static_cast<Rule>(i);
-    kernels.push_back({rule, Kind::prepare});
-    for (Storage storage : storages) {
-      for (Kind way : ways) {
-        kernels.push_back(uniform(rule, way, storage));
-      }
-      kernels.push_back(packed(uniform(rule, Kind::flat, storage)));
-    }
-    for (Scaling scaling : {Scaling::always, Scaling::if_finite}) {
-      for (Kind way : {Kind::flat, Kind::transposed, Kind::strided}) {
-        kernels.push_back(uniform(rule, way, storages[i % 3]));
-        kernels.back().scaling = scaling;
-      }
-    }
+    push_updates(kernels, mlx_opt::rule_infos[i], i);
   }
   for (int mix = 0; mix < 27; ++mix) {
-    const auto rule = static_cast<Rule>(mix % rules);
-    for (Kind way : ways) {
-      kernels.push_back(mixed(rule, way, mix));
+    const auto& rule = mlx_opt::rule_infos[mix % rules];
+    const Operands operands = mixed(rule.moments + 1, mix);
+    for (Walk walk : walks) {
+      // A gradient that lies otherwise than the results is not overwritten.
+      const bool gradient_lies_alike = walk == Walk::flat;
+      kernels.push_back(
+          {rule.name,
+           walk,
+           Scaling::none,
+           1,
+           gradient_lies_alike ? operands : all_apart(operands)});
     }
-    kernels.push_back(packed(mixed(rule, Kind::flat, mix)));
-    kernels.push_back(mixed(rule, Kind::flat, mix));
-    kernels.back().scaling = Scaling::if_finite;
+    kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
+    kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
+  }
+  return kernels;
+}
+
+std::vector<PrepareKernel> prepare_kernels() {
+  std::vector<PrepareKernel> kernels;
+  for (int capacity : {4, 8, scalar_slots}) {
+    for (const auto& rule : mlx_opt::rule_infos) {
+      kernels.push_back({rule.name, capacity});
+    }
+    kernels.push_back({"Adafactor", capacity});
   }
   return kernels;
 }
@@ -95,7 +130,7 @@ void push_passes(std::vector<FactorKernel>& kernels, Storage w, Storage v, Stora
 }
 
 std::vector<FactorKernel> factor_kernels() {
-  std::vector<FactorKernel> kernels{{FactorKind::prepare, {}, {}}};
+  std::vector<FactorKernel> kernels;
   for (Storage storage : storages) {
     push_passes(kernels, storage, storage, storage, storage);
   }
@@ -117,14 +152,65 @@ std::vector<NormKernel> norm_kernels() {
   return kernels;
 }
 
-// Whether all could be written.
+bool write(const std::filesystem::path& folder, const std::string& name, const std::string& text) {
+  std::ofstream file(folder / (name + ".metal"));
+  file << text;
+  return bool(file.flush());
+}
+
+// Returns true if all could be written.
 template <typename Kernels>
 bool write(const Kernels& kernels, const std::filesystem::path& folder) {
   return std::all_of(kernels.begin(), kernels.end(), [&](const auto& kernel) {
-    std::ofstream file(folder / (name(kernel) + ".metal"));
-    file << source(kernel);
-    return bool(file.flush());
+    return write(folder, name(kernel), source(kernel));
   });
+}
+
+// A rule of as many arrays as a step may come to: a parameter, six states with a second array
+// each, a second copy of the parameter, an average and an accumulator; and of many hyperparameters.
+constexpr int wide_fields = 16;
+constexpr const char* wide_rule = R"(
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+struct Wide {
+  struct Hypers {
+    Hyper each[20];
+  };
+  struct Scalars {
+    float lr;
+  };
+  struct Element {
+    float each[16];
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
+    return {lr * h.each[19].value};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    for (int k = 1; k < 16; ++k) {
+      e.each[k] = fma(h.each[k].value, e.each[k], h.each[k].complement * g);
+      e.each[0] = fma(-s.lr, e.each[k], e.each[0]);
+    }
+    return e;
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt
+)";
+
+bool write_wide(const std::filesystem::path& folder) {
+  Operands operands = in_place(wide_fields, Storage::float32);
+  operands.in[0] = operands.out[0] = Storage::bfloat16;
+  const UpdateKernel update{"Wide", Walk::flat, Scaling::none, most_in_a_pack(operands), operands};
+  bool written = write(folder, name(update), source(update, wide_rule));
+  for (int capacity : {4, scalar_slots}) {
+    const PrepareKernel prepare{"Wide", capacity};
+    written = written && write(folder, name(prepare), source(prepare, wide_rule));
+  }
+  return written;
 }
 
 } // namespace
@@ -136,8 +222,8 @@ int main(int count, char** arguments) {
   }
   const std::filesystem::path folder = arguments[1];
   std::filesystem::create_directories(folder);
-  if (!write(all_kernels(), folder) || !write(factor_kernels(), folder) ||
-      !write(norm_kernels(), folder)) {
+  if (!write(update_kernels(), folder) || !write(prepare_kernels(), folder) ||
+      !write(factor_kernels(), folder) || !write(norm_kernels(), folder) || !write_wide(folder)) {
     std::cerr << "cannot write to " << folder << "\n";
     return 1;
   }

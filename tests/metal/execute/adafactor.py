@@ -10,12 +10,12 @@ SCRATCH = ["parameter_squares", "update_squares", "rates", "means", "totals"]
 SCRATCH += ["line_sums", "column_sums", "row_means", "column_factors"]
 
 # As tables.h has them.
-LAYOUT = [("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (4, 16))]
 COUNTS = ["rows", "columns", "matrices", "parts", "row_split", "column_split"]
-COUNTS += ["turned", "vectors", "row_vectors", "skips"]
+COUNTS += ["turned", "vectors", "row_vectors", "skips", "group"]
 TENSOR = [("size", "u8"), *((name, "u8") for name in SCRATCH), *((name, "u4") for name in COUNTS)]
-LAYOUTS = ["of_elements", "of_rows", "of_columns"]
-STRIDED = np.dtype([*TENSOR, *((name, LAYOUT) for name in LAYOUTS)])
+TENSOR += [("", "u4")]
+LAYOUTS = {"of_elements": 4, "of_rows": 1, "of_columns": 1}
+STRIDED = np.dtype([*TENSOR, *((name, kernels.layout(n)) for name, n in LAYOUTS.items())])
 ARGUMENTS = np.dtype(TENSOR)
 
 
@@ -36,6 +36,7 @@ class Plan:
         lead=0,
         skips=False,
         alone=False,
+        group=0,
     ):
         self.factored, self.turned, self.strided, self.alone = factored, turned, strided, alone
         size = int(np.prod(shape))
@@ -54,7 +55,7 @@ class Plan:
         self.arguments[COUNTS] = (
             rows, columns, matrices, self.tiles, split, split, turned,
             aligned and across % LANES == 0,
-            aligned and columns % LANES == 0, skips)  # fmt: skip
+            aligned and columns % LANES == 0, skips, group)  # fmt: skip
         counts = [self.tiles, self.tiles, 2, matrices, matrices * self.row_groups]
         counts += [self.across * matrices * lines, matrices * down * across]
         counts += [matrices * rows, matrices * columns]

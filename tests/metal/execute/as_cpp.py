@@ -1,6 +1,6 @@
 """Makes C++ of Metal programs: as_cpp.py FILE.metal ... prints it, for clang with metal_stdlib.
 
-The programs may differ only in their kernels: what they have before those is printed once.
+What the programs have before their kernels is printed once: it may differ only in how far it goes.
 For each kernel there is a function that runs threadgroups of it on the CPU:
 
     extern "C" int run_NAME(void* const* buffers, unsigned first, unsigned end, unsigned threads)
@@ -58,10 +58,12 @@ def as_cpp(text):
 
 def translate(programs):
     starts = [BEGINNING.search(program).start() for program in programs]
-    beginnings = {program[:start] for program, start in zip(programs, starts, strict=True)}
-    if len(beginnings) != 1:
-        raise ValueError("the programs differ in more than their kernels")
-    text = as_cpp(beginnings.pop())
+    pairs = zip(programs, starts, strict=True)
+    beginnings = {program[:start].rstrip() for program, start in pairs}
+    longest = max(beginnings, key=len)
+    if not all(map(longest.startswith, beginnings)):
+        raise ValueError("the programs differ in more than their kernels and what those need")
+    text = as_cpp(longest + "\n")
     for program, start in zip(programs, starts, strict=True):
         text += as_cpp(program[start:])
         text += "".join(launcher(*match) for match in BEGINNING.findall(program))

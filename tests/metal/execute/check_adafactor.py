@@ -5,7 +5,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from adafactor import COLUMNS, LINES, Plan, Tensor
-from kernels import CHUNK, Sparse
+from kernels import CHUNK, Group, Sparse
 
 from cases import DTYPES, assert_exact, dtype_name, normal, same_bits, wide
 from mlx_opt import references
@@ -92,13 +92,17 @@ def tensor_of(shape, options, storages, **layout):
     return Tensor(values, results, **layout)
 
 
-def frame_of(options, traced=False, scale=None):
+def group_of(options, traced=False):
     given = {"eps": (1e-30, 1e-3), "clip_threshold": 1.0, "decay_rate": -0.8, "beta_1": 0.0}
     given |= {"weight_decay": 0.0, "scale_parameter": True, "relative_step": True}
     given |= {"warmup_init": False} | options
     rate = given.pop("learning_rate", 0.0)
     hypers = [*given.pop("eps"), *map(float, given.values())]
-    return kernels.prepare("Adafactor", hypers, rate, STEP, traced, scale)
+    return Group(hypers, rate, traced)
+
+
+def frame_of(options, traced=False, scale=None):
+    return kernels.prepare_groups("Adafactor", [group_of(options, traced)], STEP, scale)
 
 
 def assert_updated(tensor, options, scale=1.0):
@@ -176,6 +180,16 @@ def test_the_gradients_are_scaled(shape, layout):
     options = OPTIONS["moment"]
     tensor = tensor_of(shape, options, [mx.float32] * 4, skips=True, **layout)
     assert_updated(run(tensor, options, scale=0.3), options, scale=0.3)
+
+
+@each_way
+def test_each_pass_takes_the_scalars_of_the_tensors_group(shape, layout):
+    groups = [OPTIONS["moment"] | {"eps": (1e-4, 0.1), "decay_rate": -0.3}, OPTIONS["moment"]]
+    frames = kernels.prepare_groups("Adafactor", [group_of(x) for x in groups], STEP)
+    for group, options in enumerate(groups):
+        tensor = tensor_of(shape, options, [mx.float32] * 4, group=group, **layout)
+        tensor.step(frames)
+        assert_updated(tensor, options)
 
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])

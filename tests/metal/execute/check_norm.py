@@ -38,7 +38,7 @@ def sums_of(tensors, dtype, capacity=PACK, vectors=True):
     table, groups = np.zeros(capacity, kernels.TENSOR), 0
     for k in range(capacity):
         size = tensors[k].size if k < len(tensors) else 0
-        table[k] = (size, groups if size else 2**32 - 1, vectors)
+        table[k] = (size, groups if size else 2**32 - 1, 0, vectors)
         groups += chunks(size)
     operands = [tensors[min(k, len(tensors) - 1)] for k in range(capacity)]
     sums = nothing(groups)
@@ -47,7 +47,7 @@ def sums_of(tensors, dtype, capacity=PACK, vectors=True):
 
 
 def layout_of(x):
-    layout = np.zeros(1, kernels.STRIDED)
+    layout = np.zeros(1, kernels.strided(1))
     layout["size"], layout["dims"], layout["shape"][0, : x.ndim] = x.size, x.ndim, x.shape
     layout["strides"][0, 0, : x.ndim] = np.array(x.strides) // x.itemsize
     return layout
@@ -208,7 +208,7 @@ def test_beyond_4_gibi_elements(way):
     sums, end = nothing(chunks(HUGE)), chunks(HUGE)
     sums["high"] = 0
     if way == "squares":
-        arguments, operand = np.array([(HUGE, 0, True)], kernels.TENSOR), x
+        arguments, operand = np.array([(HUGE, 0, 0, True)], kernels.TENSOR), x
     else:
         arguments, operand = layout_of(x[::-1]), x[HUGE - 1 :]
     run(f"{way}1_bf16", sums, arguments, operand, groups=end, first=end - 2)

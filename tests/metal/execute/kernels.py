@@ -3,9 +3,11 @@
 import ctypes
 import mmap
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -13,23 +15,27 @@ import numpy as np
 FOLDER = Path(os.environ["METAL_KERNELS"])
 CHUNK, THREADS, TILE, LANES, SLOTS = 4096, 256, 32, 4, 31
 NORM_CHUNK = 16384
-OPERANDS_SLOT, STEP_SLOT, LEARNING_RATE_SLOT, SCALE_SLOT, TRACED_SLOT = 2, 2, 3, 4, 5
-FRAME_FLOATS = 3 * 9 + 8 + 1
+OPERANDS_SLOT = 2
+PREPARE_CAPACITIES = 4, 8, SLOTS - OPERANDS_SLOT
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()}
 
 # As tables.h has them.
-TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("vectors", "u4")])
-MATRIX = np.dtype(
-    [("rows", "u8"), ("columns", "u4"), ("vectors", "u4"), ("gradient_vectors", "u4"), ("", "u4")]
-)
-STRIDED = np.dtype(
-    [("size", "u8"), ("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (4, 16))]
-)
+TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("group", "u2"), ("vectors", "u2")])
+MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors"]
+MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS)])
+SOURCE = np.dtype([("value", "f4"), ("complement", "f4"), ("log", "f4"), ("given", "i4")])
 SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
 CLIP = np.dtype([("most", "f4"), ("traced", "u4"), ("skips", "u4")])
-CONSTANTS = np.dtype([("hypers", "f4", (9, 3)), ("traced", "u4"), ("scaled", "u4")])
+
+
+def layout(operands):
+    return [("dims", "i4"), ("", "u4"), ("shape", "i8", 16), ("strides", "i8", (operands, 16))]
+
+
+def strided(operands):
+    return np.dtype([("size", "u8"), ("group", "u4"), ("", "u4"), *layout(operands)])
 
 
 @cache
@@ -100,22 +106,56 @@ def derived(x):
         return np.float32(x), np.float32(1 - np.float64(x)), np.float32(np.log(np.float64(x)))
 
 
+class Group(NamedTuple):
+    """The scalars of a group; `traced`: all hyperparameters are read when the step runs."""
+
+    hypers: Sequence[float]
+    learning_rate: float
+    traced: bool = False
+
+
+class Scalars:
+    """Those that a dispatch of `prepare` is given, and the table that names them."""
+
+    def __init__(self, groups, step, scale):
+        self.given, table = [np.array([step], np.uint64)], []
+        for hypers, learning_rate, traced in groups:
+            table += [(0, 0, 0, 0), self.read(learning_rate)]
+            table += [self.read(x) if traced else (*derived(x), -1) for x in hypers]
+            table.append((1, 0, 0, -1) if scale is None else self.read(scale))
+        self.table = np.array(table, SOURCE)
+
+    def read(self, x):
+        self.given.append(np.array([x], np.float32))
+        return 0, 0, 0, len(self.given) - 1
+
+    def run(self, rule, groups, frames):
+        capacity = min(n for n in PREPARE_CAPACITIES if n >= len(self.given))
+        buffers = {0: frames, 1: self.table}
+        for k in range(capacity):
+            buffers[OPERANDS_SLOT + k] = self.given[min(k, len(self.given) - 1)]
+        run(rule, f"prepare{capacity}", buffers, groups, threads=1)
+
+
+UNTOUCHED = 0x7FDEADBE
+
+
+@cache
+def frame_floats(rule, hypers):
+    """Of a group of a rule: as many as `prepare` writes."""
+    frames = np.full(1000, UNTOUCHED, np.uint32)
+    Scalars([Group([1.0] * hypers, 1.0)], 1, None).run(rule, 1, frames)
+    return int(np.argmax(frames == UNTOUCHED))
+
+
+def prepare_groups(rule, groups, step, scale=None):
+    """The frames of a step."""
+    floats = frame_floats(rule, len(groups[0].hypers))
+    frames = np.full(len(groups) * floats, np.nan, np.float32)
+    Scalars(groups, step, scale).run(rule, len(groups), frames)
+    return frames
+
+
 def prepare(rule, hypers, learning_rate, step, traced=False, scale=None):
-    """The frame of a step; `traced`: all hyperparameters are read when it runs."""
-    constants = np.zeros(1, CONSTANTS)
-    frame = np.full(FRAME_FLOATS, np.nan, np.float32)
-    rate = np.array([learning_rate], np.float32)
-    buffers = {0: frame, 1: constants, STEP_SLOT: np.array([step], np.uint64)}
-    buffers[LEARNING_RATE_SLOT] = buffers[SCALE_SLOT] = rate
-    if scale is not None:
-        constants["scaled"] = True
-        buffers[SCALE_SLOT] = np.array([scale], np.float32)
-    for k, x in enumerate(hypers):
-        if traced:
-            constants["traced"] |= 1 << k
-            buffers[TRACED_SLOT + k] = np.array([x], np.float32)
-        else:
-            constants["hypers"][0, k] = derived(x)
-            buffers[TRACED_SLOT + k] = rate
-    run(rule, "prepare", buffers, groups=1, threads=1)
-    return frame
+    """The frame of a step of one group."""
+    return prepare_groups(rule, [Group(hypers, learning_rate, traced)], step, scale)

@@ -2,7 +2,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/backend/find.h"
 #include "tensors.h"
 
@@ -247,16 +246,17 @@ TEST_CASE("Adafactor lets go of what it has in its hands when it is done") {
   auto inputs = operands.arrays;
   inputs.push_back(scalars.step);
   inputs.push_back(scalars.learning_rate);
-  ScalarSources sources;
+  GroupSources sources{{}, {}, true, true};
   for (const Scalar& x : hypers) {
     sources.hypers.push_back(std::get<double>(x));
   }
+  const StepSpec spec{Rule::Adafactor, {{0, 3}, {1, 4}}, {}, {sources}};
   const std::vector<mx::Dtype> dtypes(3, mx::float32);
   auto keep = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep;
   fake::begin();
   const auto* backend = gpu::find_backend().backend;
-  backend->prepare_adafactor(sources, {0, 1, false}, pointers_to(inputs), dtypes, gpu_stream)
+  backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, Start::whole)
       ->enqueue(outputs, std::move(keep));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);

@@ -8,6 +8,7 @@
 #include "mlx/primitives.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/backend/metal/norm_source.h"
+#include "mlx_opt/backend/metal/norm_tables.h"
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
 #include "mlx_opt/graph/ops.h"

@@ -7,7 +7,7 @@
 
 #include "mlx/backend/metal/device.h"
 #include "mlx_opt/backend/find.h"
-#include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/backend/metal/tables.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "tensors.h"
 
@@ -32,7 +32,7 @@ std::vector<mx::array> run(
 }
 
 std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
-  return run(rule, std::move(operands), hypers_of(rule), Scalars{});
+  return run(rule, std::move(operands), sample_hypers(rule), Scalars{});
 }
 
 std::vector<mx::array> run_on_cpu(
@@ -55,10 +55,18 @@ std::vector<mx::array> run_on_cpu(
 void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {
   CAPTURE(info(rule).name);
   fake::begin();
-  const auto expected = run_on_cpu(rule, copies_of(operands), hypers_of(rule));
+  const auto expected = run_on_cpu(rule, copies_of(operands), sample_hypers(rule));
   const auto got = run(rule, operands);
   check_equal(got, expected);
   check_clean();
+}
+
+const std::string& last_kernel() {
+  return fake::log().dispatches.back().kernel;
+}
+
+bool ends_with(std::string_view text, std::string_view end) {
+  return text.ends_with(end);
 }
 
 } // namespace
@@ -129,7 +137,7 @@ TEST_CASE("more dimensions than the kernels have are refused before anything is 
 
 TEST_CASE("traced hyperparameters are read when the step runs") {
   const auto operands = operands_of(Rule::AdamW, {{100}}, mx::float32);
-  const auto constants = hypers_of(Rule::AdamW);
+  const auto constants = sample_hypers(Rule::AdamW);
   std::vector<Scalar> traced;
   for (const Scalar& x : constants) {
     traced.push_back(mx::array(static_cast<float>(std::get<double>(x))));
@@ -146,7 +154,7 @@ TEST_CASE("gradients are scaled, and a step whose scale is not finite is not tak
     const auto operands = operands_of(Rule::Lion, {{100}, {33, 31}}, mx::bfloat16);
     Scalars scalars;
     scalars.scale = GradientScale{mx::array(value), value == INFINITY};
-    const auto hypers = hypers_of(Rule::Lion);
+    const auto hypers = sample_hypers(Rule::Lion);
     fake::begin();
     const auto expected = run_on_cpu(Rule::Lion, copies_of(operands), hypers, scalars);
     const auto got = run(Rule::Lion, operands, hypers, scalars);
@@ -177,6 +185,7 @@ TEST_CASE("all buffers that nobody else holds are written in place") {
   for (size_t i = 0; i < results.size(); ++i) {
     CHECK(results[i].buffer().ptr() == buffers[i]);
   }
+  CHECK(ends_with(last_kernel(), "_to_f32at0_f32at1_f32at2"));
   check_clean();
 }
 
@@ -184,10 +193,29 @@ TEST_CASE("a buffer that is held stays as it is") {
   auto operands = operands_of(Rule::AdamW, {{1000}}, mx::float32);
   const mx::array held = operands[0];
   const auto before = copies_of({held})[0];
+  const auto expected = run_on_cpu(Rule::AdamW, copies_of(operands), sample_hypers(Rule::AdamW));
   fake::begin();
   const auto results = run(Rule::AdamW, std::move(operands));
   CHECK(results[0].buffer().ptr() != held.buffer().ptr());
   CHECK(mx::array_equal(held, before).item<bool>());
+  CHECK(ends_with(last_kernel(), "_to_f32at3_f32at1_f32at2")); // the gradient's buffer
+  check_equal(results, expected);
+  check_clean();
+}
+
+TEST_CASE("results of tensors that are held lie apart, beside others in place") {
+  auto operands = operands_of(Rule::Lion, {{100}, {200}, {300}}, mx::float32);
+  const std::vector<mx::array> held(operands.begin(), operands.begin() + 3);
+  const auto before = copies_of(held);
+  const auto expected = run_on_cpu(Rule::Lion, copies_of(operands), sample_hypers(Rule::Lion));
+  fake::begin();
+  const auto results = run(Rule::Lion, std::move(operands));
+  const auto& dispatches = fake::log().dispatches;
+  REQUIRE(dispatches.size() == 3);
+  CHECK(ends_with(dispatches[1].kernel, "flat1_f32_f32_f32_to_f32_f32"));
+  CHECK(ends_with(dispatches[2].kernel, "flat9_f32_f32_f32_to_f32at0_f32at1"));
+  check_equal(held, before);
+  check_equal(results, expected);
   check_clean();
 }
 
@@ -196,15 +224,12 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
   const Buffers outputs{operands[0].buffer()};
   const Scalars scalars;
   auto inputs = operands;
-  inputs.push_back(scalars.step);
   inputs.push_back(scalars.learning_rate);
   const auto* backend = gpu::find_backend().backend;
   auto keep = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep;
   fake::begin();
-  backend
-      ->prepare(
-          {{{0.1}, {}}, Rule::SGD}, pointers_to(inputs), {mx::float32}, gpu_stream, Start::whole)
+  backend->prepare(sgd(1, 0.1), pointers_to(inputs), {mx::float32}, gpu_stream, Start::whole)
       ->enqueue(outputs, std::move(keep));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);
@@ -225,15 +250,14 @@ TEST_CASE("GPT-2's 148 tensors: dispatches and barriers") {
   const auto results = run(Rule::AdamW, operands_of(Rule::AdamW, shapes, mx::float32));
   const auto& log = fake::log();
   const auto packs = std::count_if(log.dispatches.begin(), log.dispatches.end(), [](const auto& d) {
-    return d.kernel.find("flat4") != std::string::npos;
+    return d.kernel.find("flat7") != std::string::npos;
   });
   MESSAGE(
       "GPT-2, AdamW: " << log.dispatches.size() << " dispatches for " << shapes.size()
-                       << " tensors (1 for the scalars, " << packs << " of up to "
-                       << metal::most_in_a_pack(Rule::AdamW) << " small tensors), " << log.barriers
-                       << " barrier");
-  CHECK(log.dispatches.size() == 1 + 50 + 25);
-  CHECK(packs == 25);
+                       << " tensors (1 for the scalars, " << packs << " of up to 7 small tensors), "
+                       << log.barriers << " barrier");
+  CHECK(log.dispatches.size() == 1 + 50 + 14);
+  CHECK(packs == 14);
   CHECK(log.barriers == 1);
   CHECK(log.dispatches[1].behind_barrier);
   check_clean();

@@ -1,21 +1,27 @@
 #include "mlx_opt/backend/metal/adafactor.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/adafactor_tensor.h"
 #include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/rules/adafactor.h"
 
 namespace mlx_opt::metal {
 namespace {
 
+constexpr FrameShape frame_shape = {
+    "Adafactor",
+    sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper),
+    sizeof(MLX_OPT_LEVEL::Adafactor::Scalars) / sizeof(float)};
+
 class AdafactorStep : public Prepared {
  public:
   AdafactorStep(
-      const ScalarSources& sources,
-      const Factoring& factoring,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
@@ -23,57 +29,58 @@ class AdafactorStep : public Prepared {
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
 
  private:
-  void find_pipelines();
+  bool find_pipelines();
   void encode(
       const FactorPlan& tensor,
       const FactorPass& pass,
-      const mx::array& frame,
+      const mx::array& frames,
       mx::array& scratch,
       const Buffers& outputs);
 
-  ScalarSources sources_;
   mx::Stream stream_;
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
   std::vector<FactorPlan> tensors_;
-  std::vector<mx::array> scalars_; // step, learning rate, traced hyperparameters, scale
-  MTL::ComputePipelineState* prepare_ = nullptr;
+  std::optional<Frames> frames_;
 };
 
 AdafactorStep::AdafactorStep(
-    const ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
-    : sources_(sources),
-      stream_(stream),
+    : stream_(stream),
       device_(mx::metal::device(stream.device)),
       encoder_(mx::metal::get_command_encoder(stream)) {
   const mx::array* const* operands = inputs.data();
-  size_t position = 0;
-  for (size_t t = 0; t < factoring.unfactored + factoring.factored; ++t) {
-    const bool factored = t >= factoring.unfactored;
-    // A matrix of nothing may have means that are to be kept.
-    if (operands[0]->size() || factored) {
-      tensors_.emplace_back(
-          FactorFields{factored, factoring.first_moment},
-          operands,
-          &dtypes[position],
-          position,
-          sources.scaling == Scaling::if_finite);
+  size_t position = 0, tensor = 0;
+  const bool first_moment = spec.runs.at(0).operands == 4;
+  for (size_t kind = 0; kind < spec.runs.size(); ++kind) {
+    const bool factored = kind == 1;
+    const auto [tensors, width] = spec.runs[kind];
+    for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
+      // A matrix of nothing may have means that are to be kept.
+      if (operands[0]->size() || factored) {
+        tensors_.emplace_back(
+            FactorFields{factored, first_moment},
+            operands,
+            &dtypes[position],
+            position,
+            spec.scaling == Scaling::if_finite,
+            spec.group_of(tensor));
+      }
+      operands += width;
+      position += width - 1;
     }
-    operands += factoring.operands(factored);
-    position += factoring.operands(factored) - 1;
   }
-  for (; operands < inputs.data() + inputs.size(); ++operands) {
-    scalars_.push_back(**operands);
+  if (find_pipelines()) {
+    frames_.emplace(frame_shape, spec, operands, device_);
   }
-  find_pipelines();
 }
 
-// Throws what the compiler has against a kernel, while the operands are as they were.
-void AdafactorStep::find_pipelines() {
+// Throws what the compiler has against a kernel, while the operands are as they were. Returns false
+// if there is nothing to do.
+bool AdafactorStep::find_pipelines() {
   std::vector<const FactorPass*> found;
   for (FactorPlan& tensor : tensors_) {
     for (FactorPass& pass : tensor.passes) {
@@ -90,19 +97,17 @@ void AdafactorStep::find_pipelines() {
       }
     }
   }
-  if (!found.empty()) {
-    prepare_ = pipeline(FactorKernel{FactorKind::prepare, {}, {}}, device_);
-  }
+  return !found.empty();
 }
 
 void AdafactorStep::encode(
     const FactorPlan& tensor,
     const FactorPass& pass,
-    const mx::array& frame,
+    const mx::array& frames,
     mx::array& scratch,
     const Buffers& outputs) {
   encoder_.set_compute_pipeline_state(pass.pipeline);
-  encoder_.set_input_array(frame, frame_slot);
+  encoder_.set_input_array(frames, frames_slot);
   if (pass.kernel.strided) {
     encoder_.set_bytes(tensor.arguments, arguments_slot);
   } else {
@@ -127,10 +132,10 @@ void AdafactorStep::encode(
 // Pass after pass over all tensors, so that MLX inserts one barrier a pass: a tensor's scratch is
 // its own, and different tensors overlap.
 void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
-  if (!prepare_) {
+  if (!frames_) {
     return;
   }
-  const mx::array frame = encode_prepare(encoder_, prepare_, sources_, scalars_);
+  const mx::array frames = frames_->encode(encoder_);
   std::vector<mx::array> scratch;
   scratch.reserve(tensors_.size());
   for (const FactorPlan& tensor : tensors_) {
@@ -140,7 +145,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
   for (int pass = 0; pass < factor_passes; ++pass) {
     for (size_t t = 0; t < tensors_.size(); ++t) {
       if (tensors_[t].passes[pass].groups > 0) {
-        encode(tensors_[t], tensors_[t].passes[pass], frame, scratch[t], outputs);
+        encode(tensors_[t], tensors_[t].passes[pass], frames, scratch[t], outputs);
       }
     }
   }
@@ -155,12 +160,11 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
 } // namespace
 
 std::unique_ptr<Prepared> prepare_adafactor_step(
-    const ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
-  return std::make_unique<AdafactorStep>(sources, factoring, inputs, dtypes, stream);
+  return std::make_unique<AdafactorStep>(spec, inputs, dtypes, stream);
 }
 
 } // namespace mlx_opt::metal

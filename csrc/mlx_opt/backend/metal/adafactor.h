@@ -7,9 +7,9 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
+/// The runs of `spec` are of the tensors that are not factored and of those that are.
 std::unique_ptr<Prepared> prepare_adafactor_step(
-    const ScalarSources& sources,
-    const Factoring& factoring,
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);

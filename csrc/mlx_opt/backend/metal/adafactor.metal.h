@@ -32,7 +32,7 @@ struct FactorPlaces {
 
   MLX_OPT_FN FactorPlaces by(constant FactorStrided& arguments, ulong i) {
     long places[4];
-    locate<4>(arguments.elements, i, places);
+    locate(arguments.elements, i, places);
     FactorPlaces at;
     for (int k = 0; k < 4; ++k) {
       at.of[k] = static_cast<ulong>(places[k]);
@@ -50,15 +50,11 @@ template <bool rows>
 MLX_OPT_FN ulong place_of_mean(constant FactorStrided& arguments, ulong i) {
   long place[1];
   if (rows) {
-    locate<1>(arguments.row_means, i, place);
+    locate(arguments.row_means, i, place);
   } else {
-    locate<1>(arguments.column_means, i, place);
+    locate(arguments.column_means, i, place);
   }
   return static_cast<ulong>(place[0]);
-}
-
-MLX_OPT_FN bool is_finite(float x) {
-  return ::metal::fabs(x) <= 3.402823466e38f;
 }
 
 MLX_OPT_FN bool is_taken(constant FactorTensor& t, Frame<Adafactor> frame) {

@@ -31,14 +31,14 @@ struct FactorMeans {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     const uint row_groups = parts_of(t.rows, threads / t.row_split);
     const uint groups = row_groups + parts_of(t.columns, threads / t.column_split);
     const uint matrix = group / groups;
@@ -132,14 +132,14 @@ struct FactorMeans {
 struct FactorRates {
   MLX_OPT_FN void run(
       constant FactorArguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device float* scratch,
       FactorOperands,
       uint,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     if (!is_taken(t, frame)) {
       return;
     }

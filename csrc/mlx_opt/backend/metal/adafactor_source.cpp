@@ -1,16 +1,13 @@
 #include "mlx_opt/backend/metal/adafactor_source.h"
 
-#include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/backend/metal/adafactor_tables.h"
+#include "mlx_opt/backend/metal/program.h"
 
 namespace mlx_opt::metal {
 namespace {
 
-constexpr int hypers = sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
-
 const char* name_of(FactorKind kind) {
   switch (kind) {
-    case FactorKind::prepare:
-      return "prepare";
     case FactorKind::squares:
       return "squares";
     case FactorKind::means:
@@ -71,8 +68,6 @@ std::string pass_of(const FactorKernel& kernel) {
     case FactorKind::element_step:
       return "ElementUpdate" + update_of(kernel) + "::alone<ElementSquares<" +
              formats_of({kernel.in.begin(), kernel.in.begin() + 3}) + ">>";
-    case FactorKind::prepare:
-      break;
   }
   return "";
 }
@@ -93,16 +88,16 @@ unsigned staged_by(FactorKind kind) {
 }
 
 // Parameters and the braces that hold them all, of the operands of one kind.
-struct Operands {
-  std::string parameters;
+struct Parameters {
+  std::string text;
   std::string names;
 };
 
-Operands operands_of(const char* type, const char* kind, size_t count, int first_slot) {
-  Operands operands;
+Parameters parameters_of(const char* type, const char* kind, size_t count, int first_slot) {
+  Parameters operands;
   for (size_t k = 0; k < count; ++k) {
     const std::string one = kind + std::to_string(k);
-    operands.parameters +=
+    operands.text +=
         std::string("    ") + type + " " + one + slot(first_slot + static_cast<int>(k));
     operands.names += (k ? ", " : "") + one;
   }
@@ -112,22 +107,22 @@ Operands operands_of(const char* type, const char* kind, size_t count, int first
 
 std::string kernel_of(const FactorKernel& kernel) {
   const int first = scratch_slot + 1;
-  const auto in = operands_of("device const uchar*", "in", kernel.in.size(), first);
+  const auto in = parameters_of("device const uchar*", "in", kernel.in.size(), first);
   const int second = first + static_cast<int>(kernel.in.size());
-  const auto out = operands_of("device uchar*", "out", kernel.out.size(), second);
+  const auto out = parameters_of("device uchar*", "out", kernel.out.size(), second);
   const unsigned staged = staged_by(kernel.kind);
   return beginning_of(
              name(kernel),
-             kernel.strided ? "FactorStrided" : "FactorArguments",
              "constant",
+             kernel.strided ? "FactorStrided&" : "FactorArguments&",
              threads) +
-         "    device float* scratch" + slot(scratch_slot) + in.parameters + out.parameters +
+         "    device float* scratch" + slot(scratch_slot) + in.text + out.text +
          "    uint group [[threadgroup_position_in_grid]],\n"
          "    uint index [[thread_index_in_threadgroup]]) {\n"
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
          (staged ? "  threadgroup float staged[" + std::to_string(staged) + "];\n" : "") +
          "  const FactorOperands at = {" + in.names + ", " + out.names + "};\n  " +
-         pass_of(kernel) + "(arguments, frame, scratch, at, group, index" +
+         pass_of(kernel) + "(arguments, frames, scratch, at, group, index" +
          (staged ? ", staged" : "") + ");\n}\n";
 }
 
@@ -148,8 +143,14 @@ std::string name(const FactorKernel& kernel) {
 
 std::string source(const FactorKernel& kernel) {
   return program_of(
-      kernel.kind == FactorKind::prepare ? prepare_of(name(kernel), "Adafactor", hypers)
-                                         : kernel_of(kernel));
+      files_of(texts().at("adafactor.h")) + gpu::joined(
+                                                texts(),
+                                                {"adafactor_tables.h",
+                                                 "adafactor.metal.h",
+                                                 "adafactor_squares.metal.h",
+                                                 "adafactor_means.metal.h",
+                                                 "adafactor_update.metal.h"}),
+      kernel_of(kernel));
 }
 
 } // namespace mlx_opt::metal

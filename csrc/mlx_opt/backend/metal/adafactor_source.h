@@ -5,15 +5,14 @@
 #include <string>
 #include <vector>
 
-#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::metal {
 
-/// The scalars; then, in the order of their dispatches, the passes of a tensor: squares, means,
-/// update_squares, rates and update or turned_update; or where nothing is factored element_squares,
-/// rates and element_update, or for one chunk element_step alone.
+/// The passes of a tensor in the order of their dispatches: squares, means, update_squares, rates
+/// and update or turned_update; or where nothing is factored element_squares, rates and
+/// element_update, or for one chunk element_step alone.
 enum class FactorKind : uint8_t {
-  prepare,
   squares,
   means,
   update_squares,
@@ -37,7 +36,7 @@ struct FactorKernel {
   bool operator==(const FactorKernel&) const = default;
 };
 
-/// As those of Kernel.
+/// As those of UpdateKernel.
 std::string name(const FactorKernel& kernel);
 std::string source(const FactorKernel& kernel);
 

@@ -10,17 +10,18 @@ struct FactorSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
-    if (!is_taken(arguments.tensor, frame)) {
+    constant FactorTensor& t = arguments.tensor;
+    const auto frame = frame_of<Adafactor>(frames, t.group);
+    if (!is_taken(t, frame)) {
       return;
     }
-    if (arguments.tensor.vectors) {
+    if (t.vectors) {
       of_tile<lanes>(arguments, frame.scale, scratch, at, group, index, staged);
     } else {
       of_tile<1>(arguments, frame.scale, scratch, at, group, index, staged);
@@ -131,14 +132,14 @@ struct FactorUpdateSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     if (!is_taken(t, frame)) {
       return;
     }
@@ -219,14 +220,14 @@ struct ElementSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     if (!is_taken(t, frame)) {
       return;
     }

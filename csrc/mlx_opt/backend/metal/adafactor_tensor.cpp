@@ -4,7 +4,6 @@
 #include <functional>
 #include <numeric>
 
-#include "mlx_opt/backend/metal/operand.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
@@ -54,8 +53,11 @@ FactorPlan::FactorPlan(
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     size_t position,
-    bool skips)
+    bool skips,
+    unsigned group)
     : fields(own_fields), first_output(position) {
+  arguments.tensor.group = group;
+  arguments.tensor.skips = skips;
   const int g = fields.place_of(gradient);
   in.reserve(g + 1);
   std::for_each(arrays, arrays + g + 1, [&](auto* x) { in.emplace_back(*x); });
@@ -63,7 +65,7 @@ FactorPlan::FactorPlan(
   const bool flat = contiguous && is_contiguous(*arrays[g]);
   const bool turned = fields.factored && contiguous && !flat && is_turned(*arrays[g]);
   strided = !flat && !turned;
-  set_shape(arrays, turned, skips);
+  set_shape(arrays, turned);
   if (strided) {
     set_layouts(arrays);
   }
@@ -71,12 +73,11 @@ FactorPlan::FactorPlan(
   set_passes(arrays, dtypes);
 }
 
-void FactorPlan::set_shape(const mx::array* const* arrays, bool turned, bool skips) {
+void FactorPlan::set_shape(const mx::array* const* arrays, bool turned) {
   FactorTensor& t = arguments.tensor;
   const mx::array& w = *arrays[0];
   t.size = w.size();
   t.turned = turned;
-  t.skips = skips;
   if (fields.factored) {
     t.rows = w.shape(-2);
     t.columns = w.shape(-1);
@@ -97,15 +98,15 @@ void FactorPlan::set_layouts(const mx::array* const* arrays) {
   const auto array = [&](FactorOperand operand) { return arrays[fields.place_of(operand)]; };
   Pointers elements{array(gradient), array(parameter)};
   if (fields.factored) {
-    arguments.row_means = layout_of<Layout>(*array(means));
-    arguments.column_means = layout_of<Layout>(*array(column_means));
+    arguments.row_means = layout_of<Layout<1>>(*array(means));
+    arguments.column_means = layout_of<Layout<1>>(*array(column_means));
   } else {
     elements.push_back(array(means));
   }
   if (fields.has_moment) {
     elements.push_back(array(first_moment));
   }
-  arguments.elements = common_layout<Layout>(elements.data(), static_cast<int>(elements.size()));
+  arguments.elements = common_layout<Layout<4>>(elements.data(), static_cast<int>(elements.size()));
 }
 
 void FactorPlan::set_scratch() {

@@ -7,8 +7,8 @@
 #include "mlx/array.h"
 #include "mlx/backend/metal/device.h"
 #include "mlx_opt/backend/metal/adafactor_source.h"
+#include "mlx_opt/backend/metal/adafactor_tables.h"
 #include "mlx_opt/backend/metal/place.h"
-#include "mlx_opt/backend/metal/tables.h"
 
 namespace mlx_opt::metal {
 
@@ -44,17 +44,18 @@ struct FactorPlan {
   uint64_t scratch_floats = 0;
   std::array<FactorPass, factor_passes> passes;
 
-  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skips`: whether the step is
+  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skips`: true if the step is
   /// not taken where the gradients' scale is not finite.
   FactorPlan(
       FactorFields fields,
       const mx::array* const* arrays,
       const mx::Dtype* dtypes,
       size_t first_output,
-      bool skips);
+      bool skips,
+      unsigned group);
 
  private:
-  void set_shape(const mx::array* const* arrays, bool turned, bool skips);
+  void set_shape(const mx::array* const* arrays, bool turned);
   void set_layouts(const mx::array* const* arrays);
   void set_scratch();
   void set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes);

@@ -11,8 +11,8 @@ struct FactorStep {
   bool taken;
 
   MLX_OPT_FN FactorStep
-  of(constant FactorTensor& t, constant float* frame_at, device const float* scratch) {
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+  of(constant FactorTensor& t, constant float* frames, device const float* scratch) {
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     device const float* rates = scratch + t.scratch.rates;
     return {frame, {rates[0], rates[1]}, is_taken(t, frame)};
   }
@@ -68,7 +68,7 @@ struct FactorUpdate {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device const float* scratch,
       FactorOperands at,
       uint group,
@@ -82,7 +82,7 @@ struct FactorUpdate {
         scratch,
         tile,
         Factors::of(t, tile.matrix, mean),
-        FactorStep::of(t, frame_at, scratch),
+        FactorStep::of(t, frames, scratch),
         {},
         0.0f};
     if (t.vectors) {
@@ -96,7 +96,7 @@ struct FactorUpdate {
   // rows.
   MLX_OPT_FN void turned(
       constant FactorArguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device const float* scratch,
       FactorOperands at,
       uint group,
@@ -108,7 +108,7 @@ struct FactorUpdate {
     const Tile own = Tile::of(t.rows, t.columns, group % tiles);
     const ulong first = static_cast<ulong>(matrix) * t.rows * t.columns;
     const auto factors = Factors::of(t, matrix, scratch[t.scratch.means + matrix]);
-    Turned each = {at, scratch, first, t.columns, factors, FactorStep::of(t, frame_at, scratch)};
+    Turned each = {at, scratch, first, t.columns, factors, FactorStep::of(t, frames, scratch)};
     device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
     if (t.vectors) {
       stage<G, lanes>(gradient, t.rows, own, index, staged);
@@ -197,13 +197,13 @@ struct ElementUpdate {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device const float* scratch,
       FactorOperands at,
       uint group,
       uint index) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, frame_at, scratch)};
+    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, frames, scratch)};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
   }
 
@@ -211,14 +211,14 @@ struct ElementUpdate {
   template <typename Squares, typename Arguments>
   MLX_OPT_FN void alone(
       constant Arguments& arguments,
-      constant float* frame_at,
+      constant float* frames,
       device const float*,
       FactorOperands at,
       uint,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = gathered<Frame<Adafactor>>(frame_at);
+    const auto frame = frame_of<Adafactor>(frames, t.group);
     FactorStep step = {frame, {0.0f, 0.0f}, is_taken(t, frame)};
     if (step.taken) {
       const auto sums = Squares::of_chunk(arguments, frame, at, 0, index, staged);

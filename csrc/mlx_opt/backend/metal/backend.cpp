@@ -14,12 +14,13 @@ namespace {
 class Backend : public gpu::Backend {
  public:
   std::unique_ptr<Prepared> prepare(
-      const Schedule& schedule,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       Start) const override {
-    return prepare_step(schedule, inputs, dtypes, stream);
+    return is_elementwise(spec.rule) ? prepare_update(spec, inputs, dtypes, stream)
+                                     : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }
 
   mx::array::Data allocate(size_t bytes, mx::Stream) const override {
@@ -28,15 +29,6 @@ class Backend : public gpu::Backend {
 
   void wait_for_turn(mx::Stream stream) const override {
     wait_for_last_but_one(stream);
-  }
-
-  std::unique_ptr<Prepared> prepare_adafactor(
-      const ScalarSources& sources,
-      const Factoring& factoring,
-      const Pointers& inputs,
-      const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream) const override {
-    return prepare_adafactor_step(sources, factoring, inputs, dtypes, stream);
   }
 
   void norm(
@@ -55,7 +47,7 @@ class Backend : public gpu::Backend {
 
   std::string problem() const override {
     try {
-      pipeline(Kernel{Rule::SGD, Kind::prepare}, mx::metal::device(mx::Device::gpu));
+      pipeline(PrepareKernel{"SGD", 4}, mx::metal::device(mx::Device::gpu));
       return "";
     } catch (const std::exception& error) {
       return error.what();

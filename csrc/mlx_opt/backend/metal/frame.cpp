@@ -1,53 +1,118 @@
 #include "mlx_opt/backend/metal/frame.h"
 
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
 #include "mlx/allocator.h"
-#include "mlx_opt/backend/metal/tables.h"
-#include "mlx_opt/rules/adafactor.h"
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/source.h"
 
 namespace mlx_opt::metal {
 namespace {
 
-static_assert(max_hyperparameters >= max_hypers);
-static_assert(
-    max_hyperparameters * sizeof(MLX_OPT_LEVEL::Hyper) >= sizeof(MLX_OPT_LEVEL::Adafactor::Hypers));
+// The most bytes that Metal takes for an argument without a buffer.
+constexpr size_t most_bytes = 4096;
 
-constexpr int frame_floats = 3 * max_hyperparameters + max_scalars + 1;
+// Sources of a group besides its hyperparameters: the step, the learning rate and the scale.
+constexpr size_t other_sources = 3;
+
+Source constant(float value) {
+  return {value, 0.0f, 0.0f, -1};
+}
+
+// Of few kernels, each for more scalars. A group whose hyperparameters are constants reads up to
+// three.
+int capacity_for(size_t scalars) {
+  return scalars <= 4 ? 4 : scalars <= 8 ? 8 : scalar_slots;
+}
 
 } // namespace
 
-mx::array encode_prepare(
-    mx::metal::CommandEncoder& encoder,
-    MTL::ComputePipelineState* prepare,
-    const ScalarSources& sources,
-    const std::vector<mx::array>& scalars) {
-  mx::array frame(mx::allocator::malloc(frame_floats * sizeof(float)), {frame_floats}, mx::float32);
-  Constants constants{};
-  std::vector<const mx::array*> traced(sources.hypers.size(), &scalars[1]);
-  for (size_t k = 0; k < sources.hypers.size(); ++k) {
-    const auto hyper = derived(sources.hypers[k]);
-    constants.hypers[k][0] = hyper.value;
-    constants.hypers[k][1] = hyper.complement;
-    constants.hypers[k][2] = hyper.log;
+bool Frames::Dispatch::has_room(size_t more_sources, size_t more_scalars) const {
+  return (sources.size() + more_sources) * sizeof(Source) <= most_bytes &&
+         scalars.size() + more_scalars <= static_cast<size_t>(scalar_slots);
+}
+
+// Groups that share a scalar, as they do the scale, share its slot.
+void Frames::Dispatch::add(const mx::array* scalar, Source otherwise) {
+  if (!scalar) {
+    sources.push_back(otherwise);
+    return;
   }
-  for (size_t i = 0; i < sources.traced.size(); ++i) {
-    const int k = sources.traced[i];
-    constants.traced |= 1u << k;
-    traced[k] = &scalars[2 + i];
+  const auto known = std::find_if(
+      scalars.begin(), scalars.end(), [&](const mx::array& x) { return x.id() == scalar->id(); });
+  sources.push_back({0.0f, 0.0f, 0.0f, static_cast<int>(known - scalars.begin())});
+  if (known == scalars.end()) {
+    scalars.push_back(*scalar);
   }
-  constants.scaled = sources.scaling != Scaling::none;
-  encoder.set_compute_pipeline_state(prepare);
-  encoder.set_output_array(frame, frame_slot);
-  encoder.set_bytes(constants, arguments_slot);
-  encoder.set_input_array(scalars[0], step_slot);
-  encoder.set_input_array(scalars[1], learning_rate_slot);
-  encoder.set_input_array(constants.scaled ? scalars.back() : scalars[1], scale_slot);
-  for (size_t k = 0; k < traced.size(); ++k) {
-    encoder.set_input_array(*traced[k], traced_slot + static_cast<int>(k));
+}
+
+Frames::Frames(
+    const FrameShape& shape,
+    const StepSpec& spec,
+    const mx::array* const* scalars,
+    mx::metal::Device& device)
+    : shape_(shape) {
+  const ScalarInputs inputs(spec, scalars);
+  for (size_t group = 0; group < spec.sources.size(); ++group) {
+    add_group(spec.sources[group], inputs.groups[group], inputs.scale);
   }
-  encoder.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));
-  encoder.add_temporary(frame);
-  return frame;
+  for (Dispatch& dispatch : dispatches_) {
+    dispatch.capacity = capacity_for(dispatch.scalars.size());
+    dispatch.pipeline = pipeline(PrepareKernel{shape.rule, dispatch.capacity}, device);
+  }
+}
+
+void Frames::add_group(
+    const GroupSources& group, const GroupInputs& inputs, const mx::array* scale) {
+  const size_t sources = group.hypers.size() + other_sources;
+  const size_t read = inputs.traced.size() + (inputs.step != nullptr) +
+                      (inputs.learning_rate != nullptr) + (scale != nullptr);
+  if (!Dispatch{}.has_room(sources, read)) {
+    throw std::runtime_error(
+        "mlx_opt: a group of " + std::string(shape_.rule) + " has " +
+        std::to_string(group.hypers.size()) + " hyperparameters and reads " + std::to_string(read) +
+        " scalars, and a kernel of Metal has room for " +
+        std::to_string(most_bytes / sizeof(Source) - other_sources) + " and " +
+        std::to_string(scalar_slots));
+  }
+  if (dispatches_.empty() || !dispatches_.back().has_room(sources, read)) {
+    dispatches_.push_back({groups_});
+  }
+  Dispatch& dispatch = dispatches_.back();
+  dispatch.add(inputs.step, constant(0.0f));
+  dispatch.add(inputs.learning_rate, constant(0.0f));
+  for (size_t k = 0; k < group.hypers.size(); ++k) {
+    const auto traced = std::find(group.traced.begin(), group.traced.end(), static_cast<int>(k));
+    const bool is_read = traced != group.traced.end();
+    const auto hyper = make_hyper(group.hypers[k]);
+    dispatch.add(
+        is_read ? inputs.traced[traced - group.traced.begin()] : nullptr,
+        {hyper.value, hyper.complement, hyper.log, -1});
+  }
+  dispatch.add(scale, constant(1.0f));
+  ++dispatch.groups;
+  ++groups_;
+}
+
+mx::array Frames::encode(mx::metal::CommandEncoder& encoder) const {
+  const auto floats = static_cast<int>(groups_ * shape_.floats());
+  mx::array frames(mx::allocator::malloc(floats * sizeof(float)), {floats}, mx::float32);
+  for (const Dispatch& dispatch : dispatches_) {
+    const auto first = static_cast<int64_t>(dispatch.first_group * shape_.floats());
+    encoder.set_compute_pipeline_state(dispatch.pipeline);
+    encoder.set_output_array(frames, frames_slot, first * static_cast<int64_t>(sizeof(float)));
+    encoder.set_vector_bytes(dispatch.sources, arguments_slot);
+    // Every slot of a kernel has to be bound: those that are not read to anything.
+    const auto count = static_cast<int>(dispatch.scalars.size());
+    for (int k = 0; k < dispatch.capacity; ++k) {
+      encoder.set_input_array(k < count ? dispatch.scalars[k] : frames, operands_slot + k);
+    }
+    encoder.dispatch_threadgroups(MTL::Size(dispatch.groups, 1, 1), MTL::Size(1, 1, 1));
+  }
+  encoder.add_temporary(frames);
+  return frames;
 }
 
 } // namespace mlx_opt::metal

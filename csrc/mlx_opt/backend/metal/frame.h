@@ -1,19 +1,63 @@
-// The scalars of a step, where the GPU finds them.
+// The scalars of a step, where the GPU finds them: a frame for each group of tensors.
 #pragma once
 
+#include <string_view>
+#include <vector>
+
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/backend/metal/scalar_tables.h"
+#include "mlx_opt/step/spec.h"
 
 namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// Dispatches `prepare`, the frame's one writer: what follows reads it behind one barrier, which
-/// MLX inserts. `scalars`: those that the step reads when it runs, as ScalarSources has them.
-mx::array encode_prepare(
-    mx::metal::CommandEncoder& encoder,
-    MTL::ComputePipelineState* prepare,
-    const ScalarSources& sources,
-    const std::vector<mx::array>& scalars);
+/// What a rule's frame is made of.
+struct FrameShape {
+  std::string_view rule;
+  int hypers;
+  int scalars;
+
+  /// Hypers and Scalars of the rule, and the gradients' scale.
+  int floats() const {
+    return 3 * hypers + scalars + 1;
+  }
+};
+
+/// The frames of a step, which are computed when it runs.
+class Frames {
+ public:
+  /// `scalars`: the inputs behind the operands, as StepSpec has them. Finds the kernels. Throws
+  /// std::runtime_error if a group has more scalars than a kernel has room for.
+  Frames(
+      const FrameShape& shape,
+      const StepSpec& spec,
+      const mx::array* const* scalars,
+      mx::metal::Device& device);
+
+  /// Encodes the kernels that fill them, their only writers: what follows reads them behind one
+  /// barrier, which MLX inserts.
+  mx::array encode(mx::metal::CommandEncoder& encoder) const;
+
+ private:
+  // Computes the frames of some groups, one behind the other.
+  struct Dispatch {
+    size_t first_group = 0;
+    size_t groups = 0;
+    std::vector<Source> sources{};    // of each group, as the kernel has them
+    std::vector<mx::array> scalars{}; // those that are read when the step runs
+    int capacity = 0;                 // of the kernel
+    MTL::ComputePipelineState* pipeline = nullptr;
+
+    bool has_room(size_t more_sources, size_t more_scalars) const;
+    void add(const mx::array* scalar, Source otherwise);
+  };
+
+  void add_group(const GroupSources& group, const GroupInputs& inputs, const mx::array* scale);
+
+  FrameShape shape_;
+  size_t groups_ = 0;
+  std::vector<Dispatch> dispatches_;
+};
 
 } // namespace mlx_opt::metal

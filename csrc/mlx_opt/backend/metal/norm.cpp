@@ -7,7 +7,8 @@
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/norm_source.h"
-#include "mlx_opt/backend/metal/operand.h"
+#include "mlx_opt/backend/metal/norm_tables.h"
+#include "mlx_opt/backend/metal/place.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
@@ -28,7 +29,7 @@ uint64_t chunks_of(const mx::array& x) {
 struct Dispatch {
   NormKernel kernel;
   std::vector<mx::array> tensors;
-  std::optional<Strided> layout;
+  std::optional<Strided<1>> layout;
   MTL::ComputePipelineState* pipeline = nullptr;
 
   uint64_t chunks() const {
@@ -59,7 +60,7 @@ void Dispatches::add(const mx::array& x) {
   if (!x.flags().contiguous || x.data_size() != x.size()) {
     const bool small = x.size() <= std::numeric_limits<uint32_t>::max();
     const auto kind = small ? NormKind::strided_squares : NormKind::strided_squares_long;
-    dispatches_.push_back({{kind, storage}, {x}, Strided{x.size(), layout_of<Layout>(x)}});
+    dispatches_.push_back({{kind, storage}, {x}, Strided<1>{x.size(), 0, layout_of<Layout<1>>(x)}});
   } else if (chunks_of(x) > most_packed_chunks) {
     dispatches_.push_back({{NormKind::squares, storage}, {x}, {}});
   } else {
@@ -102,10 +103,10 @@ void set_pack(Encoder& encoder, const Dispatch& dispatch) {
   std::vector<Tensor> tensors;
   unsigned chunks = 0;
   for (const mx::array& x : dispatch.tensors) {
-    tensors.push_back({x.size(), chunks, vectors_fit(x)});
+    tensors.push_back({x.size(), chunks, 0, vectors_fit(x)});
     chunks += static_cast<unsigned>(chunks_of(x));
   }
-  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0});
+  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0, 0});
   encoder.set_vector_bytes(tensors, arguments_slot);
 }
 

@@ -9,7 +9,9 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 using metal::norm_chunk;
+using metal::Strided;
 using metal::Sum;
+using metal::Tensor;
 
 // Elements that a thread has in hand, scaled alike.
 enum : uint { batch = 4 * lanes };
@@ -123,7 +125,7 @@ struct Squares {
   MLX_OPT_FN void strided(
       device Sum* sums,
       device const uchar* operand,
-      constant Strided& tensor,
+      constant Strided<1>& tensor,
       uint group,
       uint index,
       threadgroup Sum* staged) {
@@ -134,7 +136,7 @@ struct Squares {
       float x[batch] = {};
       for (uint k = 0; k < batch && from + k * threads < count; ++k) {
         long place[1];
-        locate<1>(tensor.layout, static_cast<Index>(begin + from + k * threads), place);
+        locate(tensor.layout, static_cast<Index>(begin + from + k * threads), place);
         Access<Format, 1>::load(operand, static_cast<ulong>(place[0]), x + k);
       }
       sum = Sums::plus(sum, Sums::of_squares(x));

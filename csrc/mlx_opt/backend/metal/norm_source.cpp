@@ -1,5 +1,7 @@
 #include "mlx_opt/backend/metal/norm_source.h"
 
+#include "mlx_opt/backend/metal/program.h"
+
 namespace mlx_opt::metal {
 namespace {
 
@@ -25,7 +27,7 @@ std::string parameters_of(const NormKernel& kernel) {
   const bool flat = kernel.kind == NormKind::squares;
   std::string text = parameters(
       tables + "Sum",
-      tables + (flat ? "Pack<" + std::to_string(kernel.capacity) + ">" : "Strided"));
+      tables + (flat ? "Pack<" + std::to_string(kernel.capacity) + ">" : "Strided<1>"));
   for (int t = 0; t < kernel.capacity; ++t) {
     text += "    device const uchar* operand" + std::to_string(t) + slot(operands_slot + t);
   }
@@ -96,11 +98,20 @@ std::string source(const NormKernel& kernel) {
     staged = "  threadgroup Sum staged[" + size + "];\n";
   }
   return program_of(
+      gpu::joined(
+          texts(),
+          {"portable.h",
+           "clip.h",
+           "tables.h",
+           "norm_tables.h",
+           "storage.metal.h",
+           "walks.metal.h",
+           "norm.metal.h"}),
       "\n[[kernel, max_total_threads_per_threadgroup(" + size + ")]] void " + name(kernel) + "(\n" +
-      parameters_of(kernel) +
-      "    uint index [[thread_index_in_threadgroup]]) {\n"
-      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
-      staged + body_of(kernel) + "}\n");
+          parameters_of(kernel) +
+          "    uint index [[thread_index_in_threadgroup]]) {\n"
+          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
+          staged + body_of(kernel) + "}\n");
 }
 
 } // namespace mlx_opt::metal

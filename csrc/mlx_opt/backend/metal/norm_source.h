@@ -1,10 +1,11 @@
 // The programs of the kernels of the norm.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
-#include "mlx_opt/backend/metal/program.h"
 #include "mlx_opt/backend/metal/tables.h"
+#include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::metal {
 

@@ -1,9 +1,11 @@
 // Where operands and results of a step lie.
 #pragma once
 
+#include <algorithm>
+
 #include "mlx/allocator.h"
 #include "mlx/array.h"
-#include "mlx_opt/step/prepared.h"
+#include "mlx_opt/backend/metal/tables.h"
 
 namespace mlx_opt::metal {
 
@@ -28,5 +30,14 @@ struct Place {
     return x;
   }
 };
+
+/// True if vectors can be loaded from the array; from all.
+inline bool vectors_fit(const mx::array& x) {
+  return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
+}
+
+inline bool vectors_fit(const mx::array* const* operands, int count) {
+  return std::all_of(operands, operands + count, [](auto* x) { return vectors_fit(*x); });
+}
 
 } // namespace mlx_opt::metal

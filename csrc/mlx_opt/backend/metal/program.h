@@ -1,10 +1,11 @@
 // What the texts of all kernels have in common.
 #pragma once
 
-#include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "mlx_opt/backend/gpu/formats.h"
+#include "mlx_opt/backend/gpu/texts.h"
 #include "mlx_opt/backend/metal/tables.h"
 
 namespace mlx_opt::metal {
@@ -16,21 +17,28 @@ using mlx_opt::Storage;
 /// The storage in kernels' names.
 const char* short_name_of(Storage storage);
 
-/// A kernel's name among all versions' and in the store of libraries.
+/// A kernel's name among all versions' and in MLX's store of libraries.
 std::string versioned(std::string what);
 
 /// The attribute of a kernel's parameter, and its end.
 std::string slot(int index);
 
-/// A kernel's text up to its second parameter; `arguments`: the second's type; `frame`: the address
-/// space of the first.
+/// A kernel's text up to its second parameter. `frames`: the address space of the first;
+/// `arguments`: the type of the second, a reference or a pointer.
 std::string beginning_of(
-    const std::string& name, const std::string& arguments, const char* frame, int threads_of_group);
+    const std::string& name,
+    const char* frames,
+    const std::string& arguments,
+    unsigned threads_of_group);
 
-/// The text of the kernel that makes a rule's scalars.
-std::string prepare_of(const std::string& name, const std::string& rule, int hypers);
+/// The files of the kernels. Made by the build.
+const gpu::Texts& texts();
 
-/// The whole program of a kernel.
-std::string program_of(const std::string& kernel);
+/// The files that the kernels of a rule need, of which `rule_header` defines it, besides those of
+/// its drivers.
+std::string files_of(std::string_view rule_header);
+
+/// The whole program of a kernel that needs these files.
+std::string program_of(const std::string& files, const std::string& kernel);
 
 } // namespace mlx_opt::metal

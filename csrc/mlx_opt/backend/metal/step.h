@@ -1,4 +1,4 @@
-// A step on an Apple GPU.
+// A step of an elementwise rule on an Apple GPU.
 #pragma once
 
 #include "mlx_opt/backend/backend.h"
@@ -7,8 +7,8 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-std::unique_ptr<Prepared> prepare_step(
-    const Schedule& schedule,
+std::unique_ptr<Prepared> prepare_update(
+    const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);

@@ -96,7 +96,7 @@ struct Copy<Format, Format> {
   }
 };
 
-// The formats of the parameter and its moments, and what is done with each operand of such a list.
+// The formats of the parameter and its state, and what is done with each operand of such a list.
 // `at`: an element's place in each.
 template <typename... Formats>
 struct List {

@@ -14,9 +14,9 @@ MLX_OPT_FN uint at_most(ulong x, uint most) {
   return x < most ? static_cast<uint>(x) : most;
 }
 
-// Where element `i` lies in each of `count` operands. Index: of the elements.
+// Where element `i` lies in each operand. Index: of the elements.
 template <int count, typename Index>
-MLX_OPT_FN void locate(constant Layout& layout, Index i, thread long* places) {
+MLX_OPT_FN void locate(constant Layout<count>& layout, Index i, thread long* places) {
   for (int k = 0; k < count; ++k) {
     places[k] = 0;
   }

@@ -1,75 +1,23 @@
-// The kernels, generic over the rule and the storage of each operand. Metal compiles this text at
-// first use, behind the rules, tables.h, storage.metal.h and walks.metal.h; it includes nothing.
-// C++14, and every pointer names its address space.
+// The kernels of an update, generic over the rule and the storage of each operand. Metal compiles
+// this text when it is first used, behind the rule and the files that program.cpp names; it
+// includes nothing. C++14, and every pointer names its address space.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-using metal::Constants;
 using metal::Matrix;
 using metal::Strided;
 using metal::Tensor;
 
-// What the gradients are multiplied with, as mlx_opt::Scaling has it.
-enum class Scaling { none, always, if_finite };
-
-template <typename Rule>
-struct Frame {
-  typename Rule::Hypers hypers;
-  typename Rule::Scalars scalars;
-  float scale;
-};
-
-// A struct of floats from floats that lie in any address space, and back.
-template <typename T, typename Pointer>
-MLX_OPT_FN T gathered(Pointer from) {
-  T x;
-  thread float* to = reinterpret_cast<thread float*>(&x);
-  for (uint k = 0; k < sizeof(T) / sizeof(float); ++k) {
-    to[k] = from[k];
-  }
-  return x;
-}
-
-// Once a step, by one thread. `traced`: a value a hyperparameter, of which those count that
-// `constants.traced` names.
-template <typename Rule>
-MLX_OPT_FN void prepare(
-    device float* to,
-    constant Constants& constants,
-    ulong step,
-    float learning_rate,
-    thread const float* traced,
-    float scale) {
-  const uint count = sizeof(typename Rule::Hypers) / sizeof(Hyper);
-  float hypers[3 * count];
-  for (uint k = 0; k < count; ++k) {
-    const float x = traced[k];
-    const bool given = (constants.traced >> k & 1u) != 0;
-    hypers[3 * k] = given ? x : constants.hypers[k][0];
-    hypers[3 * k + 1] = given ? 1.0f - x : constants.hypers[k][1];
-    hypers[3 * k + 2] = given ? ::metal::precise::log(x) : constants.hypers[k][2];
-  }
-  const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
-  const Frame<Rule> frame = {
-      h,
-      Rule::prepare(h, learning_rate, static_cast<float>(step)),
-      constants.scaled ? scale : 1.0f};
-  thread const float* from = reinterpret_cast<thread const float*>(&frame);
-  for (uint k = 0; k < sizeof(frame) / sizeof(float); ++k) {
-    to[k] = from[k];
-  }
-}
-
-// In: formats of the parameter and its moments; Out: of their new values.
+// In: formats of the parameter and its state; Out: of their new values.
 template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
 struct Update {
   using Element = typename Rule::Element;
   enum : int { fields = sizeof(Element) / sizeof(float) };
 
-  // Where a tensor lies. An output may be an input's buffer: an element is written by the thread
-  // that has read it.
+  // Where a tensor lies. An output may be an input's buffer, mostly of the same slot: an element is
+  // written by the thread that has read it.
   struct Operands {
     const device uchar* in[fields];
     const device uchar* gradient;
@@ -106,7 +54,7 @@ struct Update {
   }
 
   MLX_OPT_FN bool taken(float scale) {
-    return scaling != Scaling::if_finite || ::metal::fabs(scale) <= 3.402823466e38f;
+    return scaling != Scaling::if_finite || is_finite(scale);
   }
 
   // What stands for the update where the step is not taken.
@@ -136,8 +84,8 @@ struct Update {
 
   // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
   MLX_OPT_FN void flat(
-      Operands at, constant Tensor& tensor, constant float* frame_at, uint group, uint index) {
-    Flat each = {at, gathered<Frame<Rule>>(frame_at)};
+      Operands at, constant Tensor& tensor, constant float* frames, uint group, uint index) {
+    Flat each = {at, frame_of<Rule>(frames, tensor.group)};
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
   }
@@ -147,11 +95,11 @@ struct Update {
   MLX_OPT_FN void transposed(
       Operands at,
       constant Matrix& matrix,
-      constant float* frame_at,
+      constant float* frames,
       uint group,
       uint index,
       threadgroup float* staged) {
-    Turned each = {at, gathered<Frame<Rule>>(frame_at), matrix.columns};
+    Turned each = {at, frame_of<Rule>(frames, matrix.group), matrix.columns};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
       stage<Gradient, lanes>(at.gradient, matrix.rows, t, index, staged);
@@ -169,13 +117,17 @@ struct Update {
   // Operands of any layout. Index: of the elements.
   template <typename Index>
   MLX_OPT_FN void strided(
-      Operands at, constant Strided& tensor, constant float* frame_at, uint group, uint index) {
-    const Frame<Rule> frame = gathered<Frame<Rule>>(frame_at);
+      Operands at,
+      constant Strided<fields + 1>& tensor,
+      constant float* frames,
+      uint group,
+      uint index) {
+    const Frame<Rule> frame = frame_of<Rule>(frames, tensor.group);
     const ulong begin = static_cast<ulong>(group) * chunk;
     const uint count = at_most(tensor.size - begin, chunk);
     for (uint i = index; i < count; i += threads) {
       long places[fields + 1];
-      locate<fields + 1>(tensor.layout, static_cast<Index>(begin + i), places);
+      locate(tensor.layout, static_cast<Index>(begin + i), places);
       Places from;
       for (int k = 0; k < fields; ++k) {
         from.of[k] = static_cast<ulong>(places[k]);

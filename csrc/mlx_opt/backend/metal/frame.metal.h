@@ -1,0 +1,40 @@
+// The scalars of a group of tensors, which every threadgroup of an update reads.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+template <typename Rule>
+struct Frame {
+  typename Rule::Hypers hypers;
+  typename Rule::Scalars scalars;
+  float scale; // of the gradients
+
+  enum : uint {
+    hypers_count = sizeof(typename Rule::Hypers) / sizeof(Hyper),
+    floats = 3 * hypers_count + sizeof(typename Rule::Scalars) / sizeof(float) + 1,
+  };
+};
+
+// A struct of floats from floats that lie in any address space.
+template <typename T, typename Pointer>
+MLX_OPT_FN T gathered(Pointer from) {
+  T x;
+  thread float* to = reinterpret_cast<thread float*>(&x);
+  for (uint k = 0; k < sizeof(T) / sizeof(float); ++k) {
+    to[k] = from[k];
+  }
+  return x;
+}
+
+template <typename Rule>
+MLX_OPT_FN Frame<Rule> frame_of(constant float* frames, uint group) {
+  return gathered<Frame<Rule>>(frames + group * Frame<Rule>::floats);
+}
+
+MLX_OPT_FN bool is_finite(float x) {
+  return ::metal::fabs(x) <= 3.402823466e38f;
+}
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

@@ -1,0 +1,111 @@
+#include "mlx_opt/backend/metal/leaf.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "mlx_opt/types/layout.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+// As wide as a kernel can be; a narrower one takes the beginning.
+constexpr int most_operands = slots - operands_slot;
+using AnyLayout = Layout<most_operands>;
+using AnyStrided = Strided<most_operands>;
+
+constexpr size_t strided_bytes(int operands) {
+  return sizeof(AnyStrided) - (most_operands - operands) * sizeof(AnyLayout::strides[0]);
+}
+static_assert(strided_bytes(2) == sizeof(Strided<2>));
+
+template <typename T>
+std::vector<char> bytes_of(const T& x, size_t count = sizeof(T)) {
+  const char* begin = reinterpret_cast<const char*>(&x);
+  return {begin, begin + count};
+}
+
+uint64_t tiles_of(uint64_t size) {
+  return (size + tile - 1) / tile;
+}
+
+// True if a result may be written where the array lies.
+bool may_overwrite(const mx::array& x, mx::Dtype dtype) {
+  return x.itemsize() == mx::size_of(dtype) && x.flags().row_contiguous && x.offset() == 0;
+}
+
+} // namespace
+
+uint64_t chunks_of(uint64_t size) {
+  return (size + chunk - 1) / chunk;
+}
+
+Leaf::Leaf(
+    UpdateKernel of_rule,
+    const mx::array* const* arrays,
+    const mx::Dtype* dtypes,
+    size_t first_output,
+    unsigned short group)
+    : kernel(std::move(of_rule)),
+      first_output(first_output),
+      size(arrays[0]->size()),
+      group(group) {
+  Operands& operands = kernel.operands;
+  const auto outputs = static_cast<int>(operands.out.size());
+  in.reserve(outputs + 1);
+  for (int k = 0; k <= outputs; ++k) {
+    operands.in[k] = storage_of(arrays[k]->dtype());
+    in.emplace_back(*arrays[k]);
+  }
+  for (int k = 0; k < outputs; ++k) {
+    operands.out[k] = storage_of(dtypes[k]);
+    operands.written[k] = may_overwrite(*arrays[k], dtypes[k]) ? static_cast<int8_t>(k) : apart;
+  }
+  vectors = vectors_fit(arrays, outputs + 1);
+  set_walk(arrays);
+}
+
+void Leaf::set_walk(const mx::array* const* arrays) {
+  const auto fields = static_cast<int>(kernel.operands.out.size());
+  kernel.walk = Walk::flat;
+  threadgroups = chunks_of(size);
+  if (all_contiguous(arrays, fields + 1)) {
+    return;
+  }
+  const mx::array& gradient = *arrays[fields];
+  const bool rows = all_contiguous(arrays, fields);
+  if (const unsigned columns = rows ? columns_if_transposed(gradient, tile) : 0) {
+    kernel.walk = Walk::transposed;
+    const uint64_t height = size / columns;
+    threadgroups = tiles_of(height) * tiles_of(columns);
+    arguments = bytes_of(Matrix{
+        height,
+        columns,
+        group,
+        columns % lanes == 0 && vectors_fit(arrays, fields),
+        height % lanes == 0 && vectors_fit(gradient)});
+  } else {
+    const bool small = size <= std::numeric_limits<uint32_t>::max();
+    kernel.walk = small ? Walk::strided : Walk::strided_long;
+    const AnyStrided strided{size, group, common_layout<AnyLayout>(arrays, fields + 1)};
+    arguments = bytes_of(strided, strided_bytes(fields + 1));
+  }
+}
+
+bool Leaf::place(const Buffers& outputs) {
+  std::vector<int8_t>& written = kernel.operands.written;
+  bool as_before = true;
+  for (size_t k = 0; k < written.size(); ++k) {
+    const void* buffer = outputs[first_output + k].ptr();
+    const auto lies_there = [&](const Place& x) { return x.buffer == buffer && x.offset == 0; };
+    int8_t input = static_cast<int8_t>(k);
+    if (!lies_there(in[k])) {
+      const auto other = std::find_if(in.begin(), in.end(), lies_there);
+      input = other == in.end() ? apart : static_cast<int8_t>(other - in.begin());
+    }
+    as_before &= written[k] == input;
+    written[k] = input;
+  }
+  return as_before;
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,49 @@
+// The kernel that computes the scalars of a step, once for each group.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using metal::Source;
+
+template <typename T>
+MLX_OPT_FN float value_of(constant Source* source, const device uchar* const thread* scalars) {
+  return source->given < 0
+             ? source->value
+             : static_cast<float>(*reinterpret_cast<device const T*>(scalars[source->given]));
+}
+
+// By one thread. `scalars`: where those lie that are read when the step runs.
+template <typename Rule>
+MLX_OPT_FN void prepare(
+    device float* frames,
+    constant Source* sources,
+    const device uchar* const thread* scalars,
+    uint group) {
+  // The host sizes the frames so.
+  static_assert(sizeof(Frame<Rule>) == Frame<Rule>::floats * sizeof(float), "floats and no gaps");
+  const uint count = Frame<Rule>::hypers_count;
+  constant Source* own = sources + group * (count + 3);
+  float hypers[3 * count];
+  for (uint k = 0; k < count; ++k) {
+    constant Source* source = own + 2 + k;
+    const float x = value_of<float>(source, scalars);
+    const bool given = source->given >= 0;
+    hypers[3 * k] = x;
+    hypers[3 * k + 1] = given ? 1.0f - x : source->complement;
+    hypers[3 * k + 2] = given ? ::metal::precise::log(x) : source->log;
+  }
+  const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
+  const Frame<Rule> frame = {
+      h,
+      Rule::prepare(h, value_of<float>(own + 1, scalars), value_of<ulong>(own, scalars)),
+      value_of<float>(own + 2 + count, scalars)};
+  thread const float* from = reinterpret_cast<thread const float*>(&frame);
+  device float* to = frames + group * Frame<Rule>::floats;
+  for (uint k = 0; k < Frame<Rule>::floats; ++k) {
+    to[k] = from[k];
+  }
+}
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

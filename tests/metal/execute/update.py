@@ -1,0 +1,190 @@
+"""A step of a rule over tensors, as the host has it."""
+
+from typing import NamedTuple
+
+import kernels
+import mlx.core as mx
+import numpy as np
+from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE, Group
+
+from cases import RULES, assert_exact, exact_step, normal, same_bits, wide
+from mlx_opt.forms import forms_of
+
+LEARNING_RATE, STEP = 0.01, 3
+NO_CHUNK = 2**32 - 1
+
+
+class Primitive(NamedTuple):
+    name: str
+    hypers: list
+    moments: list
+
+
+def primitive(case):
+    """The rule that serves a case, its hyperparameters and its state."""
+    optimizer = case.ours(LEARNING_RATE)
+    forms, fixed = forms_of(optimizer._rule), optimizer._fixed
+    values = {x: fixed[x] if x in fixed else getattr(optimizer, x) for x in forms.attributes}
+    form = next(form for form in forms.forms if not form.conditions or form.holds(values))
+    _, hypers = form.settle(values)
+    return Primitive(form.rule, hypers, [slot.name for slot in form.slots if not slot.idle])
+
+
+def chunks(size):
+    return -(-size // CHUNK)
+
+
+class Name:
+    """What a kernel's name says. `written`: of each result the operand that it overwrites."""
+
+    def __init__(self, name):
+        self.text = name
+        words, _, scaling = name.partition("_scaled_")
+        way, _, storages = words.replace("strided_long", "strided-long").partition("_")
+        before, _, after = storages.partition("_to_")
+        self.scaling = scaling or None
+        self.way = way.rstrip("0123456789").replace("-", "_")
+        self.capacity = int(way[len(self.way) :])
+        self.storages = [kernels.LONG[x] for x in before.split("_")]
+        results = [x.partition("at") for x in after.split("_")]
+        self.results = [kernels.LONG[x] for x, _, _ in results]
+        self.written = [int(place) if place else None for _, _, place in results]
+
+    @property
+    def mixed(self):
+        return len({*self.storages, *self.results}) > 1
+
+    @property
+    def in_place(self):
+        return self.written == [*range(len(self.results))]
+
+
+def names(rule):
+    """Of a rule's updates."""
+    return [Name(name) for name in kernels.names(rule) if not name.startswith("prepare")]
+
+
+def all_names(wanted):
+    """A case of its rule and the name for each kernel that is wanted."""
+    cases = {primitive(case).name: case for case in RULES}
+    return [(case, name) for rule, case in cases.items() for name in names(rule) if wanted(name)]
+
+
+def in_place(case, dtype, way="flat", capacity=1):
+    """The kernel whose operands are all of a dtype, and overwritten."""
+    short, fields = kernels.SHORT[dtype], len(primitive(case).moments) + 1
+    words = [f"{way}{capacity}", *[short] * (fields + 1), "to"]
+    return Name("_".join([*words, *(f"{short}at{k}" for k in range(fields))]))
+
+
+def packed(rule, dtype):
+    """The kernel of the most tensors whose operands are all of a dtype, and overwritten."""
+    of_dtype = [name for name in names(rule) if name.in_place and {*name.storages} == {dtype}]
+    return max(of_dtype, key=lambda name: name.capacity)
+
+
+class Tensor:
+    """Operands of a step, what they should become, and buffers that a kernel is given."""
+
+    def __init__(self, case, name, shape, seed=1, lead=0, learning_rate=LEARNING_RATE):
+        self.case, self.name, self.learning_rate = case, name, learning_rate
+        self.names = ["w", *primitive(case).moments]
+        values = [normal(*shape, seed=seed + k) for k in range(len(self.names) + 1)]
+        values[1:-1] = [mx.abs(x) for x in values[1:-1]]
+        self.values = [x.astype(dtype) for x, dtype in zip(values, name.storages, strict=True)]
+        self.buffers = [kernels.stored(x, lead) for x in self.values]
+        self.size, self.shape = values[0].size, shape
+        self.own = [
+            kernels.empty(lead + self.size, dtype)[lead:] if written is None else None
+            for dtype, written in zip(name.results, name.written, strict=True)
+        ]
+
+    @property
+    def out(self):
+        pairs = zip(self.own, self.name.written, strict=True)
+        return [self.buffers[written] if own is None else own for own, written in pairs]
+
+    def slots(self, first=OPERANDS_SLOT):
+        own = [x for x in self.own if x is not None]
+        return dict(enumerate(self.buffers + own, start=first))
+
+    def assert_updated(self, case=None, scale=1.0):
+        w, *moments, g = [wide(x) for x in self.values]
+        g = np.float64(np.float32(scale) * np.float32(g))
+        state = dict.fromkeys(self.case.moments, np.zeros(self.shape))
+        state |= dict(zip(self.names[1:], moments, strict=True))
+        expected = exact_step(case or self.case, w, g, state, STEP, self.learning_rate)
+        for name, bits, dtype in zip(self.names, self.out, self.name.results, strict=True):
+            assert_exact(kernels.loaded(bits, dtype).reshape(self.shape), *expected[name])
+
+    def assert_kept(self):
+        for x, bits, dtype in zip(self.values, self.out, self.name.results, strict=False):
+            assert same_bits(kernels.loaded(bits, dtype), x.astype(dtype).reshape(-1))
+
+
+def frame_of(case, traced=False, scale=None):
+    rule = primitive(case)
+    return kernels.prepare(rule.name, rule.hypers, LEARNING_RATE, STEP, traced, scale)
+
+
+def frames_of(cases, learning_rates, traced=False):
+    """Of groups, each with the hyperparameters of a case; all are of one rule."""
+    rules = [primitive(case) for case in cases]
+    groups = [Group(r.hypers, x, traced) for r, x in zip(rules, learning_rates, strict=True)]
+    return kernels.prepare_groups(rules[0].name, groups, STEP)
+
+
+def run_pack(tensors, frames, vectors=True, groups=(0,)):
+    """One dispatch over several tensors; unused places repeat the last, as the host has it."""
+    name = tensors[0].name
+    table = np.zeros(name.capacity, kernels.TENSOR)
+    buffers, count, width = {0: frames, 1: table}, 0, len(tensors[0].slots())
+    for k in range(name.capacity):
+        tensor = tensors[min(k, len(tensors) - 1)]
+        buffers |= tensor.slots(OPERANDS_SLOT + k * width)
+        table[k] = (0, NO_CHUNK, 0, 0)
+        if k < len(tensors):
+            table[k] = (tensor.size, count, groups[k % len(groups)], vectors)
+            count += chunks(tensor.size)
+    kernels.run(primitive(tensors[0].case).name, name.text, buffers, count)
+
+
+def run_transposed(tensor, frames, group=0):
+    rows, columns = tensor.shape
+    matrix = np.zeros(1, kernels.MATRIX)
+    matrix[["rows", *kernels.MATRIX_COUNTS]] = (
+        rows, columns, group, columns % LANES == 0, rows % LANES == 0)  # fmt: skip
+    gradient = tensor.buffers[-1].reshape(tensor.shape)
+    tensor.buffers[-1] = np.array(gradient.T, order="C").reshape(-1)
+    groups = -(-rows // TILE) * -(-columns // TILE)
+    buffers = {0: frames, 1: matrix} | tensor.slots()
+    kernels.run(primitive(tensor.case).name, tensor.name.text, buffers, groups)
+
+
+def run_strided(tensor, frames, group=0):
+    """Every operand but those overwritten and the parameter has its dimensions in another order."""
+    layout = np.zeros(1, kernels.strided(len(tensor.buffers)))
+    layout["size"], layout["group"], layout["dims"] = tensor.size, group, 3
+    layout["shape"][0, :3] = tensor.shape
+    for k, buffer in enumerate(tensor.buffers):
+        order = (0, 1, 2) if k == 0 or k in tensor.name.written else (2, 0, 1)
+        x = np.array(buffer.reshape(tensor.shape).transpose(order), order="C")
+        places = x.transpose(np.argsort(order))
+        layout["strides"][0, k, :3] = np.array(places.strides) // x.itemsize
+        tensor.buffers[k] = x.reshape(-1)
+    buffers = {0: frames, 1: layout} | tensor.slots()
+    kernels.run(primitive(tensor.case).name, tensor.name.text, buffers, chunks(tensor.size))
+
+
+def run(tensor, frames, group=0):
+    """The kernel that the tensor is for, alone."""
+    if tensor.name.way == "flat":
+        run_pack([tensor], frames, groups=[group])
+    elif tensor.name.way == "transposed":
+        run_transposed(tensor, frames, group)
+    else:
+        run_strided(tensor, frames, group)
+
+
+def shape_for(name):
+    return (17, 5, 61) if name.way.startswith("strided") else (40, 37)
