@@ -7,7 +7,8 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "bindings/batch.h"
+#include "bindings/bind_steps.h"
+#include "bindings/part.h"
 #include "bindings/tree.h"
 #include "mlx_opt/algorithms/newton_schulz.h"
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
@@ -20,7 +21,6 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using mlx_opt::python::Batch;
 
 namespace {
 
@@ -32,31 +32,18 @@ std::vector<std::string> rules() {
   return names;
 }
 
-std::optional<mlx_opt::GradientScale> gradient_scale(
-    const std::optional<mlx_opt::mx::array>& scale, bool skip_nonfinite) {
-  if (!scale) {
-    return std::nullopt;
-  }
-  return mlx_opt::GradientScale{*scale, skip_nonfinite};
-}
-
-// A method of Batch as Python calls it.
-template <auto Method>
-constexpr auto with_formula = [](Batch& self,
-                                 const std::string& rule,
-                                 const std::vector<mlx_opt::Scalar>& hypers,
-                                 const mlx_opt::mx::array& learning_rate,
-                                 mlx_opt::mx::array& step,
-                                 nb::handle formula,
-                                 const std::optional<mlx_opt::mx::array>& scale,
-                                 bool skip_nonfinite) {
-  return (self.*Method)(
-      rule, {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)}, formula);
-};
-
-// Whether all leaves are arrays of a storage dtype; puts them into `leaves`.
+// Puts the leaves into `leaves`; true if all are arrays of a storage dtype.
 bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
   using namespace mlx_opt::python;
+  if (nb::isinstance<Part>(tree)) {
+    for (mlx_opt::mx::array& x : nb::cast<Part&>(tree).gradients()) {
+      if (!mlx_opt::is_storage(x.dtype())) {
+        return false;
+      }
+      leaves.push_back(std::move(x));
+    }
+    return true;
+  }
   if (!is_container(tree)) {
     if (!is_array(tree) || !mlx_opt::is_storage(array_of(tree).dtype())) {
       return false;
@@ -65,9 +52,12 @@ bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
     return true;
   }
   const Recursion recursion;
-  bool all = true;
-  for_each_item(tree, [&](nb::object, nb::handle child) { all = all && collect(child, leaves); });
-  return all;
+  for (const Item& item : items_of(tree)) {
+    if (!collect(item.child, leaves)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 std::optional<mlx_opt::mx::array> global_norm(nb::handle tree) {
@@ -98,119 +88,16 @@ NB_MODULE(_ext, m) {
   m.doc() = "Fused optimizer steps: the binding between mlx_opt's Optimizer and libmlx_opt.";
   nb::module_::import_("mlx.core");
 
-  nb::class_<Batch>(
-      m,
-      "Batch",
-      R"(The leaves of a tree of gradients with their parameters and states.
-
-Building one checks the trees and changes nothing.
-
-Args:
-    gradients: A tree of arrays.
-    parameters: A tree that has a leaf of the same shape for each gradient.
-    state: A tree that has a dict of arrays of that shape for each gradient.
-    moments: The names of those arrays, in the rule's order.
-    initialized: Whether every leaf must have state.
-    factored: Where it is not empty, the names of the two arrays that stand for the first of
-        ``moments`` where a parameter has two dimensions or more: of its shape without the last
-        dimension, and of its shape without the last but one.
-
-Raises:
-    KeyError: A gradient has no parameter or no state.
-    TypeError: A gradient or a parameter is not an array.
-    ValueError: The shapes of a leaf differ.)")
-      .def(
-          nb::init<
-              nb::object,
-              nb::handle,
-              nb::handle,
-              std::vector<nb::str>,
-              bool,
-              std::vector<nb::str>>(),
-          "gradients"_a,
-          "parameters"_a,
-          "state"_a.none(),
-          "moments"_a,
-          "initialized"_a = true,
-          "factored"_a = std::vector<nb::str>{})
-      .def(
-          "update_in_place",
-          [](Batch& self,
-             const std::string& rule,
-             const std::vector<mlx_opt::Scalar>& hypers,
-             const mlx_opt::mx::array& learning_rate,
-             mlx_opt::mx::array& step,
-             const std::optional<mlx_opt::mx::array>& scale,
-             bool skip_nonfinite) {
-            return self.update_in_place(
-                rule, {hypers, learning_rate, step, gradient_scale(scale, skip_nonfinite)});
-          },
-          "rule"_a,
-          "hypers"_a,
-          "learning_rate"_a,
-          "step"_a,
-          "scale"_a = nb::none(),
-          "skip_nonfinite"_a = false,
-          R"(Runs one step of a rule at once, if nobody can tell.
-
-Overwrites the parameters and moments if all operands are evaluated and nothing but their trees
-refers to a parameter, a moment or its buffer. The Python objects remain the same.
-
-Args:
-    rule: A name from :func:`rules`; not looked at where there are ``factored`` names, whose rule is
-        Adafactor.
-    hypers: Its hyperparameters in order, each a number or a 0-d array.
-    learning_rate: A 0-d array.
-    step: The number of this step, from 1, a 0-d array. May be left an equal, lazy one.
-    scale: As for :meth:`update`.
-    skip_nonfinite: As for :meth:`update`.
-
-Returns:
-    Whether it ran. If not, nothing has changed and :meth:`update` serves.)")
-      .def(
-          "update",
-          with_formula<&Batch::update>,
-          "rule"_a,
-          "hypers"_a,
-          "learning_rate"_a,
-          "step"_a,
-          "formula"_a,
-          "scale"_a = nb::none(),
-          "skip_nonfinite"_a = false,
-          R"(Runs one step of a rule, lazily.
-
-Puts the new moments into the state given to the constructor.
-
-Args:
-    rule: As for :meth:`update_in_place`.
-    hypers: Its hyperparameters in order, each a number or a 0-d array.
-    learning_rate: A 0-d array.
-    step: The number of this step, from 1, a 0-d array.
-    formula: Called as ``formula(gradient, parameter, state)`` for leaves that the primitives do
-        not serve: other dtypes, other devices, and under a gradient transformation. It has to
-        see to ``scale`` itself.
-    scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
-    skip_nonfinite: Whether the step is not taken where ``scale`` is not finite.
-
-Returns:
-    The tree of new parameters, with the structure of the gradients.)")
-      .def(
-          "assign",
-          with_formula<&Batch::assign>,
-          "rule"_a,
-          "hypers"_a,
-          "learning_rate"_a,
-          "step"_a,
-          "formula"_a,
-          "scale"_a = nb::none(),
-          "skip_nonfinite"_a = false,
-          "As :meth:`update`, but puts the new parameters into the tree of the old ones.");
+  mlx_opt::python::bind_steps(m);
 
   m.def(
       "global_norm",
       global_norm,
       "tree"_a,
       R"(The square root of the sum of the squares of all elements of a tree's arrays, in float32.
+
+Args:
+    tree: A tree, or a :class:`Part`, whose gradients these are.
 
 Returns:
     A 0-d array, or ``None`` where a leaf is not an array of float32, float16 or bfloat16.)");

@@ -1,6 +1,9 @@
 // Trees as Python has them: dicts, lists and tuples, with arrays for leaves.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include <nanobind/nanobind.h>
 
 #include "mlx/array.h"
@@ -10,12 +13,13 @@ namespace mlx_opt::python {
 namespace mx = mlx::core;
 namespace nb = nanobind;
 
+/// True for an mlx.core.array whose `__init__` has run.
 inline bool is_array(nb::handle object) {
   static const nb::handle type = nb::type<mx::array>();
-  return object.type().is(type) || nb::isinstance<mx::array>(object);
+  return (object.type().is(type) || nb::isinstance<mx::array>(object)) && nb::inst_ready(object);
 }
 
-inline const mx::array& array_of(nb::handle object) {
+inline mx::array& array_of(nb::handle object) {
   return *nb::inst_ptr<mx::array>(object);
 }
 
@@ -39,18 +43,44 @@ inline bool is_container(nb::handle tree) {
   return PyDict_Check(tree.ptr()) || is_sequence(tree);
 }
 
-template <typename Visit>
-void for_each_item(nb::handle tree, Visit&& visit) {
-  if (PyDict_Check(tree.ptr())) {
-    for (auto [key, child] : nb::borrow<nb::dict>(tree)) {
-      visit(nb::object(nb::borrow(key)), child);
-    }
-  } else {
-    const Py_ssize_t size = PySequence_Size(tree.ptr());
-    for (Py_ssize_t i = 0; i < size; ++i) {
-      visit(nb::object(nb::int_(i)), nb::steal(PySequence_GetItem(tree.ptr(), i)));
-    }
-  }
+struct Item {
+  nb::object key;
+  nb::object child;
+};
+
+/// True for the containers whose items are looked up without running Python.
+inline bool is_plain(nb::handle tree) {
+  return PyDict_CheckExact(tree.ptr()) || PyList_CheckExact(tree.ptr()) ||
+         PyTuple_CheckExact(tree.ptr());
 }
+
+/// The items of a container as they are now. The caller may run any Python while it visits them:
+/// the tree may change meanwhile. Runs none itself if the tree is plain.
+std::vector<Item> items_of(nb::handle tree);
+
+/// True if `container[key]` runs no Python of a subclass or of the key.
+bool has_own_lookup(nb::handle container, nb::handle key);
+
+/// Where in the tree a leaf is; a link on the stack for each level.
+struct Path {
+  const Path* parent;
+  nb::handle key;
+
+  std::string text() const;
+};
+
+/// The path and ": ", or nothing for a tree that is a leaf.
+std::string prefix(const Path* path);
+
+std::string class_name(nb::handle object);
+
+/// True if `container[key] = value` runs no Python of a subclass.
+bool has_own_assignment(nb::handle container);
+
+/// What the container itself has under a key, without running Python; null if there is nothing.
+PyObject* stored(nb::handle container, nb::handle key);
+
+/// Puts a value there, without running Python.
+void store(nb::handle container, nb::handle key, nb::handle value);
 
 } // namespace mlx_opt::python

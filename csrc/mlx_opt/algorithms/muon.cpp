@@ -3,14 +3,21 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "mlx/ops.h"
-#include "mlx_opt/algorithms/newton_schulz.h"
+#include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/ops.h"
-#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
+
+using Arrays = std::vector<mx::array>;
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::invalid_argument("mlx_opt Muon: " + what);
+}
 
 bool is_matrix(const mx::array& x) {
   return x.ndim() >= 2 && x.size() > 0;
@@ -31,7 +38,7 @@ double adjustment(AdjustLr adjust_lr, const mx::array& x) {
 }
 
 // Puts the orthogonal factors in the place of the matrices.
-void orthogonalize(Arrays& directions, const Muon& hypers, mx::Stream stream) {
+void orthogonalize(Arrays& directions, const Muon& hypers, size_t stack, mx::Stream stream) {
   Arrays matrices;
   std::vector<double> scales;
   for (const mx::array& x : directions) {
@@ -41,13 +48,7 @@ void orthogonalize(Arrays& directions, const Muon& hypers, mx::Stream stream) {
     }
   }
   auto factors = orthogonalized(
-      matrices,
-      scales,
-      hypers.ns_coefficients,
-      hypers.ns_steps,
-      hypers.ns_dtype,
-      stack_elements,
-      stream);
+      matrices, scales, hypers.ns_coefficients, hypers.ns_steps, hypers.ns_dtype, stack, stream);
   auto factor = factors.begin();
   for (mx::array& x : directions) {
     if (is_matrix(x)) {
@@ -56,8 +57,9 @@ void orthogonalize(Arrays& directions, const Muon& hypers, mx::Stream stream) {
   }
 }
 
-// For the descent, whose gradients are made of scaled ones: only whether it is taken.
-std::optional<GradientScale> once_more(
+// The scale of the descent, whose gradients are made of scaled ones: 1, or NaN if the step is not
+// taken.
+std::optional<GradientScale> finite_only(
     const std::optional<GradientScale>& scale, mx::Stream stream) {
   if (!scale || !scale->skip_nonfinite) {
     return std::nullopt;
@@ -67,52 +69,70 @@ std::optional<GradientScale> once_more(
   return GradientScale{mx::where(taken, mx::array(1.0f), nan, stream), true};
 }
 
+class MuonStep : public Composition {
+ public:
+  MuonStep(Muon options, size_t stack) : options_(std::move(options)), stack_(stack) {}
+
+  Arrays successors(const Request& request, Arrays operands) const override {
+    const auto& [hypers, learning_rate, step] = request.groups.at(0);
+    const mx::Stream stream = request.stream;
+    Arrays parameters;
+    for (size_t i = 0; i < operands.size(); i += 3) {
+      parameters.push_back(operands[i]);
+    }
+    auto coupled = hypers;
+    Scalar& decay = coupled[position_of(Rule::Muon, "weight_decay")];
+    const Scalar decoupled = options_.decoupled_weight_decay ? decay : Scalar(0.0);
+    if (options_.decoupled_weight_decay) {
+      decay = 0.0;
+    }
+    Arrays results = mlx_opt::step(
+        Rule::Muon, std::move(operands), coupled, learning_rate, step, stream, request.scale);
+    Arrays directions;
+    for (size_t i = 0; i < results.size(); i += 2) {
+      directions.push_back(std::move(results[i]));
+    }
+    orthogonalize(directions, options_, stack_, stream);
+    Arrays descent;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      descent.push_back(std::move(parameters[i]));
+      descent.push_back(std::move(directions[i]));
+    }
+    // Plain descent with decay along a direction of length 1 is descent with decoupled decay.
+    Arrays successors = mlx_opt::step(
+        Rule::SGD,
+        std::move(descent),
+        {decoupled},
+        learning_rate,
+        step,
+        stream,
+        finite_only(request.scale, stream));
+    for (size_t i = 0; i < successors.size(); ++i) {
+      results[2 * i] = std::move(successors[i]);
+    }
+    return results;
+  }
+
+ private:
+  Muon options_;
+  size_t stack_;
+};
+
 } // namespace
 
-std::vector<mx::array> muon(
-    std::vector<mx::array> operands,
-    const Muon& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream) {
-  Arrays parameters;
-  for (size_t i = 0; i < operands.size(); i += 3) {
-    parameters.push_back(operands[i]);
+Program muon_program(const Muon& options, size_t stack) {
+  if (options.ns_steps < 0) {
+    refuse("ns_steps must be 0 or more, got " + std::to_string(options.ns_steps));
   }
-  const double decay = hypers.weight_decay;
-  const double coupled = hypers.decoupled_weight_decay ? 0.0 : decay;
-  Arrays results = mlx_opt::step(
-      Rule::Muon,
-      std::move(operands),
-      {hypers.momentum, hypers.nesterov ? 1.0 : 0.0, coupled},
-      learning_rate,
-      step,
-      stream,
-      scale);
-  Arrays directions;
-  for (size_t i = 0; i < results.size(); i += 2) {
-    directions.push_back(std::move(results[i]));
+  if (options.ns_coefficients.empty()) {
+    refuse("ns_coefficients must have at least one triple");
   }
-  orthogonalize(directions, hypers, stream);
-  Arrays descent;
-  for (size_t i = 0; i < parameters.size(); ++i) {
-    descent.push_back(std::move(parameters[i]));
-    descent.push_back(std::move(directions[i]));
+  if (options.ns_dtype && !is_storage(*options.ns_dtype)) {
+    refuse(
+        std::string("ns_dtype must be float32, float16 or bfloat16, got ") +
+        dtype_text(*options.ns_dtype));
   }
-  // Of a direction of length 1 plain descent with decay is descent with decoupled decay.
-  Arrays successors = mlx_opt::step(
-      Rule::SGD,
-      std::move(descent),
-      {hypers.decoupled_weight_decay ? decay : 0.0},
-      learning_rate,
-      step,
-      stream,
-      once_more(scale, stream));
-  for (size_t i = 0; i < successors.size(); ++i) {
-    results[2 * i] = std::move(successors[i]);
-  }
-  return results;
+  return Program(Rule::Muon, false, std::make_shared<MuonStep>(options, stack));
 }
 
 } // namespace mlx_opt

@@ -1,23 +1,14 @@
-// A step of Muon, of primitives and MLX's matrix products.
+// Muon's step: momentum by a primitive, MLX's matrix products, and descent by a primitive.
 #pragma once
 
-#include <optional>
-#include <vector>
-
-#include "mlx/array.h"
-#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/algorithms/newton_schulz.h"
+#include "mlx_opt/step/program.h"
 #include "mlx_opt/types/hyperparameters.h"
 
 namespace mlx_opt {
 
-/// `operands`: for each tensor its parameter, v and its gradient. Returns for each the new
-/// parameter and the new v. The rest is as of `step`.
-std::vector<mx::array> muon(
-    std::vector<mx::array> operands,
-    const Muon& hypers,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream);
+/// `stack`: see `orthogonalized`. Throws std::invalid_argument that names the option if one does
+/// not fit.
+MLX_OPT_API Program muon_program(const Muon& options, size_t stack = stack_elements);
 
 } // namespace mlx_opt

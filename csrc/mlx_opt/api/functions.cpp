@@ -4,8 +4,6 @@
 
 #include "mlx/ops.h"
 #include "mlx_opt/api/run_step.h"
-#include "mlx_opt/graph/ops.h"
-#include "mlx_opt/step/spec.h"
 
 namespace mlx_opt {
 namespace {
@@ -21,19 +19,15 @@ void check_count(const char* what, size_t given, size_t expected) {
 } // namespace
 
 std::vector<std::string_view> state_names(const Hyperparameters& hypers, size_t ndim) {
-  return definition(hypers).names(ndim);
+  return state_names(definition(hypers).program, ndim);
 }
 
 Arrays initial_state(const Hyperparameters& hypers, const Arrays& parameters) {
   const Definition definition = mlx_opt::definition(hypers);
   Arrays state;
   for (const mx::array& parameter : parameters) {
-    const mx::Shape& shape = parameter.shape();
-    const size_t arrays = definition.names(shape.size()).size();
-    for (size_t k = 0; k < arrays; ++k) {
-      const bool factored = definition.factors(shape.size());
-      state.push_back(mx::zeros(state_shape(shape, factored, k), parameter.dtype()));
-    }
+    const Arrays of_parameter = initial_state(definition.program, parameter);
+    state.insert(state.end(), of_parameter.begin(), of_parameter.end());
   }
   return state;
 }
@@ -54,13 +48,12 @@ void update(
   size_t next = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     leaves.push_back({&parameters[i], &gradients[i], state.data() + next});
-    next += definition.names(parameters[i].ndim()).size();
+    next += definition.program.state_slots(parameters[i].ndim()).size();
   }
   check_count("arrays of state", state.size(), next);
   const auto name = [](size_t i) { return "parameter " + std::to_string(i); };
-  check(definition, name, leaves, s);
-  mx::array number = step;
-  apply(definition, leaves, learning_rate, number, scale, s);
+  check_leaves(definition, name, leaves, s);
+  run_step(definition, leaves, learning_rate, step, scale, {}, s);
 }
 
 } // namespace mlx_opt

@@ -14,6 +14,10 @@
 namespace mlx_opt {
 namespace {
 
+// What mlx.optimizers does not have stands under one reserved name, as in Python.
+constexpr const char* grad_norm_key = "mlx_opt.grad_norm";
+constexpr const char* skipped_key = "mlx_opt.skipped";
+
 [[noreturn]] void reject(const std::string& what) {
   throw std::invalid_argument("mlx_opt: " + what);
 }
@@ -49,6 +53,16 @@ std::optional<mx::array> take_scalar_if_any(
   return state.contains(key) ? std::optional(take_scalar(state, key, whole)) : std::nullopt;
 }
 
+// Earlier versions had these in the root.
+void move_former_entries(NamedArrays& state) {
+  for (auto [former, key] : {std::pair{"grad_norm", grad_norm_key}, {"skipped", skipped_key}}) {
+    auto entry = state.extract(former);
+    if (!entry.empty()) {
+      state.insert_or_assign(key, std::move(entry.mapped()));
+    }
+  }
+}
+
 std::uint64_t number(const std::optional<mx::array>& count) {
   return count ? mx::array(*count).item<std::uint64_t>() : 0;
 }
@@ -73,7 +87,10 @@ Optimizer::Optimizer(
   for (const auto& [name, parameter] : parameters) {
     check_operand(name, "parameter", parameter, parameter.shape());
     moments_.emplace(
-        name, Moments{definition.names(parameter.ndim()), initial_state(hypers_, {parameter})});
+        name,
+        Moments{
+            state_names(definition.program, parameter.ndim()),
+            initial_state(hypers_, {parameter})});
   }
 }
 
@@ -92,7 +109,7 @@ void Optimizer::update(
     leaves.push_back({&parameter->second, &gradient, moments->second.arrays.data()});
   }
   const Definition definition = mlx_opt::definition(hypers_);
-  check(definition, [&](size_t i) { return *names[i]; }, leaves, s);
+  check_leaves(definition, [&](size_t i) { return *names[i]; }, leaves, s);
   std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
   std::optional<GradientScale> scale;
   if (clip.max_norm || clip.skip_nonfinite) {
@@ -107,7 +124,11 @@ void Optimizer::update(
   if (skipped) {
     step = mx::subtract(step, *skipped, s);
   }
-  apply(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, s);
+  std::vector<mx::array*> counters = {&step};
+  if (skipped) {
+    counters.push_back(&*skipped);
+  }
+  run_step(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -124,10 +145,10 @@ NamedArrays Optimizer::state() const {
     state.emplace("learning_rate", mx::array(*learning_rate_));
   }
   if (grad_norm_) {
-    state.emplace("grad_norm", *grad_norm_);
+    state.emplace(grad_norm_key, *grad_norm_);
   }
   if (skipped_) {
-    state.emplace("skipped", *skipped_);
+    state.emplace(skipped_key, *skipped_);
   }
   for (const auto& [parameter, moments] : moments_) {
     for (size_t k = 0; k < moments.names.size(); ++k) {
@@ -156,8 +177,9 @@ void Optimizer::set_state(const NamedArrays& state) {
   const bool uses_learning_rate = definition(hypers_).uses_learning_rate;
   auto learning_rate = uses_learning_rate ? take_scalar(rest, "learning_rate", false)
                                           : take_scalar_if_any(rest, "learning_rate", false);
-  auto grad_norm = take_scalar_if_any(rest, "grad_norm", false);
-  auto skipped = take_scalar_if_any(rest, "skipped", true);
+  move_former_entries(rest);
+  auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
+  auto skipped = take_scalar_if_any(rest, skipped_key, true);
   for (const auto& x : {learning_rate, grad_norm, skipped}) {
     if (x) {
       arrays.push_back(*x);

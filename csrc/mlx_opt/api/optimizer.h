@@ -80,14 +80,15 @@ class MLX_OPT_API Optimizer {
 
   /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
   /// "learning_rate" (float32, 0-d) if there is one, and for each parameter its arrays,
-  /// "layers.0.weight.m"; and, once they were asked for, "grad_norm" (float32, 0-d) and "skipped"
-  /// (uint64, 0-d).
+  /// "layers.0.weight.m"; and, once they were asked for, "mlx_opt.grad_norm" (float32, 0-d) and
+  /// "mlx_opt.skipped" (uint64, 0-d).
   NamedArrays state() const;
 
   /// All arrays of the state, without their names: what mx::eval takes.
   Arrays values() const;
 
-  /// Takes a state of that form; "grad_norm" and "skipped" may be missing, and a learning rate that
+  /// Takes a state of that form; "mlx_opt.grad_norm" and "mlx_opt.skipped" may be missing, or be in
+  /// the root as earlier versions had them, and a learning rate that
   /// is not used.
   ///
   /// Throws std::invalid_argument with the name of the array that is missing, not known, or not of

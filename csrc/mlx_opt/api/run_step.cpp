@@ -1,16 +1,13 @@
 #include "mlx_opt/api/run_step.h"
 
-#include <algorithm>
 #include <stdexcept>
+#include <string_view>
 
 #include "mlx/version.h"
-#include "mlx_opt/algorithms/adafactor.h"
-#include "mlx_opt/algorithms/muon.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
 #include "mlx_opt/graph/ops.h"
 #include "mlx_opt/graph/tracing.h"
-#include "mlx_opt/types/layout.h"
 #include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
 
@@ -21,91 +18,42 @@ namespace {
   throw std::invalid_argument("mlx_opt: " + what);
 }
 
-bool fits(const mx::array& x, const mx::Shape& shape) {
-  return x.shape() == shape && is_storage(x.dtype());
-}
-
-// The arrays of a leaf's state that the step takes part in.
-size_t moments_of(const Definition& definition, const Leaf& leaf) {
-  return definition.rule ? info(*definition.rule).moments
-                         : definition.names(leaf.parameter->ndim()).size();
-}
-
-// Puts the leaves whose state is factored behind the others, and returns how many those are.
-size_t put_factored_last(const Definition& definition, std::vector<Leaf>& leaves) {
-  const auto first = std::stable_partition(leaves.begin(), leaves.end(), [&](const Leaf& leaf) {
-    return !definition.factors(leaf.parameter->ndim());
-  });
-  return first - leaves.begin();
-}
-
-bool applied_in_place(
-    const Definition& definition,
-    const std::vector<Leaf>& leaves,
-    size_t unfactored,
-    const mx::array& learning_rate,
-    mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream) {
-  if (definition.muon) {
-    return false;
-  }
-  std::vector<mx::array*> operands;
-  operands.reserve(leaves.size() * (definition.state.size() + 3));
+Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
+  Leaves collected(program);
   for (const Leaf& leaf : leaves) {
-    operands.push_back(leaf.parameter);
-    for (size_t k = 0; k < moments_of(definition, leaf); ++k) {
-      operands.push_back(leaf.state + k);
+    const size_t ndim = leaf.parameter->ndim();
+    auto& arrays = collected.add(program.kind_of(ndim)).arrays;
+    arrays.push_back(leaf.parameter);
+    const Slots slots = program.state_slots(ndim);
+    for (size_t k = 0; k < slots.size(); ++k) {
+      if (!slots[k]->idle) {
+        arrays.push_back(leaf.state + k);
+      }
     }
-    operands.push_back(leaf.gradient);
+    arrays.push_back(leaf.gradient);
   }
-  wait_for_turn(stream);
-  const auto& hypers = definition.hypers;
-  const auto run = [&] {
-    if (definition.rule) {
-      return step_in_place(*definition.rule, operands, hypers, learning_rate, step, stream, scale);
-    }
-    const bool first_moment = definition.state.size() > 1;
-    return adafactor_in_place(
-        operands, unfactored, first_moment, hypers, learning_rate, step, stream, scale);
-  };
-  return run() || (wait_for_holder(stream) && run());
+  return collected;
 }
 
-// Takes the gradients.
-Arrays take_operands(const Definition& definition, const std::vector<Leaf>& leaves) {
-  Arrays operands;
-  operands.reserve(leaves.size() * (definition.state.size() + 2) + 3);
-  for (const Leaf& leaf : leaves) {
-    operands.push_back(*leaf.parameter);
-    operands.insert(operands.end(), leaf.state, leaf.state + moments_of(definition, leaf));
-    operands.push_back(std::move(*leaf.gradient));
+void check_leaf(const Program& program, const std::string& name, const Leaf& leaf) {
+  const mx::Shape& shape = leaf.parameter->shape();
+  check_operand(name, "parameter", *leaf.parameter, shape);
+  check_operand(name, "gradient", *leaf.gradient, shape);
+  const Slots slots = program.state_slots(shape.size());
+  for (size_t k = 0; k < slots.size(); ++k) {
+    const std::string what = std::string("state ") + slots[k]->name;
+    check_operand(name, what, leaf.state[k], slot_shape(*slots[k], shape), "expected");
   }
-  if (traced_for_gradient(operands)) {
+}
+
+void check_differentiation(const Leaves& leaves) {
+  std::vector<mx::array> arrays;
+  for (const mx::array* x : leaves.operands()) {
+    arrays.push_back(*x);
+  }
+  if (traced_for_gradient(arrays)) {
     reject("a step cannot be differentiated");
   }
-  return operands;
-}
-
-Arrays successors(
-    const Definition& definition,
-    Arrays operands,
-    size_t unfactored,
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<GradientScale>& scale,
-    mx::Stream stream) {
-  const auto& hypers = definition.hypers;
-  if (definition.rule) {
-    return mlx_opt::step(
-        *definition.rule, std::move(operands), hypers, learning_rate, step, stream, scale);
-  }
-  if (definition.muon) {
-    return muon(std::move(operands), *definition.muon, learning_rate, step, scale, stream);
-  }
-  const bool first_moment = definition.state.size() > 1;
-  return adafactor(
-      std::move(operands), unfactored, first_moment, hypers, learning_rate, step, stream, scale);
 }
 
 } // namespace
@@ -134,7 +82,7 @@ void check_operand(
   }
 }
 
-void check(
+void check_leaves(
     const Definition& definition,
     const Name& name,
     const std::vector<Leaf>& leaves,
@@ -144,45 +92,36 @@ void check(
     throw std::runtime_error("mlx_opt: this build has no backend for the device in use");
   }
   for (size_t i = 0; i < leaves.size(); ++i) {
-    const auto& [parameter, gradient, state] = leaves[i];
-    const mx::Shape& shape = parameter->shape();
-    if (!fits(*parameter, shape) || !fits(*gradient, shape)) {
-      check_operand(name(i), "parameter", *parameter, shape);
-      check_operand(name(i), "gradient", *gradient, shape);
-    }
-    const bool factored = definition.factors(shape.size());
-    const auto& names = definition.names(shape.size());
-    for (size_t k = 0; k < names.size(); ++k) {
-      const mx::Shape expected = state_shape(shape, factored, k);
-      if (!fits(state[k], expected)) {
-        const std::string what = "state " + std::string(names[k]);
-        check_operand(name(i), what, state[k], expected, "expected");
-      }
-    }
+    check_leaf(definition.program, name(i), leaves[i]);
   }
 }
 
-void apply(
+void run_step(
     const Definition& definition,
-    std::vector<Leaf> leaves,
+    const std::vector<Leaf>& leaves,
     const mx::array& learning_rate,
-    mx::array& step,
+    const mx::array& step,
     const std::optional<GradientScale>& scale,
+    const std::vector<mx::array*>& counters,
     mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  const size_t unfactored = put_factored_last(definition, leaves);
-  if (applied_in_place(definition, leaves, unfactored, learning_rate, step, scale, stream)) {
+  const Program& program = definition.program;
+  const Request request{&program, {{definition.hypers, learning_rate, step}}, scale, stream};
+  const Leaves collected = collect(program, leaves);
+  throttle(stream);
+  const auto run = [&] { return run_in_place({{request, collected}}, counters, stream); };
+  if (run() || (release_lazy_result(stream) && run())) {
     return;
   }
-  Arrays operands = take_operands(definition, leaves);
-  Arrays results =
-      successors(definition, std::move(operands), unfactored, learning_rate, step, scale, stream);
+  check_differentiation(collected);
+  std::vector<mx::array> results = successors(request, collected);
   auto next = results.begin();
-  for (const Leaf& leaf : leaves) {
-    const size_t moments = moments_of(definition, leaf);
-    *leaf.parameter = std::move(*next++);
-    std::move(next, next + moments, leaf.state);
-    next += moments;
+  for (const Leaves::Kind& kind : collected.kinds()) {
+    for (size_t i = 0; i < kind.arrays.size(); ++i) {
+      if ((i + 1) % kind.operands != 0) {
+        *kind.arrays[i] = std::move(*next++);
+      }
+    }
   }
 }
 

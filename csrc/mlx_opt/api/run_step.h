@@ -2,15 +2,9 @@
 #pragma once
 
 #include <functional>
-#include <optional>
-#include <string>
-#include <vector>
 
-#include "mlx/array.h"
 #include "mlx/utils.h"
-#include "mlx_opt/step/spec.h"
-#include "mlx_opt/types/arrays.h"
-#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/api/definition.h"
 
 namespace mlx_opt {
 
@@ -24,26 +18,27 @@ struct Leaf {
 /// What errors call leaf i.
 using Name = std::function<std::string(size_t i)>;
 
-/// Throws std::invalid_argument where the leaves do not fit, std::runtime_error if the device has
-/// no backend or the running MLX is not the one that this library was built for.
-void check(
+/// Throws std::invalid_argument if the leaves do not fit, std::runtime_error if the device has no
+/// backend or the running MLX is not the one that this library was built for.
+void check_leaves(
     const Definition& definition,
     const Name& name,
     const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s);
 
 /// Replaces the parameters and the state of leaves that are checked by their successors: by new
-/// arrays, or where all is at hand and nothing else holds it by new values at once. Takes the
-/// gradients. `step` may be left an equal array that is still to be evaluated.
+/// arrays, or where everything is evaluated and nothing else holds it by new values at once.
+/// `counters`: see run_in_place.
 ///
-/// Throws std::invalid_argument where the other arguments do not fit, or the step is to be
-/// differentiated; nothing but the gradients has changed then.
-void apply(
+/// Throws std::invalid_argument if the other arguments do not fit, or the step is to be
+/// differentiated; nothing has changed then.
+void run_step(
     const Definition& definition,
-    std::vector<Leaf> leaves,
+    const std::vector<Leaf>& leaves,
     const mx::array& learning_rate,
-    mx::array& step,
+    const mx::array& step,
     const std::optional<GradientScale>& scale,
+    const std::vector<mx::array*>& counters,
     mx::StreamOrDevice s);
 
 /// Throws std::invalid_argument unless `x`, the `what` of parameter `name`, has this shape, which

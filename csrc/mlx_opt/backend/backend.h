@@ -10,7 +10,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
-#include "mlx_opt/step/scalars.h"
+#include "mlx_opt/step/spec.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::gpu {
@@ -21,10 +21,10 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  /// A step over `inputs`, as Update has them; `dtypes`: of the outputs. Notes where the inputs lie
-  /// and finds the kernels. Throws std::runtime_error if there are none to be had.
+  /// Finds the kernels of a step over `inputs`, as StepSpec has them, and notes where they lie.
+  /// `dtypes`: of the outputs. Throws std::runtime_error if there are no kernels to be had.
   virtual std::unique_ptr<Prepared> prepare(
-      const Schedule& schedule,
+      const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
@@ -55,14 +55,6 @@ class Backend {
       float max_norm,
       bool skips,
       mx::array& scale,
-      mx::Stream stream) const = 0;
-
-  /// A step of Adafactor, as `prepare` makes others.
-  virtual std::unique_ptr<Prepared> prepare_adafactor(
-      const ScalarSources& sources,
-      const Factoring& factoring,
-      const Pointers& inputs,
-      const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream) const = 0;
 
   /// What keeps kernels from being compiled and loaded here; empty if nothing does.

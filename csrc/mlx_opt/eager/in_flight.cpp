@@ -9,22 +9,22 @@ namespace {
 std::mutex mutex;
 
 // Never destroyed: a stream's thread may outlive static destructors.
-std::map<int, std::shared_ptr<Queued>>& last_of_streams() {
-  static auto* last = new std::map<int, std::shared_ptr<Queued>>;
+std::map<int, std::shared_ptr<InFlightStep>>& last_of_streams() {
+  static auto* last = new std::map<int, std::shared_ptr<InFlightStep>>;
   return *last;
 }
 
 } // namespace
 
-void Queued::release() {
-  // Not under the lock: what the deleter of a foreign buffer waits for may wait for the lock.
+void InFlightStep::release() {
+  // Not under the lock: the deleter of a foreign buffer may wait for something that waits for it.
   read_.clear();
-  // Under the lock: who finds nothing here counts the arrays' own holders only.
+  // Under the lock: a reader who finds nothing here counts the arrays' own holders only.
   const std::lock_guard lock(mutex_);
   overwritten_.clear();
 }
 
-void Queued::hand_over(Queued& next) {
+void InFlightStep::hand_over(InFlightStep& next) {
   const std::scoped_lock lock(mutex_, next.mutex_);
   const size_t common = std::min(overwritten_.size(), next.overwritten_.size());
   for (size_t i = 0; i < common; ++i) {
@@ -34,38 +34,37 @@ void Queued::hand_over(Queued& next) {
   }
 }
 
-bool Queued::is_pending() {
+bool InFlightStep::is_pending() {
   const std::lock_guard lock(mutex_);
   return !overwritten_.empty();
 }
 
-Queued::Count::Count(Queued* queued) : queued_(queued) {
-  if (queued_) {
-    lock_ = std::unique_lock(queued_->mutex_);
+InFlightStep::Count::Count(InFlightStep* step) : step_(step) {
+  if (step_) {
+    lock_ = std::unique_lock(step_->mutex_);
   }
 }
 
-bool Queued::Count::is_free(const mx::array& x, size_t position) {
+bool InFlightStep::Count::is_free(const mx::array& x, size_t position) {
   const SharedData& data = x.data_shared_ptr();
-  if (!queued_ || position >= queued_->overwritten_.size() ||
-      queued_->overwritten_[position] != data) {
+  if (!step_ || position >= step_->overwritten_.size() || step_->overwritten_[position] != data) {
     return x.is_donatable();
   }
-  // MLX counts for us, so the step lets go for as long.
-  queued_->overwritten_[position].reset();
+  // MLX counts the holders, so the step is not one of them for that moment.
+  step_->overwritten_[position].reset();
   const bool free = x.is_donatable();
-  queued_->overwritten_[position] = data;
+  step_->overwritten_[position] = data;
   return free;
 }
 
-std::shared_ptr<Queued> last_queued(mx::Stream stream) {
+std::shared_ptr<InFlightStep> last_in_flight(mx::Stream stream) {
   const std::lock_guard lock(mutex);
   return last_of_streams()[stream.index];
 }
 
-void set_last_queued(mx::Stream stream, std::shared_ptr<Queued> queued) {
+void set_last_in_flight(mx::Stream stream, std::shared_ptr<InFlightStep> step) {
   const std::lock_guard lock(mutex);
-  last_of_streams()[stream.index] = std::move(queued);
+  last_of_streams()[stream.index] = std::move(step);
 }
 
 } // namespace mlx_opt

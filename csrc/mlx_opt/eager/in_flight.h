@@ -1,4 +1,4 @@
-// What the steps that overwrite their operands have in their hands until they are done.
+// The buffers that in-place steps hold until they are done.
 #pragma once
 
 #include <memory>
@@ -14,40 +14,41 @@ namespace mx = mlx::core;
 
 using SharedData = std::shared_ptr<mx::array::Data>;
 
-/// The buffers of a queued step: those that it overwrites and those that it reads. It holds them
-/// once more than their arrays do; the next step of the stream, which runs after it, may overwrite
-/// the former again all the same.
-class Queued {
+/// The buffers of a step in flight: those that it overwrites and those that it reads. It holds each
+/// one more time than its array does; the next step of the stream, which runs after it, may still
+/// overwrite the former.
+class InFlightStep {
  public:
-  Queued(std::vector<SharedData> overwritten, std::vector<SharedData> read)
+  InFlightStep(std::vector<SharedData> overwritten, std::vector<SharedData> read)
       : overwritten_(std::move(overwritten)), read_(std::move(read)) {}
 
-  /// Lets go of the buffers, once the step is done.
+  /// Releases the buffers, once the step is done.
   void release();
 
-  /// Leaves what `next` overwrites to it, which runs after this.
-  void hand_over(Queued& next);
+  /// Releases what `next` overwrites, which runs after this and holds it from now on.
+  void hand_over(InFlightStep& next);
 
-  /// Whether the step is still to be done.
+  /// True if the step is not done yet.
   bool is_pending();
 
-  /// How many steps in a row, up to this, had found those before them done when they came.
-  int waits = 0;
+  /// How many steps in a row, up to this one, found the GPU idle.
+  int sync_streak = 0;
 
-  /// What the caller has been left to evaluate, with which MLX holds the other results.
-  std::optional<mx::array> left;
+  /// A result left lazy so that mx.eval waits once; MLX holds the other results with it.
+  std::optional<mx::array> lazy_result;
 
-  /// Keeps release() away while holders are counted.
+  /// Holds off release() while holders are counted.
   class Count {
    public:
-    /// `queued`: the last step of the stream, or null.
-    explicit Count(Queued* queued);
+    /// `step`: the last step of the stream, or null.
+    explicit Count(InFlightStep* step);
 
-    /// Whether nothing but the array and that step, as its buffer `position`, holds `x`.
+    /// True if nothing holds the buffer of `x` but the array and that step, as its buffer
+    /// `position`.
     bool is_free(const mx::array& x, size_t position);
 
    private:
-    Queued* queued_;
+    InFlightStep* step_;
     std::unique_lock<std::mutex> lock_;
   };
 
@@ -58,7 +59,7 @@ class Queued {
 };
 
 /// The last step of a stream, or null.
-std::shared_ptr<Queued> last_queued(mx::Stream stream);
-void set_last_queued(mx::Stream stream, std::shared_ptr<Queued> queued);
+std::shared_ptr<InFlightStep> last_in_flight(mx::Stream stream);
+void set_last_in_flight(mx::Stream stream, std::shared_ptr<InFlightStep> step);
 
 } // namespace mlx_opt

@@ -5,52 +5,62 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
-#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_flight.h"
-#include "mlx_opt/graph/check.h"
+#include "mlx_opt/eager/merge.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt {
 namespace {
 
-// Bytes an operand from which on a GPU takes longer to update it than MLX to walk over it.
+// On a GPU, operands of this many bytes take longer to update than MLX takes to walk over them.
 constexpr size_t large_operand = 1 << 20;
 
-// Steps in a row that found the GPU done, from which on the caller counts as one who waits.
-constexpr int habit = 3;
+// A caller counts as one who waits once this many steps in a row found the GPU idle.
+constexpr int sync_streak_to_trust = 3;
 
-// How many more it takes of one who was taken for such and was not.
-constexpr int doubt = 64;
+// The streak of a caller who was taken for such and was not.
+constexpr int sync_penalty = 64;
 
-// Makes the step, its operands checked, and its scalars.
-using Make = std::function<std::shared_ptr<TokenStep>(
-    const Pointers&, const Given&, std::vector<mx::array>& scalars)>;
-
-// The work of one evaluation, and its operands' buffers.
-struct Work {
-  std::shared_ptr<TokenStep> step;
-  Start start;
+// One kernel launch's worth of leaves.
+struct Task {
+  StepSpec spec;
+  std::vector<mx::Dtype> dtypes;
   Pointers operands;
   Buffers overwritten;
-  std::shared_ptr<Queued> queued;
+  size_t scalars; // number of its scalar inputs
 };
 
-// The step as MLX evaluates it. Only the scalars are its inputs: the operands are at hand, and what
-// is not in the graph need not be walked. Its output is made to be evaluated, once.
+// What one evaluation runs.
+struct Work {
+  std::vector<Task> tasks;
+  Start start;
+  std::shared_ptr<InFlightStep> in_flight;
+};
+
+// The step as MLX evaluates it. Only the scalars are its inputs: the operands are ready, and what
+// is not in the graph need not be walked. It is evaluated once.
 class StepInPlace : public mx::Primitive {
  public:
   StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    Pointers inputs = std::move(work_.operands);
-    const Pointers read = pointers_to(scalars);
-    inputs.insert(inputs.end(), read.begin(), read.end());
-    auto prepared = work_.step->prepare(inputs, work_.start);
+    std::vector<std::unique_ptr<Prepared>> prepared;
+    auto first = scalars.begin();
+    for (Task& task : work_.tasks) {
+      Pointers inputs = std::move(task.operands);
+      for (size_t i = 0; i < task.scalars; ++i) {
+        inputs.push_back(&*first++);
+      }
+      prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream(), work_.start));
+    }
     outputs[0].set_data(mx::allocator::malloc(0));
-    auto release = [queued = work_.queued](void*) { queued->release(); };
-    prepared->enqueue(work_.overwritten, {nullptr, std::move(release)});
+    auto release = [in_flight = work_.in_flight](void*) { in_flight->release(); };
+    const std::shared_ptr<void> keep(nullptr, std::move(release));
+    for (size_t i = 0; i < prepared.size(); ++i) {
+      prepared[i]->enqueue(work_.tasks[i].overwritten, keep);
+    }
   }
 
   void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
@@ -65,33 +75,24 @@ class StepInPlace : public mx::Primitive {
   Work work_;
 };
 
-// Operands by what becomes of them.
+// The operands of all parts, by what becomes of them.
 struct Targets {
   Pointers overwritten;
   Pointers read;
 
-  Targets(const Pointers& operands, const std::vector<Run>& runs) {
-    overwritten.reserve(operands.size());
-    read.reserve(operands.size());
-    auto next = operands.begin();
-    for (const auto& [tensors, width] : runs) {
-      for (size_t t = 0; t < tensors; ++t) {
-        overwritten.insert(overwritten.end(), next, next + width - 1);
-        next += width;
-        read.push_back(next[-1]);
+  void add(const Leaves& leaves) {
+    for (const Leaves::Kind& kind : leaves.kinds()) {
+      for (auto next = kind.arrays.begin(); next != kind.arrays.end(); next += kind.operands) {
+        overwritten.insert(overwritten.end(), next, next + kind.operands - 1);
+        read.push_back(next[kind.operands - 1]);
       }
     }
   }
 };
 
-bool is_traced(const Scalar& x) {
-  auto* array = std::get_if<mx::array>(&x);
-  return array && array->is_tracer();
-}
-
-// Whether all arrays may be overwritten by results of `dtypes`.
-bool all_free(const Pointers& arrays, const std::vector<mx::Dtype>& dtypes, Queued* last) {
-  Queued::Count count(last);
+// True if all arrays may be overwritten by results of `dtypes`.
+bool all_free(const Pointers& arrays, const std::vector<mx::Dtype>& dtypes, InFlightStep* last) {
+  InFlightStep::Count count(last);
   for (size_t i = 0; i < arrays.size(); ++i) {
     const mx::array& x = *arrays[i];
     if (x.dtype() != dtypes[i] || !x.flags().row_contiguous || x.offset() != 0 ||
@@ -111,161 +112,166 @@ std::vector<SharedData> data_of(const Pointers& arrays) {
   return data;
 }
 
-Work make_work(
-    std::shared_ptr<TokenStep> step,
-    Start start,
-    const Pointers& operands,
-    const Targets& targets) {
-  Work work{std::move(step), start, operands, {}, nullptr};
-  work.overwritten.reserve(targets.overwritten.size());
-  for (const mx::array* x : targets.overwritten) {
-    work.overwritten.push_back(x->buffer());
+bool is_traced(const Scalar& x) {
+  auto* array = std::get_if<mx::array>(&x);
+  return array && array->is_tracer();
+}
+
+bool is_traced(const Request& request) {
+  if (request.scale && request.scale->value.is_tracer()) {
+    return true;
   }
-  work.queued = std::make_shared<Queued>(data_of(targets.overwritten), data_of(targets.read));
-  return work;
+  return std::any_of(request.groups.begin(), request.groups.end(), [](const GroupScalars& group) {
+    return group.learning_rate.is_tracer() || group.step.is_tracer() ||
+           std::any_of(group.hypers.begin(), group.hypers.end(), [](const Scalar& x) {
+             return is_traced(x);
+           });
+  });
 }
 
-// Whether nothing is traced and everything is at hand.
-bool may_run(const Pointers& operands, const Given& given) {
-  const auto at_hand = [&](const mx::array* x) { return is_at_hand(*x, given.stream); };
-  return !operands.empty() && !given.learning_rate.is_tracer() && !given.step.is_tracer() &&
-         !(given.scale && given.scale->value.is_tracer()) &&
-         std::none_of(given.hypers.begin(), given.hypers.end(), is_traced) &&
-         std::all_of(operands.begin(), operands.end(), at_hand);
+// True if nothing is traced and everything is ready.
+bool can_run(const Part& part, mx::Stream stream) {
+  if (part.request.program->composition() || is_traced(part.request)) {
+    return false;
+  }
+  for (const Leaves::Kind& kind : part.leaves.kinds()) {
+    for (const mx::array* x : kind.arrays) {
+      if (!is_ready(*x, stream)) {
+        return false;
+      }
+    }
+  }
+  return true;
 }
 
-// Whether a GPU is longer at work than the host: on what a large step needs of it, and after that
-// on MLX's walk over the results.
-bool outlasts_the_host(const Pointers& operands, mx::Stream stream) {
+// True if a GPU is busy for longer than the host: while the host prepares a large step, and after
+// that while MLX walks over the results.
+bool outlasts_the_host(const Targets& targets, mx::Stream stream) {
   if (stream.device != mx::Device::gpu) {
     return false;
   }
   size_t bytes = 0;
-  for (const mx::array* x : operands) {
-    bytes += x->nbytes();
+  for (const Pointers* arrays : {&targets.overwritten, &targets.read}) {
+    for (const mx::array* x : *arrays) {
+      bytes += x->nbytes();
+    }
   }
-  return bytes / operands.size() >= large_operand;
+  return bytes / (targets.overwritten.size() + targets.read.size()) >= large_operand;
 }
 
-// Takes back what counts for a caller who waits. One who was left an array and has not waited for
-// it has it with an event, which async_eval alone attaches.
-void reconsider(Queued& last, const mx::array& parameter) {
-  if (last.left && last.left->event().valid()) {
-    last.waits = -doubt;
+// Lowers the streak of a caller who does not wait after all. One who was left a lazy result and has
+// not waited for it has attached an event to it, as async_eval alone does.
+void lower_streak(InFlightStep& last, const mx::array& parameter) {
+  if (last.lazy_result && last.lazy_result->event().valid()) {
+    last.sync_streak = -sync_penalty;
   } else if (!parameter.is_available()) {
-    last.waits = 0;
+    last.sync_streak = 0;
   }
 }
 
-// Queues the work; `last` leaves to it what it overwrites.
-mx::array run(mx::Stream stream, Work work, std::vector<mx::array> scalars, Queued* last) {
-  const auto queued = work.queued;
-  auto update = std::make_shared<StepInPlace>(stream, std::move(work));
-  mx::array token(mx::Shape{}, mx::uint8, std::move(update), std::move(scalars));
-  mx::async_eval({token});
-  if (last) {
-    last->hand_over(*queued);
-  }
-  set_last_queued(stream, queued);
-  return token;
-}
-
-// The arrays have their new values once the token is there.
+// The arrays have their new values once the token is available.
 void mark_overwritten(const Pointers& arrays, const mx::array& token) {
-  for (const mx::array* x : arrays) {
-    x->set_status(mx::array::Status::evaluated);
-    x->attach_event(token.event());
+  for (const mx::array* pointer : arrays) {
+    auto& x = const_cast<mx::array&>(*pointer);
+    x.set_status(mx::array::Status::evaluated);
+    x.attach_event(token.event());
   }
-}
-
-bool run_if_free(const Pointers& operands, const Given& given, mx::array& step, const Make& make) {
-  if (!may_run(operands, given)) {
-    return false;
-  }
-  std::vector<mx::array> scalars;
-  auto update = make(operands, given, scalars);
-  const Targets targets(operands, update->runs());
-  const auto last = last_queued(given.stream);
-  if (last) {
-    reconsider(*last, *operands[0]);
-  }
-  if (!all_free(targets.overwritten, update->dtypes(), last.get())) {
-    return false;
-  }
-  const bool idle = operands[0]->is_available() && outlasts_the_host(operands, given.stream);
-  const Start start = idle ? Start::early : Start::whole;
-  Work work = make_work(std::move(update), start, operands, targets);
-  const auto queued = work.queued;
-  if (last && idle && gpu::find_backend().backend->has_costly_events()) {
-    queued->waits = last->waits + 1;
-  }
-  const mx::array token = run(given.stream, std::move(work), std::move(scalars), last.get());
-  mark_overwritten(targets.overwritten, token);
-  if (queued->waits >= habit) {
-    step = mx::stop_gradient(step, given.stream);
-    queued->left = step;
-  }
-  return true;
 }
 
 } // namespace
 
-bool wait_for_holder(mx::Stream stream) {
-  const auto last = last_queued(stream);
-  if (!last || !last->left) {
+bool run_in_place(
+    std::vector<Part> parts, const std::vector<mx::array*>& counters, mx::Stream stream) {
+  std::erase_if(parts, [](const Part& part) { return part.leaves.size() == 0; });
+  for (const Part& part : parts) {
+    if (!can_run(part, stream)) {
+      return false;
+    }
+  }
+  parts = merged(std::move(parts));
+  Work work;
+  Targets targets;
+  std::vector<mx::array> scalars;
+  std::vector<mx::Dtype> dtypes;
+  for (const Part& part : parts) {
+    CheckedStep checked = check(part.request, part.leaves);
+    dtypes.insert(dtypes.end(), checked.dtypes.begin(), checked.dtypes.end());
+    scalars.insert(scalars.end(), checked.scalars.begin(), checked.scalars.end());
+    work.tasks.push_back(
+        {std::move(checked.spec),
+         std::move(checked.dtypes),
+         part.leaves.operands(),
+         {},
+         checked.scalars.size()});
+    targets.add(part.leaves);
+  }
+  if (targets.overwritten.empty()) {
     return false;
   }
-  last->left.reset();
+  const mx::array& parameter = *targets.overwritten[0];
+  const auto last = last_in_flight(stream);
+  if (last) {
+    lower_streak(*last, parameter);
+  }
+  if (!all_free(targets.overwritten, dtypes, last.get())) {
+    return false;
+  }
+  auto next = targets.overwritten.begin();
+  for (Task& task : work.tasks) {
+    for (size_t i = 0; i < task.dtypes.size(); ++i) {
+      task.overwritten.push_back(const_cast<mx::array&>(**next++).buffer());
+    }
+  }
+  const bool idle = parameter.is_available() && outlasts_the_host(targets, stream);
+  work.start = idle && work.tasks.size() == 1 ? Start::early : Start::whole;
+  const auto in_flight =
+      std::make_shared<InFlightStep>(data_of(targets.overwritten), data_of(targets.read));
+  work.in_flight = in_flight;
+  if (last && idle && gpu::find_backend().backend->has_costly_events()) {
+    in_flight->sync_streak = last->sync_streak + 1;
+  }
+  auto primitive = std::make_shared<StepInPlace>(stream, std::move(work));
+  const mx::array token(mx::Shape{}, mx::uint8, std::move(primitive), std::move(scalars));
+  std::vector<mx::array> evaluated = {token};
+  for (mx::array* counter : counters) {
+    if (counter->status() == mx::array::Status::unscheduled) {
+      evaluated.push_back(*counter);
+    }
+  }
+  mx::async_eval(std::move(evaluated));
+  if (last) {
+    last->hand_over(*in_flight);
+  }
+  set_last_in_flight(stream, in_flight);
+  mark_overwritten(targets.overwritten, token);
+  if (in_flight->sync_streak >= sync_streak_to_trust && !counters.empty()) {
+    *counters[0] = mx::stop_gradient(*counters[0], stream);
+    in_flight->lazy_result = *counters[0];
+  }
+  return true;
+}
+
+bool release_lazy_result(mx::Stream stream) {
+  const auto last = last_in_flight(stream);
+  if (!last || !last->lazy_result) {
+    return false;
+  }
+  last->lazy_result.reset();
   mx::synchronize(stream);
   return true;
 }
 
-void wait_for_turn(mx::Stream stream) {
+void throttle(mx::Stream stream) {
   if (stream.device == mx::Device::gpu) {
     if (const auto* backend = gpu::find_backend().backend) {
       backend->wait_for_turn(stream);
     }
     return;
   }
-  const auto last = last_queued(stream);
+  const auto last = last_in_flight(stream);
   if (last && last->is_pending()) {
     mx::synchronize(stream);
   }
-}
-
-bool step_in_place(
-    Rule rule,
-    const std::vector<mx::array*>& operands,
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    mx::array& step,
-    mx::StreamOrDevice s,
-    const std::optional<GradientScale>& scale) {
-  return run_if_free(
-      {operands.begin(), operands.end()},
-      {hypers, learning_rate, step, scale, mx::to_stream(s)},
-      step,
-      [&](const Pointers& arrays, const Given& given, std::vector<mx::array>& scalars) {
-        return checked_step(rule, arrays, given, scalars);
-      });
-}
-
-bool adafactor_in_place(
-    const std::vector<mx::array*>& operands,
-    size_t unfactored,
-    bool first_moment,
-    const std::vector<Scalar>& hypers,
-    const mx::array& learning_rate,
-    mx::array& step,
-    mx::StreamOrDevice s,
-    const std::optional<GradientScale>& scale) {
-  return run_if_free(
-      {operands.begin(), operands.end()},
-      {hypers, learning_rate, step, scale, mx::to_stream(s)},
-      step,
-      [&](const Pointers& arrays, const Given& given, std::vector<mx::array>& scalars) {
-        return checked_adafactor(arrays, unfactored, first_moment, given, scalars);
-      });
 }
 
 } // namespace mlx_opt

@@ -1,127 +1,218 @@
-#include "mlx_opt/graph/check.h"
-
 #include <stdexcept>
-#include <string>
 
 #include "mlx/ops.h"
-#include "mlx_opt/graph/step_primitive.h"
+#include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/request.h"
+#include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
 
-[[noreturn]] void reject(Rule rule, const std::string& what) {
-  refuse(info(rule).name, what);
+[[noreturn]] void refuse(Rule rule, const std::string& what) {
+  throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
 }
 
 bool is_zero(const Scalar& x) {
   return std::holds_alternative<double>(x) && std::get<double>(x) == 0.0;
 }
 
-// Appends the dtypes of one tensor's results.
+bool reads(Rule rule, const Reads& reads, const std::vector<Scalar>& hypers) {
+  switch (reads.when) {
+    case Reads::always:
+      return true;
+    case Reads::never:
+      return false;
+    case Reads::if_set:
+      return !is_zero(hypers[position_of(rule, reads.flag)]);
+    case Reads::unless_set: {
+      const Scalar& flag = hypers[position_of(rule, reads.flag)];
+      return std::holds_alternative<mx::array>(flag) || is_zero(flag);
+    }
+  }
+  return true;
+}
+
+// Appends what a step reads behind its operands; see StepSpec.
+class ScalarInputWriter {
+ public:
+  ScalarInputWriter(Rule rule, mx::Stream stream, std::vector<mx::array>& scalars)
+      : rule_(rule), stream_(stream), scalars_(scalars) {}
+
+  GroupSources push(const GroupScalars& group) {
+    const Description& description = description_of(rule_);
+    GroupSources sources;
+    sources.reads_step = reads(rule_, description.step, group.hypers);
+    sources.reads_learning_rate = reads(rule_, description.learning_rate, group.hypers);
+    if (sources.reads_step) {
+      push("step", group.step, mx::uint64);
+    }
+    if (sources.reads_learning_rate) {
+      push("learning_rate", group.learning_rate, mx::float32);
+    }
+    for (size_t i = 0; i < group.hypers.size(); ++i) {
+      const auto* traced = std::get_if<mx::array>(&group.hypers[i]);
+      sources.hypers.push_back(traced ? 0.0 : std::get<double>(group.hypers[i]));
+      if (traced) {
+        sources.traced.push_back(static_cast<int>(i));
+        push(hypers_of(rule_)[i].name, *traced, mx::float32);
+      }
+    }
+    return sources;
+  }
+
+  void push(const char* name, const mx::array& x, mx::Dtype dtype) {
+    if (x.size() != 1) {
+      refuse(rule_, std::string(name) + " must be a scalar, got shape " + shape_text(x.shape()));
+    }
+    if (mx::issubdtype(x.dtype(), mx::complexfloating)) {
+      refuse(rule_, std::string(name) + " must be a real number, got " + dtype_text(x.dtype()));
+    }
+    scalars_.push_back(x.dtype() == dtype ? x : mx::astype(x, dtype, stream_));
+  }
+
+ private:
+  Rule rule_;
+  mx::Stream stream_;
+  std::vector<mx::array>& scalars_;
+};
+
+} // namespace
+
 void push_dtypes(
-    Rule rule,
+    const Slots& slots,
     const mx::array* const* operands,
-    const std::vector<Scalar>& hypers,
+    bool coupled,
     std::vector<mx::Dtype>& dtypes) {
-  const int moments = info(rule).moments;
-  mx::Dtype gradient = operands[moments + 1]->dtype();
+  mx::Dtype gradient = operands[slots.size() + 1]->dtype();
   // Decay that is added to the gradient brings the parameter's dtype with it.
-  const bool may = rule == Rule::Momentum || rule == Rule::Nesterov || rule == Rule::Muon;
-  const bool coupled = may && !is_zero(hypers.back());
   if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());
   }
   const size_t parameter = dtypes.size();
   dtypes.push_back(mx::promote_types(operands[0]->dtype(), gradient));
-  for (int k = 1; k <= moments; ++k) {
-    mx::Dtype moment = mx::promote_types(operands[k]->dtype(), gradient);
-    if (rule == Rule::AdaDelta && k == 2) {
-      moment = mx::promote_types(moment, operands[1]->dtype());
+  mx::Dtype before = gradient;
+  bool keeps_parameter = false;
+  for (size_t k = 0; k < slots.size(); ++k) {
+    if (slots[k]->format != Format::promoted) {
+      keeps_parameter = true;
+      dtypes.push_back(slot_dtype(*slots[k], operands[0]->dtype()));
+      continue;
     }
-    dtypes.push_back(moment);
-    dtypes[parameter] = mx::promote_types(dtypes[parameter], moment);
+    const mx::Dtype other = slots[k]->follows ? before : gradient;
+    dtypes.push_back(mx::promote_types(operands[k + 1]->dtype(), other));
+    before = mx::promote_types(before, dtypes.back());
   }
+  dtypes[parameter] =
+      keeps_parameter ? operands[0]->dtype() : mx::promote_types(dtypes[parameter], before);
 }
 
-void check(Rule rule, const Pointers& operands, const std::vector<Scalar>& hypers) {
-  const size_t width = info(rule).moments + 2;
-  if (operands.size() % width != 0) {
-    reject(rule, "expected " + std::to_string(width) + " operands a tensor");
+bool is_coupled(Rule rule, const std::vector<Scalar>& hypers) {
+  const Coupling& coupling = description_of(rule).coupling;
+  return coupling.when == Coupling::always || (coupling.when == Coupling::unless_zero &&
+                                               !is_zero(hypers[position_of(rule, coupling.decay)]));
+}
+
+CheckedStep check(const Request& request, const Leaves& leaves) {
+  const Rule rule = request.program->rule();
+  CheckedStep checked;
+  checked.spec.rule = rule;
+  if (!available(request.stream.device)) {
+    refuse(rule, "there is no kernel for this device");
   }
-  if (hypers.size() != static_cast<size_t>(info(rule).hypers)) {
-    reject(
-        rule,
-        "expected " + std::to_string(info(rule).hypers) + " hyperparameters, got " +
-            std::to_string(hypers.size()));
-  }
-  for (size_t i = 0; i < operands.size(); ++i) {
-    const mx::array& operand = *operands[i];
-    const mx::array& parameter = *operands[i - i % width];
-    if (operand.shape() != parameter.shape()) {
-      reject(
+  bool coupled = false;
+  ScalarInputWriter writer(rule, request.stream, checked.scalars);
+  for (const GroupScalars& group : request.groups) {
+    if (group.hypers.size() != hypers_of(rule).size()) {
+      refuse(
           rule,
-          "operand " + std::to_string(i % width) + " of tensor " + std::to_string(i / width) +
-              " has shape " + shape_text(operand.shape()) + ", the parameter " +
-              shape_text(parameter.shape()));
+          "expected " + std::to_string(hypers_of(rule).size()) + " hyperparameters, got " +
+              std::to_string(group.hypers.size()));
     }
-    if (!is_storage(operand.dtype())) {
-      reject(rule, "operands must be float32, float16 or bfloat16");
-    }
+    coupled |= is_coupled(rule, group.hypers);
+    checked.spec.sources.push_back(writer.push(group));
   }
-}
-
-std::vector<mx::Dtype> result_dtypes(
-    Rule rule, const Pointers& operands, const std::vector<Scalar>& hypers) {
-  const size_t width = info(rule).moments + 2;
-  std::vector<mx::Dtype> dtypes;
-  dtypes.reserve(operands.size() / width * (width - 1));
-  for (size_t first = 0; first < operands.size(); first += width) {
-    push_dtypes(rule, &operands[first], hypers, dtypes);
+  if (request.scale) {
+    checked.spec.scaling = request.scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
+    writer.push("gradient scale", request.scale->value, mx::float32);
   }
-  return dtypes;
-}
-
-} // namespace
-
-std::shared_ptr<TokenStep> checked_step(
-    Rule rule, const Pointers& operands, const Given& given, std::vector<mx::array>& scalars) {
-  check(rule, operands, given.hypers);
-  auto dtypes = result_dtypes(rule, operands, given.hypers);
-  Schedule schedule{push_scalars(info(rule).name, given, scalars), rule};
-  return std::make_shared<Update>(given.stream, std::move(schedule), std::move(dtypes));
-}
-
-void refuse(std::string_view rule, const std::string& what) {
-  throw std::invalid_argument("mlx_opt " + std::string(rule) + ": " + what);
-}
-
-ScalarSources push_scalars(
-    std::string_view rule, const Given& given, std::vector<mx::array>& scalars) {
-  const auto& [hypers, learning_rate, step, scale, stream] = given;
-  auto push = [&, stream = given.stream](const char* name, const mx::array& x, mx::Dtype dtype) {
-    if (x.size() != 1) {
-      refuse(rule, std::string(name) + " must be a scalar, got shape " + shape_text(x.shape()));
+  for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
+    const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
+    checked.spec.runs.push_back({members.size(), operands});
+    checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
+    for (size_t i = 0; i < arrays.size(); i += operands) {
+      push_dtypes(request.program->slots(kind), &arrays[i], coupled, checked.dtypes);
     }
-    scalars.push_back(x.dtype() == dtype ? x : mx::astype(x, dtype, stream));
-  };
-  push("step", step, mx::uint64);
-  push("learning_rate", learning_rate, mx::float32);
-  ScalarSources sources;
-  for (const Scalar& hyper : hypers) {
-    if (auto* x = std::get_if<mx::array>(&hyper)) {
-      sources.traced.push_back(static_cast<int>(sources.hypers.size()));
-      push("hyperparameter", *x, mx::float32);
-      sources.hypers.push_back(0.0);
-    } else {
-      sources.hypers.push_back(std::get<double>(hyper));
+    if (request.groups.size() > 1) {
+      checked.spec.groups.insert(checked.spec.groups.end(), groups.begin(), groups.end());
     }
   }
-  if (scale) {
-    sources.scaling = scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
-    push("gradient scale", scale->value, mx::float32);
+  return checked;
+}
+
+Pointers Leaves::operands() const {
+  Pointers operands;
+  size_t count = 0;
+  for (const Kind& kind : kinds_) {
+    count += kind.arrays.size();
   }
-  return sources;
+  operands.reserve(count + 8); // the scalars follow
+  for (const Kind& kind : kinds_) {
+    operands.insert(operands.end(), kind.arrays.begin(), kind.arrays.end());
+  }
+  return operands;
+}
+
+void Leaves::append(const Leaves& other, uint16_t first_group) {
+  for (size_t k = 0; k < kinds_.size(); ++k) {
+    Kind& kind = kinds_[k];
+    const Kind& added = other.kinds_[k];
+    for (size_t i = 0; i < added.leaves.size(); ++i) {
+      kind.leaves.push_back(size_ + added.leaves[i]);
+      kind.groups.push_back(first_group + added.groups[i]);
+    }
+    kind.arrays.insert(kind.arrays.end(), added.arrays.begin(), added.arrays.end());
+  }
+  size_ += other.size_;
+}
+
+std::vector<size_t> Leaves::order() const {
+  std::vector<size_t> order;
+  order.reserve(size_);
+  for (const Kind& kind : kinds_) {
+    order.insert(order.end(), kind.leaves.begin(), kind.leaves.end());
+  }
+  return order;
+}
+
+std::string shape_problem(const Slots& slots, const mx::array* const* operands) {
+  const mx::Shape& shape = operands[0]->shape();
+  const mx::Shape& gradient = operands[slots.size() + 1]->shape();
+  if (gradient != shape) {
+    return "gradient " + shape_text(gradient) + ", parameter " + shape_text(shape);
+  }
+  for (size_t k = 0; k < slots.size(); ++k) {
+    const mx::Shape& given = operands[k + 1]->shape();
+    const bool like_parameter = slots[k]->extent == Extent::elements;
+    if (like_parameter && given == shape) {
+      continue;
+    }
+    const mx::Shape expected = slot_shape(*slots[k], shape);
+    if (given != expected) {
+      return std::string("state \"") + slots[k]->name + "\" " + shape_text(given) +
+             (like_parameter ? ", parameter " : ", expected ") + shape_text(expected);
+    }
+  }
+  return "";
+}
+
+bool is_served(const mx::array* const* operands, int count) {
+  for (int k = 0; k < count; ++k) {
+    if (!is_storage(operands[k]->dtype())) {
+      return false;
+    }
+  }
+  return true;
 }
 
 } // namespace mlx_opt

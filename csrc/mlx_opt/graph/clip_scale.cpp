@@ -96,17 +96,6 @@ GradientScale scale_of(Inputs inputs, float max_norm, bool skips, mx::Stream str
   return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skips};
 }
 
-// Whether all is at hand that `x` is made of by so many primitives, one behind the other.
-bool may_begin(const mx::array& x, int primitives, mx::Stream stream) {
-  if (is_at_hand(x, stream)) {
-    return true;
-  }
-  return primitives > 0 && x.has_primitive() &&
-         std::all_of(x.inputs().begin(), x.inputs().end(), [&](const mx::array& input) {
-           return may_begin(input, primitives - 1, stream);
-         });
-}
-
 } // namespace
 
 void begin_scale(const mx::array& scale) {
@@ -115,7 +104,7 @@ void begin_scale(const mx::array& scale) {
   }
   const mx::Stream stream = scale.primitive().stream();
   constexpr int norm_and_scale = 2;
-  if (stream.device == mx::Device::gpu && may_begin(scale, norm_and_scale, stream)) {
+  if (stream.device == mx::Device::gpu && inputs_are_ready(scale, norm_and_scale, stream)) {
     mx::async_eval({scale});
   }
 }

@@ -26,7 +26,7 @@ MLX_OPT_API GradientScale gradient_scale(
 MLX_OPT_API GradientScale
 gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s = {});
 
-/// Queues a scale on its GPU where the gradients that it is made of are at hand, so that the GPU
+/// Queues a scale on its GPU where the gradients that it is made of are evaluated, so that the GPU
 /// reads them while the host makes the step ready.
 MLX_OPT_API void begin_scale(const mx::array& scale);
 

@@ -7,14 +7,14 @@ namespace mlx_opt {
 namespace {
 
 // As MLX has it: a buffer much larger than its array is not worth keeping.
-constexpr size_t most_waste = 16384;
+constexpr size_t max_waste = 16384;
 
 // The least number of bytes to wait for.
-constexpr size_t worth_waiting = 1 << 20;
+constexpr size_t min_bytes_to_wait = 1 << 20;
 
 bool can_take(const mx::array& in, mx::Dtype dtype) {
   return in.is_donatable() && in.itemsize() == mx::size_of(dtype) && in.flags().row_contiguous &&
-         in.offset() == 0 && in.size() > 0 && in.buffer_size() <= in.nbytes() + most_waste;
+         in.offset() == 0 && in.size() > 0 && in.buffer_size() <= in.nbytes() + max_waste;
 }
 
 mx::array::Data take(const mx::array& in) {
@@ -23,7 +23,7 @@ mx::array::Data take(const mx::array& in) {
 
 } // namespace
 
-Buffers Handoff::written() const {
+Buffers OutputBuffers::written() const {
   Buffers written;
   written.reserve(buffers.size());
   for (const auto& data : buffers) {
@@ -32,7 +32,7 @@ Buffers Handoff::written() const {
   return written;
 }
 
-void release_held_buffers(
+void wait_for_donatable_buffers(
     mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs) {
   if (mx::is_available(mx::Device::gpu)) {
     return;
@@ -46,18 +46,18 @@ void release_held_buffers(
       }
     }
   }
-  if (held >= worth_waiting) {
+  if (held >= min_bytes_to_wait) {
     mx::synchronize(stream);
   }
 }
 
-Handoff place_outputs(
+OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
     const std::vector<Run>& runs,
     const std::vector<mx::Dtype>& dtypes,
     const std::function<mx::array::Data(size_t)>& allocate) {
-  Handoff handoff;
-  handoff.buffers.reserve(dtypes.size());
+  OutputBuffers result;
+  result.buffers.reserve(dtypes.size());
   auto dtype = dtypes.begin();
   auto in = inputs.begin();
   const auto place = [&](int operands) {
@@ -65,11 +65,11 @@ Handoff place_outputs(
     for (int k = 0; k < operands - 1; ++k, ++dtype) {
       const mx::array& own = in[k];
       if (can_take(own, *dtype)) {
-        handoff.buffers.push_back(take(own));
+        result.buffers.push_back(take(own));
       } else if (k == 0 && can_take(gradient, *dtype)) {
-        handoff.buffers.push_back(take(gradient));
+        result.buffers.push_back(take(gradient));
       } else {
-        handoff.buffers.push_back(allocate(own.size() * mx::size_of(*dtype)));
+        result.buffers.push_back(allocate(own.size() * mx::size_of(*dtype)));
       }
     }
   };
@@ -78,7 +78,7 @@ Handoff place_outputs(
       place(operands);
     }
   }
-  return handoff;
+  return result;
 }
 
 } // namespace mlx_opt

@@ -7,28 +7,23 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
+#include "mlx_opt/step/spec.h"
 
 namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// The buffers between Update and the Takes, one an output.
-struct Handoff {
+/// The buffers between StepPrimitive and the StepOutputs, one an output.
+struct OutputBuffers {
   std::vector<mx::array::Data> buffers;
 
   Buffers written() const;
 };
 
-/// Tensors that lie behind one another, each of as many operands.
-struct Run {
-  size_t tensors;
-  int operands;
-};
-
 /// Waits for `stream` where that frees buffers worth having. MLX keeps what a queued task reads,
 /// the forward pass's parameters and all that async_eval was given, until the task is done. Waiting
 /// is safe where every stream is a CPU stream: all that this one waits for is queued.
-void release_held_buffers(
+void wait_for_donatable_buffers(
     mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs);
 
 /// For each tensor of `runs` (its inputs: parameter, moments, gradient) the buffers of its outputs:
@@ -36,7 +31,7 @@ void release_held_buffers(
 /// the gradient's; else a new one from `allocate`, which is given the bytes. A buffer taken is
 /// moved out of its array: MLX keeps what the array holds until the task is done, and a held buffer
 /// could not be taken again by the next step.
-Handoff place_outputs(
+OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
     const std::vector<Run>& runs,
     const std::vector<mx::Dtype>& dtypes,

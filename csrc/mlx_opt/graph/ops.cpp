@@ -1,16 +1,77 @@
 #include "mlx_opt/graph/ops.h"
 
-#include "mlx_opt/graph/check.h"
+#include <stdexcept>
+
+#include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
+namespace {
 
-mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index) {
-  mx::Shape shape = parameter;
-  if (factored && index < 2) {
-    shape.erase(shape.end() - 1 - index);
+[[noreturn]] void refuse(Rule rule, const std::string& what) {
+  throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
+}
+
+void check_operands(const Program& program, size_t kind, const mx::array* const* operands) {
+  const std::string problem = shape_problem(program.slots(kind), operands);
+  if (!problem.empty()) {
+    refuse(program.rule(), problem);
   }
-  return shape;
+  if (!is_served(operands, program.operands(kind))) {
+    refuse(program.rule(), "operands must be float32, float16 or bfloat16");
+  }
+}
+
+} // namespace
+
+std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
+  std::vector<mx::array> inputs;
+  const Pointers operands = leaves.operands();
+  inputs.reserve(operands.size() + 8);
+  for (const mx::array* x : operands) {
+    inputs.push_back(*x);
+  }
+  if (inputs.empty()) {
+    return {};
+  }
+  if (const Composition* composition = request.program->composition()) {
+    return composition->successors(request, std::move(inputs));
+  }
+  CheckedStep checked = check(request, leaves);
+  inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());
+  auto primitive = std::make_shared<StepPrimitive>(
+      request.stream, std::move(checked.spec), std::move(checked.dtypes));
+  return outputs_of(token_of(std::move(primitive), std::move(inputs)));
+}
+
+std::vector<mx::array> step(
+    const Program& program,
+    std::vector<mx::array> operands,
+    const std::vector<size_t>& tensors,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s,
+    const std::optional<GradientScale>& scale) {
+  Leaves leaves(program);
+  size_t next = 0;
+  for (size_t kind = 0; kind < tensors.size(); ++kind) {
+    const size_t width = program.operands(kind);
+    for (size_t t = 0; t < tensors[kind]; ++t, next += width) {
+      if (next + width > operands.size()) {
+        refuse(program.rule(), "there are fewer operands than the tensors have");
+      }
+      auto& arrays = leaves.add(kind).arrays;
+      for (size_t k = 0; k < width; ++k) {
+        arrays.push_back(&operands[next + k]);
+      }
+      check_operands(program, kind, &arrays[t * width]);
+    }
+  }
+  if (next != operands.size()) {
+    refuse(program.rule(), "there are more operands than the tensors have");
+  }
+  return successors({&program, {{hypers, learning_rate, step}}, scale, mx::to_stream(s)}, leaves);
 }
 
 std::vector<mx::array> step(
@@ -21,13 +82,10 @@ std::vector<mx::array> step(
     const mx::array& step,
     mx::StreamOrDevice s,
     const std::optional<GradientScale>& scale) {
-  if (operands.empty()) {
-    return {};
-  }
-  std::vector<mx::array> scalars;
-  auto update = checked_step(
-      rule, pointers_to(operands), {hypers, learning_rate, step, scale, mx::to_stream(s)}, scalars);
-  return outputs_of(std::move(update), std::move(operands), scalars);
+  const Program program(rule);
+  const size_t tensors = operands.size() / program.operands(0);
+  return mlx_opt::step(
+      program, std::move(operands), {tensors}, hypers, learning_rate, step, s, scale);
 }
 
 } // namespace mlx_opt

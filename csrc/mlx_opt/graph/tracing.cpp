@@ -32,13 +32,23 @@ bool traced_for_gradient(const std::vector<mx::array>& arrays) {
 
 // On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
 // queued, and they for Python's lock, there must be none.
-bool is_at_hand(const mx::array& x, mx::Stream stream) {
+bool is_ready(const mx::array& x, mx::Stream stream) {
   if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
     return false;
   }
   const bool in_order =
       stream.device == mx::Device::gpu && x.event().valid() && x.event().stream() == stream;
   return in_order || x.is_available();
+}
+
+bool inputs_are_ready(const mx::array& x, int depth, mx::Stream stream) {
+  if (is_ready(x, stream)) {
+    return true;
+  }
+  return depth > 0 && !x.is_tracer() && x.has_primitive() &&
+         std::all_of(x.inputs().begin(), x.inputs().end(), [&](const mx::array& input) {
+           return inputs_are_ready(input, depth - 1, stream);
+         });
 }
 
 } // namespace mlx_opt

@@ -1,20 +1,24 @@
-// Whether arrays are traced, or ready to be read.
+// Where arrays stand with MLX: traced by a transformation, or ready to be read.
 #pragma once
 
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx/stream.h"
 #include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// Whether any of `arrays` is being traced by a gradient transformation (vjp, jvp), which the
-/// primitives do not take part in.
+/// True if any of `arrays` is traced by a gradient transformation (vjp, jvp), which the primitives
+/// do not take part in.
 MLX_OPT_API bool traced_for_gradient(const std::vector<mx::array>& arrays);
 
-/// Whether work that is queued on `stream` may read `x` without waiting.
-bool is_at_hand(const mx::array& x, mx::Stream stream);
+/// True if work that is queued on `stream` may read `x` without waiting.
+MLX_OPT_API bool is_ready(const mx::array& x, mx::Stream stream);
+
+/// True if every input within `depth` primitives of `x` is ready.
+MLX_OPT_API bool inputs_are_ready(const mx::array& x, int depth, mx::Stream stream);
 
 } // namespace mlx_opt

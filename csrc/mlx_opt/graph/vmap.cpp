@@ -1,4 +1,4 @@
-// Steps and Takes over a batch.
+// Steps over a batch.
 #include <algorithm>
 #include <stdexcept>
 
@@ -8,7 +8,7 @@
 namespace mlx_opt {
 namespace {
 
-// Holds the outputs of a batch that was done one by one, for the Takes to find.
+// Holds the outputs of a batch that was done one by one, for the StepOutputs to find.
 class Bundle : public mx::Primitive {
  public:
   using mx::Primitive::Primitive;
@@ -49,23 +49,20 @@ mx::array batched(const mx::array& x, int axis, int batch, mx::Stream stream) {
 
 } // namespace
 
-std::pair<std::vector<mx::array>, std::vector<int>> Update::vmap(
+std::pair<std::vector<mx::array>, std::vector<int>> StepPrimitive::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
-  const size_t scalars = runs()[0].tensors * runs()[0].operands;
-  if (std::any_of(axes.begin() + scalars, axes.end(), [](int axis) { return axis >= 0; })) {
-    return TokenStep::vmap(inputs, axes);
+  const size_t operands = spec_.operand_count();
+  const bool mapped_scalar =
+      std::any_of(axes.begin() + operands, axes.end(), [](int axis) { return axis >= 0; });
+  if (is_elementwise(spec_.rule) && !mapped_scalar) {
+    const int batch = batch_size(inputs, axes);
+    std::vector<mx::array> batched_inputs;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      batched_inputs.push_back(
+          i < operands ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
+    }
+    return {{token_of(copy(), std::move(batched_inputs))}, {0}};
   }
-  const int batch = batch_size(inputs, axes);
-  std::vector<mx::array> batch_inputs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    batch_inputs.push_back(i < scalars ? batched(inputs[i], axes[i], batch, stream()) : inputs[i]);
-  }
-  return {{token_of(again(), std::move(batch_inputs))}, {0}};
-}
-
-// A step, a learning rate or a tensor of its own for each: as many steps.
-std::pair<std::vector<mx::array>, std::vector<int>> TokenStep::vmap(
-    const std::vector<mx::array>& inputs, const std::vector<int>& axes) {
   const int batch = batch_size(inputs, axes);
   std::vector<std::vector<mx::array>> results(dtypes_.size());
   for (int b = 0; b < batch; ++b) {
@@ -73,7 +70,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> TokenStep::vmap(
     for (size_t i = 0; i < inputs.size(); ++i) {
       one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream()) : inputs[i]);
     }
-    auto outputs = take_all(token_of(again(), std::move(one)));
+    auto outputs = outputs_of(token_of(copy(), std::move(one)));
     for (size_t i = 0; i < outputs.size(); ++i) {
       results[i].push_back(outputs[i]);
     }
@@ -86,25 +83,25 @@ std::pair<std::vector<mx::array>, std::vector<int>> TokenStep::vmap(
   return {{mx::array(mx::Shape{}, mx::uint8, std::move(bundle), std::move(stacked))}, {0}};
 }
 
-std::pair<std::vector<mx::array>, std::vector<int>> Take::vmap(
+std::pair<std::vector<mx::array>, std::vector<int>> StepOutput::vmap(
     const std::vector<mx::array>& inputs, const std::vector<int>&) {
   const mx::array& token = inputs[0];
   if (dynamic_cast<const Bundle*>(&token.primitive())) {
     return {{token.inputs()[position_]}, {0}};
   }
-  const auto& step = static_cast<const TokenStep&>(token.primitive());
-  auto take = std::make_shared<Take>(stream(), position_);
-  auto shape = take->output_shapes(inputs)[0];
-  return {{mx::array(std::move(shape), step.dtypes()[position_], std::move(take), inputs)}, {0}};
+  const auto& step = static_cast<const StepPrimitive&>(token.primitive());
+  auto output = std::make_shared<StepOutput>(stream(), position_);
+  auto shape = output->output_shapes(inputs)[0];
+  return {{mx::array(std::move(shape), step.dtypes()[position_], std::move(output), inputs)}, {0}};
 }
 
 // Seen when vmap is inside a gradient: then vmap traces first, without a sign of what is outside.
-std::vector<mx::array> TokenStep::jvp(
+std::vector<mx::array> StepPrimitive::jvp(
     const std::vector<mx::array>&, const std::vector<mx::array>&, const std::vector<int>&) {
   reject_gradient();
 }
 
-std::vector<mx::array> Take::vjp(
+std::vector<mx::array> StepOutput::vjp(
     const std::vector<mx::array>&,
     const std::vector<mx::array>&,
     const std::vector<int>&,

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <optional>
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -118,6 +120,14 @@ struct Muon {
   bool decoupled_weight_decay = false; // then taken off the parameter, times the learning rate
 };
 
+/// Any rule that updates parameters by itself, by the name of its optimizer, with hyperparameters
+/// by the names that docs/rules gives them: RuleByName{"AdamW", {{"betas[1]", 0.95}}}. What is left
+/// out has its default.
+struct RuleByName {
+  std::string name;
+  std::map<std::string, double> hypers = {};
+};
+
 /// Every optimizer with the name of its function.
 #define MLX_OPT_FOR_EACH_OPTIMIZER(OPTIMIZER) \
   OPTIMIZER(adadelta, AdaDelta)               \
@@ -131,7 +141,17 @@ struct Muon {
   OPTIMIZER(rmsprop, RMSprop)                 \
   OPTIMIZER(sgd, SGD)
 
-using Hyperparameters =
-    std::variant<SGD, RMSprop, Adagrad, AdaDelta, Adam, AdamW, Adamax, Lion, Adafactor, Muon>;
+using Hyperparameters = std::variant<
+    SGD,
+    RMSprop,
+    Adagrad,
+    AdaDelta,
+    Adam,
+    AdamW,
+    Adamax,
+    Lion,
+    Adafactor,
+    Muon,
+    RuleByName>;
 
 } // namespace mlx_opt

@@ -4,6 +4,8 @@
 
 namespace mlx_opt {
 
+namespace mx = mlx::core;
+
 std::string shape_text(const mx::Shape& shape) {
   std::string text;
   for (int size : shape) {

@@ -1,4 +1,4 @@
-// Shapes and dtypes in messages.
+// Shapes and dtypes as Python writes them.
 #pragma once
 
 #include <string>
@@ -8,13 +8,11 @@
 
 namespace mlx_opt {
 
-namespace mx = mlx::core;
+/// (4, 8), (3,), (). By hand, because MLX's operator<< for shapes crashes in its CUDA build when it
+/// is called from here.
+MLX_OPT_API std::string shape_text(const mlx::core::Shape& shape);
 
-/// A shape as Python writes it: (4, 8), (3,), (). By hand, because MLX's operator<< for shapes
-/// crashes in its CUDA build when called from here.
-MLX_OPT_API std::string shape_text(const mx::Shape& shape);
-
-/// As MLX writes it: float32.
-const char* dtype_text(mx::Dtype dtype);
+/// float32.
+const char* dtype_text(mlx::core::Dtype dtype);
 
 } // namespace mlx_opt

@@ -1,0 +1,10 @@
+// The steps of mlx_opt._ext: programs, parts and what runs them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace mlx_opt::python {
+
+void bind_steps(nanobind::module_& m);
+
+} // namespace mlx_opt::python

@@ -1,0 +1,124 @@
+#include "bindings/step.h"
+
+#include <algorithm>
+
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+#include "mlx/utils.h"
+#include "mlx_opt/graph/tracing.h"
+
+namespace mlx_opt::python {
+namespace {
+
+std::vector<mx::array*> arrays_of(const std::vector<nb::object>& objects) {
+  std::vector<mx::array*> arrays;
+  for (const nb::object& x : objects) {
+    if (is_array(x)) {
+      arrays.push_back(&array_of(x));
+    }
+  }
+  return arrays;
+}
+
+template <typename Holds>
+bool all(const std::vector<Part*>& parts, Holds holds) {
+  return std::all_of(parts.begin(), parts.end(), holds);
+}
+
+bool try_in_place(
+    const std::vector<Part*>& parts, const std::vector<mx::array*>& counters, mx::Stream stream) {
+  if (!all(parts, [](Part* part) { return part->is_unshared(); })) {
+    return false;
+  }
+  std::vector<mlx_opt::Part> in_place;
+  in_place.reserve(parts.size());
+  for (Part* part : parts) {
+    in_place.push_back(part->in_place());
+  }
+  return run_in_place(std::move(in_place), counters, stream);
+}
+
+// The arrays of a step's counters, or of what they are made of, whose inputs are evaluated.
+void push_ready(const mx::array& x, int depth, std::vector<mx::array>& ready) {
+  if (x.status() != mx::array::Status::unscheduled || x.is_tracer() || !x.has_primitive()) {
+    return;
+  }
+  constexpr int primitives = 4;
+  if (inputs_are_ready(x, primitives, x.primitive().stream())) {
+    ready.push_back(x);
+  } else if (depth > 0) {
+    for (const mx::array& input : x.inputs()) {
+      push_ready(input, depth - 1, ready);
+    }
+  }
+}
+
+} // namespace
+
+bool update(const std::vector<Part*>& parts, const std::vector<nb::object>& counters) {
+  const mx::Stream stream = mx::default_stream(mx::default_device());
+  {
+    const nb::gil_scoped_release unlocked;
+    throttle(stream);
+  }
+  // From here to the first change, only a class of the trees can run Python.
+  bool plain = true;
+  for (Part* part : parts) {
+    plain &= !part->is_collected();
+    part->collect();
+    plain &= part->is_plain();
+  }
+  if (!all(parts, [](Part* part) { return part->is_assignable(); })) {
+    return false;
+  }
+  std::vector<Part*> in_place, staged;
+  for (Part* part : parts) {
+    (part->may_overwrite() ? in_place : staged).push_back(part);
+  }
+  // Whatever can fail comes before the first change.
+  for (Part* part : staged) {
+    part->stage();
+    plain = false;
+  }
+  const auto arrays = arrays_of(counters);
+  const auto are_in_place = [&] {
+    return all(in_place, [](Part* part) { return part->is_in_place(); });
+  };
+  bool done =
+      in_place.empty() || ((plain || are_in_place()) && try_in_place(in_place, arrays, stream));
+  if (!done) {
+    bool waited;
+    {
+      const nb::gil_scoped_release unlocked;
+      waited = release_lazy_result(stream);
+    }
+    done = waited && are_in_place() && try_in_place(in_place, arrays, stream);
+  }
+  if (!done) {
+    for (Part* part : in_place) {
+      part->stage();
+      staged.push_back(part);
+    }
+  }
+  for (Part* part : staged) {
+    part->commit();
+    part->assign();
+  }
+  if (!staged.empty()) {
+    evaluate_chains(counters);
+  }
+  return true;
+}
+
+void evaluate_chains(const std::vector<nb::object>& counters) {
+  constexpr int depth = 4;
+  std::vector<mx::array> ready;
+  for (mx::array* x : arrays_of(counters)) {
+    push_ready(*x, depth, ready);
+  }
+  if (!ready.empty()) {
+    mx::async_eval(std::move(ready));
+  }
+}
+
+} // namespace mlx_opt::python

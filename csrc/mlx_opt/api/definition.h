@@ -1,0 +1,23 @@
+// The rule and the hyperparameters of an optimizer of the C++ interface.
+#pragma once
+
+#include <vector>
+
+#include "mlx_opt/graph/request.h"
+#include "mlx_opt/types/hyperparameters.h"
+
+namespace mlx_opt {
+
+struct Definition {
+  Program program;
+  std::vector<Scalar> hypers; // in the rule's order
+  bool uses_learning_rate;
+};
+
+/// Throws std::invalid_argument for a hyperparameter that is unknown or out of its range.
+MLX_OPT_API Definition definition(const Hyperparameters& hypers);
+
+/// The names of a parameter's arrays.
+std::vector<std::string_view> state_names(const Program& program, size_t ndim);
+
+} // namespace mlx_opt

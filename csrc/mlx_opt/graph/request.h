@@ -1,0 +1,113 @@
+// What a step is asked for: a program, the leaves and their scalars.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/step/program.h"
+#include "mlx_opt/step/spec.h"
+#include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/clipping.h"
+#include "mlx_opt/types/export.h"
+#include "mlx_opt/types/layout.h"
+
+namespace mlx_opt {
+
+/// The scalars of a group, each array 0-d.
+struct GroupScalars {
+  std::vector<Scalar> hypers; // in the rule's order
+  mx::array learning_rate;
+  mx::array step; // the number of this step, from 1
+};
+
+/// The arrays of a step's leaves, where their owners have them, sorted by kind.
+class MLX_OPT_API Leaves {
+ public:
+  struct Kind {
+    int operands;
+    std::vector<size_t> leaves; // in the order in which they were added
+    std::vector<mx::array*> arrays;
+    std::vector<uint16_t> groups;
+  };
+
+  /// `count`: about how many leaves there will be.
+  explicit Leaves(const Program& program, size_t count = 0) {
+    for (size_t kind = 0; kind < program.kinds(); ++kind) {
+      Kind& added = kinds_.emplace_back(Kind{program.operands(kind), {}, {}, {}});
+      added.leaves.reserve(count);
+      added.arrays.reserve(count * added.operands);
+      added.groups.reserve(count);
+    }
+  }
+
+  /// Begins leaf number size(); `push` is then called for its operands in order.
+  Kind& add(size_t kind, uint16_t group = 0) {
+    Kind& added = kinds_[kind];
+    added.leaves.push_back(size_++);
+    added.groups.push_back(group);
+    return added;
+  }
+
+  /// Adds the leaves of a part with the same slots, whose first group becomes `first_group`.
+  void append(const Leaves& other, uint16_t first_group);
+
+  const std::vector<Kind>& kinds() const {
+    return kinds_;
+  }
+
+  size_t size() const {
+    return size_;
+  }
+
+  /// All operands in the order of a step's inputs.
+  Pointers operands() const;
+
+  /// The leaves in that order.
+  std::vector<size_t> order() const;
+
+ private:
+  std::vector<Kind> kinds_;
+  size_t size_ = 0;
+};
+
+struct Request {
+  const Program* program;
+  std::vector<GroupScalars> groups;
+  std::optional<GradientScale> scale;
+  mx::Stream stream;
+};
+
+/// A request that has been checked, with what its primitive takes.
+struct CheckedStep {
+  StepSpec spec;
+  std::vector<mx::Dtype> dtypes;  // of the outputs
+  std::vector<mx::array> scalars; // the inputs behind the operands
+};
+
+/// Throws std::invalid_argument if the scalars do not fit the rule, std::runtime_error if the
+/// device has no backend.
+MLX_OPT_API CheckedStep check(const Request& request, const Leaves& leaves);
+
+/// True if the rule adds weight decay to the gradient.
+MLX_OPT_API bool is_coupled(Rule rule, const std::vector<Scalar>& hypers);
+
+/// Appends the dtypes of one tensor's results, as mlx.optimizers' formulas promote them; where the
+/// rule sets the format of a slot, the parameter keeps its dtype. `operands`: the parameter, its
+/// slots and the gradient.
+MLX_OPT_API void push_dtypes(
+    const Slots& slots,
+    const mx::array* const* operands,
+    bool coupled,
+    std::vector<mx::Dtype>& dtypes);
+
+/// What is wrong with a leaf's shapes, without its name; empty if nothing is. `operands`: the
+/// parameter, its slots and the gradient.
+MLX_OPT_API std::string shape_problem(const Slots& slots, const mx::array* const* operands);
+
+/// True if the kernels can read and write every operand's dtype.
+MLX_OPT_API bool is_served(const mx::array* const* operands, int count);
+
+} // namespace mlx_opt
