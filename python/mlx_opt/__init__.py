@@ -1,35 +1,42 @@
 """Fused, in-place optimizers for MLX: a drop-in for mlx.optimizers."""
 
+import typing as _typing
+
 from .tools import info
 
 _error = info.import_error()
 if _error is None:
-    from mlx.optimizers.schedulers import (
+    from ._built import VERSION as __version__
+    from ._ext import num_threads, set_num_threads
+    from .optimizers import DERIVED as _DERIVED
+    from .optimizers import (
+        SGD,
+        AdaDelta,
+        Adafactor,
+        Adagrad,
+        Adam,
+        Adamax,
+        AdamW,
+        Lion,
+        MultiOptimizer,
+        Muon,
+        Optimizer,
+        RMSprop,
+        clip_grad_norm,
+    )
+    from .schedulers import (
         cosine_decay,
         exponential_decay,
         join_schedules,
         linear_schedule,
         step_decay,
     )
-
-    from ._built import VERSION as __version__
-    from ._ext import num_threads, set_num_threads
-    from .adafactor import Adafactor
-    from .base import Optimizer
-    from .clipping import clip_grad_norm
-    from .multi import MultiOptimizer
-    from .muon import Muon
-    from .optimizers import (
-        SGD,
-        AdaDelta,
-        Adagrad,
-        Adam,
-        Adamax,
-        AdamW,
-        Lion,
-        RMSprop,
-    )
     from .tools.installation import install, installed
+
+    globals().update(_DERIVED)
+    if _typing.TYPE_CHECKING:
+
+        def __getattr__(name: str) -> _typing.Any: ...  # the derived classes
 elif not info.running_as_command():  # `python -m mlx_opt info` says what is wrong
     raise _error
 
@@ -58,3 +65,5 @@ __all__ = [
     "set_num_threads",
     "step_decay",
 ]
+if _error is None:
+    __all__ += list(_DERIVED)

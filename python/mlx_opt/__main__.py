@@ -21,8 +21,9 @@ Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program it
 changed. It gets its arguments, its name __main__ and its folder on sys.path as from python, and
 its exit code is passed on.
 
-Replaced are the names in the module mlx.optimizers; what the program takes from the submodule
-mlx.optimizers.optimizers stays mlx's own, and so does everything in processes that it spawns."""
+Replaced are the names in the module mlx.optimizers, its submodules among them. What the program
+imports with "from mlx.optimizers.optimizers import ..." stays mlx's own, and so does everything in
+processes that it spawns."""
 RUN_EXAMPLES = f"""\
 examples:
   {PROGRAM} run train.py --epochs 3
@@ -62,9 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=plain,
     )
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
-    run.add_argument("program", metavar="script.py", help="a path, or with -m a module's name")
     run.add_argument(
-        "arguments", metavar="argument", nargs=argparse.REMAINDER, help="what the program gets"
+        "program",
+        metavar="script.py",
+        help="a path, or with -m a module's name; what follows are the program's own arguments",
     )
     run.set_defaults(usage_error=run.error)
     commands.add_parser(
@@ -82,6 +84,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("bench", help="time the optimizers beside mlx's and PyTorch's")
     return parser
+
+
+def split_run(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split the command line of ``run`` behind the program's name: argparse would take a ``--`` out
+    of the program's own arguments."""
+    for i, word in enumerate(argv[1:], start=2):
+        if not word.startswith("-"):
+            return argv[:i], argv[i:]
+    return argv, []
 
 
 def print_info() -> int:
@@ -177,8 +188,9 @@ def fail(message: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    own, arguments = split_run(argv) if argv[:1] == ["run"] else (argv, [])
     # bench has its own parser, which needs what may not be installed.
-    options = None if argv[:1] == ["bench"] else build_parser().parse_args(argv)
+    options = None if argv[:1] == ["bench"] else build_parser().parse_args(own)
     if options and options.command == "info":
         return print_info()
     if error := info.import_error():
@@ -187,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         return bench(argv[1:])
     if options.command == "selftest":
         return selftest()
-    run(options.program, options.module, options.arguments, options.usage_error)
+    run(options.program, options.module, arguments, options.usage_error)
     return 0
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from .clipping import Clip, Scaling
-
-Step = Callable[["Scaling | None"], None]
+from . import reserved, step
+from .clipping import ClipRequest
+from .step import Share
 
 
 class Optimizer(stock.Optimizer):
@@ -24,6 +23,15 @@ class Optimizer(stock.Optimizer):
 
         An optimizer with an ``apply_single`` of its own takes whatever that takes.
         """
+
+    def init(self, parameters: Any) -> None:
+        """Make the state of parameters that have none; see :meth:`mlx.optimizers.Optimizer.init`.
+
+        Raises:
+            ValueError: A parameter has the name under which mlx_opt keeps its own entries.
+        """
+        reserved.refuse_parameters_of_that_name(parameters)
+        super().init(parameters)
 
     def update(
         self,
@@ -45,23 +53,16 @@ class Optimizer(stock.Optimizer):
                 scaled down to it, as by :func:`clip_grad_norm`, inside the step. The norm that they
                 had is in :attr:`grad_norm` afterwards.
             skip_nonfinite: Leave the model, the step and the state as they are where the norm is
-                infinite or NaN, and count that in ``state["skipped"]``. Nothing waits for the norm.
+                infinite or NaN, and count that in :attr:`skipped`. Nothing waits for the norm.
 
         Raises:
             ValueError: ``max_norm`` is negative.
 
-            And what :meth:`apply_gradients` raises; model and state are then as they were.
+            And what :meth:`apply_gradients` raises; model and state are then as they were. Errors
+            that MLX raises later, when it evaluates lazy arrays, are not undone.
         """
-        clip = Clip.asked_for(max_norm, skip_nonfinite)
-        steps = self._steps(gradients, model)
-        if steps is not None:
-            scaling = None if clip is None else clip.of(gradients)
-            for step in steps:
-                step(scaling)
-        elif clip is None:
-            model.update(self.apply_gradients(gradients, model))
-        else:
-            model.update(self._apply_clipped(gradients, model, clip))
+        request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
+        step.update(shares_of(self, gradients), model, gradients, request)
 
     def apply_gradients(
         self,
@@ -70,31 +71,80 @@ class Optimizer(stock.Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
     ) -> Any:
-        """Return the updated parameters; the options are those of :meth:`update`."""
-        clip = Clip.asked_for(max_norm, skip_nonfinite)
-        if clip is None:
-            return super().apply_gradients(gradients, parameters)
-        return self._apply_clipped(gradients, parameters, clip)
+        """Return the updated parameters; the optimizer's state is updated in place.
+
+        Args:
+            gradients: A tree of arrays.
+            parameters: A tree, or a module, that has an array of the same shape for each gradient.
+                It may have more; those are not in the result.
+            max_norm: As for :meth:`update`.
+            skip_nonfinite: As for :meth:`update`.
+
+        Returns:
+            The new parameters, with the structure of the gradients. They are lazy, as all of MLX;
+            the gradients' and the old parameters' buffers are reused where nothing else holds them.
+
+        Raises:
+            KeyError: A gradient has no parameter or no state.
+            TypeError: A gradient or a parameter is not an array.
+            ValueError: The shapes of a gradient, its parameter and its state differ.
+
+            The message names the parameter's path; model and state are as they were.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer = optim.SGD(learning_rate=0.5)
+            >>> optimizer.apply_gradients({"w": mx.array([1.0])}, {"w": mx.array([3.0])})
+            {'w': array([2.5], dtype=float32)}
+        """
+        request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
+        return step.apply(self._shares(gradients), parameters, gradients, request)
+
+    @property
+    def state(self) -> dict:
+        """The optimizer's state dictionary."""
+        return self._state
+
+    @state.setter
+    def state(self, state: dict) -> None:
+        reserved.move_former_entries(state)
+        self._initialized = False
+        self._state = state
 
     @property
     def grad_norm(self) -> mx.array | None:
         """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
         array; before the first of these, None."""
-        return self.state.get("grad_norm")
+        return reserved.entries_of(self.state).get("grad_norm")
 
-    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
-        """What updates a model's parameters where they are, checked and still to be done; None if
-        that is for :meth:`apply_gradients` and the model's own ``update``."""
-        return None
+    @property
+    def skipped(self) -> mx.array | None:
+        """The number of steps that were skipped because the norm of their gradients was infinite or
+        NaN, a 0-d array; before the first step with ``skip_nonfinite``, None."""
+        return reserved.entries_of(self.state).get("skipped")
 
-    def _apply_clipped(self, gradients: Any, parameters: Any, clip: Clip | Scaling) -> Any:
-        self.check(gradients, parameters)
-        return clip.of(gradients).apply(self, gradients, parameters)
+    def _shares(self, gradients: Any) -> list[Share]:
+        """The parts of a step of this class, whatever a subclass makes of `apply_gradients`."""
+        return [Share(self, gradients, self._apply_leaves)]
+
+    def _apply_leaves(self, gradients: Any, parameters: Any) -> Any:
+        """A step through `apply_single`, leaf by leaf."""
+        return stock.Optimizer.apply_gradients(self, gradients, parameters)
 
 
-def is_own(optimizer: Optimizer, name: str, owner: type) -> bool:
-    """Whether a method is the one that `owner` defines, bound to this optimizer."""
+# As this package defines it: what takes its place, in a subclass or by a patch, is called.
+_apply_gradients = Optimizer.apply_gradients
+
+
+def shares_of(optimizer: stock.Optimizer, gradients: Any) -> list[Share]:
+    """The parts of an optimizer's step."""
+    if isinstance(optimizer, Optimizer) and is_own(optimizer, "apply_gradients", _apply_gradients):
+        return optimizer._shares(gradients)
+    return [Share(optimizer, gradients, optimizer.apply_gradients)]
+
+
+def is_own(optimizer: stock.Optimizer, name: str, function: Any) -> bool:
+    """True if a method is this function, bound to this optimizer."""
     method = getattr(optimizer, name)
-    return getattr(method, "__func__", None) is getattr(owner, name) and (
-        method.__self__ is optimizer
-    )
+    return getattr(method, "__func__", None) is function and method.__self__ is optimizer

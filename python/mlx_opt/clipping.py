@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,29 +15,31 @@ from . import _ext
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
-class Clip(NamedTuple):
+class ClipRequest(NamedTuple):
     """What ``max_norm`` and ``skip_nonfinite`` of :meth:`Optimizer.update` ask for."""
 
     max_norm: float | mx.array | None
     skip_nonfinite: bool
 
     @staticmethod
-    def asked_for(max_norm: float | mx.array | None, skip_nonfinite: bool) -> Clip | None:
-        if max_norm is None and not skip_nonfinite:
+    def from_arguments(max_norm: Any, skip_nonfinite: Any) -> ClipRequest | None:
+        if max_norm is None and skip_nonfinite is False:
             return None
-        if max_norm is not None:
-            _check(max_norm)
-        return Clip(max_norm, skip_nonfinite)
+        skip_nonfinite = _flag(skip_nonfinite)
+        if max_norm is None:
+            return ClipRequest(None, True) if skip_nonfinite else None
+        return ClipRequest(_checked_norm(max_norm), skip_nonfinite)
 
-    def of(self, gradients: Any) -> Scaling:
-        norm = global_norm(gradients)
+    def compute(self, gradients: Any, part: _ext.Part | None = None) -> ClippedStep:
+        """The norm and the scale of gradients, or of those that a part of a step holds."""
+        norm = global_norm(gradients, part)
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
         scale = _ext.gradient_scale(norm, *self)
         _ext.begin_scale(scale)
-        return Scaling(norm, scale, finite)
+        return ClippedStep(norm, scale, finite)
 
 
-class Scaling(NamedTuple):
+class ClippedStep(NamedTuple):
     """What a step does with the gradients."""
 
     norm: mx.array
@@ -48,9 +51,6 @@ class Scaling(NamedTuple):
     finite: mx.array | None
     """Whether the step is taken, 0-d; None if it is whatever the norm."""
 
-    def of(self, gradients: Any) -> Scaling:
-        return self
-
     def scaled(self, gradient: mx.array) -> mx.array:
         return scaled(gradient, self.scale)
 
@@ -58,59 +58,17 @@ class Scaling(NamedTuple):
         """`new` where the step is taken, else `old`."""
         return new if self.finite is None else mx.where(self.finite, new, old)
 
-    def once_more(self) -> Scaling:
-        """For a second primitive of the same step, whose gradients are made of scaled ones."""
-        return self._replace(scale=self.chosen(mx.array(1.0), mx.array(mx.nan)))
-
-    def changes(self, changes: dict, state: dict) -> dict:
-        """What happens to the state's own entries in place of `changes`."""
-        chosen = {
-            name: self.chosen(value, state[name]) if name in state else value
-            for name, value in changes.items()
-        }
-        chosen["grad_norm"] = self.norm
-        if self.finite is not None:
-            skipped = state.get("skipped", mx.array(0, mx.uint64))
-            chosen["skipped"] = skipped + mx.logical_not(self.finite).astype(mx.uint64)
-        return chosen
-
     def around(self, formula: Formula) -> Formula:
         """The formula of a leaf, of the scaled gradient, and its results only if it is taken."""
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
-            before = dict(state or {})
+            before = dict(state)
             updated = formula(self.scaled(gradient), parameter, state)
             for name, old in before.items():
                 state[name] = self.chosen(state[name], old)
             return self.chosen(updated, parameter)
 
         return step
-
-    def apply(self, optimizer: stock.Optimizer, gradients: Any, parameters: Any) -> Any:
-        """A step of any optimizer, through its `apply_gradients`, with clipped gradients."""
-        if not optimizer._initialized:
-            optimizer.init(gradients)
-        before = tree_map(lambda x: x, optimizer.state)
-        updated = optimizer.apply_gradients(tree_map(self.scaled, gradients), parameters)
-        if self.finite is not None:
-            self._restore(optimizer.state, before)
-            updated = tree_map(self.chosen, updated, parameters)
-        optimizer.state.update(self.changes({}, before))
-        return updated
-
-    def _restore(self, state: Any, before: Any) -> None:
-        for key, value in list(state.items() if isinstance(state, dict) else enumerate(state)):
-            if isinstance(value, (dict, list, tuple)):
-                self._restore(value, before[key])
-            elif isinstance(value, mx.array) and key in before:
-                state[key] = self.chosen(value, before[key])
-
-
-def with_scale(formula: Formula, scaling: Scaling | None) -> tuple:
-    """The last arguments of a step of a Batch: formula, scale, and whether it may be skipped."""
-    if scaling is None:
-        return (formula,)
-    return scaling.around(formula), scaling.scale, scaling.finite is not None
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
@@ -139,15 +97,15 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
         >>> optim.clip_grad_norm({"w": mx.array([3.0, 4.0])}, max_norm=1.0)
         ({'w': array([0.6, 0.8], dtype=float32)}, array(5, dtype=float32))
     """
-    _check(max_norm)
+    greatest = _checked_norm(max_norm)
     norm = global_norm(grads)
-    scale = _ext.gradient_scale(norm, max_norm)
+    scale = _ext.gradient_scale(norm, greatest)
     return tree_map(lambda g: scaled(g, scale), grads), norm
 
 
-def global_norm(tree: Any) -> mx.array:
+def global_norm(tree: Any, part: _ext.Part | None = None) -> mx.array:
     """The square root of the sum of the squares of all elements, 0-d."""
-    norm = _ext.global_norm(tree)
+    norm = _ext.global_norm(tree if part is None else part)
     # The norm of other dtypes is what MLX makes of it; nothing evaluates its clipped gradients.
     return stock.clip_grad_norm(tree, 0.0)[1] if norm is None else norm
 
@@ -158,6 +116,30 @@ def scaled(gradient: mx.array, scale: mx.array) -> mx.array:
     return gradient * scale
 
 
-def _check(max_norm: float | mx.array) -> None:
-    if not isinstance(max_norm, mx.array) and max_norm < 0:
+def _checked_norm(max_norm: Any) -> float | mx.array:
+    if isinstance(max_norm, mx.array):
+        if max_norm.size != 1:
+            raise ValueError(f"max_norm: expected a number, got shape {tuple(max_norm.shape)}")
+        return max_norm
+    try:
+        number = float("" if isinstance(max_norm, str) else max_norm)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"max_norm: expected a number or a 0-d mlx.core.array, got {type(max_norm).__name__}"
+        ) from None
+    if number < 0:
         raise ValueError(f"max_norm should be >=0, {max_norm} was provided instead")
+    return number
+
+
+def _flag(skip_nonfinite: Any) -> bool:
+    """True and False, and what stands for them: 1 and 0, NumPy's bools."""
+    if isinstance(skip_nonfinite, bool):
+        return skip_nonfinite
+    try:
+        number = operator.index(skip_nonfinite)
+    except TypeError:
+        number = int(skip_nonfinite) if type(skip_nonfinite).__name__ in ("bool", "bool_") else -1
+    if number not in (0, 1):
+        raise TypeError(f"skip_nonfinite: expected a bool, got {type(skip_nonfinite).__name__}")
+    return bool(number)

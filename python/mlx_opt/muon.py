@@ -7,12 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
-from mlx.utils import tree_flatten, tree_map, tree_merge
 
-from . import _ext, newton_schulz
-from .base import Optimizer, Step, is_own
-from .clipping import Clip, Scaling, with_scale
-from .fused import STORAGE, UPDATE, FusedOptimizer, Rule, Write, in_float32
+from . import _ext, newton_schulz, reserved
+from .base import Optimizer, is_own, shares_of
+from .fused import STORAGE, FusedOptimizer, in_float32
+from .step import Share
 from .trees import split
 
 
@@ -44,12 +43,13 @@ class Muon(FusedOptimizer, stock.Muon):
         decoupled_weight_decay: Take the decay off the parameter, times the learning rate, in place
             of adding it to the gradient. Default: ``False``
         fallback: An optimizer of this package for parameters of fewer than two dimensions. Its
-            state is at ``"fallback"`` in this one's, and its learning rate is its own. Lists and
-            tuples in the trees come back as lists. Default: ``None``
+            state is at ``["mlx_opt"]["fallback"]`` in this one's, and its learning rate is its own.
+            Lists and tuples in the trees come back as lists. Default: ``None``
 
     Raises:
-        ValueError: ``ns_coefficients`` or ``adjust_lr`` is none of these, or ``ns_steps`` negative.
-        TypeError: ``fallback`` is not an optimizer of this package.
+        ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` is none of these, or
+            ``ns_steps`` negative.
+        TypeError: ``fallback`` is not an optimizer of this package, or ``ns_steps`` not an int.
 
     Example:
         >>> import mlx.core as mx
@@ -60,7 +60,7 @@ class Muon(FusedOptimizer, stock.Muon):
         (1, 2)
     """
 
-    _in_place = False
+    _rule = "Muon"
 
     def __init__(
         self,
@@ -76,17 +76,6 @@ class Muon(FusedOptimizer, stock.Muon):
         decoupled_weight_decay: bool = False,
         fallback: Optimizer | None = None,
     ):
-        if isinstance(ns_coefficients, str) and ns_coefficients not in newton_schulz.SETS:
-            raise ValueError(
-                f"ns_coefficients: expected triples or one of {', '.join(newton_schulz.SETS)}, "
-                f"got {ns_coefficients!r}"
-            )
-        if adjust_lr not in ADJUSTMENTS:
-            raise ValueError(
-                f"adjust_lr: expected one of {', '.join(ADJUSTMENTS)}, got {adjust_lr!r}"
-            )
-        if ns_steps < 0:
-            raise ValueError(f"ns_steps: expected 0 or more, got {ns_steps}")
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
                 f"fallback: expected an optimizer of mlx_opt, got {type(fallback).__name__}"
@@ -97,15 +86,24 @@ class Muon(FusedOptimizer, stock.Muon):
         self.ns_coefficients = ns_coefficients
         self.adjust_lr = adjust_lr
         self.decoupled_weight_decay = decoupled_weight_decay
+        self._muon_program()
 
     def init(self, parameters: Any) -> None:
         if self.fallback is None:
             super().init(parameters)
             return
+        reserved.refuse_parameters_of_that_name(parameters)
         matrices, others = _split(parameters)
         super().init(matrices)
         self.fallback.init(others)
-        self._state["fallback"] = self.fallback.state
+        self._state.setdefault(reserved.KEY, {})["fallback"] = self.fallback.state
+
+    def _init_own(self, gradients: Any) -> None:
+        if self.fallback is None:
+            super()._init_own(gradients)
+            return
+        super().init(gradients)
+        self._state.setdefault(reserved.KEY, {})["fallback"] = self.fallback.state
 
     @property
     def state(self) -> dict:
@@ -114,10 +112,13 @@ class Muon(FusedOptimizer, stock.Muon):
 
     @state.setter
     def state(self, state: dict) -> None:
+        reserved.move_former_entries(state)
+        if self.fallback is not None:
+            reserved.move_former_fallback(state)
+            if "fallback" in reserved.entries_of(state):
+                self.fallback.state = reserved.entries_of(state)["fallback"]
         self._initialized = False
         self._state = state
-        if self.fallback is not None and "fallback" in state:
-            self.fallback.state = state["fallback"]
 
     def check(self, gradients: Any, parameters: Any) -> None:
         if self.fallback is None:
@@ -127,84 +128,50 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
-    def _steps(self, gradients: Any, model: Any) -> list[Step] | None:
+    def _shares(self, gradients: Any) -> list[Share]:
         if self.fallback is None:
-            return super()._steps(gradients, model)
-        matrices, others = self._begin(gradients, model)
-        steps, rest = super()._steps(matrices, model), self.fallback._steps(others, model)
-        return None if steps is None or rest is None else steps + rest
+            return super()._shares(gradients)
+        matrices, others = _split(gradients)
+        return super()._shares(matrices) + shares_of(self.fallback, others)
 
-    def _begin(self, gradients: Any, parameters: Any) -> tuple[Any, Any]:
-        """What is for this optimizer and what for the fallback; both have state."""
-        if not self._initialized:
-            self.check(gradients, parameters)
-            self.init(gradients)
-        return _split(gradients)
+    def _program(self) -> tuple[_ext.Program, list[Any]]:
+        return self._muon_program(), super()._program()[1]
 
-    def _step(
-        self,
-        gradients: Any,
-        parameters: Any,
-        clip: Clip | Scaling | None,
-        run: Callable[[_ext.Batch, Scaling | None], Any],
-    ) -> Any:
-        if self.fallback is None:
-            return super()._step(gradients, parameters, clip, run)
-        self.check(gradients, parameters)
-        matrices, others = self._begin(gradients, parameters)
-        scaling = None if clip is None else clip.of(gradients)
-        updated = super()._step(matrices, parameters, scaling, run)
-        if scaling is None:
-            rest = self.fallback.apply_gradients(others, parameters)
-        else:
-            rest = self.fallback._apply_clipped(others, parameters, scaling)
-        return tree_merge(updated, rest)
+    def _muon_program(self) -> _ext.Program:
+        """The stages, with the options as they are now.
 
-    def _rule(self) -> Rule:
-        decay = 0.0 if self.decoupled_weight_decay else self.weight_decay
-        return Rule("Muon", ("v",), (self.momentum, self.nesterov, decay))
-
-    def _run(
-        self, parameters: Any, batch: _ext.Batch, scaling: Scaling | None, write: Write = UPDATE
-    ) -> Any:
-        rule = self._rule()
-        scalars = (self.learning_rate, self.step)
-        first = with_scale(self._formula, scaling)
-        directions = batch.update(rule.name, rule.hypers, *scalars, *first)
-        batch = _ext.Batch(self._orthogonalized(directions), parameters, None, (), False)
-        decay = self.weight_decay if self.decoupled_weight_decay else 0.0
-        # Of a direction of length 1 plain descent with decay is descent with decoupled decay.
-        last = with_scale(self._descent, None if scaling is None else scaling.once_more())
-        return write(batch, "SGD", (decay,), *scalars, *last)
-
-    def _orthogonalized(self, directions: Any) -> Any:
-        leaves: list[Any] = [leaf[1] for leaf in tree_flatten(directions)]
-        own = not is_own(self, "_zeropower_via_newtonschulz5", stock.Muon)
-        together = []
-        for i, x in enumerate(leaves):
-            if x.ndim < 2 or x.size == 0:
-                continue
-            if own or x.dtype not in STORAGE:
-                matrix = self._zeropower_via_newtonschulz5(_matrix(x), steps=self.ns_steps)
-                leaves[i] = _adjustment(self, x) * matrix.reshape(x.shape)
-            else:
-                together.append(i)
-        sets = newton_schulz.SETS
-        coefficients = self.ns_coefficients
-        results = newton_schulz.orthogonalized(
-            [_matrix(leaves[i]) for i in together],
-            [_adjustment(self, leaves[i]) for i in together],
-            sets[coefficients] if isinstance(coefficients, str) else coefficients,
+        Raises:
+            TypeError, ValueError: An option does not fit; the message names it.
+        """
+        if self.adjust_lr not in ADJUSTMENTS:
+            raise ValueError(
+                f"adjust_lr: expected one of {', '.join(ADJUSTMENTS)}, got {self.adjust_lr!r}"
+            )
+        if isinstance(self.ns_steps, bool) or not isinstance(self.ns_steps, int):
+            raise TypeError(f"ns_steps: expected an int, got {type(self.ns_steps).__name__}")
+        if self.ns_steps < 0:
+            raise ValueError(f"ns_steps: expected 0 or more, got {self.ns_steps}")
+        if not (self.ns_dtype is None or self.ns_dtype in STORAGE):
+            raise ValueError(
+                f"ns_dtype: expected float32, float16, bfloat16 or None, got {self.ns_dtype}"
+            )
+        return _ext.muon_program(
             self.ns_steps,
             self.ns_dtype,
+            newton_schulz.coefficients_of(self.ns_coefficients),
+            self.adjust_lr,
+            bool(self.decoupled_weight_decay),
+            newton_schulz.STACK,
         )
-        for i, result in zip(together, results, strict=True):
-            leaves[i] = result if leaves[i].ndim == 2 else result.reshape(leaves[i].shape)
-        iterator = iter(leaves)
-        return tree_map(lambda _: next(iterator), directions)
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        return in_float32(self._direction, gradient, parameter, state)
+        def descend(update: mx.array, parameter: mx.array, _: dict) -> mx.array:
+            if self.weight_decay != 0 and self.decoupled_weight_decay:
+                update = update + self.weight_decay * parameter
+            return parameter - self.learning_rate.astype(update.dtype) * update
+
+        direction = in_float32(self._direction, gradient, parameter, state)
+        return in_float32(descend, self._orthogonalized(direction), parameter, {})
 
     def _direction(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         if self.weight_decay != 0 and not self.decoupled_weight_decay:
@@ -213,13 +180,29 @@ class Muon(FusedOptimizer, stock.Muon):
         state["v"] = v
         return gradient * (1 - self.momentum) + v * self.momentum if self.nesterov else v
 
-    def _descent(self, update: mx.array, parameter: mx.array, state: dict | None) -> mx.array:
-        def formula(update: mx.array, parameter: mx.array, state: dict) -> mx.array:
-            if self.weight_decay != 0 and self.decoupled_weight_decay:
-                update = update + self.weight_decay * parameter
-            return parameter - self.learning_rate.astype(update.dtype) * update
+    def _orthogonalized(self, x: mx.array) -> mx.array:
+        if x.ndim < 2 or x.size == 0:
+            return x
+        scale = ADJUSTMENTS[self.adjust_lr](x.shape)
+        matrix = x if x.ndim == 2 else x.reshape(x.shape[0], -1)
+        if x.dtype not in STORAGE or not self._uses_own_iterations():
+            matrix = self._zeropower_via_newtonschulz5(matrix, steps=self.ns_steps)
+            return scale * matrix.reshape(x.shape)
+        coefficients = newton_schulz.coefficients_of(self.ns_coefficients)
+        [factor] = newton_schulz.orthogonalized(
+            [matrix], [scale], coefficients, self.ns_steps, self.ns_dtype
+        )
+        return factor if x.ndim == 2 else factor.reshape(x.shape)
 
-        return in_float32(formula, update, parameter, {})
+    def _uses_primitives(self) -> bool:
+        return self._uses_own_iterations()
+
+    def _uses_own_iterations(self) -> bool:
+        """True if no hook takes the place of mlx.optimizers' iterations."""
+        return is_own(self, "_zeropower_via_newtonschulz5", _iterations)
+
+
+_iterations = stock.Muon._zeropower_via_newtonschulz5
 
 
 def _original(shape: tuple[int, ...]) -> float:
@@ -234,14 +217,6 @@ def _match_rms_adamw(shape: tuple[int, ...]) -> float:
 
 
 ADJUSTMENTS = {"original": _original, "match_rms_adamw": _match_rms_adamw}
-
-
-def _adjustment(optimizer: Muon, x: mx.array) -> float:
-    return ADJUSTMENTS[optimizer.adjust_lr](x.shape)
-
-
-def _matrix(x: mx.array) -> mx.array:
-    return x if x.ndim == 2 else x.reshape(x.shape[0], -1)
 
 
 def _split(tree: Any) -> tuple[Any, Any]:

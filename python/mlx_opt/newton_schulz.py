@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -26,3 +27,22 @@ def orthogonalized(
 ) -> list[mx.array]:
     """U V^T of each matrix U S V^T, roughly, times its scale: see `_ext.orthogonalized`."""
     return _ext.orthogonalized(matrices, scales, coefficients, steps, dtype, STACK)
+
+
+def coefficients_of(given: Any) -> Coefficients:
+    """A set by name, or triples.
+
+    Raises:
+        ValueError: There is no set of that name, or not at least one triple of numbers.
+    """
+    if isinstance(given, str) and given in SETS:
+        return SETS[given]
+    try:
+        triples = [] if isinstance(given, str) else [[float(x) for x in triple] for triple in given]
+    except TypeError:
+        triples = []
+    if not triples or any(len(triple) != 3 for triple in triples):
+        raise ValueError(
+            f"ns_coefficients: expected triples or one of {', '.join(SETS)}, got {given!r}"
+        )
+    return triples

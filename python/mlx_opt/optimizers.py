@@ -1,71 +1,96 @@
 """The optimizers: mlx.optimizers' classes with their steps run by fused primitives.
 
 Each class inherits its constructor, its state and its formula from the class of the same name in
-mlx.optimizers. What is added is `_rule`, which says which primitive does the same.
+mlx.optimizers. What is added is the name under which the rules' descriptions know it. Muon and
+MultiOptimizer have modules of their own; all that mlx.optimizers.optimizers defines is here. The
+classes that mlx.optimizers does not have are derived from their rules' descriptions.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.optimizers.optimizers as stock
 
-from .fused import FusedOptimizer, Rule
+from . import _ext
+from .base import Optimizer
+from .clipping import clip_grad_norm
+from .derived import optimizer_class
+from .fused import FusedOptimizer
+from .multi import MultiOptimizer
+from .muon import Muon
+
+__all__ = [
+    "AdaDelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "MultiOptimizer",
+    "Muon",
+    "Optimizer",
+    "RMSprop",
+    "SGD",
+    "clip_grad_norm",
+]
 
 
 class SGD(FusedOptimizer, stock.SGD):
     __doc__ = stock.SGD.__doc__
-
-    def _rule(self) -> Rule:
-        if self.momentum <= 0:
-            return Rule("SGD", (), (self.weight_decay,))
-        hypers = (self.momentum, max(self.dampening, 0.0), self.weight_decay)
-        return Rule("Nesterov" if self.nesterov else "Momentum", ("v",), hypers)
+    _rule = "SGD"
 
 
 class RMSprop(FusedOptimizer, stock.RMSprop):
     __doc__ = stock.RMSprop.__doc__
-
-    def _rule(self) -> Rule:
-        return Rule("RMSprop", ("v",), (self.alpha, self.eps))
+    _rule = "RMSprop"
 
 
 class Adagrad(FusedOptimizer, stock.Adagrad):
     __doc__ = stock.Adagrad.__doc__
-
-    def _rule(self) -> Rule:
-        return Rule("Adagrad", ("v",), (self.eps,))
+    _rule = "Adagrad"
 
 
 class AdaDelta(FusedOptimizer, stock.AdaDelta):
     __doc__ = stock.AdaDelta.__doc__
-
-    def _rule(self) -> Rule:
-        return Rule("AdaDelta", ("v", "u"), (self.rho, self.eps))
+    _rule = "AdaDelta"
 
 
 class Adam(FusedOptimizer, stock.Adam):
     __doc__ = stock.Adam.__doc__
-
-    def _rule(self) -> Rule:
-        return Rule("AdamW", ("m", "v"), (*self.betas, self.eps, 0.0, self.bias_correction))
+    _rule = "AdamW"
+    _fixed = {"weight_decay": 0.0}
 
 
 class AdamW(Adam, stock.AdamW):
     __doc__ = stock.AdamW.__doc__
-
-    def _rule(self) -> Rule:
-        hypers = (*self.betas, self.eps, self.weight_decay, self.bias_correction)
-        return Rule("AdamW", ("m", "v"), hypers)
+    _fixed = {}
 
 
 class Adamax(Adam, stock.Adamax):
     __doc__ = stock.Adamax.__doc__
-
-    def _rule(self) -> Rule:
-        return Rule("Adamax", ("m", "v"), (*self.betas, self.eps))
+    _rule = "Adamax"
 
 
 class Lion(FusedOptimizer, stock.Lion):
     __doc__ = stock.Lion.__doc__
+    _rule = "Lion"
 
-    def _rule(self) -> Rule:
-        return Rule("Lion", ("m",), (*self.betas, max(self.weight_decay, 0.0)))
+
+class Adafactor(FusedOptimizer, stock.Adafactor):
+    __doc__ = stock.Adafactor.__doc__
+    _rule = "Adafactor"
+
+    def _rate(self) -> Any:
+        # With relative_step the rule finds its own, and there need not be a learning rate.
+        return None if self.relative_step else self.learning_rate
+
+
+DERIVED = {
+    name: optimizer_class(name, __name__)
+    for name in _ext.optimizers()
+    if name not in globals() and not hasattr(stock, name)
+}
+globals().update(DERIVED)  # where pickle looks for them
+__all__ += list(DERIVED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 CONTAINERS = (dict, list, tuple)
@@ -25,7 +25,8 @@ def split(tree: Any, count: int, part_of: Callable[[str, Any], int], path: str =
     if not isinstance(tree, CONTAINERS):
         parts[part_of(path, tree)] = tree
         return parts
-    items: Iterable[tuple[Any, Any]] = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    # A list, because a filter may change the tree.
+    items: list[tuple[Any, Any]] = list(tree.items() if isinstance(tree, dict) else enumerate(tree))
     prefix = f"{path}." if path else ""
     for key, child in items:
         here = f"{prefix}{key}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple
 
 # The distributions with MLX's library, and the extra of `mlx` that brings each.
@@ -156,39 +155,45 @@ def _library_problems() -> list[str]:
 def _device_facts() -> tuple[dict[str, str], list[str]]:
     import mlx.core as mx
 
-    default = mx.default_device()
-    found = [kind for kind in (mx.cpu, mx.gpu) if mx.is_available(kind)]
-    served = {kind.name: _serves(mx, kind) for kind in found}
+    ext: Any = import_module("mlx_opt._ext")
+    default = mx.default_device().type.name
+    problem = _gpu_problem(ext)
     facts = {
-        "devices": ", ".join(f"{name}: {_backend(yes)}" for name, yes in served.items()),
-        "default": f"{default.type.name}, {mx.device_info().get('device_name', 'unnamed')}",
+        "default": f"{default}, {mx.device_info().get('device_name', 'unnamed')}",
+        "CPU": _use("cpu", default),
+        _gpu_backend(): _use("gpu", default, problem),
     }
-    name = default.type.name
-    ext = import_module("mlx_opt._ext")
-    if problem := name == "gpu" and ext.gpu_problem():
-        return facts, [f"every step on the GPU will fail, or be slow: {problem}"]
-    if served[name]:
+    if default != "gpu" or not problem:
         return facts, []
-    mend = "install a build of mlx_opt that has a backend for it"
-    if served.get("cpu"):
-        mend += ", or call mx.set_default_device(mx.cpu)"
+    if ext.available():
+        return facts, [f"every step on the GPU will fail, or be slow: {problem}"]
     return facts, [
-        f"no backend of this build serves the default device, {name}: mlx_opt runs mlx's own "
-        f"formulas there, with right results but no speed-up: {mend}"
+        f"no backend serves the default device, gpu ({problem}): mlx_opt runs mlx's own formulas "
+        "there, with right results but no speed-up: install a build of mlx_opt that has a backend "
+        "for it, or call mx.set_default_device(mx.cpu)"
     ]
 
 
-def _backend(served: bool) -> str:
-    return "fused rules" if served else "no backend in this build, mlx's own formulas"
+def _use(device: str, default: str, problem: str = "") -> str:
+    """Whether the backend of a device is in use, and if not, why."""
+    if problem:
+        return f"not in use: {problem}"
+    if device == default:
+        return "in use"
+    return f"not in use: ready, but the default device is {default}"
 
 
-def _serves(mx: ModuleType, kind: object) -> bool:
-    before = mx.default_device()
-    mx.set_default_device(kind)
-    try:
-        return bool(import_module("mlx_opt._ext").available())
-    finally:
-        mx.set_default_device(before)
+def _gpu_backend() -> str:
+    """The name of the GPU backend that a build for this system has."""
+    return "Metal" if sys.platform == "darwin" else "CUDA"
+
+
+def _gpu_problem(ext: Any) -> str:
+    """What keeps the GPU backend from running here; empty if nothing does."""
+    library = os.path.join(os.path.dirname(ext.__file__), "lib", "libmlx_opt_cuda.so")
+    if _gpu_backend() == "CUDA" and not os.path.exists(library):
+        return "this build of mlx_opt was made without it (MLX_OPT_CUDA=OFF)"
+    return ext.gpu_problem()
 
 
 def _thread_facts() -> tuple[dict[str, str], list[str]]:

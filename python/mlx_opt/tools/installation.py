@@ -15,13 +15,14 @@ def install() -> None:
     """Put mlx_opt's classes into the module ``mlx.optimizers``, for the rest of the process.
 
     Afterwards ``import mlx.optimizers as optim``, also an earlier one, and
-    ``from mlx.optimizers import AdamW`` give mlx_opt's. A second call changes nothing.
+    ``from mlx.optimizers import AdamW`` give mlx_opt's; so do ``mlx.optimizers.optimizers.AdamW``
+    and ``mlx.optimizers.schedulers``. A second call changes nothing.
 
     What was bound before stays MLX's own: names from an earlier ``from mlx.optimizers import
-    AdamW``, classes derived from MLX's, and optimizers that exist. So do names taken from the
-    submodules, as ``mlx.optimizers.optimizers.AdamW``, where pickle looks for MLX's own classes.
-    So call this first. Processes that are started afresh (the "spawn" of multiprocessing) have to
-    call it themselves.
+    AdamW``, classes derived from MLX's, and optimizers that exist. So call this first. In
+    ``sys.modules`` the submodules stay MLX's own, because pickle looks for its classes there: so
+    does what ``from mlx.optimizers.optimizers import AdamW`` gives. Processes that are started
+    afresh (the "spawn" of multiprocessing) have to call this themselves.
 
     Example:
         >>> import mlx.optimizers as optim
@@ -65,11 +66,12 @@ def installed() -> Iterator[None]:
 def _replacements() -> dict[str, Any]:
     """The public names of mlx.optimizers under which mlx_opt has something of its own."""
     ours = {name: getattr(mlx_opt, name) for name in mlx_opt.__all__}
-    return {
+    own = {
         name: value
         for name, value in ours.items()
         if hasattr(mlx.optimizers, name) and _is_own(value)
     }
+    return {**own, "optimizers": mlx_opt.optimizers, "schedulers": mlx_opt.schedulers}
 
 
 def _is_own(value: Any) -> bool:

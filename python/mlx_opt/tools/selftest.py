@@ -17,11 +17,7 @@ import mlx_opt
 from .. import _ext, references
 from . import info
 
-CASES: list[tuple[str, dict[str, Any]]] = [
-    *references.CASES,
-    ("Adafactor", {}),
-    ("Adafactor", {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False}),
-]
+CASES = references.CASES
 STORAGES = ("float32", "float16", "bfloat16")
 LEARNING_RATE = 0.01
 STEPS = 3

@@ -1,0 +1,102 @@
+"""Which rule serves an optimizer with the options that it has, from the rules' descriptions."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+from . import _ext
+
+_HOLDS = {
+    "positive": lambda value: value > 0,
+    "off": lambda value: not value,
+    "on": lambda value: bool(value),
+}
+
+
+class Slot(NamedTuple):
+    """A state array of a parameter; see the C++ SlotInfo."""
+
+    name: str
+    extent: str
+    owner: str
+    option: str | None
+    idle: bool
+    format: str
+
+
+class Form(NamedTuple):
+    """A rule, and when it serves its optimizer."""
+
+    rule: str
+    hypers: tuple[tuple[str, int | None], ...]
+    """Of each, the attribute and, if that is a sequence, the position in it."""
+
+    standards: dict[str, Any]
+    """The defaults of the hyperparameters, by the names that the rule's description gives them."""
+
+    slots: tuple[Slot, ...]
+    conditions: tuple[tuple[str, str], ...]
+    option: str | None
+    """The attribute that brings the optional slots, where it is not None."""
+
+    def holds(self, values: dict[str, Any]) -> bool:
+        return all(_HOLDS[setting](values[option]) for option, setting in self.conditions)
+
+    def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
+        hypers = [
+            values[name] if index is None else values[name][index] for name, index in self.hypers
+        ]
+        if self.option is None:
+            return _program(self.rule), hypers
+        with_options = values[self.option] is not None
+        return _program(self.rule, with_options), [0.0 if x is None else x for x in hypers]
+
+
+class Forms(NamedTuple):
+    """The forms of an optimizer, in the order in which their conditions are to be asked."""
+
+    forms: tuple[Form, ...]
+    attributes: tuple[str, ...]
+    """All that the forms read of the optimizer."""
+
+    def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
+        """What updates the parameters, and its hyperparameters, with these attributes."""
+        for form in self.forms:
+            if not form.conditions or form.holds(values):
+                return form.settle(values)
+        raise ValueError("no rule serves these hyperparameters")
+
+
+_program = cache(_ext.program)
+
+
+@cache
+def forms_of(optimizer: str) -> Forms:
+    forms = tuple(_form(description) for description in _ext.descriptions(optimizer))
+    attributes = {name: None for form in forms for name, _ in form.hypers}
+    attributes |= {option: None for form in forms for option, _ in form.conditions}
+    return Forms(forms, tuple(attributes))
+
+
+def _form(description: dict[str, Any]) -> Form:
+    slots = tuple(Slot(*slot) for slot in description["slots"])
+    options = [slot.option for slot in slots if slot.option is not None]
+    standards = {
+        name: bool(standard) if range == "flag" else standard
+        for name, standard, range in description["hypers"]
+    }
+    return Form(
+        description["rule"],
+        tuple(_hyper(name) for name, *_ in description["hypers"]),
+        standards,
+        slots,
+        tuple(description["conditions"]),
+        options[0] if options else None,
+    )
+
+
+def _hyper(name: str) -> tuple[str, int | None]:
+    element = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+    return (name, None) if element is None else (element[1], int(element[2]))

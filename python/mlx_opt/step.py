@@ -1,0 +1,185 @@
+"""A step of an optimizer and of those that it is made of: settle, check, act.
+
+1. *Settle*: whatever runs a program's own code comes first, for all parts: filters, ``init``,
+   schedules, properties. The results stand in the state and in the parts from then on.
+2. *Check*: the leaves are collected, held by object, and checked.
+3. *Act*: from the first change of an array to the last entry of the state no Python runs.
+
+An error takes back what was settled, so it leaves the model and every state as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers.optimizers as stock
+from mlx.utils import tree_merge
+
+from . import _ext, reserved
+from .clipping import ClippedStep, ClipRequest
+from .foreign import Apply, keep, members_of, run_foreign
+from .rollback import Rollback
+
+
+class Share(NamedTuple):
+    """The gradients that one optimizer of a step takes."""
+
+    optimizer: stock.Optimizer
+    gradients: Any
+    apply: Apply | None
+    """The optimizer's own way of a step; None if the primitives run it."""
+
+
+class Settled(NamedTuple):
+    """A fused optimizer's step, once nothing of the program's own is to be asked any more."""
+
+    optimizer: Any
+    gradients: Any
+    state: dict
+    before: dict[str, Any]
+    """The entries of the state's root that the step replaces, as they were."""
+
+    program: _ext.Program
+    hypers: list
+    rate: Any
+    step: Any
+
+
+def update(shares: list[Share], model: Any, gradients: Any, request: ClipRequest | None) -> None:
+    """Update a model in place."""
+    with Rollback() as rollback:
+        replaces_leaves = getattr(model.update, "__func__", None) is nn.Module.update
+        assigned = replaces_leaves and all(share.apply is None for share in shares)
+        step = _prepare(shares, model, gradients, request, rollback, assigned)
+        if assigned and _ext.update(step.parts, step.counters):
+            return
+        tree = step.tree()
+        rollback.keep_tree(model)
+        model.update(tree)
+        step.commit()
+
+
+def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipRequest | None) -> Any:
+    """Return the updated parameters."""
+    with Rollback() as rollback:
+        step = _prepare(shares, parameters, gradients, request, rollback, assigned=False)
+        tree = step.tree()
+        step.commit()
+        _ext.evaluate_chains(step.counters)
+        return tree
+
+
+class _Step(NamedTuple):
+    """A step that is ready to be run."""
+
+    parts: list[_ext.Part]
+    trees: list[Any]
+    """The results of the optimizers that run themselves."""
+
+    counters: list[Any]
+
+    def tree(self) -> Any:
+        """The updated parameters; changes nothing."""
+        for part in self.parts:
+            part.stage()
+        trees = [part.tree() for part in self.parts] + self.trees
+        tree = trees[0] if trees else {}
+        for other in trees[1:]:
+            tree = tree_merge(tree, other)
+        return tree
+
+    def commit(self) -> None:
+        for part in self.parts:
+            part.commit()
+
+
+def _prepare(
+    shares: list[Share],
+    parameters: Any,
+    gradients: Any,
+    request: ClipRequest | None,
+    rollback: Rollback,
+    assigned: bool,
+) -> _Step:
+    fused = [share for share in shares if share.apply is None]
+    settled = [_settle(share, parameters, rollback) for share in fused]
+    parts = [_part(step, parameters, assigned) for step in settled]
+    clipped = None
+    if request is not None:
+        # A part holds the gradients that the step has; the tree may have others by now.
+        clipped = request.compute(gradients, parts[0] if len(shares) == len(parts) == 1 else None)
+    counters: list[Any] = []
+    for step, part in zip(settled, parts, strict=True):
+        if clipped is not None:
+            skips = clipped.finite is not None
+            part.clip(clipped.scale, skips, clipped.around(step.optimizer._formula))
+            record(step.optimizer, step.before, clipped, rollback)
+        counters += counters_of(step.state)
+    trees = []
+    for optimizer, own, apply in shares:
+        if apply is not None:
+            trees.append(run_foreign(optimizer, apply, own, parameters, clipped, rollback))
+            if clipped is not None:
+                for member in members_of(optimizer):
+                    record(member, {}, clipped, rollback)
+    return _Step(parts, trees, counters)
+
+
+def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
+    optimizer: Any = share.optimizer
+    if not optimizer._initialized:
+        optimizer.check(share.gradients, parameters)
+        keep(optimizer, rollback)
+        optimizer._init_own(share.gradients)
+    before: dict[str, Any] = {}
+    for name, schedule in optimizer._schedulers.items():
+        value = schedule(optimizer.step)
+        rollback.put(optimizer.state, name, value, before)
+    rollback.put(optimizer.state, "step", optimizer.step + 1, before)
+    program, hypers = optimizer._program()
+    rate, step = optimizer._rate(), optimizer.step
+    state = optimizer.state
+    return Settled(optimizer, share.gradients, state, before, program, hypers, rate, step)
+
+
+def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
+    optimizer, gradients, state, _, program, hypers, rate, step = settled
+    return _ext.Part(
+        program,
+        hypers,
+        rate,
+        step,
+        optimizer._formula,
+        gradients,
+        parameters,
+        state,
+        True,
+        assigned,
+        optimizer._uses_primitives(),
+    )
+
+
+def record(
+    optimizer: Any, before: dict[str, Any], clipped: ClippedStep, rollback: Rollback
+) -> None:
+    """Put what a clipped step leaves into the root of an optimizer's state."""
+    state = optimizer.state
+    if clipped.finite is not None:
+        for name, old in before.items():
+            rollback.put(state, name, clipped.chosen(state[name], old))
+    if reserved.KEY not in state:
+        rollback.put(state, reserved.KEY, {})
+    entries = state[reserved.KEY]
+    rollback.put(entries, "grad_norm", clipped.norm)
+    if clipped.finite is not None:
+        skipped = entries.get("skipped", mx.array(0, mx.uint64))
+        skipped = skipped + mx.logical_not(clipped.finite).astype(mx.uint64)
+        rollback.put(entries, "skipped", skipped)
+
+
+def counters_of(state: Any) -> list[Any]:
+    """The arrays of a state that count steps."""
+    entries = reserved.entries_of(state)
+    return [x for x in (state.get("step"), entries.get("skipped")) if x is not None]
