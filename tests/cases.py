@@ -12,7 +12,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_opt
-from mlx_opt import references
+from mlx_opt import formulas, references
+
+DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 
 
 class Case(NamedTuple):
@@ -28,16 +30,57 @@ class Case(NamedTuple):
         return getattr(mlx_opt, self.rule)(learning_rate, **self.options)
 
     def stock(self, learning_rate):
-        return getattr(stock, self.rule)(learning_rate, **self.options)
+        if hasattr(stock, self.rule):
+            return getattr(stock, self.rule)(learning_rate, **self.options)
+        return Plain(self, learning_rate)
+
+    @property
+    def formats(self):
+        """The slots whose dtype is set by the rule, not by the parameter's and the gradient's."""
+        return {"m2": mx.float32} if self.rule == "AdEMAMix" else {}
 
     @property
     def moments(self):
-        return references.STATE[self.rule]
+        return references.slots(self.rule)
 
     def reference(self, w, g, state, step, learning_rate):
         """One step in float64."""
         rule = references.REFERENCES[self.rule]
         return rule(w, g, state, step, learning_rate=learning_rate, **self.options)
+
+
+class Plain(stock.Optimizer):
+    """A rule that mlx.optimizers does not have, in its manner: a graph of MLX's operations."""
+
+    def __init__(self, case, learning_rate):
+        super().__init__()
+        self._maybe_schedule("learning_rate", learning_rate)
+        self.case = case
+
+    def init_single(self, parameter, state):
+        for name in self.case.moments:
+            dtype = mx.result_type(parameter, self.case.formats.get(name, parameter))
+            state[name] = mx.zeros(parameter.shape, dtype)
+
+    def apply_single(self, gradient, parameter, state):
+        before = dict(state)
+        new, after = formulas.FORMULAS[self.case.rule](
+            mx,
+            parameter,
+            gradient,
+            before,
+            self.step,
+            learning_rate=self.learning_rate,
+            **self.case.options,
+        )
+        state.update(after)
+        if any(x.dtype not in DTYPES for x in (gradient, parameter, *before.values())):
+            return new
+        for name, x in after.items():
+            promoted = mx.result_type(before[name], gradient)
+            state[name] = x.astype(self.case.formats.get(name, promoted))
+        promoted = mx.result_type(parameter, gradient, *state.values())
+        return new.astype(parameter.dtype if self.case.formats else promoted)
 
 
 CASES = [
@@ -63,15 +106,24 @@ CASES = [
     Case("Lion"),
     Case("Lion", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
     Case("Lion", {"weight_decay": -1.0}),
+    Case("Signum"),
+    Case("Signum", {"beta": 0.8, "weight_decay": 0.1}),
+    Case("AdEMAMix"),
+    Case(
+        "AdEMAMix",
+        {"betas": (0.8, 0.95, 0.999), "alpha": 5.0, "eps": 1e-5, "weight_decay": 0.1},
+    ),
+    Case("AdEMAMix", {"alpha_warmup": 30, "beta3_warmup": 60}),
 ]
 
 # One case a rule and form of it, for behaviours that do not depend on the options.
-RULES = [Case(rule, options) for rule, options in references.CASES]
+RULES = [
+    Case(rule, options) for rule, options in references.CASES if references.is_elementwise(rule)
+]
 
-# Three that differ most, where each case costs seconds of compilation.
-FEW = [RULES[2], RULES[7], RULES[9]]
+# Those that differ most, where each case costs seconds of compilation.
+FEW = [RULES[2], RULES[7], RULES[9], RULES[11]]
 
-DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 HALVES = [mx.float16, mx.bfloat16]
 
 

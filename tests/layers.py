@@ -32,7 +32,9 @@ MAY_INCLUDE = {
     "eager": "types rules step backend graph algorithms",
     "api": "types rules step backend graph algorithms eager",
     "mlx_opt": "types graph api",
-    "bindings": "types rules backend/cpu/kernels backend/cpu backend graph algorithms eager api",
+    "bindings": (
+        "types rules step backend/cpu/kernels backend/cpu backend graph algorithms eager api"
+    ),
 }
 # A header, its .cpp and the texts of the same name that a GPU's compiler reads are one room.
 SUFFIX = re.compile(r"(\.cu|\.metal)?\.(h|cpp)$")

@@ -70,10 +70,13 @@ def exact(case, learning_rate):
 
 
 def sign_is_open(case, g, state):
-    """Where Lion's c is so near 0 that rounding decides its sign."""
-    if case.rule != "Lion":
+    """Where Lion's c, or Signum's m, is so near 0 that rounding decides its sign."""
+    if case.rule == "Lion":
+        beta = case.options.get("betas", (0.9, 0.99))[0]
+    elif case.rule == "Signum":
+        beta = case.options.get("beta", 0.9)
+    else:
         return np.zeros(g.shape, bool)
-    beta = case.options.get("betas", (0.9, 0.99))[0]
     kept, new = beta * state["m"], (1 - beta) * g
     return np.abs(kept + new) <= 1e-6 * (np.abs(kept) + np.abs(new))
 

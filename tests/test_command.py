@@ -51,6 +51,34 @@ def test_a_script_finds_itself_as_python_would_have_it(script, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--", "-5"),
+        ("a", "--", "b"),
+        ("--", "--", "-m"),
+        ("-", "--", ""),
+        ("--",),
+        ("-h", "--x=--"),
+    ],
+)
+@pytest.mark.parametrize("module", [False, True])
+def test_every_argument_is_the_programs(script, tmp_path, arguments, module):
+    path = script("import sys; print(sys.argv[1:])", "shown.py")
+    program = ("-m", "shown") if module else (path,)
+    plain = subprocess.run(
+        [sys.executable, *program, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    done = command("run", *program, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, plain.stdout), done.stderr
+    assert done.stdout.strip() == str(list(arguments))
+
+
+def test_a_script_may_be_named_behind_two_dashes(script):
+    done = command("run", "--", script("import sys; print(sys.argv[1:])"), "--", "1")
+    assert (done.returncode, done.stdout.strip()) == (0, "['--', '1']"), done.stderr
+
+
+@pytest.mark.parametrize(
     ("code", "status"),
     [
         ("import sys; sys.exit(5)", 5),

@@ -40,7 +40,7 @@ DOCSTRINGS = docstrings()
 
 
 def test_there_are_examples():
-    assert "mlx_opt.fused.FusedOptimizer.apply_gradients" in DOCSTRINGS
+    assert "mlx_opt.base.Optimizer.apply_gradients" in DOCSTRINGS
 
 
 @pytest.mark.parametrize("name", list(DOCSTRINGS))
@@ -68,8 +68,8 @@ def blocks(page):
 
 @pytest.mark.skipif(not RULES.is_dir(), reason="the documentation is not beside the tests")
 def test_each_rule_has_a_page_with_an_example():
-    classes = {"SGD", "RMSprop", "Adagrad", "AdaDelta", "Adam", "AdamW", "Adamax", "Lion"}
-    classes |= {"Adafactor", "Muon"}
+    classes = {"Adam", *mlx_opt._ext.optimizers()}
+    assert len(classes) >= 12
     assert {page.stem for page in pages()} >= {name.lower() for name in classes}
 
 

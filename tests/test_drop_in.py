@@ -1,9 +1,11 @@
 """`import mlx_opt as optim` in place of `import mlx.optimizers as optim`."""
 
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import mlx.core as mx
 import mlx.optimizers as stock
@@ -30,6 +32,57 @@ def test_the_list_of_names_is_not_empty():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_of_mlx_optimizers_is_there(name):
     assert hasattr(mlx_opt, name)
+
+
+def defined(module):
+    """The classes and functions that a module of mlx.optimizers offers, private ones included."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type | FunctionType) and value.__module__.startswith(stock.__name__)
+    }
+
+
+MODULES = {"": (mlx_opt, stock)} | {
+    submodule.name: (
+        importlib.import_module(f"mlx_opt.{submodule.name}"),
+        importlib.import_module(f"mlx.optimizers.{submodule.name}"),
+    )
+    for submodule in pkgutil.iter_modules(stock.__path__)
+}
+
+
+def test_the_modules_are_not_empty():
+    assert {"", "optimizers", "schedulers"} <= MODULES.keys()
+    assert all(defined(theirs) for _, theirs in MODULES.values())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_class_and_function_of_mlx_optimizers_is_at_the_same_place(module):
+    ours, theirs = MODULES[module]
+    for name, value in defined(theirs).items():
+        own = getattr(ours, name)
+        if value.__module__ == "mlx.optimizers.schedulers":
+            assert own is value
+        else:
+            assert own is getattr(mlx_opt, name) and own is not value
+            assert own.__module__.partition(".")[0] == "mlx_opt"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mlx_opt as optim; optim.schedulers.linear_schedule(0.0, 1.0, 10)",
+        "import mlx_opt.schedulers; mlx_opt.schedulers.linear_schedule(0.0, 1.0, 10)",
+        "from mlx_opt.schedulers import linear_schedule",
+        "from mlx_opt.optimizers import AdamW, Optimizer, MultiOptimizer, Muon, clip_grad_norm",
+        "import mlx_opt.muon, mlx_opt.multi, mlx_opt.adafactor, mlx_opt.optimizers",
+        "from mlx_opt.optimizers import *; Adafactor, Lion(0.1), clip_grad_norm",
+    ],
+)
+def test_modules_are_imported_in_a_fresh_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", CLASSES)

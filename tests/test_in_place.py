@@ -1,4 +1,4 @@
-"""`update` overwrites the parameters where nobody can tell, and nowhere else.
+"""`update` overwrites the parameters if no other reference can observe it, and only then.
 
 The oracle is `apply_gradients`, which makes new arrays.
 """

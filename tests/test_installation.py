@@ -16,6 +16,7 @@ from cases import assert_same, normal
 CLASSES = ["SGD", "RMSprop", "Adagrad", "AdaDelta", "Adam", "AdamW", "Adamax", "Lion"]
 CLASSES += ["Adafactor", "Muon", "MultiOptimizer", "Optimizer"]
 OURS = [*CLASSES, "clip_grad_norm"]
+SUBMODULES = ["optimizers", "schedulers"]
 
 
 def test_the_oracle_of_these_tests_is_mlx():
@@ -33,10 +34,42 @@ def test_a_block_has_mlx_opts_names_and_ends_with_mlxs(name):
 
 
 def test_what_is_mlxs_own_stays_mlxs_own():
-    before = {name: value for name, value in vars(optim).items() if name not in OURS}
+    replaced = {*OURS, *SUBMODULES}
+    before = {name: value for name, value in vars(optim).items() if name not in replaced}
     with mlx_opt.installed():
         assert all(vars(optim)[name] is value for name, value in before.items())
-        assert vars(optim).keys() == before.keys() | set(OURS)
+        assert vars(optim).keys() == before.keys() | replaced
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_a_block_has_mlx_opts_submodules_and_ends_with_mlxs(name):
+    before = getattr(optim, name)
+    with mlx_opt.installed():
+        assert getattr(optim, name) is getattr(mlx_opt, name)
+        assert sys.modules[f"mlx.optimizers.{name}"] is before
+    assert getattr(optim, name) is before
+
+
+def test_submodules_give_mlx_opts_classes_and_the_same_schedules():
+    code = """
+        import mlx.optimizers as optim
+        before = dict(vars(optim.schedulers))
+        import mlx_opt
+        mlx_opt.install()
+        import mlx.optimizers.optimizers
+        import mlx.optimizers.optimizers as named
+        import mlx.optimizers.schedulers
+        from mlx.optimizers import optimizers, schedulers
+        from mlx.optimizers.schedulers import linear_schedule
+        assert optim.optimizers is mlx.optimizers.optimizers is named is optimizers
+        assert named.AdamW is optim.AdamW is mlx_opt.AdamW
+        assert optim.schedulers is mlx.optimizers.schedulers is schedulers
+        assert schedulers.linear_schedule is linear_schedule is before["linear_schedule"]
+        assert optim.schedulers.linear_schedule(0.0, 1.0, 10)(5).item() == 0.5
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_installing_is_for_good_and_twice_is_once():

@@ -74,7 +74,7 @@ class Leaf:
         arrays = [draw(views(shape, draw(pick), seed)) for seed in range(2 + len(case.moments))]
         self.w, self.g, *moments = arrays
         # Of `m` any sign will do; the others are sums of squares.
-        signs = ["m" if name == "m" else "square" for name in case.moments]
+        signs = ["m" if name.startswith("m") else "square" for name in case.moments]
         self.moments = {
             name: x if sign == "m" else mx.abs(x)
             for name, sign, x in zip(case.moments, signs, moments, strict=True)
@@ -156,6 +156,15 @@ OPTIONS = {
     },
     "Adamax": {"betas": st.tuples(betas, betas), "eps": positive},
     "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0)},
+    "Signum": {"beta": betas, "weight_decay": st.floats(0, 1.0)},
+    "AdEMAMix": {
+        "betas": st.tuples(betas, betas, betas),
+        "alpha": st.floats(0, 10.0),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "alpha_warmup": st.integers(0, 10_000),
+        "beta3_warmup": st.integers(0, 10_000),
+    },
 }
 
 
@@ -166,7 +175,9 @@ def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
     number = data.draw(st.integers(1, 10_000), "step")
     rng = np.random.default_rng(number)
     w, g, *moments = rng.normal(size=(2 + len(case.moments), 77)).astype(np.float32)
-    moments = {k: x if k == "m" else np.abs(x) for k, x in zip(case.moments, moments, strict=True)}
+    moments = {
+        k: x if k.startswith("m") else np.abs(x) for k, x in zip(case.moments, moments, strict=True)
+    }
     learning_rate = float(np.float32(learning_rate))
 
     def widened(values):

@@ -147,6 +147,91 @@ def test_a_childs_child_trains_too(cpu):
     assert_clean(done, "0")
 
 
+@needs_fork
+def test_a_child_forked_after_a_refused_number_of_threads_lives_and_trains(cpu):
+    done = run("""
+        os.environ["MLX_OPT_NUM_THREADS"] = "none"
+        try:
+            mlx_opt.num_threads()
+        except ValueError:
+            print("refused")
+        def work():
+            mlx_opt.set_num_threads(2)
+            train()
+            print("trained")
+        print(child(work))
+    """)
+    assert_clean(done, "refused trained 0")
+
+
+@needs_fork
+def test_a_child_has_the_number_of_threads_that_was_set(cpu):
+    done = run("""
+        mlx_opt.set_num_threads(3)
+        def work():
+            print(mlx_opt.num_threads())
+            mlx_opt.set_num_threads(4)
+        print(child(work), mlx_opt.num_threads())
+    """)
+    assert_clean(done, "3 0 3")
+
+
+NO_MORE_THREADS = """
+import resource, threading
+
+def started():
+    return len(os.listdir("/proc/self/task"))
+
+def limit_threads():
+    # The system's limit does not bind root.
+    if os.geteuid() == 0:
+        os.setresuid(65534, 65534, 65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        print("limited")
+
+def lift_limit():
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+
+def step(make):
+    optimizer = make()
+    w = {"w": mx.ones((2000, 500)), "b": mx.ones(7)}
+    g = {"w": mx.full((2000, 500), 0.5), "b": mx.ones(7)}
+    mx.eval(w, g)
+    for _ in range(2):
+        w = optimizer.apply_gradients(g, w, max_norm=1.0)
+    mx.eval(w, optimizer.state)
+    return [mx.sum(x).item() for x in (w["w"], w["b"], optimizer.grad_norm)]
+
+mlx_opt.set_num_threads(1)
+makers = [lambda: mlx_opt.AdamW(0.1), mlx_opt.Adafactor, lambda: mlx_opt.Muon(0.1)]
+expected = [step(make) for make in makers]
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the threads of a user")
+@pytest.mark.parametrize("there", [1, 3])
+def test_a_step_runs_with_the_threads_that_the_system_gives(cpu, there):
+    done = run(
+        NO_MORE_THREADS
+        + f"""
+mlx_opt.set_num_threads({there})
+for make in makers:
+    step(make)
+limit_threads()
+before = started()
+mlx_opt.set_num_threads(8)
+print([step(make) for make in makers] == expected, started() - before, mlx_opt.num_threads())
+lift_limit()
+print([step(make) for make in makers] == expected, started() - before)
+"""
+    )
+    assert_clean(done, f"limited True 0 8 True {8 - there}")
+
+
 def test_a_spawned_worker_trains(tmp_path):
     script = tmp_path / "spawn.py"
     code = """

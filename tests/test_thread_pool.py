@@ -97,12 +97,12 @@ def test_the_most_threads_do_the_work_of_few():
     assert_same(mlx_opt.AdamW(0.1).apply_gradients(tree(1, mx.float32), tree(0, mx.float32)), many)
 
 
-def run(code, threads):
+def run(code, threads, *arguments):
     """Runs Python with MLX_OPT_NUM_THREADS set, or unset where `threads` is None."""
     environment = {k: v for k, v in os.environ.items() if k != "MLX_OPT_NUM_THREADS"}
     if threads is not None:
         environment["MLX_OPT_NUM_THREADS"] = threads
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -151,6 +151,32 @@ def test_an_impossible_environment_does_not_end_the_process(threads):
     done = run(STEP, threads)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("refused:", "done True"))
+
+
+UPDATE = """
+import sys
+import mlx.core as mx, mlx.nn as nn, mlx_opt
+model, optimizer = nn.Linear(500, 400), getattr(mlx_opt, sys.argv[1])(learning_rate=0.1)
+gradients = {"weight": mx.ones((400, 500)), "bias": mx.ones(400)}
+optimizer.init(model.trainable_parameters())
+before = model.weight + 0
+mx.eval(model, gradients, optimizer.state, before)
+try:
+    optimizer.update(model, gradients, **eval(sys.argv[2]))
+except ValueError as error:
+    print(error)
+print(mx.array_equal(model.weight, before).item(), optimizer.state["step"].item())
+"""
+
+
+@pytest.mark.parametrize("options", ["{}", "{'max_norm': 1.0}"])
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
+def test_an_impossible_environment_is_refused_before_a_step_changes_anything(name, options):
+    done = run(UPDATE, "many", name, options)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert lines[0].startswith("MLX_OPT_NUM_THREADS: ") and lines[0].endswith("got many")
+    assert lines[1] == "True 0"
 
 
 def test_setting_the_number_overrules_the_environment():

@@ -89,6 +89,25 @@ inline const std::vector<Case>& elementwise() {
          s[0] = 0.95 * s[0] + 0.05 * g;
          w -= lr * 0.1 * w + lr * (c > 0 ? 1 : c < 0 ? -1 : 0);
        }},
+      {"Signum",
+       RuleByName{"Signum", {{"beta", 0.8}, {"weight_decay", 0.1}}},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] = 0.8 * s[0] + 0.2 * g;
+         w -= lr * 0.1 * w + lr * (s[0] > 0 ? 1 : s[0] < 0 ? -1 : 0);
+       }},
+      {"AdEMAMix",
+       RuleByName{
+           "AdEMAMix",
+           {{"betas[2]", 0.99}, {"weight_decay", 0.1}, {"alpha_warmup", 2}, {"beta3_warmup", 3}}},
+       [](double& w, Values& s, double g, double lr, int step) {
+         const double done = std::min(step / 3.0, 1.0);
+         const double b3 = std::exp(1 / ((1 - done) / std::log(0.9) + done / std::log(0.99)));
+         s[0] = 0.9 * s[0] + 0.1 * g;
+         s[1] = b3 * s[1] + (1 - b3) * g;
+         s[2] = 0.999 * s[2] + 0.001 * g * g;
+         const double m = s[0] / (1 - std::pow(0.9, step)) + 2 * std::min(step / 2.0, 1.0) * s[1];
+         w -= lr * 0.1 * w + lr * m / (std::sqrt(s[2] / (1 - std::pow(0.999, step))) + 1e-8);
+       }},
   };
   return cases;
 }

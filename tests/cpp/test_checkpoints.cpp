@@ -75,13 +75,13 @@ TEST_CASE("what clipping leaves in the state is there only once asked for") {
   auto named = parameters();
   Optimizer optimizer(named, mlx_opt::Lion{}, 0.1);
   const auto plain = optimizer.state();
-  CHECK_FALSE(plain.contains("grad_norm"));
-  CHECK_FALSE(plain.contains("skipped"));
+  CHECK_FALSE(plain.contains("mlx_opt.grad_norm"));
+  CHECK_FALSE(plain.contains("mlx_opt.skipped"));
   optimizer.update(named, gradients(), {.max_norm = 1.0});
-  CHECK(optimizer.state().contains("grad_norm"));
-  CHECK_FALSE(optimizer.state().contains("skipped"));
+  CHECK(optimizer.state().contains("mlx_opt.grad_norm"));
+  CHECK_FALSE(optimizer.state().contains("mlx_opt.skipped"));
   optimizer.update(named, {{"bias", mx::full({3}, NAN)}}, {.skip_nonfinite = true});
-  CHECK(optimizer.state().contains("skipped"));
+  CHECK(optimizer.state().contains("mlx_opt.skipped"));
   optimizer.set_state(plain);
   CHECK(equal(optimizer.state(), plain));
   CHECK(optimizer.step() == 0);
@@ -104,11 +104,12 @@ TEST_CASE("a state that does not belong is refused by name, and nothing changes"
   const auto halves = mx::ones({2}), wrong = mx::ones({2, 3}, mx::int32), real = mx::array(1.5f);
   CHECK(message("step", nullptr) == "mlx_opt: the state has no \"step\"");
   CHECK(
-      message("skipped", &real) ==
-      "mlx_opt: the state's \"skipped\" must be one integer, got float32 of shape ()");
+      message("mlx_opt.skipped", &real) ==
+      "mlx_opt: the state's \"mlx_opt.skipped\" must be one integer, got float32 of shape ()");
   CHECK(
-      message("grad_norm", &halves) ==
-      "mlx_opt: the state's \"grad_norm\" must be one real number, got float32 of shape (2,)");
+      message("mlx_opt.grad_norm", &halves) ==
+      "mlx_opt: the state's \"mlx_opt.grad_norm\" must be one real number, got float32 of shape "
+      "(2,)");
   CHECK(message("bias.v", nullptr) == "mlx_opt: the state has no \"bias.v\"");
   CHECK(
       message("layers.0.weight.m", &halves) ==

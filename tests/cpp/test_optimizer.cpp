@@ -104,7 +104,7 @@ TEST_CASE("a step whose norm is not finite is counted, and nothing else changes"
       never.update(straight, gradients(), clip);
       const auto before = named;
       const auto state = optimizer.state();
-      CHECK(state.at("skipped").dtype() == mx::uint64);
+      CHECK(state.at("mlx_opt.skipped").dtype() == mx::uint64);
       auto broken = gradients();
       broken.at("bias") = broken.at("bias") + mx::array({0.0f, bad, 0.0f});
       optimizer.update(named, broken, clip);
@@ -113,8 +113,8 @@ TEST_CASE("a step whose norm is not finite is counted, and nothing else changes"
       CHECK(optimizer.skipped() == 1);
       CHECK_FALSE(std::isfinite(optimizer.grad_norm()->item<float>()));
       auto after = optimizer.state();
-      after.insert_or_assign("skipped", state.at("skipped"));
-      after.insert_or_assign("grad_norm", state.at("grad_norm"));
+      after.insert_or_assign("mlx_opt.skipped", state.at("mlx_opt.skipped"));
+      after.insert_or_assign("mlx_opt.grad_norm", state.at("mlx_opt.grad_norm"));
       CHECK(equal(after, state));
       // And it goes on as if that gradient had never been, clipped or not.
       for (const auto& next : {clip, mlx_opt::Clip{}}) {

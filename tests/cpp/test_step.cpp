@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "mlx/mlx.h"
-#include "mlx_opt/algorithms/adafactor.h"
 #include "mlx_opt/graph/ops.h"
 
 namespace mx = mlx::core;
@@ -193,10 +192,10 @@ TEST_CASE("Adafactor of no tensors asks for no kernel, of some for one that the 
   const mx::Stream gpu(0, mx::Device::gpu);
   const auto step = [&](std::vector<mx::array> operands) {
     const size_t tensors = operands.size() / 3;
-    return mlx_opt::adafactor(
+    return mlx_opt::step(
+        mlx_opt::Program(Rule::Adafactor),
         std::move(operands),
-        tensors,
-        false,
+        {tensors, 0},
         hypers,
         mx::array(0.01f),
         mx::array(1, mx::uint64),

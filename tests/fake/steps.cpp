@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <map>
 
 #include "mlx/mlx.h"
 #include "mlx_opt/graph/step_primitive.h"
@@ -19,27 +20,47 @@ mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed) {
   return x;
 }
 
-std::vector<mlx_opt::Scalar> hypers_of(Rule rule) {
-  switch (rule) {
-    case Rule::AdamW:
-      return {0.9, 0.999, 1e-8, 0.1, 1.0};
-    case Rule::Adamax:
-      return {0.9, 0.999, 1e-8};
-    case Rule::Lion:
-    case Rule::Momentum:
-    case Rule::Nesterov:
-      return {0.9, 0.3, 0.1};
-    case Rule::AdaDelta:
-    case Rule::RMSprop:
-      return {0.9, 1e-6};
-    case Rule::Muon:
-      return {0.9, 1.0, 0.1};
-    case Rule::Adagrad:
-      return {1e-8};
-    case Rule::SGD:
-      return {0.1};
+std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
+  const std::map<std::string_view, double> unusual = {
+      {"weight_decay", 0.1}, {"momentum", 0.9}, {"dampening", 0.3}};
+  std::vector<mlx_opt::Scalar> hypers;
+  for (const mlx_opt::HyperInfo& hyper : mlx_opt::hypers_of(rule)) {
+    const auto found = unusual.find(hyper.name);
+    const bool flag = hyper.range == mlx_opt::Range::flag;
+    hypers.push_back(found != unusual.end() ? found->second : flag ? 1.0 : hyper.standard);
   }
-  return {};
+  return hypers;
+}
+
+mlx_opt::StepSpec sgd(size_t tensors, double weight_decay) {
+  return {Rule::SGD, {{tensors, 2}}, {}, {{{weight_decay}, {}}}};
+}
+
+std::vector<mx::array> adafactor(
+    std::vector<mx::array> operands,
+    size_t vectors,
+    bool first_moment,
+    const std::vector<mlx_opt::Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale) {
+  const mlx_opt::Program program(Rule::Adafactor, first_moment);
+  const size_t rest = operands.size() - vectors * program.operands(0);
+  return mlx_opt::step(
+      program,
+      std::move(operands),
+      {vectors, rest / program.operands(1)},
+      hypers,
+      learning_rate,
+      step,
+      s,
+      scale);
+}
+
+mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index) {
+  const mlx_opt::Program program(Rule::Adafactor, true);
+  return mlx_opt::slot_shape(*program.slots(factored)[index], parameter);
 }
 
 std::vector<mx::array> operands_of(

@@ -17,7 +17,24 @@ inline constexpr int rules = std::size(mlx_opt::rule_infos);
 /// Positive numbers, evaluated; of a seed.
 mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed);
 
-std::vector<mlx_opt::Scalar> hypers_of(mlx_opt::Rule rule);
+std::vector<mlx_opt::Scalar> sample_hypers(mlx_opt::Rule rule);
+
+/// A step of SGD over tensors of one group; its inputs end with the learning rate.
+mlx_opt::StepSpec sgd(size_t tensors, double weight_decay);
+
+/// A step of Adafactor: the first `vectors` tensors have fewer than two dimensions.
+std::vector<mx::array> adafactor(
+    std::vector<mx::array> operands,
+    size_t vectors,
+    bool first_moment,
+    const std::vector<mlx_opt::Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s = {},
+    const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
+/// The shape of slot `index` of Adafactor with a first moment.
+mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
 
 /// Parameter, moments and gradient of each shape, of nobody else's.
 std::vector<mx::array> operands_of(
