@@ -1,10 +1,12 @@
 // Kernels of the CUDA backend, for the tests of their programs.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
 #include "mlx_opt/backend/cuda/kernel.h"
+#include "mlx_opt/backend/cuda/records.h"
 #include "mlx_opt/rules/registry.h"
 
 namespace cuda_kernels {
@@ -27,14 +29,16 @@ inline Storages repeated(Storage storage, int count) {
   return all;
 }
 
-/// Of one storage; in tables of `capacity`, unless it is strided.
+/// Of one storage; in tables of `capacity` or as many tensors as fit, unless it is strided.
 inline UpdateKernel uniform(
     Rule rule, Walk walk, Storage storage, int capacity, Scaling scaling = Scaling::none) {
   const auto& [name, moments, hypers, scalars] = mlx_opt::info(rule);
+  const size_t record = Records(moments + 2, moments + 1).bytes();
+  const int most = capacity_of(large_parameter, table_head, record);
   return {
       walk,
       scaling,
-      walk == Walk::strided ? 0 : capacity,
+      walk == Walk::strided ? 0 : std::min(capacity, most),
       repeated(storage, moments + 2),
       repeated(storage, moments + 1),
       name};

@@ -46,10 +46,13 @@ class StepInPlace : public mx::Primitive {
   StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
+    // A step that starts early reads its inputs' addresses when it is queued.
+    std::vector<Pointers> all_inputs;
+    all_inputs.reserve(work_.tasks.size());
     std::vector<std::unique_ptr<Prepared>> prepared;
     auto first = scalars.begin();
     for (Task& task : work_.tasks) {
-      Pointers inputs = std::move(task.operands);
+      Pointers& inputs = all_inputs.emplace_back(std::move(task.operands));
       for (size_t i = 0; i < task.scalars; ++i) {
         inputs.push_back(&*first++);
       }

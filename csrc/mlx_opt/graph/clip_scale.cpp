@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -123,9 +124,10 @@ GradientScale gradient_scale(
 
 GradientScale gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s) {
   if (clip.max_norm && *clip.max_norm < 0.0) {
-    std::ostringstream message;
-    message << "mlx_opt: max_norm should be >=0, " << *clip.max_norm << " was provided instead";
-    throw std::invalid_argument(message.str());
+    char given[32]; // no stream: those of MLX's CUDA build crash when they are used from here
+    std::snprintf(given, sizeof given, "%g", *clip.max_norm);
+    throw std::invalid_argument(
+        std::string("mlx_opt: max_norm should be >=0, ") + given + " was provided instead");
   }
   const float max_norm = clip.max_norm ? static_cast<float>(*clip.max_norm) : any_norm;
   return scale_of({norm}, max_norm, clip.skip_nonfinite, mx::to_stream(s));

@@ -1,7 +1,7 @@
 #include "mlx_opt/step/program.h"
 
 #include <algorithm>
-#include <sstream>
+#include <cstdio>
 
 #include "mlx/ops.h"
 
@@ -89,13 +89,14 @@ std::vector<mx::array> initial_state(const Program& program, const mx::array& pa
 }
 
 std::string range_problem(const HyperInfo& hyper, double value) {
-  const auto [holds, text] = requirement(hyper.range);
+  const auto [holds, expected] = requirement(hyper.range);
   if (holds(value)) {
     return "";
   }
-  std::ostringstream problem;
-  problem << "expected " << text << ", got " << value;
-  return problem.str();
+  // No stream: those of MLX's CUDA build crash when they are used from here.
+  char given[32];
+  std::snprintf(given, sizeof given, "%g", value);
+  return std::string("expected ") + expected + ", got " + given;
 }
 
 } // namespace mlx_opt
