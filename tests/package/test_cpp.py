@@ -174,7 +174,7 @@ def test_either_goes_on_from_the_state_of_the_other(steps, name, cpp_first, tmp_
         for key, x in expected.items():
             assert (got[key].dtype, got[key].shape) == (x.dtype, x.shape)
             assert mx.allclose(got[key], x, rtol=1e-6, atol=1e-7), key
-    assert expected["step"].item() == 4 and expected["skipped"].item() == 1
+    assert expected["step"].item() == 4 and expected["mlx_opt.skipped"].item() == 1
 
 
 def test_python_tells_where_the_package_is(source, mlx_root, tmp_path):
