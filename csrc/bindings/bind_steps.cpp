@@ -377,6 +377,7 @@ Returns:
   m.def(
       "evaluate_chains",
       evaluate_chains,
+      "parts"_a,
       "counters"_a,
       "Queues those arrays, or those that they are made of, whose inputs are evaluated.");
 }

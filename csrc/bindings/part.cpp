@@ -255,6 +255,12 @@ Leaves Part::leaves() {
   return leaves;
 }
 
+bool Part::has_tracer() const {
+  return std::any_of(leaves_.begin(), leaves_.end(), [](const Leaf& leaf) {
+    return array_of(leaf.gradient).is_tracer();
+  });
+}
+
 std::vector<mx::array> Part::gradients() {
   collect();
   std::vector<mx::array> gradients;

@@ -58,6 +58,9 @@ class Part {
     formula_ = std::move(formula);
   }
 
+  /// True if a transformation traces any of the gradients.
+  bool has_tracer() const;
+
   /// The gradients of all leaves.
   std::vector<mx::array> gradients();
 

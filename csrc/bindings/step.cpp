@@ -105,12 +105,16 @@ bool update(const std::vector<Part*>& parts, const std::vector<nb::object>& coun
     part->assign();
   }
   if (!staged.empty()) {
-    evaluate_chains(counters);
+    evaluate_chains(parts, counters);
   }
   return true;
 }
 
-void evaluate_chains(const std::vector<nb::object>& counters) {
+// Not inside a trace: MLX expects that its constants stay as they are until it is compiled.
+void evaluate_chains(const std::vector<Part*>& parts, const std::vector<nb::object>& counters) {
+  if (!all(parts, [](Part* part) { return !part->has_tracer(); })) {
+    return;
+  }
   constexpr int depth = 4;
   std::vector<mx::array> ready;
   for (mx::array* x : arrays_of(counters)) {

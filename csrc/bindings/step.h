@@ -15,6 +15,6 @@ bool update(const std::vector<Part*>& parts, const std::vector<nb::object>& coun
 
 /// Queues those of `counters`, or of the arrays that they are made of, whose inputs are evaluated,
 /// so that the chain of a counter does not grow in a loop that evaluates the model alone.
-void evaluate_chains(const std::vector<nb::object>& counters);
+void evaluate_chains(const std::vector<Part*>& parts, const std::vector<nb::object>& counters);
 
 } // namespace mlx_opt::python

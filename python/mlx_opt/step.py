@@ -67,7 +67,7 @@ def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipReq
         step = _prepare(shares, parameters, gradients, request, rollback, assigned=False)
         tree = step.tree()
         step.commit()
-        _ext.evaluate_chains(step.counters)
+        _ext.evaluate_chains(step.parts, step.counters)
         return tree
 
 
