@@ -76,7 +76,7 @@ def test_each_class_and_function_of_mlx_optimizers_is_at_the_same_place(module):
         "import mlx_opt.schedulers; mlx_opt.schedulers.linear_schedule(0.0, 1.0, 10)",
         "from mlx_opt.schedulers import linear_schedule",
         "from mlx_opt.optimizers import AdamW, Optimizer, MultiOptimizer, Muon, clip_grad_norm",
-        "import mlx_opt.muon, mlx_opt.multi, mlx_opt.adafactor, mlx_opt.optimizers",
+        "import mlx_opt.muon, mlx_opt.multi, mlx_opt.fused, mlx_opt.optimizers",
         "from mlx_opt.optimizers import *; Adafactor, Lion(0.1), clip_grad_norm",
     ],
 )
