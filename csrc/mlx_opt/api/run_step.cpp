@@ -24,7 +24,7 @@ Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
     const size_t ndim = leaf.parameter->ndim();
     auto& arrays = collected.add(program.kind_of(ndim)).arrays;
     arrays.push_back(leaf.parameter);
-    const Slots slots = program.state_slots(ndim);
+    const Slots& slots = program.state_slots(ndim);
     for (size_t k = 0; k < slots.size(); ++k) {
       if (!slots[k]->idle) {
         arrays.push_back(leaf.state + k);
@@ -35,14 +35,24 @@ Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   return collected;
 }
 
-void check_leaf(const Program& program, const std::string& name, const Leaf& leaf) {
+bool fits(const mx::array& x, const mx::Shape& shape) {
+  return x.shape() == shape && is_storage(x.dtype());
+}
+
+// Names are put together only for errors.
+void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& leaf) {
   const mx::Shape& shape = leaf.parameter->shape();
-  check_operand(name, "parameter", *leaf.parameter, shape);
-  check_operand(name, "gradient", *leaf.gradient, shape);
-  const Slots slots = program.state_slots(shape.size());
+  if (!fits(*leaf.parameter, shape) || !fits(*leaf.gradient, shape)) {
+    check_operand(name(i), "parameter", *leaf.parameter, shape);
+    check_operand(name(i), "gradient", *leaf.gradient, shape);
+  }
+  const Slots& slots = program.state_slots(shape.size());
   for (size_t k = 0; k < slots.size(); ++k) {
-    const std::string what = std::string("state ") + slots[k]->name;
-    check_operand(name, what, leaf.state[k], slot_shape(*slots[k], shape), "expected");
+    const mx::Shape expected = slot_shape(*slots[k], shape);
+    if (!fits(leaf.state[k], expected)) {
+      const std::string what = std::string("state ") + slots[k]->name;
+      check_operand(name(i), what, leaf.state[k], expected, "expected");
+    }
   }
 }
 
@@ -92,7 +102,7 @@ void check_leaves(
     throw std::runtime_error("mlx_opt: this build has no backend for the device in use");
   }
   for (size_t i = 0; i < leaves.size(); ++i) {
-    check_leaf(definition.program, name(i), leaves[i]);
+    check_leaf(definition.program, name, i, leaves[i]);
   }
 }
 

@@ -55,15 +55,14 @@ Requirement requirement(Range range) {
 } // namespace
 
 Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition> composition)
-    : rule_(rule), with_options_(with_options), composition_(std::move(composition)) {
+    : rule_(rule),
+      composition_(std::move(composition)),
+      state_slots_{
+          slots_for(rule, with_options, false, true), slots_for(rule, with_options, true, true)} {
   slots_.push_back(slots_for(rule, with_options, false, false));
   if (tells_matrices_apart(rule)) {
     slots_.push_back(slots_for(rule, with_options, true, false));
   }
-}
-
-Slots Program::state_slots(size_t ndim) const {
-  return slots_for(rule_, with_options_, ndim >= 2, true);
 }
 
 mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {

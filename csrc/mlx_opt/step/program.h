@@ -52,7 +52,9 @@ class MLX_OPT_API Program {
   }
 
   /// All slots of a parameter's state, those that the rule does not use included.
-  Slots state_slots(size_t ndim) const;
+  const Slots& state_slots(size_t ndim) const {
+    return state_slots_[ndim >= 2];
+  }
 
   /// Operands of a tensor: the parameter, its slots and the gradient.
   int operands(size_t kind) const {
@@ -61,9 +63,9 @@ class MLX_OPT_API Program {
 
  private:
   Rule rule_;
-  bool with_options_;
   std::shared_ptr<const Composition> composition_;
   std::vector<Slots> slots_; // of each kind
+  Slots state_slots_[2];     // of vectors and of matrices
 };
 
 /// The shape of a slot of a parameter.
