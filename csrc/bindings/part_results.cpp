@@ -53,6 +53,7 @@ void Part::stage() {
       entries_.push_back({leaves_[i].state, name, nb::cast(std::move(*next++))});
     }
   }
+  const size_t from_kernels = entries_.size();
   std::unordered_map<PyObject*, nb::dict> states; // the formula's, by the state they are copies of
   for (size_t i = 0; i < leaves_.size(); ++i) {
     const Leaf& leaf = leaves_[i];
@@ -63,9 +64,9 @@ void Part::stage() {
     if (!state.is_valid() || state.size() == 0) {
       state = PyDict_Check(leaf.state.ptr()) ? nb::steal<nb::dict>(PyDict_Copy(leaf.state.ptr()))
                                              : nb::dict();
-      for (const Entry& entry : entries_) {
-        if (entry.dict.is(leaf.state)) {
-          state[entry.key] = entry.value;
+      for (size_t k = 0; k < from_kernels; ++k) {
+        if (entries_[k].dict.is(leaf.state)) {
+          state[entries_[k].key] = entries_[k].value;
         }
       }
     }

@@ -59,7 +59,8 @@ def keep(optimizer: stock.Optimizer, rollback: Rollback) -> None:
 
 def _initialize(optimizer: stock.Optimizer, gradients: Any) -> bool:
     """Make the state before the step, as the step would; False if it is not this optimizer's."""
-    if all(member._initialized for member in members_of(optimizer)[-1:]):
+    # One that is made of others has no state of its own to initialize.
+    if all(m._initialized for m in members_of(optimizer) if not hasattr(m, "optimizers")):
         return True
     cls = type(optimizer)
     if cls.init_single is stock.Optimizer.init_single and not hasattr(optimizer, "optimizers"):
