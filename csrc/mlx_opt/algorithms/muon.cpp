@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "mlx/ops.h"
 #include "mlx_opt/graph/composition.h"
@@ -14,10 +13,6 @@ namespace mlx_opt {
 namespace {
 
 using Arrays = std::vector<mx::array>;
-
-[[noreturn]] void refuse(const std::string& what) {
-  throw std::invalid_argument("mlx_opt Muon: " + what);
-}
 
 bool is_matrix(const mx::array& x) {
   return x.ndim() >= 2 && x.size() > 0;
@@ -122,15 +117,16 @@ class MuonStep : public Composition {
 
 Program muon_program(const Muon& options, size_t stack) {
   if (options.ns_steps < 0) {
-    refuse("ns_steps must be 0 or more, got " + std::to_string(options.ns_steps));
+    refuse(Rule::Muon, "ns_steps must be 0 or more, got " + std::to_string(options.ns_steps));
   }
   if (options.ns_coefficients.empty()) {
-    refuse("ns_coefficients must have at least one triple");
+    refuse(Rule::Muon, "ns_coefficients must have at least one triple");
   }
   if (options.ns_dtype && !is_storage(*options.ns_dtype)) {
     refuse(
+        Rule::Muon,
         std::string("ns_dtype must be float32, float16 or bfloat16, got ") +
-        dtype_text(*options.ns_dtype));
+            dtype_text(*options.ns_dtype));
   }
   return Program(Rule::Muon, false, std::make_shared<MuonStep>(options, stack));
 }

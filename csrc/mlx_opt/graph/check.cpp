@@ -1,5 +1,3 @@
-#include <stdexcept>
-
 #include "mlx/ops.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/graph/request.h"
@@ -8,10 +6,6 @@
 
 namespace mlx_opt {
 namespace {
-
-[[noreturn]] void refuse(Rule rule, const std::string& what) {
-  throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
-}
 
 bool is_zero(const Scalar& x) {
   return std::holds_alternative<double>(x) && std::get<double>(x) == 0.0;

@@ -1,16 +1,10 @@
 #include "mlx_opt/graph/ops.h"
 
-#include <stdexcept>
-
 #include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
 namespace {
-
-[[noreturn]] void refuse(Rule rule, const std::string& what) {
-  throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
-}
 
 void check_operands(const Program& program, size_t kind, const mx::array* const* operands) {
   const std::string problem = shape_problem(program.slots(kind), operands);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <stdexcept>
 
 #include "mlx/ops.h"
 
@@ -63,6 +64,10 @@ Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition
   if (tells_matrices_apart(rule)) {
     slots_.push_back(slots_for(rule, with_options, true, false));
   }
+}
+
+void refuse(Rule rule, const std::string& what) {
+  throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
 }
 
 mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {

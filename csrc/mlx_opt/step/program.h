@@ -68,6 +68,9 @@ class MLX_OPT_API Program {
   Slots state_slots_[2];     // of vectors and of matrices
 };
 
+/// Throws std::invalid_argument that names the rule.
+[[noreturn]] MLX_OPT_API void refuse(Rule rule, const std::string& what);
+
 /// The shape of a slot of a parameter.
 MLX_OPT_API mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter);
 
