@@ -21,7 +21,7 @@ MAY_INCLUDE = {
     "rules": "",
     "step": "types rules",
     "backend/backend": "types rules step",
-    "backend/gpu": "types rules",
+    "backend/gpu": "types rules step",
     "backend/cpu/kernels": "types rules",
     "backend/cpu": "types rules step backend/cpu/kernels",
     "backend/cuda": "types rules step backend/backend backend/gpu",

@@ -1,24 +1,13 @@
 // The scalars of a step on the device: a frame for each group of tensors.
 #pragma once
 
-#include <string_view>
-
 #include "mlx_opt/backend/cuda/operand.h"
+#include "mlx_opt/backend/gpu/frame_shape.h"
 #include "mlx_opt/step/spec.h"
 
 namespace mlx_opt::cuda {
 
-/// What a rule's frame is made of.
-struct FrameShape {
-  std::string_view rule;
-  int hypers;
-  int scalars;
-
-  /// Hypers and Scalars of the rule, and the gradients' scale.
-  int floats() const {
-    return 3 * hypers + scalars + 1;
-  }
-};
+using gpu::FrameShape;
 
 /// Memory for the frames of a step. Throws std::logic_error where the groups of `spec` do not fit
 /// its runs, its sources or the rule.

@@ -11,18 +11,6 @@ using gpu::header_of;
 using gpu::joined;
 using gpu::list_of;
 
-const char* name_of(Scaling scaling) {
-  switch (scaling) {
-    case Scaling::none:
-      return "mlx_opt::Scaling::none";
-    case Scaling::always:
-      return "mlx_opt::Scaling::always";
-    case Scaling::if_finite:
-      return "mlx_opt::Scaling::if_finite";
-  }
-  return "";
-}
-
 const char* name_of(Walk walk) {
   switch (walk) {
     case Walk::flat:
@@ -60,8 +48,8 @@ Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
               {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "frame.cu.h", "update.cu.h"}),
       table_of(kernel.in.count(), fields, kernel.capacity),
       "Update<" + std::string(kernel.rule) + ", " + list_of(kernel.in.data(), fields) + ", " +
-          format_of(kernel.in[fields]) + ", " + list_of(kernel.out.data(), fields) + ", " +
-          name_of(kernel.scaling) + ">::" + name_of(kernel.walk),
+          format_of(kernel.in[fields]) + ", " + list_of(kernel.out.data(), fields) +
+          ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) + ">::" + name_of(kernel.walk),
       // Left to itself the compiler goes for the most blocks, and spills registers for them.
       kernel.walk == Walk::transposed ? "threads, 4" : "threads"};
 }

@@ -1,8 +1,9 @@
-// What storages are called in the text of a GPU's kernels.
+// What storages and scalings are called in the text of a GPU's kernels.
 #pragma once
 
 #include <string>
 
+#include "mlx_opt/step/scaling.h"
 #include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::gpu {
@@ -15,6 +16,18 @@ inline const char* format_of(Storage storage) {
       return "Float16";
     case Storage::bfloat16:
       return "BFloat16";
+  }
+  return "";
+}
+
+inline const char* name_of(Scaling scaling) {
+  switch (scaling) {
+    case Scaling::none:
+      return "none";
+    case Scaling::always:
+      return "always";
+    case Scaling::if_finite:
+      return "if_finite";
   }
   return "";
 }

@@ -1,10 +1,10 @@
 // The scalars of a step, where the GPU finds them: a frame for each group of tensors.
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "mlx/backend/metal/device.h"
+#include "mlx_opt/backend/gpu/frame_shape.h"
 #include "mlx_opt/backend/metal/scalar_tables.h"
 #include "mlx_opt/step/spec.h"
 
@@ -12,17 +12,7 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// What a rule's frame is made of.
-struct FrameShape {
-  std::string_view rule;
-  int hypers;
-  int scalars;
-
-  /// Hypers and Scalars of the rule, and the gradients' scale.
-  int floats() const {
-    return 3 * hypers + scalars + 1;
-  }
-};
+using gpu::FrameShape;
 
 /// The frames of a step, which are computed when it runs.
 class Frames {

@@ -22,18 +22,6 @@ const char* name_of(Walk walk) {
   return "";
 }
 
-const char* name_of(Scaling scaling) {
-  switch (scaling) {
-    case Scaling::none:
-      return "none";
-    case Scaling::always:
-      return "always";
-    case Scaling::if_finite:
-      return "if_finite";
-  }
-  return "";
-}
-
 std::string arguments_of(const UpdateKernel& kernel) {
   switch (kernel.walk) {
     case Walk::flat:
@@ -128,7 +116,7 @@ std::string update_of(const UpdateKernel& kernel) {
                      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
                      std::string(kernel.rule) + ", " + list_of(operands.in.data(), fields) + ", " +
                      format_of(operands.in[fields]) + ", " + list_of(operands.out.data(), fields) +
-                     ", mlx_opt::Scaling::" + name_of(kernel.scaling) + ">;\n";
+                     ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) + ">;\n";
   if (kernel.walk == Walk::transposed) {
     text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
   }
@@ -193,7 +181,7 @@ std::string name(const UpdateKernel& kernel) {
     }
   }
   if (kernel.scaling != Scaling::none) {
-    text += std::string("_scaled_") + name_of(kernel.scaling);
+    text += std::string("_scaled_") + gpu::name_of(kernel.scaling);
   }
   return text;
 }

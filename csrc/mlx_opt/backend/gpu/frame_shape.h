@@ -1,0 +1,20 @@
+// The scalars of a group of tensors as a GPU's kernels read them.
+#pragma once
+
+#include <string_view>
+
+namespace mlx_opt::gpu {
+
+/// What a rule's frame is made of.
+struct FrameShape {
+  std::string_view rule;
+  int hypers;
+  int scalars;
+
+  /// Hypers and Scalars of the rule, and the gradients' scale.
+  int floats() const {
+    return 3 * hypers + scalars + 1;
+  }
+};
+
+} // namespace mlx_opt::gpu
