@@ -1,4 +1,4 @@
-// The steps of mlx_opt._ext: programs, parts and what runs them.
+// The steps of mlx_opt._ext: parts and what runs them.
 #pragma once
 
 #include <nanobind/nanobind.h>

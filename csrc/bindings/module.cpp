@@ -7,6 +7,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include "bindings/bind_rules.h"
 #include "bindings/bind_steps.h"
 #include "bindings/part.h"
 #include "bindings/tree.h"
@@ -88,6 +89,7 @@ NB_MODULE(_ext, m) {
   m.doc() = "Fused optimizer steps: the binding between mlx_opt's Optimizer and libmlx_opt.";
   nb::module_::import_("mlx.core");
 
+  mlx_opt::python::bind_rules(m);
   mlx_opt::python::bind_steps(m);
 
   m.def(

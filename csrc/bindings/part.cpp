@@ -37,7 +37,7 @@ nb::object slot_of(nb::handle state, nb::handle name) {
     return {};
   }
   if (PyDict_CheckExact(state.ptr())) {
-    return nb::borrow(PyDict_GetItem(state.ptr(), name.ptr()));
+    return nb::borrow(dict_item(state, name));
   }
   PyObject* slot = PyObject_GetItem(state.ptr(), name.ptr());
   if (!slot) {

@@ -66,7 +66,7 @@ class Part {
 
   /// True if the step may overwrite the arrays, as far as the trees' classes and the dtypes go.
   bool may_overwrite() const {
-    return may_overwrite_;
+    return may_overwrite_ && has_real_scale();
   }
 
   /// True if results can be put into the parameters' tree without running Python.

@@ -5,6 +5,7 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "mlx/utils.h"
+#include "mlx_opt/eager/pacing.h"
 #include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt::python {
@@ -38,6 +39,13 @@ bool try_in_place(
   return run_in_place(std::move(in_place), counters, stream);
 }
 
+// A step that is done is not to be undone. Python may handle a signal as soon as it is back.
+void forget(nb::list notes) {
+  if (PyList_SetSlice(notes.ptr(), 0, PyList_GET_SIZE(notes.ptr()), nullptr) != 0) {
+    throw nb::python_error();
+  }
+}
+
 // The arrays of a step's counters, or of what they are made of, whose inputs are evaluated.
 void push_ready(const mx::array& x, int depth, std::vector<mx::array>& ready) {
   if (x.status() != mx::array::Status::unscheduled || x.is_tracer() || !x.has_primitive()) {
@@ -55,7 +63,8 @@ void push_ready(const mx::array& x, int depth, std::vector<mx::array>& ready) {
 
 } // namespace
 
-bool update(const std::vector<Part*>& parts, const std::vector<nb::object>& counters) {
+bool update(
+    const std::vector<Part*>& parts, const std::vector<nb::object>& counters, nb::list notes) {
   const mx::Stream stream = mx::default_stream(mx::default_device());
   {
     const nb::gil_scoped_release unlocked;
@@ -104,10 +113,18 @@ bool update(const std::vector<Part*>& parts, const std::vector<nb::object>& coun
     part->commit();
     part->assign();
   }
+  forget(notes);
   if (!staged.empty()) {
     evaluate_chains(parts, counters);
   }
   return true;
+}
+
+void commit(const std::vector<Part*>& parts, nb::list notes) {
+  for (Part* part : parts) {
+    part->commit();
+  }
+  forget(notes);
 }
 
 // Not inside a trace: MLX expects that its constants stay as they are until it is compiled.
@@ -123,6 +140,21 @@ void evaluate_chains(const std::vector<Part*>& parts, const std::vector<nb::obje
   if (!ready.empty()) {
     mx::async_eval(std::move(ready));
   }
+}
+
+nb::object next_number(nb::handle step) {
+  if (is_array(step)) {
+    const mx::array& x = array_of(step);
+    const bool plain = x.dtype() == mx::uint64 && x.ndim() == 0 && !x.is_tracer();
+    if (plain && mx::default_device() == mx::Device::cpu && x.is_available()) {
+      return nb::cast(mx::array(*x.data<uint64_t>() + 1, mx::uint64));
+    }
+  }
+  PyObject* sum = PyNumber_Add(step.ptr(), nb::int_(1).ptr());
+  if (!sum) {
+    throw nb::python_error();
+  }
+  return nb::steal(sum);
 }
 
 } // namespace mlx_opt::python

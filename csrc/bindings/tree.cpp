@@ -83,7 +83,7 @@ bool has_own_assignment(nb::handle container) {
 
 PyObject* stored(nb::handle container, nb::handle key) {
   if (PyDict_Check(container.ptr())) {
-    return PyUnicode_CheckExact(key.ptr()) ? PyDict_GetItem(container.ptr(), key.ptr()) : nullptr;
+    return PyUnicode_CheckExact(key.ptr()) ? dict_item(container, key) : nullptr;
   }
   if (PyList_Check(container.ptr()) && PyLong_CheckExact(key.ptr())) {
     const Py_ssize_t index = PyLong_AsSsize_t(key.ptr());

@@ -80,6 +80,16 @@ bool has_own_assignment(nb::handle container);
 /// What the container itself has under a key, without running Python; null if there is nothing.
 PyObject* stored(nb::handle container, nb::handle key);
 
+/// The value that a dict itself has for a key, borrowed; null if there is none, or if a comparison
+/// with another key raises.
+inline PyObject* dict_item(nb::handle dict, nb::handle key) {
+  PyObject* item = PyDict_GetItemWithError(dict.ptr(), key.ptr());
+  if (!item && PyErr_Occurred()) {
+    PyErr_Clear();
+  }
+  return item;
+}
+
 /// Puts a value there, without running Python.
 void store(nb::handle container, nb::handle key, nb::handle value);
 

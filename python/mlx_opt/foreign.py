@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -33,12 +32,14 @@ def run_foreign(
     scaled = tree_map(clipped.scaled, gradients)
     if clipped.finite is None:
         return apply(scaled, parameters)
+    # As they are before the step, whatever puts others in their place meanwhile.
+    kept = _copied(parameters)
     if not _initialize(optimizer, gradients):
         # Its state is out of sight, so a step that has been done could not be taken back.
         if _is_finite(clipped, optimizer, "keeps its state elsewhere"):
             return apply(scaled, parameters)
-        return tree_map(lambda _, parameter: parameter, gradients, parameters)
-    return _run_unless_skipped(optimizer, apply, scaled, parameters, clipped)
+        return tree_map(_second, gradients, kept)
+    return _run_unless_skipped(optimizer, apply, scaled, parameters, kept, clipped)
 
 
 def members_of(optimizer: stock.Optimizer) -> list[Any]:
@@ -53,7 +54,9 @@ def members_of(optimizer: stock.Optimizer) -> list[Any]:
 def keep(optimizer: stock.Optimizer, rollback: Rollback) -> None:
     """Let the rollback restore an optimizer's state, whatever changes it."""
     for member in members_of(optimizer):
-        rollback.note(partial(setattr, member, "_initialized", member._initialized))
+        own = vars(member)
+        kept = {name: own[name] for name in ("_initialized", "_state") if name in own}
+        rollback.note(own.update, kept)
         rollback.keep_tree(member.state)
 
 
@@ -74,6 +77,7 @@ def _run_unless_skipped(
     apply: Apply,
     gradients: Any,
     parameters: Any,
+    kept: Any,
     clipped: ClippedStep,
 ) -> Any:
     taken_back = Rollback()
@@ -81,16 +85,20 @@ def _run_unless_skipped(
     before = _copied(optimizer.state)
     updated = apply(gradients, parameters)
     changes: list[Callable[[], None]] = []
-    path = _collect_choices(optimizer.state, before, clipped, changes, "")
+    path = _collect_choices(optimizer.state, before, clipped, changes, set(), "")
     if path is None:
         for change in changes:
             change()
-        return tree_map(clipped.chosen, updated, parameters)
+        return tree_map(clipped.chosen, updated, kept)
     # What is not an array of the same shape before and after cannot be chosen lazily.
     if _is_finite(clipped, optimizer, f'changes the form of its state "{path}"'):
         return updated
     taken_back.undo()
-    return tree_map(lambda _, parameter: parameter, updated, parameters)
+    return tree_map(_second, updated, kept)
+
+
+def _second(_: Any, kept: Any) -> Any:
+    return kept
 
 
 def _is_finite(clipped: ClippedStep, optimizer: stock.Optimizer, reason: str) -> bool:
@@ -112,22 +120,29 @@ def _copied(tree: Any) -> Any:
 
 
 def _collect_choices(
-    new: Any, old: Any, clipped: ClippedStep, changes: list[Callable[[], None]], path: str
+    new: Any,
+    old: Any,
+    clipped: ClippedStep,
+    changes: list[Callable[[], None]],
+    seen: set[int],
+    path: str,
 ) -> str | None:
     """Collect what makes each array of `new` that of `old` if the step is skipped.
 
-    Returns the path of an entry for which that cannot be, or None.
+    Returns the path of an entry for which that cannot be, or None. A container that stands at two
+    places may have had two values before.
     """
     keys = new.keys() if isinstance(new, dict) else range(len(new))
-    if len(new) != len(old):
+    if len(new) != len(old) or id(new) in seen:
         return path
+    seen.add(id(new))
     for key in keys:
         here = f"{path}.{key}" if path else str(key)
         if isinstance(old, dict) and key not in old:
             return here
         value, before = new[key], old[key]
         if isinstance(value, CONTAINERS) and isinstance(before, CONTAINERS):
-            problem = _collect_choices(value, before, clipped, changes, here)
+            problem = _collect_choices(value, before, clipped, changes, seen, here)
             if problem is not None:
                 return problem
         elif isinstance(value, mx.array) and isinstance(before, mx.array):
@@ -136,9 +151,21 @@ def _collect_choices(
             if isinstance(new, tuple):
                 return here
             changes.append(_chooser(new, key, value, before, clipped))
-        elif value is not before and value != before:
+        elif not _is_equal(value, before):
             return here
     return None
+
+
+def _is_equal(value: Any, before: Any) -> bool:
+    """True if an entry that is no array of MLX is as it was."""
+    if value is before:
+        return True
+    if isinstance(value, mx.array) or isinstance(before, mx.array):
+        return False
+    try:
+        return bool(value == before)
+    except (TypeError, ValueError):  # an array of NumPy
+        return False
 
 
 def _chooser(

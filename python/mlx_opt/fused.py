@@ -96,7 +96,15 @@ class FusedOptimizer(Optimizer):
         )
 
     def _rate(self) -> Any:
-        return self.learning_rate
+        """The learning rate; None if the program does not read it.
+
+        Raises:
+            TypeError: There is none.
+        """
+        rate = self.learning_rate
+        if rate is None:
+            raise TypeError("learning_rate: expected a 0-d mlx.core.array, got NoneType")
+        return rate
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""

@@ -223,7 +223,7 @@ def _split(tree: Any) -> tuple[Any, Any]:
     """The matrices of a tree, and what has fewer dimensions."""
 
     def part_of(_: str, x: Any) -> int:
-        return isinstance(x, mx.array) and x.ndim < 2
+        return getattr(x, "ndim", 2) < 2
 
     matrices, others = split(tree, 2, part_of)
     return matrices, others

@@ -39,7 +39,7 @@ def coefficients_of(given: Any) -> Coefficients:
         return SETS[given]
     try:
         triples = [] if isinstance(given, str) else [[float(x) for x in triple] for triple in given]
-    except TypeError:
+    except (TypeError, ValueError):
         triples = []
     if not triples or any(len(triple) != 3 for triple in triples):
         raise ValueError(

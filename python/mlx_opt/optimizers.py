@@ -84,7 +84,7 @@ class Adafactor(FusedOptimizer, stock.Adafactor):
 
     def _rate(self) -> Any:
         # With relative_step the rule finds its own, and there need not be a learning rate.
-        return None if self.relative_step else self.learning_rate
+        return None if self.relative_step else super()._rate()
 
 
 DERIVED = {

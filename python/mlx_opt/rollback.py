@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import setitem
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,9 @@ class Rollback:
     """Takes back, in reverse order, what was noted, if its ``with`` block raises."""
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+        # Functions with their arguments: a closure for each entry would cost more than the entry.
+        self.notes: list[tuple[Callable[..., Any], tuple]] = []
+        """Emptied by what makes the step, at once with it: a signal may come right after."""
 
     def __enter__(self) -> Rollback:
         return self
@@ -26,24 +29,25 @@ class Rollback:
     ) -> None:
         if error is not None:
             self.undo()
-        self._undo.clear()
+        self.notes.clear()
 
     def undo(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        while self.notes:
+            function, arguments = self.notes.pop()
+            function(*arguments)
 
-    def note(self, undo: Callable[[], None]) -> None:
-        self._undo.append(undo)
+    def note(self, undo: Callable[..., Any], *arguments: Any) -> None:
+        self.notes.append((undo, arguments))
 
     def put(self, entries: dict, key: Any, value: Any, before: dict | None = None) -> None:
         """Set an entry of a dict; `before` gets what it was."""
         if key in entries:
             old = entries[key]
-            self._undo.append(lambda: entries.__setitem__(key, old))
+            self.notes.append((setitem, (entries, key, old)))
             if before is not None:
                 before[key] = old
         else:
-            self._undo.append(lambda: entries.pop(key, None))
+            self.notes.append((_remove, (entries, key)))
         entries[key] = value
 
     def keep_tree(self, tree: Any) -> None:
@@ -56,24 +60,22 @@ class Rollback:
                 continue
             seen.add(id(node))
             if isinstance(node, dict):
-                self._undo.append(_restore_dict(node, dict(node)))
+                self.note(_restore_dict, node, dict(node))
                 stack.extend(node.values())
             else:
                 if isinstance(node, list):
-                    self._undo.append(_restore_list(node, list(node)))
+                    self.note(_restore_list, node, list(node))
                 stack.extend(node)
 
 
-def _restore_dict(entries: dict, before: dict) -> Callable[[], None]:
-    def undo() -> None:
-        dict.clear(entries)
-        dict.update(entries, before)
-
-    return undo
+def _remove(entries: dict, key: Any) -> None:
+    entries.pop(key, None)
 
 
-def _restore_list(entries: list, before: list) -> Callable[[], None]:
-    def undo() -> None:
-        list.__setitem__(entries, slice(None), before)
+def _restore_dict(entries: dict, before: dict) -> None:
+    dict.clear(entries)
+    dict.update(entries, before)
 
-    return undo
+
+def _restore_list(entries: list, before: list) -> None:
+    list.__setitem__(entries, slice(None), before)

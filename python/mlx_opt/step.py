@@ -18,7 +18,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
 from . import _ext, reserved
-from .clipping import ClippedStep, ClipRequest
+from .clipping import ClippedStep, ClipRequest, Formula
 from .foreign import Apply, keep, members_of, run_foreign
 from .rollback import Rollback
 
@@ -41,10 +41,15 @@ class Settled(NamedTuple):
     before: dict[str, Any]
     """The entries of the state's root that the step replaces, as they were."""
 
+    after: dict[str, Any]
+    """What replaces them."""
+
     program: _ext.Program
     hypers: list
     rate: Any
     step: Any
+    formula: Formula
+    fused: bool
 
 
 def update(shares: list[Share], model: Any, gradients: Any, request: ClipRequest | None) -> None:
@@ -53,12 +58,12 @@ def update(shares: list[Share], model: Any, gradients: Any, request: ClipRequest
         replaces_leaves = getattr(model.update, "__func__", None) is nn.Module.update
         assigned = replaces_leaves and all(share.apply is None for share in shares)
         step = _prepare(shares, model, gradients, request, rollback, assigned)
-        if assigned and _ext.update(step.parts, step.counters):
+        if assigned and _ext.update(step.parts, step.counters, rollback.notes):
             return
         tree = step.tree()
         rollback.keep_tree(model)
         model.update(tree)
-        step.commit()
+        _ext.commit(step.parts, rollback.notes)
 
 
 def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipRequest | None) -> Any:
@@ -66,7 +71,7 @@ def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipReq
     with Rollback() as rollback:
         step = _prepare(shares, parameters, gradients, request, rollback, assigned=False)
         tree = step.tree()
-        step.commit()
+        _ext.commit(step.parts, rollback.notes)
         _ext.evaluate_chains(step.parts, step.counters)
         return tree
 
@@ -90,10 +95,6 @@ class _Step(NamedTuple):
             tree = tree_merge(tree, other)
         return tree
 
-    def commit(self) -> None:
-        for part in self.parts:
-            part.commit()
-
 
 def _prepare(
     shares: list[Share],
@@ -108,14 +109,18 @@ def _prepare(
     parts = [_part(step, parameters, assigned) for step in settled]
     clipped = None
     if request is not None:
-        # A part holds the gradients that the step has; the tree may have others by now.
+        # The norm is of the gradients that the step has. A part holds them, and a split has copied
+        # the tree, which may have others by now.
+        if len(shares) > 1:
+            gradients = [share.gradients for share in shares]
         clipped = request.compute(gradients, parts[0] if len(shares) == len(parts) == 1 else None)
     counters: list[Any] = []
     for step, part in zip(settled, parts, strict=True):
         if clipped is not None:
             skips = clipped.finite is not None
-            part.clip(clipped.scale, skips, clipped.around(step.optimizer._formula))
-            record(step.optimizer, step.before, clipped, rollback)
+            part.clip(clipped.scale, skips, clipped.around(step.formula))
+            _choose_root_entries(step, clipped, rollback)
+            record(step.optimizer, clipped, rollback)
         counters += counters_of(step.state)
     trees = []
     for optimizer, own, apply in shares:
@@ -123,7 +128,7 @@ def _prepare(
             trees.append(run_foreign(optimizer, apply, own, parameters, clipped, rollback))
             if clipped is not None:
                 for member in members_of(optimizer):
-                    record(member, {}, clipped, rollback)
+                    record(member, clipped, rollback)
     return _Step(parts, trees, counters)
 
 
@@ -133,42 +138,66 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
         optimizer.check(share.gradients, parameters)
         keep(optimizer, rollback)
         optimizer._init_own(share.gradients)
+    rollback.note(setattr, optimizer, "_state", optimizer._state)
     before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
     for name, schedule in optimizer._schedulers.items():
-        value = schedule(optimizer.step)
-        rollback.put(optimizer.state, name, value, before)
-    rollback.put(optimizer.state, "step", optimizer.step + 1, before)
+        after[name] = schedule(optimizer.step)
+        rollback.put(optimizer.state, name, after[name], before)
+    after["step"] = _ext.next_number(optimizer.step)
+    rollback.put(optimizer.state, "step", after["step"], before)
     program, hypers = optimizer._program()
     rate, step = optimizer._rate(), optimizer.step
+    # A schedule may have put a hook in.
+    own = optimizer._uses_own_step()
+    formula = optimizer._formula if own else optimizer.apply_single
+    fused = own and optimizer._uses_primitives()
     state = optimizer.state
-    return Settled(optimizer, share.gradients, state, before, program, hypers, rate, step)
-
-
-def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
-    optimizer, gradients, state, _, program, hypers, rate, step = settled
-    return _ext.Part(
+    return Settled(
+        optimizer,
+        share.gradients,
+        state,
+        before,
+        after,
         program,
         hypers,
         rate,
         step,
-        optimizer._formula,
-        gradients,
-        parameters,
-        state,
-        True,
-        assigned,
-        optimizer._uses_primitives(),
+        formula,
+        fused,
     )
 
 
-def record(
-    optimizer: Any, before: dict[str, Any], clipped: ClippedStep, rollback: Rollback
-) -> None:
+def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
+    return _ext.Part(
+        settled.program,
+        settled.hypers,
+        settled.rate,
+        settled.step,
+        settled.formula,
+        settled.gradients,
+        parameters,
+        settled.state,
+        True,
+        assigned,
+        settled.fused,
+    )
+
+
+def _choose_root_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
+    """Let the entries of the state's root be those before the step, where it is not taken."""
+    if clipped.finite is None:
+        return
+    state = settled.state
+    for name, old in settled.before.items():
+        new = settled.after[name]
+        if state.get(name) is new:  # else other code has put something there since
+            rollback.put(state, name, _chosen_entry(clipped, name, new, old))
+
+
+def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:
     """Put what a clipped step leaves into the root of an optimizer's state."""
     state = optimizer.state
-    if clipped.finite is not None:
-        for name, old in before.items():
-            rollback.put(state, name, clipped.chosen(state[name], old))
     if reserved.KEY not in state:
         rollback.put(state, reserved.KEY, {})
     entries = state[reserved.KEY]
@@ -177,6 +206,17 @@ def record(
         skipped = entries.get("skipped", mx.array(0, mx.uint64))
         skipped = skipped + mx.logical_not(clipped.finite).astype(mx.uint64)
         rollback.put(entries, "skipped", skipped)
+
+
+def _chosen_entry(clipped: ClippedStep, name: str, new: Any, old: Any) -> Any:
+    """An entry of the root of a state as it is after a step that may be skipped."""
+    try:
+        return clipped.chosen(new, old)
+    except (TypeError, ValueError):
+        given = ", then ".join(dict.fromkeys(type(value).__name__ for value in (old, new)))
+        raise TypeError(
+            f'state "{name}": skip_nonfinite expects a number or an array, got {given}'
+        ) from None
 
 
 def counters_of(state: Any) -> list[Any]:

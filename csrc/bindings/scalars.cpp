@@ -1,0 +1,81 @@
+#include "bindings/scalars.h"
+
+#include <cmath>
+
+namespace mlx_opt::python {
+namespace {
+
+constexpr const char* number_or_array = "a number or a 0-d mlx.core.array";
+
+[[noreturn]] void refuse(const std::string& name, const char* expected, nb::handle given) {
+  const std::string message = name + ": expected " + expected + ", got " + class_name(given);
+  throw nb::type_error(message.c_str());
+}
+
+} // namespace
+
+double number_from(const std::string& name, nb::handle given) {
+  if (PyFloat_Check(given.ptr()) || PyLong_Check(given.ptr())) {
+    const double value = PyFloat_AsDouble(given.ptr());
+    if (value == -1.0 && PyErr_Occurred()) {
+      throw nb::python_error();
+    }
+    return value;
+  }
+  PyObject* number = PyUnicode_Check(given.ptr()) ? nullptr : PyNumber_Float(given.ptr());
+  if (!number) {
+    PyErr_Clear();
+    refuse(name, number_or_array, given);
+  }
+  return PyFloat_AsDouble(nb::steal(number).ptr());
+}
+
+namespace {
+
+Scalar scalar_from(const std::string& name, nb::handle given) {
+  if (is_array(given)) {
+    return array_of(given);
+  }
+  return number_from(name, given);
+}
+
+mx::array rate_from(nb::handle given) {
+  if (given.is_none()) {
+    return mx::array(0.0f);
+  }
+  if (!is_array(given)) {
+    refuse("learning_rate", "a 0-d mlx.core.array", given);
+  }
+  return array_of(given);
+}
+
+mx::array step_from(nb::handle given) {
+  if (is_array(given)) {
+    return array_of(given);
+  }
+  const double number = number_from("step", given);
+  if (!(number >= 0.0 && number < 1e18)) {
+    throw nb::value_error("step: expected 0 or more");
+  }
+  if (number != std::floor(number)) {
+    throw nb::value_error("step: expected a whole number");
+  }
+  return mx::array(static_cast<uint64_t>(number));
+}
+
+} // namespace
+
+GroupScalars scalars_from(
+    Rule rule, const std::vector<nb::object>& hypers, nb::handle learning_rate, nb::handle step) {
+  const auto infos = hypers_of(rule);
+  if (hypers.size() != infos.size()) {
+    throw nb::value_error("a hyperparameter is missing");
+  }
+  std::vector<Scalar> values;
+  for (size_t i = 0; i < hypers.size(); ++i) {
+    values.push_back(scalar_from(infos[i].name, hypers[i]));
+  }
+  return {std::move(values), rate_from(learning_rate), step_from(step)};
+}
+
+} // namespace mlx_opt::python

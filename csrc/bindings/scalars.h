@@ -1,0 +1,21 @@
+// Scalars as Python gives them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bindings/tree.h"
+#include "mlx_opt/graph/request.h"
+
+namespace mlx_opt::python {
+
+/// A number, or what can be made one: a NumPy scalar. Throws TypeError that begins with `name`.
+double number_from(const std::string& name, nb::handle given);
+
+/// The scalars of a step: a hyperparameter is a number or a 0-d array, the learning rate an array
+/// or None, the step a whole number or an array. Throws TypeError or ValueError that names what
+/// is wrong.
+GroupScalars scalars_from(
+    Rule rule, const std::vector<nb::object>& hypers, nb::handle learning_rate, nb::handle step);
+
+} // namespace mlx_opt::python
