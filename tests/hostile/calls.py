@@ -138,12 +138,12 @@ def init_called(world):
     world.top.init(world.model)
 
 
-@action()
+@action(nested=True)
 def update_called(world):
     world.top.update(world.model, grown(SHAPES, 300))
 
 
-@action()
+@action(nested=True)
 def apply_gradients_called(world):
     world.top.apply_gradients(grown(SHAPES, 300), world.model)
 
@@ -210,7 +210,7 @@ def optimizer_copied(world):
     world.keep_all(copy.deepcopy(world.top.state))
 
 
-@action(evaluates=True)
+@action(evaluates=True, nested=True)
 def optimizer_copied_whole(world):
     copy.deepcopy(world.top).update(world.model, grown(SHAPES, 300))
 

@@ -13,9 +13,16 @@ DOCUMENTED = [
     # What is no array of MLX.
     ("moment-float moment-numpy", (KeyError, TypeError), "state"),
     ("parameter-float parameter-numpy", TypeError, "parameter must be an mlx.core.array"),
+    ("gradient-numpy", TypeError, "gradient must be an mlx.core.array"),
+    # A new state in the middle of a step is not filled, as with mlx.optimizers once it walks it.
+    ("state-set-anew", KeyError, "no optimizer state"),
     # What stands in the root of a state.
-    ("step-number step-float step-numpy-number", TypeError, "step"),
-    ("learning_rate-number learning_rate-numpy-number", TypeError, "learning_rate"),
+    ("step-number step-float step-numpy-number", (TypeError, ValueError), "step"),
+    (
+        "learning_rate-number learning_rate-float learning_rate-numpy-number",
+        TypeError,
+        "learning_rate",
+    ),
 ]
 
 # Python does not walk a dict that changes; mlx.optimizers walks a copy of it in some forms.

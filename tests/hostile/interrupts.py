@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import random
 import signal
 import sys
@@ -40,6 +41,7 @@ class Progress:
     def step(self, world):
         world.begin(0)
         world.step()
+        world.evaluate()
 
     def check(self):
         """What is there is what one of the next steps leaves, in all parts of it."""
@@ -61,29 +63,34 @@ class Progress:
 def at_each_call(form):
     """An exception at one call or return of Python's after another, until a step gets through."""
     progress = Progress(form)
-    place = 0
-    while True:
-        left = [place]
-
-        def profile(*_, left=left):
-            left[0] -= 1
-            if left[0] == 0:
-                raise Hostile
-
+    for place in itertools.count():
+        countdown = Countdown(place)
         progress.begin()
-        try:
-            sys.setprofile(profile)
+        with contextlib.suppress(Hostile), countdown:
             progress.call()
-        except Hostile:
-            pass
-        finally:
-            sys.setprofile(None)
         progress.check()
-        if left[0] > 0:
+        if countdown.left > 0:
             return  # a step has no more calls
         if progress.done == STEPS:
             progress = Progress(form)
-        place += 1
+
+
+class Countdown:
+    """Raises at a call or a return of Python's, by their number."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def profile(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise Hostile
+
+    def __enter__(self):
+        sys.setprofile(self.profile)
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
 
 
 def by_signals(form):
@@ -98,7 +105,7 @@ def by_signals(form):
             raise Hostile
 
     signal.signal(signal.SIGALRM, handler)
-    end = time.monotonic() + 0.4
+    end = time.monotonic() + 0.2
     while progress.done < STEPS and time.monotonic() < end:
         progress.begin()
         with contextlib.suppress(Hostile):
@@ -128,29 +135,26 @@ def from_a_thread(form):
                     raising(target, ctypes.py_object(Hostile))
 
     def step():
+        """One step, and what is on its way at its end: at most one exception a step."""
         with lock:
             inside[0] = True
         progress.call()
-
-    def leave():
         with lock:
             inside[0] = False
-        for _ in range(1000):  # what is on its way arrives here
+        for _ in range(1000):
             pass
 
     sys.setswitchinterval(1e-5)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    end = time.monotonic() + 0.4
+    end = time.monotonic() + 0.2
     try:
         while progress.done < STEPS and time.monotonic() < end:
             progress.begin()
-            with contextlib.suppress(Hostile):
+            try:
                 step()
-            with contextlib.suppress(Hostile):
-                leave()
-            with contextlib.suppress(Hostile):
-                leave()
+            except Hostile:
+                pass
             progress.check()
     finally:
         over.set()

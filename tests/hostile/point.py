@@ -9,8 +9,10 @@ class Kind(enum.Enum):
 
     SETTLED = "before anything is read: as there, or as if it had been done before the step"
     HOOK = "the program's own part of the step: as there, or before the step"
-    WALK = "while trees are walked: each leaf as there, as before, as after, or as without it"
-    ANYTIME = "at any time: each leaf as before the step, as after it, or as without the action"
+    WALK = (
+        "while properties and trees are read: each leaf as there, as before, as after, or as never"
+    )
+    ANYTIME = "at any time: each leaf as before the step, as after it, or as never"
 
 
 class Point:

@@ -1,6 +1,5 @@
 """The table of points: where in a step code of the program's own runs."""
 
-from .point import Kind
 from .points_of_optimizers import Filter, Hook, InstanceHook, Number, Property, Schedule
 from .points_of_python import EndOfArray, EndOfValue, GarbageCollection, PythonCall
 from .points_of_trees import OfGradients, OfKeys, OfLeafState, OfModel, OfState
@@ -12,7 +11,7 @@ POINTS = {
     "property": Property(),
     "property-learning_rate": Property("learning_rate"),
     "property-step": Property("step"),
-    "property-state": Property("state", Kind.WALK),
+    "property-state": Property("state"),
     "property-_schedulers": Property("_schedulers"),
     "number": Number(),
     "init": Hook("init"),
@@ -51,5 +50,5 @@ POINTS = {
     "array.__del__": EndOfArray(weak=False),
     "weak-reference": EndOfArray(weak=True),
     "garbage-collection": GarbageCollection(),
-    **{f"python-call-{n}": PythonCall(n) for n in (0, 8, 16, 24, 32, 40, 50, 60, 70, 80)},
+    **{f"python-call-{n}": PythonCall(n) for n in (0, 10, 20, 30, 45, 60, 75)},
 }

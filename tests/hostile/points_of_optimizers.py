@@ -30,8 +30,8 @@ class Property(Point):
 
     must_be_reached = True
 
-    def __init__(self, name=None, kind=Kind.SETTLED):
-        self.name, self.kind = name, kind
+    def __init__(self, name=None):
+        self.name = name
 
     def optimizer(self, base, rule, fire):
         name = self.name or rule.hyperparameter

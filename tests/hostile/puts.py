@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
+import mlx.optimizers as stock
 import numpy as np
 
 from .photo import flat
@@ -26,6 +27,9 @@ class Action(NamedTuple):
     of_dtype: bool = False
     of_root: bool = False
     """Whether it changes the root of a state, where norm and count of skipped steps are."""
+
+    nested: bool = False
+    """Whether it makes a step of the same optimizer, or of a copy of it."""
 
 
 GONE = object()
@@ -102,6 +106,7 @@ THINGS = {
     "container-copy": lambda world, old: copy.copy(old),
 }
 TWIN = "twin"
+NUMBERS = (int, float, np.number)
 
 SPOTS = {
     "moment": "gone none text float numpy fresh lazy copy shared reversed longer one half complex"
@@ -121,11 +126,15 @@ SPOTS = {
 
 def put(spot, thing):
     """The action that puts a thing at a spot; what stood there is kept."""
+    of_root = spot in ("step", "learning_rate")
+    state = spot in ("moment", "leaf-state", "state-branch") or thing == "moment"
 
     def run(world):
         container, key = place_of(world, spot)
         old = container[key]
         new = twin_of(world, spot) if thing == TWIN else THINGS[thing](world, old)
+        if of_root and isinstance(new, NUMBERS) and world.package is stock:
+            new = mx.array(new)  # it takes some numbers and not others
         for path, leaf in flat(old).items():
             if isinstance(leaf, mx.array) and world.may_look:
                 world.keep(leaf, ".".join(("old", spot, *path)))
@@ -134,7 +143,6 @@ def put(spot, thing):
         else:
             container[key] = new
 
-    state = spot in ("moment", "leaf-state", "state-branch") or thing == "moment"
     return Action(
         run,
         in_state=state,
@@ -142,7 +150,7 @@ def put(spot, thing):
         evaluates=thing in ("copy", "half", "complex", "nan"),
         of_containers=spot == "leaf-state" or spot.endswith("-branch"),
         of_dtype=thing in ("half", "complex"),
-        of_root=spot in ("step", "learning_rate"),
+        of_root=of_root,
     )
 
 

@@ -2,7 +2,8 @@
 meets each point, each action and each value of every other axis.
 
 MLX_OPT_HOSTILE=all runs each action at each point with every optimizer in every place, called in
-every way; the rest of the form is drawn.
+every way; the rest of the form is drawn. MLX_OPT_HOSTILE=1000 runs so many of the sample, drawn so
+that every point and every action is met.
 """
 
 import itertools
@@ -24,8 +25,9 @@ def suits(program):
     point, action, form = POINTS[program.point], ACTIONS[program.action], program.form
     if not (is_valid(form) and point.allows(form)):
         return False
-    if program.action.endswith("uninitialised") and "Adafactor" in form.rule:
-        return False  # mlx.optimizers ends the process
+    ends_mlx = "Adafactor" in form.rule or form.rule in ("momentum", "nesterov")
+    if program.action.endswith("uninitialised") and ends_mlx:
+        return False  # the process ends in mlx.optimizers
     if action.needs_moment and RULES[form.rule].moment is None:
         return False
     if form.way == "compiled":
@@ -113,13 +115,36 @@ def all_programs():
                 break
 
 
+def part_of_sample(count):
+    """So many programs of the sample, with every point and action; the same ones each time."""
+    programs = sample()
+    random.Random(1).shuffle(programs)
+    met = set()
+
+    def is_new(program):
+        new = {("point", program.point), ("action", program.action)} - met
+        met.update(new)
+        return bool(new)
+
+    programs.sort(key=is_new, reverse=True)
+    return programs[:count]
+
+
+def wanted_programs():
+    wanted = os.environ.get("MLX_OPT_HOSTILE", "")
+    if wanted == "all":
+        return all_programs()
+    if wanted.isdigit():
+        return part_of_sample(int(wanted))
+    if wanted:
+        raise ValueError(f"MLX_OPT_HOSTILE: expected all or a number, got {wanted!r}")
+    return sample()
+
+
 def groups():
     """The names of the programs to be run, by point and by what their actions are about."""
-    wanted = os.environ.get("MLX_OPT_HOSTILE", "")
-    if wanted not in ("", "all"):
-        raise ValueError(f"MLX_OPT_HOSTILE: expected all, got {wanted!r}")
     found = {}
-    for program in all_programs() if wanted else sample():
+    for program in wanted_programs():
         about = next((spot for spot in SPOTS if program.action.startswith(spot)), "other")
         found.setdefault(f"{program.point}/{about}", []).append(str(program))
     return found

@@ -1,7 +1,5 @@
 """Every action while steps are made, from another thread and from a signal's handler."""
 
-import itertools
-
 import pytest
 
 from .actions import ACTIONS
@@ -9,21 +7,20 @@ from .forms import PLACES, RULES
 from .processes import apart
 from .storms import signal_storm, suits_signals, suits_threads, thread_storm
 
+RULES_IN_TURN = [rule for rule in RULES if rule != "Muon"]
+OPTIONS_IN_TURN = ["plain", "max_norm", "plain", "skip"]
 
-def forms():
-    """Rule, place, way and option, each of them in turn."""
-    rules = [rule for rule in RULES if rule != "Muon"]
-    options = ("plain", "max_norm", "plain", "skip")
-    for i in itertools.count():
-        rule, place = rules[i % len(rules)], PLACES[i % len(PLACES)]
-        yield [rule, place, "update", options[i % len(options)], 1, "nothing", "last", 0]
+
+def form(i):
+    """Rule, place, way and option of the i-th program, each of them in turn."""
+    rule = RULES_IN_TURN[i % len(RULES_IN_TURN)]
+    option = OPTIONS_IN_TURN[i % len(OPTIONS_IN_TURN)]
+    return [rule, PLACES[i % len(PLACES)], "update", option, 1, "nothing", "last", 0]
 
 
 def each(names):
-    return pytest.mark.parametrize(
-        "action, form",
-        [pytest.param(name, form, id=name) for name, form in zip(names, forms(), strict=False)],
-    )
+    programs = [pytest.param(name, form(i), id=name) for i, name in enumerate(names)]
+    return pytest.mark.parametrize("action, form", programs)
 
 
 @each([name for name in ACTIONS if suits_threads(name)])

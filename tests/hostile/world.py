@@ -26,6 +26,7 @@ class World:
         self.may_look = form.way != "compiled"  # where arrays are not those of a trace
         self.norm = self.skipped = None  # of mlx.optimizers, which has neither
         self.noted = None
+        self.init_first = False
         self.model = point.module(nn.Module, fire)()
         for key, value in grown(shapes, 10, (point.mapping(dict, fire), list)).items():
             setattr(self.model, key, value)
@@ -109,14 +110,13 @@ class World:
         return OPTIONS[self.form.option]
 
     def step(self):
-        """One step in the program's form, and its results evaluated."""
+        """One step in the program's form."""
         if self.package is stock:
             self.step_of_stock()
         elif self.form.way == "compiled":
             self.step_compiled()
         else:
             self.call(self.gradients, self.options())
-        self.evaluate()
 
     def call(self, gradients, options):
         new = None
@@ -134,6 +134,8 @@ class World:
         if not options:
             self.call(self.gradients, {})
             return
+        if self.init_first and not all(part._initialized for part in self.parts()):
+            self.top.init(self.gradients)
         clipped, norm = stock.clip_grad_norm(self.gradients, options.get("max_norm", mx.inf))
         skips = options.get("skip_nonfinite") and not mx.isfinite(norm).item()
         if skips:
