@@ -6,6 +6,7 @@
 #include "mlx/version.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
+#include "mlx_opt/eager/pacing.h"
 #include "mlx_opt/graph/ops.h"
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/types/text.h"

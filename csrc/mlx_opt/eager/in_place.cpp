@@ -5,23 +5,15 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
-#include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_flight.h"
 #include "mlx_opt/eager/merge.h"
+#include "mlx_opt/eager/pacing.h"
+#include "mlx_opt/eager/targets.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt {
 namespace {
-
-// On a GPU, operands of this many bytes take longer to update than MLX takes to walk over them.
-constexpr size_t large_operand = 1 << 20;
-
-// A caller counts as one who waits once this many steps in a row found the GPU idle.
-constexpr int sync_streak_to_trust = 3;
-
-// The streak of a caller who was taken for such and was not.
-constexpr int sync_penalty = 64;
 
 // One kernel launch's worth of leaves.
 struct Task {
@@ -39,6 +31,30 @@ struct Work {
   std::shared_ptr<InFlightStep> in_flight;
 };
 
+// Whatever can fail comes before the first task is queued.
+void enqueue(
+    std::vector<Task>& tasks,
+    const std::vector<mx::array>& scalars,
+    mx::Stream stream,
+    Start start,
+    const std::shared_ptr<void>& keep) {
+  // A step that starts early reads its inputs' addresses when it is queued.
+  std::vector<Pointers> all_inputs;
+  all_inputs.reserve(tasks.size());
+  std::vector<std::unique_ptr<Prepared>> prepared;
+  auto first = scalars.begin();
+  for (Task& task : tasks) {
+    Pointers& inputs = all_inputs.emplace_back(std::move(task.operands));
+    for (size_t i = 0; i < task.scalars; ++i) {
+      inputs.push_back(&*first++);
+    }
+    prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream, start));
+  }
+  for (size_t i = 0; i < prepared.size(); ++i) {
+    prepared[i]->enqueue(tasks[i].overwritten, keep);
+  }
+}
+
 // The step as MLX evaluates it. Only the scalars are its inputs: the operands are ready, and what
 // is not in the graph need not be walked. It is evaluated once.
 class StepInPlace : public mx::Primitive {
@@ -46,24 +62,10 @@ class StepInPlace : public mx::Primitive {
   StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    // A step that starts early reads its inputs' addresses when it is queued.
-    std::vector<Pointers> all_inputs;
-    all_inputs.reserve(work_.tasks.size());
-    std::vector<std::unique_ptr<Prepared>> prepared;
-    auto first = scalars.begin();
-    for (Task& task : work_.tasks) {
-      Pointers& inputs = all_inputs.emplace_back(std::move(task.operands));
-      for (size_t i = 0; i < task.scalars; ++i) {
-        inputs.push_back(&*first++);
-      }
-      prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream(), work_.start));
-    }
     outputs[0].set_data(mx::allocator::malloc(0));
     auto release = [in_flight = work_.in_flight](void*) { in_flight->release(); };
     const std::shared_ptr<void> keep(nullptr, std::move(release));
-    for (size_t i = 0; i < prepared.size(); ++i) {
-      prepared[i]->enqueue(work_.tasks[i].overwritten, keep);
-    }
+    enqueue(work_.tasks, scalars, stream(), work_.start, keep);
   }
 
   void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
@@ -76,21 +78,6 @@ class StepInPlace : public mx::Primitive {
 
  private:
   Work work_;
-};
-
-// The operands of all parts, by what becomes of them.
-struct Targets {
-  Pointers overwritten;
-  Pointers read;
-
-  void add(const Leaves& leaves) {
-    for (const Leaves::Kind& kind : leaves.kinds()) {
-      for (auto next = kind.arrays.begin(); next != kind.arrays.end(); next += kind.operands) {
-        overwritten.insert(overwritten.end(), next, next + kind.operands - 1);
-        read.push_back(next[kind.operands - 1]);
-      }
-    }
-  }
 };
 
 // True if all arrays may be overwritten by results of `dtypes`.
@@ -147,28 +134,39 @@ bool can_run(const Part& part, mx::Stream stream) {
   return true;
 }
 
-// True if a GPU is busy for longer than the host: while the host prepares a large step, and after
-// that while MLX walks over the results.
-bool outlasts_the_host(const Targets& targets, mx::Stream stream) {
-  if (stream.device != mx::Device::gpu) {
+// True if the step is so small that the calling thread had better run it, and if nothing that it
+// reads or writes is still to be written. Rules with drivers of their own take longer for a tensor
+// than the waking of a thread.
+bool runs_at_once(
+    const std::vector<Task>& tasks,
+    const Targets& targets,
+    const std::vector<mx::array>& scalars,
+    InFlightStep* last,
+    mx::Stream stream) {
+  if (stream.device != mx::Device::cpu || (last && last->is_pending())) {
     return false;
   }
-  size_t bytes = 0;
-  for (const Pointers* arrays : {&targets.overwritten, &targets.read}) {
-    for (const mx::array* x : *arrays) {
-      bytes += x->nbytes();
-    }
+  const bool short_tensors = std::all_of(tasks.begin(), tasks.end(), [](const Task& task) {
+    return is_elementwise(task.spec.rule) || has_two_passes(task.spec.rule);
+  });
+  size_t elements = 0;
+  for (const mx::array* x : targets.read) {
+    elements += x->size();
   }
-  return bytes / (targets.overwritten.size() + targets.read.size()) >= large_operand;
+  return short_tensors && elements <= small_step() &&
+         std::all_of(scalars.begin(), scalars.end(), [](const auto& x) {
+           return x.status() != mx::array::Status::unscheduled && x.is_available();
+         });
 }
 
-// Lowers the streak of a caller who does not wait after all. One who was left a lazy result and has
-// not waited for it has attached an event to it, as async_eval alone does.
-void lower_streak(InFlightStep& last, const mx::array& parameter) {
-  if (last.lazy_result && last.lazy_result->event().valid()) {
-    last.sync_streak = -sync_penalty;
-  } else if (!parameter.is_available()) {
-    last.sync_streak = 0;
+void evaluate_lazy(const std::vector<mx::array*>& counters, std::vector<mx::array> with) {
+  for (mx::array* counter : counters) {
+    if (counter->status() == mx::array::Status::unscheduled) {
+      with.push_back(*counter);
+    }
+  }
+  if (!with.empty()) {
+    mx::async_eval(std::move(with));
   }
 }
 
@@ -225,56 +223,30 @@ bool run_in_place(
       task.overwritten.push_back(const_cast<mx::array&>(**next++).buffer());
     }
   }
+  if (runs_at_once(work.tasks, targets, scalars, last.get(), stream)) {
+    enqueue(work.tasks, scalars, stream, Start::at_once, nullptr);
+    evaluate_lazy(counters, {});
+    return true;
+  }
   const bool idle = parameter.is_available() && outlasts_the_host(targets, stream);
   work.start = idle && work.tasks.size() == 1 ? Start::early : Start::whole;
   const auto in_flight =
       std::make_shared<InFlightStep>(data_of(targets.overwritten), data_of(targets.read));
   work.in_flight = in_flight;
-  if (last && idle && gpu::find_backend().backend->has_costly_events()) {
-    in_flight->sync_streak = last->sync_streak + 1;
-  }
+  continue_streak(last.get(), *in_flight, idle);
   auto primitive = std::make_shared<StepInPlace>(stream, std::move(work));
   const mx::array token(mx::Shape{}, mx::uint8, std::move(primitive), std::move(scalars));
-  std::vector<mx::array> evaluated = {token};
-  for (mx::array* counter : counters) {
-    if (counter->status() == mx::array::Status::unscheduled) {
-      evaluated.push_back(*counter);
-    }
-  }
-  mx::async_eval(std::move(evaluated));
+  evaluate_lazy(counters, {token});
   if (last) {
     last->hand_over(*in_flight);
   }
   set_last_in_flight(stream, in_flight);
   mark_overwritten(targets.overwritten, token);
-  if (in_flight->sync_streak >= sync_streak_to_trust && !counters.empty()) {
+  if (is_waited_for(*in_flight) && !counters.empty()) {
     *counters[0] = mx::stop_gradient(*counters[0], stream);
     in_flight->lazy_result = *counters[0];
   }
   return true;
-}
-
-bool release_lazy_result(mx::Stream stream) {
-  const auto last = last_in_flight(stream);
-  if (!last || !last->lazy_result) {
-    return false;
-  }
-  last->lazy_result.reset();
-  mx::synchronize(stream);
-  return true;
-}
-
-void throttle(mx::Stream stream) {
-  if (stream.device == mx::Device::gpu) {
-    if (const auto* backend = gpu::find_backend().backend) {
-      backend->wait_for_turn(stream);
-    }
-    return;
-  }
-  const auto last = last_in_flight(stream);
-  if (last && last->is_pending()) {
-    mx::synchronize(stream);
-  }
 }
 
 } // namespace mlx_opt

@@ -10,10 +10,6 @@
 
 namespace mlx_opt {
 
-/// Waits until `stream` takes another step without having too many in flight. May be called without
-/// Python's lock; run_in_place then does not wait.
-MLX_OPT_API void throttle(mx::Stream stream);
-
 /// Queues one step of all parts, which overwrites their parameters and slots, and evaluates
 /// `counters` with it: the numbers of the steps first.
 ///
@@ -22,6 +18,8 @@ MLX_OPT_API void throttle(mx::Stream stream);
 /// array by no copy, its buffer by no other array, nor by a queued task but the stream's last step.
 /// Otherwise it changes nothing and returns false.
 ///
+/// On the CPU a small step runs on the calling thread, before this returns.
+///
 /// For all parts, kernels are loaded, memory is allocated and tables are filled before the first is
 /// queued. An exception has changed nothing.
 ///
@@ -29,10 +27,5 @@ MLX_OPT_API void throttle(mx::Stream stream);
 /// that is still to be evaluated: MLX then waits once for all results, and not for each.
 MLX_OPT_API bool run_in_place(
     std::vector<Part> parts, const std::vector<mx::array*>& counters, mx::Stream stream);
-
-/// Waits for the stream if its last step left an array to be evaluated and the caller has gone on
-/// without waiting: MLX may hold the step's results until then. Returns true if it waited. May be
-/// called without Python's lock.
-MLX_OPT_API bool release_lazy_result(mx::Stream stream);
 
 } // namespace mlx_opt

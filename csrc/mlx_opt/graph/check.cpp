@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "mlx/ops.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/graph/request.h"
@@ -79,6 +81,14 @@ void push_dtypes(
     bool coupled,
     std::vector<mx::Dtype>& dtypes) {
   mx::Dtype gradient = operands[slots.size() + 1]->dtype();
+  const auto promotes_nothing = [&](const mx::array* x) { return x->dtype() == gradient; };
+  if (std::all_of(operands, operands + slots.size() + 1, promotes_nothing) &&
+      std::all_of(slots.begin(), slots.end(), [](const SlotInfo* slot) {
+        return slot->format == Format::promoted;
+      })) {
+    dtypes.insert(dtypes.end(), slots.size() + 1, gradient);
+    return;
+  }
   // Decay that is added to the gradient brings the parameter's dtype with it.
   if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());

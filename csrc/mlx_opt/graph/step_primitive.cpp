@@ -34,7 +34,7 @@ std::unique_ptr<Prepared> prepare(
     mx::Stream stream,
     Start start) {
   if (stream.device == mx::Device::cpu) {
-    return cpu::prepare(spec, inputs, dtypes, stream);
+    return cpu::prepare(spec, inputs, dtypes, stream, start);
   }
   const auto& [backend, reason] = gpu::find_backend();
   if (!backend) {

@@ -17,6 +17,7 @@ enum class Start {
   whole, // once all of it is ready
   early, // with its first tensors, while the others are made ready: the GPU has nothing else to do.
          // Its results overwrite its inputs, which stay where they are until it is queued
+  at_once, // on the calling thread, before `enqueue` returns; on the CPU only
 };
 
 /// A step in two moves, because placing the outputs takes the buffers away from the inputs: making
@@ -25,7 +26,7 @@ class Prepared {
  public:
   virtual ~Prepared() = default;
 
-  /// Queues the step, writing to `outputs`. `keep` stays alive until it is done.
+  /// Queues or runs the step, writing to `outputs`. `keep` stays alive until it is done.
   virtual void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) = 0;
 };
 

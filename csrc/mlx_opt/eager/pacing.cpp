@@ -1,0 +1,88 @@
+#include "mlx_opt/eager/pacing.h"
+
+#include <atomic>
+
+#include "mlx/transforms.h"
+#include "mlx_opt/backend/find.h"
+
+namespace mlx_opt {
+namespace {
+
+// On a GPU, operands of this many bytes take longer to update than MLX takes to walk over them.
+constexpr size_t large_operand = 1 << 20;
+
+// A caller counts as one who waits once this many steps in a row found the GPU idle.
+constexpr int sync_streak_to_trust = 3;
+
+// The streak of a caller who was taken for such and was not.
+constexpr int sync_penalty = 64;
+
+std::atomic<size_t> most_of_small_step{default_small_step};
+
+} // namespace
+
+size_t small_step() {
+  return most_of_small_step.load(std::memory_order_relaxed);
+}
+
+void set_small_step(size_t elements) {
+  most_of_small_step.store(elements, std::memory_order_relaxed);
+}
+
+void throttle(mx::Stream stream) {
+  if (stream.device == mx::Device::gpu) {
+    if (const auto* backend = gpu::find_backend().backend) {
+      backend->wait_for_turn(stream);
+    }
+    return;
+  }
+  const auto last = last_in_flight(stream);
+  if (last && last->is_pending()) {
+    mx::synchronize(stream);
+  }
+}
+
+bool release_lazy_result(mx::Stream stream) {
+  const auto last = last_in_flight(stream);
+  if (!last || !last->lazy_result) {
+    return false;
+  }
+  last->lazy_result.reset();
+  mx::synchronize(stream);
+  return true;
+}
+
+bool outlasts_the_host(const Targets& targets, mx::Stream stream) {
+  if (stream.device != mx::Device::gpu) {
+    return false;
+  }
+  size_t bytes = 0;
+  for (const Pointers* arrays : {&targets.overwritten, &targets.read}) {
+    for (const mx::array* x : *arrays) {
+      bytes += x->nbytes();
+    }
+  }
+  return bytes / (targets.overwritten.size() + targets.read.size()) >= large_operand;
+}
+
+void continue_streak(const InFlightStep* last, InFlightStep& next, bool idle) {
+  if (last && idle && gpu::find_backend().backend->has_costly_events()) {
+    next.sync_streak = last->sync_streak + 1;
+  }
+}
+
+// One who was left a lazy result and has not waited for it has attached an event to it, as
+// async_eval alone does.
+void lower_streak(InFlightStep& last, const mx::array& parameter) {
+  if (last.lazy_result && last.lazy_result->event().valid()) {
+    last.sync_streak = -sync_penalty;
+  } else if (!parameter.is_available()) {
+    last.sync_streak = 0;
+  }
+}
+
+bool is_waited_for(const InFlightStep& step) {
+  return step.sync_streak >= sync_streak_to_trust;
+}
+
+} // namespace mlx_opt

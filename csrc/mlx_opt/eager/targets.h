@@ -1,0 +1,22 @@
+// The operands of all parts of a step, by what becomes of them.
+#pragma once
+
+#include "mlx_opt/graph/request.h"
+
+namespace mlx_opt {
+
+struct Targets {
+  Pointers overwritten;
+  Pointers read;
+
+  void add(const Leaves& leaves) {
+    for (const Leaves::Kind& kind : leaves.kinds()) {
+      for (auto next = kind.arrays.begin(); next != kind.arrays.end(); next += kind.operands) {
+        overwritten.insert(overwritten.end(), next, next + kind.operands - 1);
+        read.push_back(next[kind.operands - 1]);
+      }
+    }
+  }
+};
+
+} // namespace mlx_opt
