@@ -118,6 +118,7 @@ inline std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all() {
   std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all = {
       {"Adafactor", Adafactor{}},
       {"Adafactor with a first moment", Adafactor{.beta_1 = 0.9, .relative_step = false}},
+      {"Lamb", mlx_opt::RuleByName{"Lamb", {{"weight_decay", 0.1}}}},
       {"Muon", mlx_opt::Muon{}},
       {"Muon with decoupled decay", mlx_opt::Muon{.decoupled_weight_decay = true}}};
   for (const Case& each : elementwise()) {

@@ -103,8 +103,8 @@ void check_adamw(const Storage (&storage)[4], int64_t size) {
   const Kernel& adamw = kernel(Rule::AdamW);
   adamw.prepare(hypers, lr, 1, scalars);
   const int64_t middle = size / 128 * 64;
-  adamw.run(tensor, middle, size, hypers, scalars, nullptr);
-  adamw.run(tensor, 0, middle, hypers, scalars, nullptr);
+  adamw.run(tensor, middle, size, hypers, scalars, 1.0f);
+  adamw.run(tensor, 0, middle, hypers, scalars, 1.0f);
   for (int64_t i = 0; i < size; ++i) {
     const double m1 = double(beta1) * old_m[i] + (1 - double(beta1)) * g[i];
     const double v1 = double(beta2) * old_v[i] + (1 - 0.999) * g[i] * g[i];
@@ -147,7 +147,7 @@ TEST_CASE("halves convert as MLX converts them, all of them") {
     tensor.in[0] = {halves.data(), storage, nullptr};
     tensor.in[1] = {zeros.data(), Storage::float32, nullptr};
     tensor.out[0] = {floats.data(), Storage::float32, nullptr};
-    sgd.run(tensor, 0, count, hypers, scalars, nullptr);
+    sgd.run(tensor, 0, count, hypers, scalars, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       const float expected = widened(storage, halves[i]);
       if (std::isfinite(expected)) {
@@ -180,7 +180,7 @@ TEST_CASE("floats round to halves as MLX rounds them") {
     tensor.in[0] = {floats.data(), Storage::float32, nullptr};
     tensor.in[1] = {zeros.data(), Storage::float32, nullptr};
     tensor.out[0] = {halves.data(), storage, nullptr};
-    sgd.run(tensor, 0, count, hypers, scalars, nullptr);
+    sgd.run(tensor, 0, count, hypers, scalars, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       REQUIRE(halves[i] == narrowed(storage, floats[i]));
     }
@@ -210,13 +210,13 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     Tensor tensor{};
     tensor.in[0] = tensor.out[0] = expected.operand();
     tensor.in[1] = straight.operand();
-    sgd.run(tensor, 0, rows * columns, hypers, scalars, nullptr);
+    sgd.run(tensor, 0, rows * columns, hypers, scalars, 1.0f);
     tensor.in[0] = tensor.out[0] = result.operand();
     tensor.in[1] = turned.operand();
     tensor.in[1].layout = &layout;
     REQUIRE(is_transposed(tensor.in[1]));
-    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, nullptr);
-    sgd.run(tensor, 0, 32 * columns, hypers, scalars, nullptr);
+    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, 1.0f);
+    sgd.run(tensor, 0, 32 * columns, hypers, scalars, 1.0f);
     CHECK(result.floats == expected.floats);
   }
 }

@@ -37,8 +37,8 @@ class Backend {
   /// never waits does not fill the memory.
   virtual void wait_for_turn(mx::Stream stream) const = 0;
 
-  /// Whether asking for an array's event costs so much that a caller who waits for many arrays had
-  /// better be left one to evaluate, which MLX waits for alone.
+  /// True if asking for an array's event is slow. Then one result is left lazy for a caller who
+  /// evaluates many arrays, because MLX waits for that one alone.
   virtual bool has_costly_events() const {
     return false;
   }

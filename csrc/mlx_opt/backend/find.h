@@ -22,7 +22,7 @@ MLX_OPT_API const Found& find_backend();
 
 namespace mlx_opt {
 
-/// Whether the rules can be run on `device` by this build.
+/// True if this build can run the rules on `device`.
 MLX_OPT_API bool available(mx::Device device);
 
 } // namespace mlx_opt

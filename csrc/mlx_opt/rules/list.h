@@ -6,6 +6,7 @@
 #include "adamax.h"
 #include "adamw.h"
 #include "ademamix.h"
+#include "lamb.h"
 #include "lion.h"
 #include "muon.h"
 #include "rmsprop.h"
@@ -27,5 +28,9 @@
   RULE(SGD)                         \
   RULE(Signum)
 
-// Those that look at whole tensors.
+// Those of two passes over each tensor: the first takes the state's step and sums up over the
+// tensor, the second updates the parameter with what the sums give.
+#define MLX_OPT_FOR_EACH_TWO_PASS_RULE(RULE) RULE(Lamb)
+
+// Those with drivers of their own.
 #define MLX_OPT_FOR_EACH_TENSOR_RULE(RULE) RULE(Adafactor)

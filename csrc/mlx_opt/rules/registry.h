@@ -1,6 +1,7 @@
 // What the library knows of a rule besides its arithmetic.
 #pragma once
 
+#include <iterator>
 #include <string_view>
 
 #include "list.h"
@@ -9,7 +10,8 @@ namespace mlx_opt {
 
 enum class Rule {
 #define MLX_OPT_NAME(name) name,
-  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
+  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NAME)
+      MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
 #undef MLX_OPT_NAME
 };
 
@@ -20,28 +22,36 @@ struct RuleInfo {
   int scalars;
 };
 
-inline constexpr RuleInfo rule_infos[] = {
 #define MLX_OPT_INFO(name)                                                \
   RuleInfo{                                                               \
       #name,                                                              \
       sizeof(MLX_OPT_LEVEL::name::Element) / sizeof(float) - 1,           \
       sizeof(MLX_OPT_LEVEL::name::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper), \
       sizeof(MLX_OPT_LEVEL::name::Scalars) / sizeof(float)},
-    MLX_OPT_FOR_EACH_RULE(MLX_OPT_INFO)
+inline constexpr RuleInfo rule_infos[] = {MLX_OPT_FOR_EACH_RULE(MLX_OPT_INFO)
+                                              MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
 #undef MLX_OPT_INFO
-};
+
+#define MLX_OPT_COUNT(name) +1
+inline constexpr int elementwise_rules = MLX_OPT_FOR_EACH_RULE(MLX_OPT_COUNT);
+#undef MLX_OPT_COUNT
 
 /// True if the rule updates each element from its own gradient and state alone.
 constexpr bool is_elementwise(Rule rule) {
-  return static_cast<size_t>(rule) < sizeof(rule_infos) / sizeof(RuleInfo);
+  return static_cast<int>(rule) < elementwise_rules;
 }
 
-/// Of an elementwise rule.
+/// True if the rule's first pass sums up over each tensor and its second updates the parameter.
+constexpr bool has_two_passes(Rule rule) {
+  return !is_elementwise(rule) && static_cast<size_t>(rule) < std::size(rule_infos);
+}
+
+/// Of a rule that is elementwise or has two passes.
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];
 }
 
-/// The most of each that any rule has.
+/// The most of each that any of these rules has.
 constexpr int most(int RuleInfo::* count) {
   int most = 0;
   for (const RuleInfo& rule : rule_infos) {
@@ -53,5 +63,25 @@ constexpr int most(int RuleInfo::* count) {
 inline constexpr int max_moments = most(&RuleInfo::moments);
 inline constexpr int max_hypers = most(&RuleInfo::hypers);
 inline constexpr int max_scalars = most(&RuleInfo::scalars);
+
+/// The most sums and rates that a rule of two passes has.
+inline constexpr int max_sums = 8;
+
+struct TwoPassInfo {
+  int sums;
+  int rates;
+};
+
+#define MLX_OPT_INFO(name)                               \
+  TwoPassInfo{                                           \
+      sizeof(MLX_OPT_LEVEL::name::Sums) / sizeof(float), \
+      sizeof(MLX_OPT_LEVEL::name::Rates) / sizeof(float)},
+inline constexpr TwoPassInfo two_pass_infos[] = {MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
+#undef MLX_OPT_INFO
+
+/// Of a rule of two passes.
+constexpr const TwoPassInfo& two_pass_info(Rule rule) {
+  return two_pass_infos[static_cast<int>(rule) - elementwise_rules];
+}
 
 } // namespace mlx_opt

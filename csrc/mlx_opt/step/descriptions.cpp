@@ -15,7 +15,8 @@ struct Entry {
 
 constexpr Entry entries[] = {
 #define MLX_OPT_ENTRY(name) {#name, MLX_OPT_LEVEL::name::description},
-    MLX_OPT_FOR_EACH_RULE(MLX_OPT_ENTRY) MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_ENTRY)
+    MLX_OPT_FOR_EACH_RULE(MLX_OPT_ENTRY) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_ENTRY)
+        MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_ENTRY)
 #undef MLX_OPT_ENTRY
 };
 
@@ -46,8 +47,10 @@ constexpr size_t kernel_slots(const Description& description) {
       kernel_slots(MLX_OPT_LEVEL::rule::description) == \
       sizeof(MLX_OPT_LEVEL::rule::Element) / sizeof(float) - 1);
 MLX_OPT_FOR_EACH_RULE(MLX_OPT_CHECK_HYPERS)
+MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_HYPERS)
 MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_CHECK_HYPERS)
 MLX_OPT_FOR_EACH_RULE(MLX_OPT_CHECK_SLOTS)
+MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_SLOTS)
 #undef MLX_OPT_CHECK_HYPERS
 #undef MLX_OPT_CHECK_SLOTS
 

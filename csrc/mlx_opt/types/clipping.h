@@ -15,7 +15,7 @@ struct Clip {
   /// The greatest global norm of the gradients, in their units; 0 or more. What is above it is
   /// scaled down to it.
   std::optional<double> max_norm = std::nullopt;
-  /// Whether a step is left out where the norm is infinite or NaN.
+  /// True if a step is skipped where the norm is infinite or NaN.
   bool skip_nonfinite = false;
 };
 

@@ -24,7 +24,7 @@ inline Pointers pointers_to(const std::vector<mlx::core::array>& arrays) {
   return pointers;
 }
 
-/// Whether a rule's arithmetic covers this storage: float32, float16 and bfloat16.
+/// True if the rules' kernels read and write this storage: float32, float16 and bfloat16.
 inline bool is_storage(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32 || dtype == mlx::core::float16 || dtype == mlx::core::bfloat16;
 }
@@ -87,7 +87,7 @@ inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
   return transposed ? static_cast<int>(dimensions[1].size) : 0;
 }
 
-/// Whether its matrices, of its last two dimensions, are dense and transposed, one behind the
+/// True if its matrices, of its last two dimensions, are dense and transposed, one behind the
 /// other.
 inline bool is_turned(const mlx::core::array& x) {
   const auto& shape = x.shape();

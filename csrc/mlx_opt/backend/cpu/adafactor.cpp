@@ -120,8 +120,9 @@ class Step : public Prepared {
       const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream)
-      : stream_(stream) {
+      mx::Stream stream,
+      Start start)
+      : stream_(stream), at_once_(start == Start::at_once) {
     const auto& [vectors, matrices] = std::pair(spec.runs.at(0), spec.runs.at(1));
     const bool first_moment = vectors.operands == 4;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
@@ -148,11 +149,16 @@ class Step : public Prepared {
       buffers += 2 + item.factored + work_->first_moment;
     }
     work_->keep = std::move(keep);
+    if (at_once_) {
+      work_->run();
+      return;
+    }
     mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
   }
 
  private:
   mx::Stream stream_;
+  bool at_once_;
   std::shared_ptr<Work> work_;
 };
 
@@ -162,8 +168,9 @@ std::unique_ptr<Prepared> prepare_adafactor(
     const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
-    mx::Stream stream) {
-  return std::make_unique<Step>(spec, inputs, dtypes, stream);
+    mx::Stream stream,
+    Start start) {
+  return std::make_unique<Step>(spec, inputs, dtypes, stream, start);
 }
 
 } // namespace mlx_opt::cpu

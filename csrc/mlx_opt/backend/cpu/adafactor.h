@@ -17,6 +17,7 @@ std::unique_ptr<Prepared> prepare_adafactor(
     const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
-    mx::Stream stream);
+    mx::Stream stream,
+    Start start);
 
 } // namespace mlx_opt::cpu

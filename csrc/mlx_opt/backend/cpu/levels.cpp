@@ -12,7 +12,8 @@ namespace mlx_opt {
 
 #define MLX_OPT_DECLARE(level)                 \
   namespace level {                            \
-  extern const cpu::Kernel kernels[];          \
+  extern const cpu::Kernel elementwise[];      \
+  extern const cpu::Kernel two_pass[];         \
   extern const cpu::Reductions reductions;     \
   extern const cpu::AdafactorKernel adafactor; \
   }
@@ -30,7 +31,8 @@ namespace {
 
 struct Level {
   std::string_view name;
-  const Kernel* kernels;
+  const Kernel* elementwise;
+  const Kernel* two_pass;
   const Reductions& reductions;
   const AdafactorKernel& adafactor;
   bool (*usable)();
@@ -51,19 +53,32 @@ bool has_avx512() {
 // Best first.
 const Level levels[] = {
     {"avx512bf16",
-     avx512bf16::kernels,
+     avx512bf16::elementwise,
+     avx512bf16::two_pass,
      avx512bf16::reductions,
      avx512bf16::adafactor,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
-    {"avx512", avx512::kernels, avx512::reductions, avx512::adafactor, has_avx512},
-    {"avx2", avx2::kernels, avx2::reductions, avx2::adafactor, has_avx2},
-    {"baseline", baseline::kernels, baseline::reductions, baseline::adafactor, [] { return true; }},
+    {"avx512",
+     avx512::elementwise,
+     avx512::two_pass,
+     avx512::reductions,
+     avx512::adafactor,
+     has_avx512},
+    {"avx2", avx2::elementwise, avx2::two_pass, avx2::reductions, avx2::adafactor, has_avx2},
+    {"baseline",
+     baseline::elementwise,
+     baseline::two_pass,
+     baseline::reductions,
+     baseline::adafactor,
+     [] { return true; }},
 };
 
 #else
 
 const Level levels[] = {
-    {"neon", neon::kernels, neon::reductions, neon::adafactor, [] { return true; }}};
+    {"neon", neon::elementwise, neon::two_pass, neon::reductions, neon::adafactor, [] {
+       return true;
+     }}};
 
 #endif
 
@@ -94,7 +109,9 @@ const Level& level() {
 } // namespace
 
 const Kernel& kernel(Rule rule) {
-  return level().kernels[static_cast<int>(rule)];
+  const int index = static_cast<int>(rule);
+  return is_elementwise(rule) ? level().elementwise[index]
+                              : level().two_pass[index - elementwise_rules];
 }
 
 const Reductions& reductions() {

@@ -80,8 +80,8 @@ class Pool {
  public:
   void run(int64_t count, const std::function<void(int64_t)>& task) {
     const int threads = static_cast<int>(std::min<int64_t>(num_threads(), count));
-    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (threads <= 1 || !turn.owns_lock()) {
+    std::unique_lock<std::mutex> turn(turn_, std::defer_lock);
+    if (threads <= 1 || !turn.try_lock()) {
       for (int64_t i = 0; i < count; ++i) {
         task(i);
       }

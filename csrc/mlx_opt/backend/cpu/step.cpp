@@ -1,11 +1,13 @@
 #include "mlx_opt/backend/cpu/step.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx_opt/backend/cpu/adafactor.h"
 #include "mlx_opt/backend/cpu/operands.h"
+#include "mlx_opt/backend/cpu/pieces.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/cpu/scalars.h"
 #include "mlx_opt/step/plan.h"
@@ -19,12 +21,26 @@ constexpr int64_t shortest_chunk = 8192;
 constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
+// Of a step of two passes, while the chunks are not too long.
+constexpr int64_t most_chunks = 256;
+
+// What the tensors of a group share.
+struct Group {
+  std::vector<MLX_OPT_LEVEL::Hyper> hypers;
+  float scalars[max_scalars];
+
+  const float* values() const {
+    return reinterpret_cast<const float*>(hypers.data());
+  }
+};
+
+using Rates = std::array<float, max_sums>;
+
 // Everything the task reads, gathered while the arrays exist. MLX keeps their buffers.
 struct Work {
   int fields; // of a tensor: the parameter and its moments
   const Kernel* kernel;
   int threads;
-  bool scaled;
   StepScalars scalars;
   std::vector<Tensor> tensors = {};
   std::vector<Plan::Extent> extents = {};
@@ -34,6 +50,17 @@ struct Work {
 
   void add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes);
   void run() const;
+
+ private:
+  uint16_t group_of(size_t tensor) const {
+    return groups.empty() ? 0 : groups[tensor];
+  }
+
+  std::vector<Group> prepare_groups() const;
+  template <typename Visit>
+  void visit(int64_t chunk, Visit&& visit) const;
+  void update(const std::vector<Group>& prepared, int64_t total) const;
+  void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
 void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
@@ -50,37 +77,68 @@ void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
   extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
 }
 
-void Work::run() const {
-  struct Group {
-    std::vector<MLX_OPT_LEVEL::Hyper> hypers;
-    float scalars[max_scalars];
-  };
+std::vector<Group> Work::prepare_groups() const {
   std::vector<Group> prepared;
   for (const GroupScalars& group : scalars.groups()) {
     Group& added = prepared.emplace_back(Group{group.hypers(), {}});
-    const auto* h = reinterpret_cast<const float*>(added.hypers.data());
-    kernel->prepare(h, group.learning_rate(), group.step(), added.scalars);
+    kernel->prepare(added.values(), group.learning_rate(), group.step(), added.scalars);
   }
+  return prepared;
+}
 
+void Work::run() const {
   int64_t total = 0;
   for (const auto& extent : extents) {
     total += extent.size;
   }
-  const int64_t even = total / (chunks_a_thread * threads);
-  const int64_t chunk = std::clamp(even, shortest_chunk, longest_chunk);
-  const Plan plan(extents, chunk);
-  const bool applied = scalars.is_applied();
-  const float scale = scalars.scale();
-  parallel_for(plan.chunks(), [&](int64_t index) {
-    plan.visit(index, [&](int64_t tensor, int64_t begin, int64_t end) {
-      if (!applied) {
-        kernel->keep(tensors[tensor], begin, end);
-        return;
-      }
-      const Group& group = prepared[groups.empty() ? 0 : groups[tensor]];
-      const auto* h = reinterpret_cast<const float*>(group.hypers.data());
-      kernel->run(tensors[tensor], begin, end, h, group.scalars, scaled ? &scale : nullptr);
+  if (!scalars.is_applied()) {
+    visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
+      kernel->keep(tensors[tensor], begin, end);
     });
+    return;
+  }
+  const std::vector<Group> prepared = prepare_groups();
+  if (kernel->run) {
+    update(prepared, total);
+  } else {
+    update_in_two_passes(prepared, total);
+  }
+}
+
+template <typename Visit>
+void Work::visit(int64_t chunk, Visit&& visit) const {
+  const Plan plan(extents, std::clamp(chunk, shortest_chunk, longest_chunk));
+  parallel_for(plan.chunks(), [&](int64_t index) { plan.visit(index, visit); });
+}
+
+void Work::update(const std::vector<Group>& prepared, int64_t total) const {
+  const float scale = scalars.scale();
+  visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
+    const Group& group = prepared[group_of(tensor)];
+    kernel->run(tensors[tensor], begin, end, group.values(), group.scalars, scale);
+  });
+}
+
+void Work::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
+  // The pieces do not depend on the number of threads, and so neither do the sums.
+  const int64_t chunk = std::clamp(total / most_chunks, shortest_chunk, longest_chunk);
+  Pieces pieces(Plan(extents, chunk));
+  const float scale = scalars.scale();
+  pieces.for_each([&](Piece& piece) {
+    auto& [t, begin, end, sums] = piece;
+    const Group& group = prepared[group_of(t)];
+    kernel->sum(tensors[t], begin, end, group.values(), group.scalars, scale, sums.data());
+  });
+  std::vector<Rates> rates(tensors.size());
+  const std::vector<Sums> sums = pieces.sums(tensors.size());
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const Group& group = prepared[group_of(t)];
+    kernel->rates(sums[t].data(), group.values(), group.scalars, rates[t].data());
+  }
+  pieces.for_each([&](const Piece& piece) {
+    const auto& [t, begin, end, _] = piece;
+    const Group& group = prepared[group_of(t)];
+    kernel->finish(tensors[t], begin, end, group.values(), group.scalars, rates[t].data());
   });
 }
 
@@ -90,17 +148,14 @@ class Step : public Prepared {
       const StepSpec& spec,
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
-      mx::Stream stream)
-      : stream_(stream) {
+      mx::Stream stream,
+      Start start)
+      : stream_(stream), at_once_(start == Start::at_once) {
     const auto [tensors, width] = spec.runs.at(0);
     const int fields = width - 1;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
     work_ = std::make_shared<Work>(Work{
-        fields,
-        &kernel(spec.rule),
-        num_threads(),
-        spec.scaling != Scaling::none,
-        StepScalars(spec, &inputs[tensors * width])});
+        fields, &kernel(spec.rule), num_threads(), StepScalars(spec, &inputs[tensors * width])});
     work_->groups = spec.groups;
     work_->tensors.reserve(tensors);
     work_->extents.reserve(tensors);
@@ -118,11 +173,16 @@ class Step : public Prepared {
       }
     }
     work_->keep = std::move(keep);
+    if (at_once_) {
+      work_->run();
+      return;
+    }
     mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
   }
 
  private:
   mx::Stream stream_;
+  bool at_once_;
   std::shared_ptr<Work> work_;
 };
 
@@ -132,11 +192,12 @@ std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
-    mx::Stream stream) {
-  if (is_elementwise(spec.rule)) {
-    return std::make_unique<Step>(spec, inputs, dtypes, stream);
+    mx::Stream stream,
+    Start start) {
+  if (spec.rule == Rule::Adafactor) {
+    return prepare_adafactor(spec, inputs, dtypes, stream, start);
   }
-  return prepare_adafactor(spec, inputs, dtypes, stream);
+  return std::make_unique<Step>(spec, inputs, dtypes, stream, start);
 }
 
 } // namespace mlx_opt::cpu

@@ -1,5 +1,6 @@
 // Every rule for one instruction set. The build compiles this file once a level, with the level's
 // flags and MLX_OPT_LEVEL its name; so nothing here may be an inline function of another header.
+#include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/operand.h"
 
 // Where the compiler is to make vectors of the loop: an output may be the buffer of an input, but
@@ -16,27 +17,13 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
 
-// Whether they are written out here; elsewhere a prefetch would keep the compiler from making them.
+// True if this file writes the vectors out; elsewhere a prefetch keeps the compiler from making
+// them.
 #if defined(__AVX2__)
 constexpr bool by_hand = true;
 #else
 constexpr bool by_hand = false;
 #endif
-
-// What the gradients are multiplied with as they are loaded.
-struct One {
-  MLX_OPT_FN float of(One, float g) {
-    return g;
-  }
-};
-
-struct Factor {
-  float value;
-
-  MLX_OPT_FN float of(Factor factor, float g) {
-    return factor.value * g;
-  }
-};
 
 template <typename Rule>
 struct Driver {
@@ -46,7 +33,6 @@ struct Driver {
 
   // The fields of an element: the parameter and its moments. Operand `fields` is the gradient.
   static constexpr int fields = sizeof(Element) / sizeof(float);
-  static_assert(fields <= 4, "take and put know elements of up to four fields");
 
   static void prepare(const float* hypers, float lr, float step, float* scalars) {
     Hypers h;
@@ -56,11 +42,10 @@ struct Driver {
   }
 
   // What all elements of a step share.
-  template <typename Scale>
   struct Frame {
     Hypers h;
     Scalars s;
-    Scale scale;
+    float scale; // 1 leaves every gradient as it is, so one loop serves steps with and without
   };
 
   static void run(
@@ -69,16 +54,12 @@ struct Driver {
       int64_t end,
       const float* hypers,
       const float* scalars,
-      const float* scale) {
-    Hypers h;
-    Scalars s;
-    __builtin_memcpy(&h, hypers, sizeof h);
-    __builtin_memcpy(&s, scalars, sizeof s);
-    if (scale) {
-      dispatch(tensor, begin, end, Frame<Factor>{h, s, {*scale}});
-    } else {
-      dispatch(tensor, begin, end, Frame<One>{h, s, {}});
-    }
+      float scale) {
+    Frame frame;
+    __builtin_memcpy(&frame.h, hypers, sizeof frame.h);
+    __builtin_memcpy(&frame.s, scalars, sizeof frame.s);
+    frame.scale = scale;
+    dispatch(tensor, begin, end, frame);
   }
 
   static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
@@ -89,9 +70,7 @@ struct Driver {
     }
   }
 
-  template <typename Scale>
-  static void dispatch(
-      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+  static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
     if (all_are(tensor, Storage::float32)) {
       in_place<Float32>(tensor, begin, end, frame);
     } else if (all_are(tensor, Storage::bfloat16)) {
@@ -118,9 +97,8 @@ struct Driver {
     return same;
   }
 
-  template <typename Format, typename Scale>
-  static void in_place(
-      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+  template <typename Format>
+  static void in_place(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
     using Stored = typename Format::Stored;
     const Stored* in[fields + 1];
     Stored* out[fields];
@@ -135,9 +113,7 @@ struct Driver {
 
   // A gradient that is a transposed matrix, as that of a linear layer often is. `begin` is the
   // start of a panel of its rows.
-  template <typename Scale>
-  static void by_panels(
-      const Tensor& tensor, int64_t begin, int64_t end, const Frame<Scale>& frame) {
+  static void by_panels(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
     alignas(64) float gradient[panel * block];
     const int64_t columns = tensor.in[fields].layout->shape[1];
     for (int64_t top = begin / columns; top * columns < end; top += panel) {
@@ -153,13 +129,12 @@ struct Driver {
   }
 
   // At most `block` elements; `gradient` if it has been loaded.
-  template <typename Scale>
   static void staged(
       const Tensor& tensor,
       int64_t begin,
       int64_t count,
       const float* gradient,
-      const Frame<Scale>& frame) {
+      const Frame& frame) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
     float* out[fields];
@@ -168,41 +143,41 @@ struct Driver {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
-    loop<Float32, false>(in, out, count, frame); // load has asked
+    loop<Float32, false>(in, out, count, frame); // load has prefetched
     for (int k = 0; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
     }
   }
 
-  template <typename Format, bool asks, typename Scale, typename Stored = typename Format::Stored>
+  template <typename Format, bool prefetches, typename Stored = typename Format::Stored>
   static void loop(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t count,
-      const Frame<Scale> frame) {
+      const Frame frame) {
     int64_t i = 0;
     MLX_OPT_INDEPENDENT
     for (; i + lanes <= count; i += lanes) {
-      if constexpr (asks) {
+      if constexpr (prefetches) {
         for (int k = 0; k <= fields; ++k) {
-          ask_ahead(in[k] + i);
+          prefetch(in[k] + i);
         }
       }
       update<Format>(in, out, i, frame);
     }
     if (i < count) {
-      rest<Format>(in, out, i, count - i, frame);
+      tail<Format>(in, out, i, count - i, frame);
     }
   }
 
   // Fewer elements than a vector has lanes.
-  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
-  static void rest(
+  template <typename Format, typename Stored = typename Format::Stored>
+  static void tail(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t from,
       int64_t count,
-      const Frame<Scale>& frame) {
+      const Frame& frame) {
     Stored values[fields + 1][lanes] = {};
     const Stored* padded_in[fields + 1];
     Stored* padded_out[fields];
@@ -220,61 +195,33 @@ struct Driver {
   }
 
   // One vector. The arrays are registers once the compiler is done.
-  template <typename Format, typename Scale, typename Stored = typename Format::Stored>
+  template <typename Format, typename Stored = typename Format::Stored>
   MLX_OPT_FN void update(
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t i,
-      const Frame<Scale>& frame) {
+      const Frame& frame) {
     float from[fields + 1][lanes];
     float to[fields][lanes];
     for (int k = 0; k <= fields; ++k) {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = Scale::of(frame.scale, from[fields][lane]);
-      put(to, lane, Rule::update(take(from, lane), g, frame.h, frame.s));
+      const float g = frame.scale * from[fields][lane];
+      put(to, lane, Rule::update(take<Element>(from, lane), g, frame.h, frame.s));
     }
     for (int k = 0; k < fields; ++k) {
       narrow_lanes<Format>(to[k], out[k] + i);
-    }
-  }
-
-  // Field by field: a memcpy of the element keeps some loops from being vectorised.
-  MLX_OPT_FN Element take(const float (&from)[fields + 1][lanes], int i) {
-    if constexpr (fields == 1) {
-      return {from[0][i]};
-    } else if constexpr (fields == 2) {
-      return {from[0][i], from[1][i]};
-    } else if constexpr (fields == 3) {
-      return {from[0][i], from[1][i], from[2][i]};
-    } else {
-      return {from[0][i], from[1][i], from[2][i], from[3][i]};
-    }
-  }
-
-  MLX_OPT_FN void put(float (&to)[fields][lanes], int i, const Element& e) {
-    if constexpr (fields == 1) {
-      const auto [a] = e;
-      to[0][i] = a;
-    } else if constexpr (fields == 2) {
-      const auto [a, b] = e;
-      to[0][i] = a, to[1][i] = b;
-    } else if constexpr (fields == 3) {
-      const auto [a, b, c] = e;
-      to[0][i] = a, to[1][i] = b, to[2][i] = c;
-    } else {
-      const auto [a, b, c, d] = e;
-      to[0][i] = a, to[1][i] = b, to[2][i] = c, to[3][i] = d;
     }
   }
 };
 
 } // namespace
 
-extern const cpu::Kernel kernels[];
-const cpu::Kernel kernels[] = {
-#define MLX_OPT_KERNEL(name) {Driver<name>::prepare, Driver<name>::run, Driver<name>::keep},
+extern const cpu::Kernel elementwise[];
+const cpu::Kernel elementwise[] = {
+#define MLX_OPT_KERNEL(name) \
+  {Driver<name>::prepare, Driver<name>::run, Driver<name>::keep, nullptr, nullptr, nullptr},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
 };

@@ -28,7 +28,7 @@ struct Operand {
 /// A kernel takes a transposed gradient by panels of this many rows.
 inline constexpr int64_t transposed_rows = 16;
 
-/// Whether an operand is a matrix whose columns are contiguous.
+/// True if an operand is a matrix whose columns are contiguous.
 static inline bool is_transposed(const Operand& operand) {
   const Layout* layout = operand.layout;
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
@@ -42,21 +42,44 @@ struct Tensor {
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
-/// Scalars, as floats.
+/// Scalars, as floats; so are sums and rates. Elements [begin, end) are at the start of a panel, or
+/// the end, where the gradient is transposed.
 struct Kernel {
   /// The step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
-  /// Updates the elements [begin, end); both are at the start of a panel, or the end, where the
-  /// gradient is transposed. The gradient is multiplied with `*scale` first, unless that is null.
+  /// Updates the elements [begin, end). The gradient is multiplied with `scale` first.
   void (*run)(
       const Tensor& tensor,
       int64_t begin,
       int64_t end,
       const float* hypers,
       const float* scalars,
-      const float* scale);
-  /// What stands for `run` where the step is not taken: the elements stay as they are.
+      float scale);
+  /// What stands for the step where it is not taken: the elements stay as they are.
   void (*keep)(const Tensor& tensor, int64_t begin, int64_t end);
+
+  // Of a rule of two passes, which has no `run`.
+
+  /// The first pass: updates the state of the elements [begin, end) and gives what they add to the
+  /// sums.
+  void (*sum)(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      float scale,
+      double* sums);
+  /// What the sums over a tensor give.
+  void (*rates)(const double* sums, const float* hypers, const float* scalars, float* rates);
+  /// The second pass: updates the parameter's elements [begin, end) once all state is updated.
+  void (*finish)(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* rates);
 };
 
 /// Reductions compiled for one instruction set; all sets give the same.

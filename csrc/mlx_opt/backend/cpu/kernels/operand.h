@@ -50,28 +50,28 @@ void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
   }
 }
 
-// Asks for what will be read soon after what is read at `at`. A processor does so by itself only to
-// the end of a page.
-inline void ask_ahead(const void* at) {
+// Prefetches what is read soon after what lies at `at`. A processor does so by itself only to the
+// end of a page.
+inline void prefetch(const void* at) {
   constexpr uintptr_t distance = 2048;
   const auto ahead = reinterpret_cast<uintptr_t>(at) + distance;
   __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
 }
 
 // The same for all lines of elements [begin, begin + count).
-inline void ask_ahead(const Operand& operand, int64_t begin, int64_t count) {
+inline void prefetch(const Operand& operand, int64_t begin, int64_t count) {
   constexpr int64_t line = 64;
   const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
   const auto* from = at<const char>(operand, begin * size);
   for (int64_t i = 0; i < count * size; i += line) {
-    ask_ahead(from + i);
+    prefetch(from + i);
   }
 }
 
 // `count` floats: where they lie, or converted into `staged`.
 inline const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
   if (!operand.layout) {
-    ask_ahead(operand, begin, count);
+    prefetch(operand, begin, count);
   }
   if (operand.storage == Storage::float32) {
     if (!operand.layout) {

@@ -1,0 +1,254 @@
+// Every rule of two passes for one instruction set; compiled as elementwise.cpp is.
+#include "mlx_opt/backend/cpu/kernels/element.h"
+#include "mlx_opt/backend/cpu/kernels/operand.h"
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+namespace {
+
+template <typename Rule>
+struct TwoPass {
+  using Hypers = typename Rule::Hypers;
+  using Scalars = typename Rule::Scalars;
+  using Element = typename Rule::Element;
+  using Sums = typename Rule::Sums;
+  using Rates = typename Rule::Rates;
+
+  // The fields of an element: the parameter and its state. Operand `fields` is the gradient.
+  static constexpr int fields = sizeof(Element) / sizeof(float);
+  static constexpr int sums = sizeof(Sums) / sizeof(float);
+  static_assert(sums <= max_sums && sizeof(Rates) <= max_sums * sizeof(float));
+
+  // What all elements of a tensor share.
+  struct Frame {
+    Hypers h;
+    Scalars s;
+
+    Frame(const float* hypers, const float* scalars) {
+      __builtin_memcpy(&h, hypers, sizeof h);
+      __builtin_memcpy(&s, scalars, sizeof s);
+    }
+  };
+
+  static void prepare(const float* hypers, float lr, float step, float* scalars) {
+    Hypers h;
+    __builtin_memcpy(&h, hypers, sizeof h);
+    const Scalars s = Rule::prepare(h, lr, step);
+    __builtin_memcpy(scalars, &s, sizeof s);
+  }
+
+  static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
+    for (int k = 0; k < fields; ++k) {
+      if (tensor.in[k].data != tensor.out[k].data) {
+        copy(tensor.in[k], tensor.out[k], begin, end);
+      }
+    }
+  }
+
+  static void sum(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      float scale,
+      double* totals) {
+    const Frame frame(hypers, scalars);
+    if (cpu::is_transposed(tensor.in[fields])) {
+      sum_panels(tensor, begin, end, frame, scale, totals);
+      return;
+    }
+    for (; begin < end; begin += block) {
+      const int64_t count = end - begin < block ? end - begin : block;
+      sum_block(tensor, begin, count, nullptr, frame, scale, totals);
+    }
+  }
+
+  // A gradient that is a transposed matrix. `begin` is the start of a panel of its rows.
+  static void sum_panels(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const Frame& frame,
+      float scale,
+      double* totals) {
+    alignas(64) float gradient[panel * block];
+    const int64_t columns = tensor.in[fields].layout->shape[1];
+    for (int64_t top = begin / columns; top * columns < end; top += panel) {
+      for (int64_t left = 0; left < columns; left += block) {
+        const int64_t right = left + block < columns ? left + block : columns;
+        load_panel(tensor.in[fields], top, left, right, gradient);
+        for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
+          const float* values = gradient + (row - top) * block;
+          sum_block(tensor, row * columns + left, right - left, values, frame, scale, totals);
+        }
+      }
+    }
+  }
+
+  // At most `block` elements; `gradient` if it has been loaded.
+  static void sum_block(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t count,
+      const float* gradient,
+      const Frame& frame,
+      float scale,
+      double* totals) {
+    alignas(64) float buffers[fields + 1][block];
+    const float* in[fields + 1];
+    float* out[fields];
+    for (int k = 0; k < fields; ++k) {
+      in[k] = load(tensor.in[k], begin, count, buffers[k]);
+    }
+    in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
+    for (int k = 1; k < fields; ++k) {
+      out[k] = place(tensor.out[k], begin, buffers[k]);
+    }
+    for (int64_t i = 0; i < count; i += lanes) {
+      take_moments(in, out, i, valid_lanes(count - i), frame, scale);
+    }
+    // The second pass makes the direction of the state as it is stored, so the sums are of that.
+    const float* now[fields] = {in[0]};
+    for (int k = 1; k < fields; ++k) {
+      store(tensor.out[k], begin, count, buffers[k]);
+      now[k] = load(tensor.out[k], begin, count, buffers[k]);
+    }
+    alignas(64) float partial[sums][lanes] = {};
+    for (int64_t i = 0; i < count; i += lanes) {
+      add_sums(now, i, valid_lanes(count - i), frame, partial);
+    }
+    for (int k = 0; k < sums; ++k) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        totals[k] += partial[k][lane];
+      }
+    }
+  }
+
+  // Of a vector at whose start `left` elements are left.
+  MLX_OPT_FN int valid_lanes(int64_t left) {
+    return left < lanes ? static_cast<int>(left) : lanes;
+  }
+
+  // The state's step of one vector, of which `valid` lanes are elements.
+  MLX_OPT_FN void take_moments(
+      const float* const (&in)[fields + 1],
+      float* const (&out)[fields],
+      int64_t i,
+      int valid,
+      const Frame& frame,
+      float scale) {
+    float from[fields + 1][lanes] = {};
+    float to[fields][lanes];
+    for (int k = 0; k <= fields; ++k) {
+      copy_lanes(in[k] + i, from[k], valid);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float g = scale * from[fields][lane];
+      put(to, lane, Rule::moments(take<Element>(from, lane), g, frame.h, frame.s));
+    }
+    for (int k = 1; k < fields; ++k) {
+      copy_lanes(to[k], out[k] + i, valid);
+    }
+  }
+
+  MLX_OPT_FN void add_sums(
+      const float* const (&now)[fields],
+      int64_t i,
+      int valid,
+      const Frame& frame,
+      float (&partial)[sums][lanes]) {
+    float from[fields][lanes] = {};
+    float added[sums][lanes];
+    for (int k = 0; k < fields; ++k) {
+      copy_lanes(now[k] + i, from[k], valid);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      put(added, lane, Rule::sums(take<Element>(from, lane), frame.h, frame.s));
+    }
+    for (int k = 0; k < sums; ++k) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        partial[k][lane] += lane < valid ? added[k][lane] : 0.0f;
+      }
+    }
+  }
+
+  MLX_OPT_FN void copy_lanes(const float* from, float* to, int valid) {
+    if (valid == lanes) {
+      __builtin_memcpy(to, from, lanes * sizeof(float));
+    } else {
+      __builtin_memcpy(to, from, valid * sizeof(float));
+    }
+  }
+
+  static void rates(const double* totals, const float* hypers, const float* scalars, float* out) {
+    const Frame frame(hypers, scalars);
+    float narrow[sums];
+    for (int k = 0; k < sums; ++k) {
+      narrow[k] = static_cast<float>(totals[k]);
+    }
+    Sums s;
+    __builtin_memcpy(&s, narrow, sizeof s);
+    const Rates r = Rule::rates(s, frame.h, frame.s);
+    __builtin_memcpy(out, &r, sizeof r);
+  }
+
+  static void finish(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      const float* rates) {
+    const Frame frame(hypers, scalars);
+    Rates r;
+    __builtin_memcpy(&r, rates, sizeof r);
+    for (; begin < end; begin += block) {
+      const int64_t count = end - begin < block ? end - begin : block;
+      finish_block(tensor, begin, count, frame, r);
+    }
+  }
+
+  // The state is read where the first pass has written it.
+  static void finish_block(
+      const Tensor& tensor, int64_t begin, int64_t count, const Frame& frame, const Rates& rates) {
+    alignas(64) float buffers[fields][block];
+    const float* in[fields];
+    in[0] = load(tensor.in[0], begin, count, buffers[0]);
+    for (int k = 1; k < fields; ++k) {
+      in[k] = load(tensor.out[k], begin, count, buffers[k]);
+    }
+    float* out = place(tensor.out[0], begin, buffers[0]);
+    for (int64_t i = 0; i < count; i += lanes) {
+      const int valid = valid_lanes(count - i);
+      float from[fields][lanes] = {};
+      float to[lanes];
+      for (int k = 0; k < fields; ++k) {
+        copy_lanes(in[k] + i, from[k], valid);
+      }
+      for (int lane = 0; lane < lanes; ++lane) {
+        to[lane] = Rule::update(take<Element>(from, lane), frame.h, frame.s, rates);
+      }
+      copy_lanes(to, out + i, valid);
+    }
+    store(tensor.out[0], begin, count, buffers[0]);
+  }
+};
+
+} // namespace
+
+extern const cpu::Kernel two_pass[];
+const cpu::Kernel two_pass[] = {
+#define MLX_OPT_KERNEL(name) \
+  {TwoPass<name>::prepare,   \
+   nullptr,                  \
+   TwoPass<name>::keep,      \
+   TwoPass<name>::sum,       \
+   TwoPass<name>::rates,     \
+   TwoPass<name>::finish},
+    MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_KERNEL)
+#undef MLX_OPT_KERNEL
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt
