@@ -39,7 +39,7 @@ def standards(name):
 
 
 def same(given, described):
-    """Whether a default is the described one; None stands for an option that is left out."""
+    """True if a default is the described one; None stands for an option that is left out."""
     if isinstance(given, (list, tuple)):
         return tuple(given) == described
     return (0 if given is None else given) == described

@@ -96,7 +96,7 @@ def leaf_ids(model, optimizer):
 
 
 def is_in_place(model, optimizer, step=7):
-    """Whether a step leaves the arrays the same objects."""
+    """True if a step leaves the arrays the same objects."""
     if mx.default_device().type == mx.gpu:
         mx.synchronize()  # a thread of MLX's lets go of what it held after the GPU is done
     before = leaf_ids(model, optimizer)

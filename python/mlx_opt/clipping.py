@@ -49,7 +49,7 @@ class ClippedStep(NamedTuple):
     """What they are multiplied with, 0-d; NaN where the step is not taken."""
 
     finite: mx.array | None
-    """Whether the step is taken, 0-d; None if it is whatever the norm."""
+    """A 0-d bool, true if the step is taken; None if it is taken whatever the norm is."""
 
     def scaled(self, gradient: mx.array) -> mx.array:
         return scaled(gradient, self.scale)

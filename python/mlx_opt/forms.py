@@ -41,6 +41,9 @@ class Form(NamedTuple):
     option: str | None
     """The attribute that brings the optional slots, where it is not None."""
 
+    elementwise: bool
+    """True if each element's step depends on that element's gradient and state alone."""
+
     def holds(self, values: dict[str, Any]) -> bool:
         return all(_HOLDS[setting](values[option]) for option, setting in self.conditions)
 
@@ -94,6 +97,7 @@ def _form(description: dict[str, Any]) -> Form:
         slots,
         tuple(description["conditions"]),
         options[0] if options else None,
+        description["elementwise"],
     )
 
 

@@ -26,6 +26,11 @@ def slots(name):
 
 
 def is_elementwise(name):
+    """True if each element's step depends on that element's gradient and state alone."""
+    return forms_of(getattr(optimizers, name)._rule).forms[0].elementwise
+
+
+def is_any_shape(name):
     """True if all state of an optimizer is of the parameter's shape, whatever that is."""
     form = forms_of(getattr(optimizers, name)._rule).forms[0]
     return all((slot.extent, slot.owner) == ("elements", "all") for slot in form.slots)
@@ -79,19 +84,27 @@ def rounded(x, storage):
 FLOAT32 = 2.0**-22
 
 
-def exact_step(name, w, g, state, step, options):
+def exact_step(name, w, g, state, step, options, stored):
     """By name, "w" and the moments: the float64 step, and what float32 may make of it.
 
     That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
     may be off by as much as what they are made of makes them.
+
+    `stored`: the new state as it is stored, from which a rule of two passes makes the parameter.
     """
+    finish = formulas.FINISHES.get(name)
 
     def run(inputs):
         moments = {moment: inputs[moment] for moment in state}
-        w, moments = REFERENCES[name](inputs["w"], inputs["g"], moments, step, **options)
-        return {"w": w, **moments}
+        new, moments = REFERENCES[name](inputs["w"], inputs["g"], moments, step, **options)
+        if finish is not None:
+            after = {moment: inputs[f"new {moment}"] for moment in state}
+            new = finish(np, inputs["w"], after, step, **options)
+        return {"w": new, **moments}
 
     inputs = {"w": w, "g": g, **state}
+    if finish is not None:
+        inputs |= {f"new {moment}": stored[moment] for moment in state}
     exact = run(inputs)
     with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
         error = {k: FLOAT32 * (np.abs(inputs[k]) + np.abs(x - inputs[k])) for k, x in exact.items()}

@@ -1,4 +1,4 @@
-"""Whether mlx_opt can work here, and how: what ``python -m mlx_opt info`` prints.
+"""If mlx_opt can work here, and how: what ``python -m mlx_opt info`` prints.
 
 Nothing of mlx_opt or MLX is imported before a function asks for it: this module has to answer where
 they cannot be imported, and mlx_opt imports it first.
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
 
 def running_as_command() -> bool:
-    """Whether this process is ``python -m mlx_opt`` and still on the way to its ``__main__``."""
+    """True if this process is ``python -m mlx_opt`` and still on the way to its ``__main__``."""
     arguments = getattr(sys, "argv", [])
     # Python has "-m" in place of the program's path only while it looks for the module.
     if arguments[:1] != ["-m"]:
@@ -175,7 +175,7 @@ def _device_facts() -> tuple[dict[str, str], list[str]]:
 
 
 def _use(device: str, default: str, problem: str = "") -> str:
-    """Whether the backend of a device is in use, and if not, why."""
+    """Say if the backend of a device is in use, and if not, why."""
     if problem:
         return f"not in use: {problem}"
     if device == default:

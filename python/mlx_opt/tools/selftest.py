@@ -123,8 +123,8 @@ def _worst_of_steps(rule: str, options: dict[str, Any], storage: str) -> float:
             settings = {"learning_rate": LEARNING_RATE} | options
             g = _wide(gradients[name])
             w = old.pop("w")
-            exact = references.exact_step(rule, w, g, old, step, settings)
             new = _wide_tensor(optimizer, parameters, name)
+            exact = references.exact_step(rule, w, g, old, step, settings, new)
             shares = [_share(new[k], exact[k], storage) for k in new]
             worst = max(worst, *shares)
     return worst

@@ -1,38 +1,6 @@
-"""The rules' formulas, each written once over an array module.
+"""The formulas of the elementwise rules."""
 
-With NumPy, in float64, a formula is what the tests hold every backend to; see
-:mod:`mlx_opt.references`.
-With mlx.core it is a graph of MLX's operations, which the optimizers that mlx.optimizers does not
-have run where there is no primitive: under a gradient transformation, for complex numbers, and
-where a part was not built. The others run mlx.optimizers' own formula there.
-
-A formula takes the array module `xp`, the parameter `w`, its gradient `g`, the state (a dict of
-arrays), the 1-based `step` and the hyperparameters under the names that the optimizer's constructor
-gives them. It returns the new parameter and the new state, and leaves its arguments as they were.
-"""
-
-import math
-from collections.abc import Callable
-from typing import Any
-
-import mlx.core as mx
-
-FORMULAS: dict[str, Callable[..., Any]] = {}
-"""The formula of each optimizer, by the name of its class."""
-
-CASES: list[tuple[str, dict[str, Any]]] = []
-"""Options of the constructors, besides the learning rate, that reach every rule and form of it."""
-
-
-def reference(optimizer: str, *options: dict[str, Any]) -> Callable[..., Any]:
-    """Make a function the formula of an optimizer. `options`: those with which tests run it."""
-
-    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
-        FORMULAS[optimizer] = formula
-        CASES.extend((optimizer, case) for case in options or ({},))
-        return formula
-
-    return register
+from .registry import log, reference
 
 
 @reference(
@@ -168,52 +136,6 @@ def lion(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.99), weight_deca
     return w, {"m": m}
 
 
-@reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
-def adafactor(
-    xp,
-    w,
-    g,
-    state,
-    step,
-    *,
-    learning_rate=None,
-    eps=(1e-30, 1e-3),
-    clip_threshold=1.0,
-    decay_rate=-0.8,
-    beta_1=None,
-    weight_decay=0.0,
-    scale_parameter=True,
-    relative_step=True,
-    warmup_init=False,
-):
-    """Shazeer and Stern 2018, "Adafactor", arXiv:1804.04235, as mlx.optimizers has it."""
-
-    def rms(x):
-        return xp.sqrt(xp.mean(x**2))
-
-    if relative_step:
-        learning_rate = xp.minimum(1e-6 * step if warmup_init else 1e-2, step**-0.5)
-    if scale_parameter:
-        learning_rate = learning_rate * xp.maximum(eps[1], rms(w))
-    beta_2 = 1 - step**decay_rate
-    squares = g**2 + eps[0]
-    if w.ndim >= 2:
-        row = beta_2 * state["exp_avg_sq_row"] + (1 - beta_2) * squares.mean(axis=-1)
-        column = beta_2 * state["exp_avg_sq_col"] + (1 - beta_2) * squares.mean(axis=-2)
-        after = {"exp_avg_sq_row": row, "exp_avg_sq_col": column}
-        rows = 1 / xp.sqrt(row / row.mean(axis=-1, keepdims=True))
-        u = rows[..., :, None] / xp.sqrt(column)[..., None, :] * g
-    else:
-        v = beta_2 * state["exp_avg_sq"] + (1 - beta_2) * squares
-        after = {"exp_avg_sq": v}
-        u = g / xp.sqrt(v)
-    u = learning_rate * u / xp.maximum(1.0, rms(u) / clip_threshold)
-    if beta_1 is not None:
-        u = beta_1 * state["exp_avg"] + (1 - beta_1) * u
-        after["exp_avg"] = u
-    return w - weight_decay * learning_rate * w - u, after
-
-
 @reference("Signum", {"weight_decay": 0.1})
 def signum(xp, w, g, state, step, *, learning_rate, beta=0.9, weight_decay=0.0):
     """Signum: the sign of the averaged gradient, with decoupled weight decay.
@@ -251,13 +173,13 @@ def ademamix(
     alpha = alpha * _progress(xp, step, alpha_warmup)
     done = _progress(xp, step, beta3_warmup)
     # The half-life, which is as 1 / log(beta), grows by the same amount each step.
-    log_beta3 = 1 / ((1 - done) / _log(xp, beta1) + done / _log(xp, beta3))
+    log_beta3 = 1 / ((1 - done) / log(xp, beta1) + done / log(xp, beta3))
 
     m1 = beta1 * state["m1"] + (1 - beta1) * g
     m2 = xp.exp(log_beta3) * state["m2"] - xp.expm1(log_beta3) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1 = -xp.expm1(step * _log(xp, beta1))
-    c2 = -xp.expm1(step * _log(xp, beta2))
+    c1 = -xp.expm1(step * log(xp, beta1))
+    c2 = -xp.expm1(step * log(xp, beta2))
     d = learning_rate * (m1 / c1 + alpha * m2) / (xp.sqrt(v / c2) + eps)
     w = (1 - learning_rate * weight_decay) * w - d
     return w, {"m1": m1, "m2": m2, "v": v}
@@ -266,59 +188,3 @@ def ademamix(
 def _progress(xp, step, steps):
     """How much of a warm-up of so many steps is done, from 0 to 1."""
     return xp.minimum(step / xp.maximum(steps, 1), 1)
-
-
-def _log(xp, x):
-    """In double precision where `x` is a number: what is near 1 loses its digits in float32.
-
-    The logarithm of 0 is a number that can be divided by and whose exponential is 0.
-    """
-    if isinstance(x, mx.array):
-        return xp.log(x)
-    return math.log(x) if x > 0 else -1e300
-
-
-def newton_schulz(xp, x, coefficients, steps):
-    """Jordan et al. 2024; in exact arithmetic the singular vectors stay as they are."""
-    turned = x.shape[0] > x.shape[1]
-    x = x.T if turned else x
-    x = x / (xp.linalg.norm(x) + 1e-7)
-    for step in range(steps):
-        a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if turned else x
-
-
-def muon(
-    xp,
-    w,
-    g,
-    state,
-    step,
-    *,
-    learning_rate,
-    momentum=0.95,
-    weight_decay=0.01,
-    nesterov=True,
-    ns_steps=5,
-    coefficients=((3.4445, -4.7750, 2.0315),),
-    adjust_lr="original",
-    decoupled_weight_decay=False,
-):
-    """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
-    v = state["v"]
-
-    d = g if decoupled_weight_decay else g + weight_decay * w
-    v = momentum * v + (1 - momentum) * d
-    u = (1 - momentum) * d + momentum * v if nesterov else v
-    if w.ndim >= 2:
-        matrix = u.reshape(u.shape[0], -1)
-        u = newton_schulz(xp, matrix, coefficients, ns_steps).reshape(u.shape)
-        if adjust_lr == "original":
-            u = u * max(1, u.shape[-2] / u.shape[-1]) ** 0.5
-        else:
-            u = u * 0.2 * max(matrix.shape) ** 0.5
-    if decoupled_weight_decay:
-        w = w - learning_rate * weight_decay * w
-    return w - learning_rate * u, {"v": v}

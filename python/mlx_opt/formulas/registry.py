@@ -1,0 +1,48 @@
+"""Where the formulas stand by the names of the optimizers, and what several of them use."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+FORMULAS: dict[str, Callable[..., Any]] = {}
+"""The formula of each optimizer, by the name of its class."""
+
+CASES: list[tuple[str, dict[str, Any]]] = []
+"""Options of the constructors, besides the learning rate, that reach every rule and form of it."""
+
+FINISHES: dict[str, Callable[..., Any]] = {}
+"""What gives the new parameter from the new state, of rules of two passes: the second pass reads
+the state as it is stored."""
+
+
+def finish(optimizer: str) -> Callable[..., Any]:
+    """Make a function the second pass of an optimizer's formula; it has no gradient."""
+
+    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
+        FINISHES[optimizer] = formula
+        return formula
+
+    return register
+
+
+def reference(optimizer: str, *options: dict[str, Any]) -> Callable[..., Any]:
+    """Make a function the formula of an optimizer. `options`: those with which tests run it."""
+
+    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
+        FORMULAS[optimizer] = formula
+        CASES.extend((optimizer, case) for case in options or ({},))
+        return formula
+
+    return register
+
+
+def log(xp, x):
+    """In double precision where `x` is a number: what is near 1 loses its digits in float32.
+
+    The logarithm of 0 is a number that can be divided by and whose exponential is 0.
+    """
+    if isinstance(x, mx.array):
+        return xp.log(x)
+    return math.log(x) if x > 0 else -1e300

@@ -1,0 +1,132 @@
+"""The formulas of the rules that look at whole tensors."""
+
+from .registry import finish, log, reference
+
+
+@reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
+def adafactor(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate=None,
+    eps=(1e-30, 1e-3),
+    clip_threshold=1.0,
+    decay_rate=-0.8,
+    beta_1=None,
+    weight_decay=0.0,
+    scale_parameter=True,
+    relative_step=True,
+    warmup_init=False,
+):
+    """Shazeer and Stern 2018, "Adafactor", arXiv:1804.04235, as mlx.optimizers has it."""
+
+    def rms(x):
+        return xp.sqrt(xp.mean(x**2))
+
+    if relative_step:
+        learning_rate = xp.minimum(1e-6 * step if warmup_init else 1e-2, step**-0.5)
+    if scale_parameter:
+        learning_rate = learning_rate * xp.maximum(eps[1], rms(w))
+    beta_2 = 1 - step**decay_rate
+    squares = g**2 + eps[0]
+    if w.ndim >= 2:
+        row = beta_2 * state["exp_avg_sq_row"] + (1 - beta_2) * squares.mean(axis=-1)
+        column = beta_2 * state["exp_avg_sq_col"] + (1 - beta_2) * squares.mean(axis=-2)
+        after = {"exp_avg_sq_row": row, "exp_avg_sq_col": column}
+        rows = 1 / xp.sqrt(row / row.mean(axis=-1, keepdims=True))
+        u = rows[..., :, None] / xp.sqrt(column)[..., None, :] * g
+    else:
+        v = beta_2 * state["exp_avg_sq"] + (1 - beta_2) * squares
+        after = {"exp_avg_sq": v}
+        u = g / xp.sqrt(v)
+    u = learning_rate * u / xp.maximum(1.0, rms(u) / clip_threshold)
+    if beta_1 is not None:
+        u = beta_1 * state["exp_avg"] + (1 - beta_1) * u
+        after["exp_avg"] = u
+    return w - weight_decay * learning_rate * w - u, after
+
+
+@reference("Lamb", {"weight_decay": 0.1})
+def lamb(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01):
+    """LAMB: Adam's direction, scaled so that each tensor moves by a fraction of its norm.
+
+    You et al. 2020, "Large Batch Optimization for Deep Learning", arXiv:1904.00962.
+    """
+    beta1, beta2 = betas
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    after = {"m": m, "v": v}
+    w = lamb_from_state(
+        xp,
+        w,
+        after,
+        step,
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+    )
+    return w, after
+
+
+@finish("Lamb")
+def lamb_from_state(
+    xp, w, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01
+):
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    u = (state["m"] / c1) / (xp.sqrt(state["v"] / c2) + eps) + weight_decay * w
+    norm_w = xp.sqrt(xp.sum(xp.abs(w) ** 2))
+    norm_u = xp.sqrt(xp.sum(xp.abs(u) ** 2))
+    both = (norm_w > 0) & (norm_u > 0)
+    trust = xp.where(both, norm_w / xp.where(both, norm_u, 1), 1)
+    return w - learning_rate * trust * u
+
+
+def newton_schulz(xp, x, coefficients, steps):
+    """Jordan et al. 2024; in exact arithmetic the singular vectors stay as they are."""
+    turned = x.shape[0] > x.shape[1]
+    x = x.T if turned else x
+    x = x / (xp.linalg.norm(x) + 1e-7)
+    for step in range(steps):
+        a, b, c = coefficients[min(step, len(coefficients) - 1)]
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if turned else x
+
+
+def muon(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    momentum=0.95,
+    weight_decay=0.01,
+    nesterov=True,
+    ns_steps=5,
+    coefficients=((3.4445, -4.7750, 2.0315),),
+    adjust_lr="original",
+    decoupled_weight_decay=False,
+):
+    """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
+    v = state["v"]
+
+    d = g if decoupled_weight_decay else g + weight_decay * w
+    v = momentum * v + (1 - momentum) * d
+    u = (1 - momentum) * d + momentum * v if nesterov else v
+    if w.ndim >= 2:
+        matrix = u.reshape(u.shape[0], -1)
+        u = newton_schulz(xp, matrix, coefficients, ns_steps).reshape(u.shape)
+        if adjust_lr == "original":
+            u = u * max(1, u.shape[-2] / u.shape[-1]) ** 0.5
+        else:
+            u = u * 0.2 * max(matrix.shape) ** 0.5
+    if decoupled_weight_decay:
+        w = w - learning_rate * weight_decay * w
+    return w - learning_rate * u, {"v": v}
