@@ -130,7 +130,7 @@ PEERS: dict[str, Callable[[Workload], Peer]] = {
 }
 
 
-MEASURED_BY = {"AdamW-clipped": ADAMW, "Adafactor": ADAMW, "Muon": PRODUCTS}
+MEASURED_BY = {"Lamb": ADAMW, "AdamW-clipped": ADAMW, "Adafactor": ADAMW, "Muon": PRODUCTS}
 """Of some rules: the peer whose time is a measure of theirs."""
 
 
@@ -140,6 +140,8 @@ def has_meaning(peer: str, rule: str) -> bool:
 
 def why_missing(peer: str, rule: str) -> str | None:
     """Why a peer cannot take part with a rule; None if it can."""
+    if peer in ("mlx", "compiled"):
+        return None if hasattr(stock, RULES[rule].optimizer or rule) else f"MLX has no {rule}"
     if peer != "torch":
         return None
     if find_spec("torch") is None:

@@ -40,6 +40,8 @@ RULES = {
     "AdamW": Rule(2, {"bias_correction": True, "weight_decay": 0.01}, ("AdamW", {})),
     "Adamax": Rule(2, {}, ("Adamax", {})),
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
+    # Parameter, moments and gradient for the moments; the first three again for the parameter.
+    "Lamb": Rule(2, {}, None, passes=10),
     # The gradient is read for the norm too.
     "AdamW-clipped": Rule(
         2,

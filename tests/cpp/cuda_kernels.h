@@ -29,31 +29,81 @@ inline Storages repeated(Storage storage, int count) {
   return all;
 }
 
-/// Of one storage; in tables of `capacity` or as many tensors as fit, unless it is strided.
-inline UpdateKernel uniform(
-    Rule rule, Walk walk, Storage storage, int capacity, Scaling scaling = Scaling::none) {
-  const auto& [name, moments, hypers, scalars] = mlx_opt::info(rule);
-  const size_t record = Records(moments + 2, moments + 1).bytes();
+/// The passes of a rule.
+inline std::vector<Pass> passes_of(Rule rule) {
+  return mlx_opt::is_elementwise(rule) ? std::vector{Pass::whole}
+                                       : std::vector{Pass::moments, Pass::finish};
+}
+
+/// The storages of a pass, of those of all operands and all results.
+inline UpdateKernel with_storages(
+    UpdateKernel kernel, const Storages& operands, const Storages& results) {
+  const int fields = results.count();
+  kernel.in = {operands[0]};
+  for (int k = 1; k < fields; ++k) {
+    kernel.in.add(kernel.pass == Pass::finish ? results[k] : operands[k]);
+  }
+  if (kernel.pass != Pass::finish) {
+    kernel.in.add(operands[fields]);
+  }
+  kernel.out = {};
+  for (int k = kernel.pass == Pass::moments; k < (kernel.pass == Pass::finish ? 1 : fields); ++k) {
+    kernel.out.add(results[k]);
+  }
+  return kernel;
+}
+
+/// A kernel in tables of `capacity` or of as many tensors as fit, unless it is strided.
+inline UpdateKernel with_capacity(UpdateKernel kernel, int capacity) {
+  const size_t record = Records(kernel.inputs(), kernel.outputs()).bytes();
   const int most = capacity_of(large_parameter, table_head, record);
-  return {
-      walk,
-      scaling,
-      walk == Walk::strided ? 0 : std::min(capacity, most),
-      repeated(storage, moments + 2),
-      repeated(storage, moments + 1),
-      name};
+  kernel.capacity = kernel.walk == Walk::strided ? 0 : std::min(capacity, most);
+  return kernel;
+}
+
+/// Of one storage.
+inline UpdateKernel uniform(
+    Rule rule,
+    Walk walk,
+    Storage storage,
+    int capacity,
+    Scaling scaling = Scaling::none,
+    Pass pass = Pass::whole) {
+  const int fields = mlx_opt::info(rule).moments + 1;
+  const UpdateKernel kernel{walk, scaling, 0, {}, {}, mlx_opt::info(rule).name, pass};
+  return with_capacity(
+      with_storages(kernel, repeated(storage, fields + 1), repeated(storage, fields)), capacity);
+}
+
+/// True if there is such a kernel: the second of two passes reads no gradient.
+inline bool is_kernel(Pass pass, Walk walk) {
+  return pass != Pass::finish || walk != Walk::transposed;
+}
+
+inline std::vector<Kernel> uniform_kernels(Rule rule, Scaling scaling = Scaling::none) {
+  const auto& [name, moments, hypers, scalars] = mlx_opt::info(rule);
+  std::vector<Kernel> kernels = {PrepareKernel{name, hypers, 1}};
+  if (mlx_opt::has_two_passes(rule)) {
+    kernels.push_back(RatesKernel{name, 1022});
+  }
+  for (Pass pass : passes_of(rule)) {
+    for (Storage storage : storages) {
+      for (Walk walk : walks) {
+        if (is_kernel(pass, walk)) {
+          const int capacity = walk == Walk::flat ? 454 : 56;
+          kernels.push_back(uniform(rule, walk, storage, capacity, scaling, pass));
+        }
+      }
+    }
+  }
+  return kernels;
 }
 
 inline std::vector<Kernel> uniform_kernels() {
   std::vector<Kernel> kernels;
   for (int i = 0; i < rules; ++i) {
-    const auto rule = static_cast<Rule>(i);
-    kernels.push_back(PrepareKernel{mlx_opt::info(rule).name, mlx_opt::info(rule).hypers, 1});
-    for (Storage storage : storages) {
-      kernels.push_back(uniform(rule, Walk::flat, storage, 454));
-      kernels.push_back(uniform(rule, Walk::transposed, storage, 56));
-      kernels.push_back(uniform(rule, Walk::strided, storage, 0));
-    }
+    const auto more = uniform_kernels(static_cast<Rule>(i));
+    kernels.insert(kernels.end(), more.begin(), more.end());
   }
   return kernels;
 }
@@ -65,17 +115,25 @@ inline std::vector<Kernel> mixed_kernels() {
     const Storage w = storages[i % 3];
     const Storage m = storages[i / 3 % 3];
     const Storage g = storages[i / 9];
-    const Walk walk = i % 2 ? Walk::flat : i % 4 ? Walk::transposed : Walk::strided;
-    auto kernel = uniform(static_cast<Rule>(i % rules), walk, m, 56, scalings[i / 2 % 3]);
-    const int moments = kernel.out.count() - 1;
-    kernel.in = {w};
-    kernel.out = {m};
+    const auto rule = static_cast<Rule>(i % rules);
+    const int moments = mlx_opt::info(rule).moments;
+    Storages operands = {w};
+    Storages results = {m};
     for (int k = 0; k < moments; ++k) {
-      kernel.in.add(m);
-      kernel.out.add(g);
+      operands.add(m);
+      results.add(g);
     }
-    kernel.in.add(g);
-    kernels.push_back(kernel);
+    operands.add(g);
+    for (Pass pass : passes_of(rule)) {
+      UpdateKernel kernel{};
+      kernel.walk = i % 2                           ? Walk::flat
+                    : i % 4 && pass != Pass::finish ? Walk::transposed
+                                                    : Walk::strided;
+      kernel.scaling = scalings[i / 2 % 3];
+      kernel.rule = mlx_opt::info(rule).name;
+      kernel.pass = pass;
+      kernels.push_back(with_capacity(with_storages(kernel, operands, results), 56));
+    }
   }
   return kernels;
 }

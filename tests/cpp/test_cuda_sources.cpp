@@ -63,9 +63,8 @@ TEST_CASE("a kernel's text names the rules of its own header and no other") {
     const auto own = rules_of(mlx_opt::gpu::header_of(texts(), name));
     CAPTURE(name);
     CHECK(own.count(name) == 1);
-    CHECK(named_in(source(PrepareKernel{name, mlx_opt::info(rule).hypers, 1})) == own);
-    for (Walk walk : walks) {
-      CHECK(named_in(source(uniform(rule, walk, Storage::float32, 56))) == own);
+    for (const Kernel& kernel : uniform_kernels(rule)) {
+      CHECK(named_in(source(kernel)) == own);
     }
   }
   const std::set<std::string> adamw = {"AdamW"};
@@ -106,7 +105,7 @@ TEST_CASE("kernels are equal where their texts are, and nowhere else") {
 
 TEST_CASE("kernels that differ in one field are told apart") {
   const UpdateKernel kernel = six_states(Walk::flat);
-  std::vector<UpdateKernel> others(6, kernel);
+  std::vector<UpdateKernel> others(7, kernel);
   others[0].walk = Walk::transposed;
   others[1].scaling = Scaling::always;
   others[2].capacity = 11;
@@ -114,6 +113,7 @@ TEST_CASE("kernels that differ in one field are told apart") {
   others[3].in.add(Storage::bfloat16);
   others[4].out = repeated(Storage::float32, 6);
   others[5].rule = "SixState";
+  others[6].pass = Pass::moments;
   for (const UpdateKernel& other : others) {
     CHECK(other != kernel);
   }

@@ -23,6 +23,7 @@ ASAN = "AddressSanitizer"
 DIFFERS = "ERROR: CHECK( mx::"
 BARRIER = "a barrier is not reached by all threads"
 ADAFACTOR = "Adafactor's means*"
+LAMB = "Lamb of parameters*"
 MUTANTS = [
     Mutant(
         "a chunk's bound is missing",
@@ -141,6 +142,48 @@ MUTANTS = [
         "return scaling != Scaling::if_finite ||",
         "return true ||",
         "gradients are scaled*",
+        DIFFERS,
+    ),
+    Mutant(
+        "the sums of a tensor's last chunk are left out",
+        "chunk < size_of(tensor); chunk +=",
+        "chunk + 1 < size_of(tensor); chunk +=",
+        LAMB,
+        DIFFERS,
+    ),
+    Mutant(
+        "all chunks of a tensor leave their sums in one place",
+        "static_cast<Index>(index) * count_of_sums",
+        "0",
+        LAMB,
+        DIFFERS,
+    ),
+    Mutant(
+        "the barrier between the sums of warps and those of the block is missing",
+        "__syncthreads();\n  if (threadIdx.x < warp)",
+        "if (threadIdx.x < warp)",
+        LAMB,
+        DIFFERS,
+    ),
+    Mutant(
+        "the second pass begins behind the last block",
+        "return gridDim.x - 1 - blockIdx.x;",
+        "return gridDim.x - blockIdx.x;",
+        LAMB,
+        f"{ASAN}|{DIFFERS}",
+    ),
+    Mutant(
+        "all tensors' rates are made with the first group's scalars",
+        "const Frame<Rule>& frame = frame_of<Rule>(table.frames, tensor.group);",
+        "const Frame<Rule>& frame = frame_of<Rule>(table.frames, 0);",
+        "groups of a rule*",
+        DIFFERS,
+    ),
+    Mutant(
+        "what a step that is not taken keeps is not copied",
+        "Pass::Kept::template copy_all<Out>(tensor.in + first, at, tensor.out, i + lane);",
+        "",
+        "Lamb's gradients*",
         DIFFERS,
     ),
     Mutant(

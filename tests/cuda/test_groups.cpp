@@ -179,6 +179,19 @@ TEST_CASE("more groups than a launch makes the scalars of") {
   check_clean();
 }
 
+TEST_CASE("groups of a rule of two passes") {
+  const std::vector<Group> groups = {
+      {{0.9, 0.999, 1e-6, 0.1}, 0.05f},
+      {{0.5, 0.9, 1e-3, 0.0}, 0.02f, {0}},
+      {{0.8, 0.9, 1e-3, 1.0}, 0.01f}};
+  check_update(Rule::Lamb, groups);
+  check_clean();
+  for (const float value : {0.3f, INFINITY}) {
+    check_update(Rule::Lamb, groups, 10, GradientScale{mx::array(value), true});
+    check_clean();
+  }
+}
+
 TEST_CASE("groups of Adafactor") {
   const std::vector<Group> groups = {
       {{1e-30, 1e-3, 0.9, -0.8, 0.9, 0.1, 1.0, 0.0, 0.0}, 0.01f},

@@ -76,35 +76,45 @@ void check_on_both(
   check_clean();
 }
 
-} // namespace
-
-TEST_CASE("elementwise steps of tensors as they come") {
+void check_any_layouts(Rule rule) {
   for (unsigned seed = 1; seed <= steps_of_each; ++seed) {
     CAPTURE(seed);
     Any any(seed);
     std::vector<mx::array> operands;
+    const int count = info(rule).moments + 2;
     const mx::Dtype dtype = any.dtype();
     for (int t = 0; t < 8; ++t) {
       const auto shape = any.shape(0);
       const bool flat = any.below(2);
-      for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < count; ++k) {
         operands.push_back(
-            flat && k < 3 ? numbers(shape, dtype, 4 * t + k) : any.laid_out(shape, dtype));
+            flat && k < count - 1 ? numbers(shape, dtype, count * t + k)
+                                  : any.laid_out(shape, dtype));
       }
     }
     check_on_both(
         operands,
-        [](std::vector<mx::array> x, mx::Stream stream) {
+        [&](std::vector<mx::array> x, mx::Stream stream) {
           return step(
-              Rule::AdamW,
+              rule,
               std::move(x),
-              sample_hypers(Rule::AdamW),
+              sample_hypers(rule),
               mx::array(0.01f),
               mx::array(3, mx::uint64),
               stream);
         },
         1e-6);
   }
+}
+
+} // namespace
+
+TEST_CASE("elementwise steps of tensors as they come") {
+  check_any_layouts(Rule::AdamW);
+}
+
+TEST_CASE("steps of two passes of tensors as they come") {
+  check_any_layouts(Rule::Lamb);
 }
 
 TEST_CASE("Adafactor of tensors as they come") {

@@ -10,53 +10,6 @@
 using namespace mlx_opt;
 using namespace steps;
 
-namespace {
-
-std::vector<mx::array> run(
-    Rule rule,
-    std::vector<mx::array> operands,
-    const std::vector<Scalar>& hypers,
-    const Scalars& scalars = {},
-    mx::Stream stream = fake::gpu_stream) {
-  const auto& [learning_rate, number, scale] = scalars;
-  return finished(
-      step(rule, std::move(operands), hypers, learning_rate, number, stream, scale), stream);
-}
-
-std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
-  return run(rule, std::move(operands), sample_hypers(rule));
-}
-
-void check_against_cpu(
-    Rule rule,
-    const std::vector<mx::array>& operands,
-    const Scalars& scalars = {},
-    mx::Stream stream = fake::gpu_stream) {
-  CAPTURE(info(rule).name);
-  const auto hypers = sample_hypers(rule);
-  const auto cpu = mx::default_stream(mx::Device::cpu);
-  const auto expected = run(rule, copies_of(operands), hypers, scalars, cpu);
-  check_equal(run(rule, operands, hypers, scalars, stream), expected);
-  check_clean();
-}
-
-// Of `shape`, its columns contiguous.
-mx::array transposed(mx::Shape shape, mx::Dtype dtype, int seed) {
-  return evaluated(mx::transpose(numbers({shape[1], shape[0]}, dtype, seed)));
-}
-
-// Tensors that are flat, transposed and strided; the matrices fill no tile.
-std::vector<mx::array> operands_of_all_kinds(Rule rule, mx::Dtype dtype) {
-  auto operands = operands_of(rule, {{7}, {64, 68}, {70, 65}, {5, 6, 7}, {}, {0, 3}}, dtype);
-  const size_t count = info(rule).moments + 2;
-  operands[2 * count - 1] = transposed({64, 68}, dtype, 90);
-  operands[3 * count - 1] = transposed({70, 65}, dtype, 91);
-  operands[4 * count - 1] = evaluated(mx::transpose(numbers({7, 5, 6}, dtype, 92), {1, 2, 0}));
-  return operands;
-}
-
-} // namespace
-
 TEST_CASE("the backend is there and has no problem") {
   const auto& [backend, reason] = gpu::find_backend();
   CAPTURE(reason);

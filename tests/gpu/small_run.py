@@ -15,6 +15,7 @@ RULES = [
     lambda: mlx_opt.AdamW(0.1, bias_correction=True),
     lambda: mlx_opt.Adamax(0.1),
     lambda: mlx_opt.Lion(0.1),
+    lambda: mlx_opt.Lamb(0.1),
     lambda: mlx_opt.Adafactor(),
     lambda: mlx_opt.Adafactor(beta_1=0.9, weight_decay=0.1),
 ]

@@ -17,6 +17,7 @@ namespace grid {
 
 Index block;
 Index thread;
+Index blocks;
 
 namespace {
 
@@ -169,13 +170,14 @@ unsigned long long exchange(unsigned long long bits, unsigned lane) {
   return fibers[thread.x / warp * warp + lane % warp].brought[turn];
 }
 
-void run(Kernel kernel, const void* parameter, unsigned blocks, unsigned threads) {
+void run(Kernel kernel, const void* parameter, unsigned count, unsigned threads) {
   if (fibers.size() < threads) {
     fibers = std::vector<Fiber>(threads);
   }
   kernel_of_block = kernel;
   parameter_of_block = parameter;
-  for_each_in_any_order(blocks, [&](unsigned i) {
+  blocks.x = count;
+  for_each_in_any_order(count, [&](unsigned i) {
     block.x = i;
     std::for_each(fibers.begin(), fibers.begin() + threads, make_ready);
     run_block(threads);

@@ -13,6 +13,7 @@ struct Index {
 };
 extern Index block;
 extern Index thread;
+extern Index blocks; // how many there are
 
 /// Goes on when every thread of the block has come here.
 void barrier();

@@ -16,6 +16,7 @@
 
 #define blockIdx grid::block
 #define threadIdx grid::thread
+#define gridDim grid::blocks
 
 inline void __syncthreads() {
   grid::barrier();

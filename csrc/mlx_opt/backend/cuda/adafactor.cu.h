@@ -9,17 +9,7 @@ using cuda::FactorTable;
 using cuda::FactorTensor;
 using cuda::threads;
 
-constexpr int warp = 32;
 constexpr int warps = threads / warp;
-
-template <typename T>
-MLX_OPT_FN T sum_over_warp(T x) {
-#pragma unroll
-  for (int half = warp / 2; half > 0; half /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, half);
-  }
-  return x;
-}
 
 template <typename Table>
 MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table, const FactorTensor& tensor) {

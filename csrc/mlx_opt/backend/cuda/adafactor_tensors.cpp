@@ -246,8 +246,7 @@ void FactorShares::place(char* scratch, const Buffers& outputs) {
         if ((k == 2 && !tensor.factored) || (k == 3 && !first_moment_)) {
           continue;
         }
-        auto buffer = outputs[position++];
-        tensor.out[k] = static_cast<mx::cu::CudaBuffer*>(buffer.ptr())->data;
+        tensor.out[k] = address(outputs[position++]);
       }
     }
   }

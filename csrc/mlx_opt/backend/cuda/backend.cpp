@@ -5,6 +5,7 @@
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/norm.h"
 #include "mlx_opt/backend/cuda/step.h"
+#include "mlx_opt/backend/cuda/two_pass.h"
 #include "mlx_opt/types/export.h"
 
 namespace mlx_opt::cuda {
@@ -18,7 +19,10 @@ class Backend : public gpu::Backend {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       Start start) const override {
-    return is_elementwise(spec.rule) ? prepare_update(spec, inputs, dtypes, stream, start)
+    if (is_elementwise(spec.rule)) {
+      return prepare_update(spec, inputs, dtypes, stream, start);
+    }
+    return has_two_passes(spec.rule) ? prepare_two_passes(spec, inputs, dtypes, stream)
                                      : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }
 

@@ -72,17 +72,39 @@ struct PrepareKernel {
 /// gradient, which is a transposed matrix. strided: any layout.
 enum class Walk : uint8_t { flat, transposed, strided };
 
+/// What an update does with a tensor. whole: all of it, by an elementwise rule. Of a rule of two
+/// passes, moments: the state, and each chunk's sums; finish: the parameter, from the new state.
+enum class Pass : uint8_t { whole, moments, finish };
+
 /// Updates tensors by a rule, in tables of `capacity`. That is 0 for a strided tensor, which has a
 /// launch of its own.
 struct UpdateKernel {
   Walk walk;
   Scaling scaling;
   int capacity;
-  Storages in;  // parameter, state, gradient
-  Storages out; // parameter, state
+  Storages in;  // parameter, state, and of a pass that reads it the gradient
+  Storages out; // parameter, state, as far as the pass writes them
   std::string_view rule;
+  Pass pass = Pass::whole;
+
+  /// The addresses that a tensor has of what the kernel reads, and of what it writes. The last of
+  /// these is in `moments` where the tensor's sums go, in `finish` where its rates are.
+  int inputs() const {
+    return in.count();
+  }
+  int outputs() const {
+    return out.count() + (pass == Pass::whole ? 0 : 1);
+  }
 
   auto operator<=>(const UpdateKernel&) const = default;
+};
+
+/// Makes the rates of tensors of the sums of their chunks, in tables of `capacity`.
+struct RatesKernel {
+  std::string_view rule;
+  int capacity;
+
+  auto operator<=>(const RatesKernel&) const = default;
 };
 
 /// Sums the squares of tensors by chunks, in tables of `capacity`, which is 0 for one that is
@@ -122,7 +144,13 @@ struct FactorKernel {
 };
 
 /// Kernels are the same if all of this is.
-using Kernel =
-    std::variant<PrepareKernel, UpdateKernel, SquaresKernel, NormKernel, ClipKernel, FactorKernel>;
+using Kernel = std::variant<
+    PrepareKernel,
+    UpdateKernel,
+    RatesKernel,
+    SquaresKernel,
+    NormKernel,
+    ClipKernel,
+    FactorKernel>;
 
 } // namespace mlx_opt::cuda

@@ -17,6 +17,10 @@ T* address(const mx::array& x) {
   return mx::gpu_ptr<T>(const_cast<mx::array&>(x));
 }
 
+inline void* address(mx::allocator::Buffer buffer) {
+  return static_cast<mx::cu::CudaBuffer*>(buffer.ptr())->data;
+}
+
 /// Queues a kernel; `parameter` is its only one.
 void launch(
     mx::cu::CommandEncoder& encoder,

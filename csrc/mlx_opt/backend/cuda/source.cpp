@@ -30,6 +30,15 @@ std::string table_of(int inputs, int outputs, int capacity) {
                   : "Strided<" + width + ">";
 }
 
+// Name<a, b>
+std::string called(const char* name, std::initializer_list<std::string> arguments) {
+  std::string text = std::string(name) + "<";
+  for (const std::string& argument : arguments) {
+    text += (text.back() == '<' ? "" : ", ") + argument;
+  }
+  return text + ">";
+}
+
 Program program_of(const PrepareKernel& kernel) {
   return {
       joined(texts(), {"portable.h"}) + std::string(header_of(texts(), kernel.rule)) +
@@ -39,23 +48,55 @@ Program program_of(const PrepareKernel& kernel) {
       ""};
 }
 
+// Update<AdamW, List<Float32, Float32, Float32>, Float32, List<...>, mlx_opt::Scaling::none>
+std::string pass_of(const UpdateKernel& kernel) {
+  const int fields = kernel.in.count() - (kernel.pass == Pass::finish ? 0 : 1);
+  const Storage* in = kernel.in.data();
+  const std::string rule(kernel.rule);
+  const std::string parameter = format_of(in[0]);
+  const std::string state = list_of(in + 1, fields - 1);
+  const std::string out = list_of(kernel.out.data(), kernel.out.count());
+  const std::string scaling = std::string("mlx_opt::Scaling::") + gpu::name_of(kernel.scaling);
+  switch (kernel.pass) {
+    case Pass::whole:
+      return called("Update", {rule, list_of(in, fields), format_of(in[fields]), out, scaling});
+    case Pass::moments:
+      return called("Moments", {rule, parameter, state, format_of(in[fields]), out, scaling});
+    case Pass::finish:
+      return called("Finish", {rule, parameter, state, format_of(kernel.out[0]), scaling});
+  }
+  return "";
+}
+
+// Those of the kernels of a rule's passes.
+std::string files_of_passes(std::string_view rule_header, bool two_passes) {
+  const std::string rule = joined(texts(), {"portable.h"}) + std::string(rule_header);
+  const std::string walks = joined(
+      texts(), {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "frame.cu.h", "walk.cu.h"});
+  return rule + walks +
+         (two_passes ? joined(texts(), {"block_sum.cu.h", "two_pass.cu.h"})
+                     : joined(texts(), {"update.cu.h"}));
+}
+
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
-  const int fields = kernel.out.count();
   return {
-      joined(texts(), {"portable.h"}) + std::string(rule_header) +
-          joined(
-              texts(),
-              {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "frame.cu.h", "update.cu.h"}),
-      table_of(kernel.in.count(), fields, kernel.capacity),
-      "Update<" + std::string(kernel.rule) + ", " + list_of(kernel.in.data(), fields) + ", " +
-          format_of(kernel.in[fields]) + ", " + list_of(kernel.out.data(), fields) +
-          ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) + ">::" + name_of(kernel.walk),
+      files_of_passes(rule_header, kernel.pass != Pass::whole),
+      table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
+      "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
       // Left to itself the compiler goes for the most blocks, and spills registers for them.
       kernel.walk == Walk::transposed ? "threads, 4" : "threads"};
 }
 
 Program program_of(const UpdateKernel& kernel) {
   return program_of(kernel, header_of(texts(), kernel.rule));
+}
+
+Program program_of(const RatesKernel& kernel) {
+  return {
+      files_of_passes(header_of(texts(), kernel.rule), true),
+      table_of(1, 1, kernel.capacity),
+      "rates<" + std::string(kernel.rule) + ">",
+      "rates_threads"};
 }
 
 Program program_of(const SquaresKernel& kernel) {

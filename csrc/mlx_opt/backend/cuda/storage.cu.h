@@ -177,6 +177,15 @@ MLX_OPT_FN void store(void* operand, Index i, const float (&from)[lanes]) {
   }
 }
 
+// Values as they are once they have been stored.
+template <typename Format, int lanes>
+MLX_OPT_FN void round(float (&x)[lanes]) {
+#pragma unroll
+  for (int lane = 0; lane < lanes; ++lane) {
+    x[lane] = Format::widen(Format::narrow(x[lane]));
+  }
+}
+
 // One element, bit for bit where both are stored alike; nothing where it is the same.
 template <typename From, typename To>
 MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
@@ -195,7 +204,16 @@ MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
 // A list of formats, and what is done with each operand of such a list.
 template <typename... Formats>
 struct List {
+  static constexpr int count = sizeof...(Formats);
   static constexpr bool all_halves = ((sizeof(typename Formats::Stored) == 2) && ...);
+
+  // The formats of this list and then those of another.
+  template <typename... More>
+  MLX_OPT_FN List<Formats..., More...> joined(List<More...>) {
+    return {};
+  }
+  template <typename Other>
+  using Then = decltype(joined(Other{}));
 
   template <int lanes>
   MLX_OPT_FN void load_all(const void* const* operands, Index i, float (*to)[lanes]) {
@@ -209,6 +227,11 @@ struct List {
   template <int lanes>
   MLX_OPT_FN void store_all(void* const* operands, Index i, const float (*from)[lanes]) {
     (store<Formats>(*operands++, i, *from++), ...);
+  }
+
+  template <int lanes>
+  MLX_OPT_FN void round_all(float (*x)[lanes]) {
+    (round<Formats>(*x++), ...);
   }
 
   // One element of each operand, to operands of the formats of `Out`.

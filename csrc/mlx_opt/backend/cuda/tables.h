@@ -5,9 +5,12 @@
 namespace mlx_opt {
 namespace cuda {
 
-// Elements that a block updates, and its threads. Measured: see docs/cuda.md.
+// Elements that a block updates, and its threads. Measured: see docs/cuda-experiments.md.
 constexpr int chunk = 4096;
 constexpr int threads = 256;
+
+// Of the block that makes a tensor's rates.
+constexpr int rates_threads = 1024;
 
 // A transposed gradient is taken by square tiles of as many elements.
 constexpr int tile = 64;
@@ -26,8 +29,8 @@ static_assert(sizeof(Extent) == 16, "two words");
 // A tensor, as wide as its program needs.
 template <int inputs, int outputs>
 struct Tensor : Extent {
-  const void* in[inputs]; // parameter, state, gradient
-  void* out[outputs];     // parameter, state
+  const void* in[inputs]; // as the kernel's pass has them
+  void* out[outputs];
 };
 
 // The tensors of a launch. `frames`: what the kernel of the scalars has written for each group.

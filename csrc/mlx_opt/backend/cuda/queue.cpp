@@ -1,0 +1,98 @@
+#include "mlx_opt/backend/cuda/queue.h"
+
+#include <algorithm>
+
+#include "mlx_opt/backend/cuda/frame.h"
+#include "mlx_opt/backend/cuda/in_flight.h"
+
+namespace mlx_opt::cuda {
+namespace {
+
+// That of a kernel's `inputs` is the beginning.
+size_t layout_bytes(int inputs) {
+  return sizeof(AnyLayout) - (max_operands - inputs) * sizeof(AnyLayout::strides[0]);
+}
+
+FrameShape frame_shape(Rule rule) {
+  return {info(rule).name, info(rule).hypers, info(rule).scalars};
+}
+
+} // namespace
+
+StepQueue::StepQueue(const StepSpec& spec, mx::Stream stream)
+    : stream_(stream),
+      encoder_(mx::cu::get_command_encoder(stream)),
+      frames_(new_frames(frame_shape(spec.rule), spec, stream)) {}
+
+void StepQueue::begin(const StepSpec& spec, const Pointers& inputs) {
+  wait_for_last_but_one(stream_);
+  const auto* scalars = &inputs[spec.operand_count()];
+  launch_prepare(encoder_, frame_shape(spec.rule), spec, scalars, frames_);
+}
+
+void StepQueue::read_operands(const StepSpec& spec, const Pointers& inputs) {
+  for (size_t i = 0; i < spec.operand_count(); ++i) {
+    encoder_.set_input_array(*inputs[i]);
+  }
+}
+
+void StepQueue::launch(Shares& shares) {
+  for (Share& share : shares.all()) {
+    for (size_t begin = 0, end = 0; begin < share.records.count(); begin = end) {
+      end = std::min(begin + share.capacity(), share.records.count());
+      launch(share, begin, end);
+    }
+  }
+}
+
+void StepQueue::launch(Share& share, size_t begin, size_t end) {
+  Records& records = share.records;
+  const Walk walk = share.kernel.walk;
+  if (walk == Walk::strided) {
+    Parameter parameter;
+    parameter.add(address<float>(frames_));
+    parameter.add(records.at(begin), records.bytes());
+    parameter.add(&share.layouts[begin], layout_bytes(share.kernel.inputs()));
+    launch_next(share.function, chunks_of(walk, records[begin]), threads, parameter.data());
+    return;
+  }
+  unsigned chunks = 0;
+  for (size_t i = begin; i < end; ++i) {
+    Extent extent = records[i];
+    extent.first_chunk = chunks;
+    records.set(i, extent);
+    chunks += chunks_of(walk, extent);
+  }
+  launch(share.function, records, begin, end, chunks, threads);
+}
+
+void StepQueue::launch(
+    CUfunction function,
+    const Records& records,
+    size_t begin,
+    size_t end,
+    unsigned blocks,
+    int threads) {
+  Parameter parameter;
+  parameter.add(address<float>(frames_));
+  parameter.add(static_cast<int64_t>(end - begin));
+  parameter.add(records.at(begin), (end - begin) * records.bytes());
+  launch_next(function, blocks, threads, parameter.data());
+}
+
+// Behind the launch before, as if that had written the frames. The driver answers questions about
+// events four times slower once it has run a graph with branches.
+void StepQueue::launch_next(CUfunction function, unsigned blocks, int threads, void* parameter) {
+  encoder_.set_output_array(frames_);
+  cuda::launch(encoder_, function, blocks, threads, parameter);
+}
+
+void StepQueue::end(std::shared_ptr<void> keep) {
+  encoder_.add_temporary(frames_);
+  encoder_.add_completed_handler([keep = std::move(keep)] {});
+  // Now, so that the GPU is at work while the host goes through the results.
+  encoder_.commit();
+  note_step(stream_, encoder_);
+}
+
+} // namespace mlx_opt::cuda

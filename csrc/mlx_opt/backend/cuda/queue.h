@@ -1,0 +1,53 @@
+// The launches of a step over tensors, in order.
+#pragma once
+
+#include <memory>
+
+#include "mlx_opt/backend/cuda/shares.h"
+#include "mlx_opt/step/spec.h"
+
+namespace mlx_opt::cuda {
+
+class StepQueue {
+ public:
+  /// Allocates the frames of a step's groups.
+  StepQueue(const StepSpec& spec, mx::Stream stream);
+
+  mx::cu::CommandEncoder& encoder() {
+    return encoder_;
+  }
+
+  /// Launches the kernel of the scalars, once the stream's last step but one is done.
+  void begin(const StepSpec& spec, const Pointers& inputs);
+
+  /// Makes the next launch wait for the operands. What is written needs no mention: the step is
+  /// committed, so what follows is behind it.
+  void read_operands(const StepSpec& spec, const Pointers& inputs);
+
+  /// Launches the kernel of a share over its records [begin, end), at most `share.capacity()`.
+  void launch(Share& share, size_t begin, size_t end);
+
+  /// Launches the kernels of all shares.
+  void launch(Shares& shares);
+
+  /// Launches any kernel over a table of records [begin, end).
+  void launch(
+      CUfunction function,
+      const Records& records,
+      size_t begin,
+      size_t end,
+      unsigned blocks,
+      int threads);
+
+  /// Sends off what is queued. `keep` stays alive until the step is done.
+  void end(std::shared_ptr<void> keep);
+
+ private:
+  void launch_next(CUfunction function, unsigned blocks, int threads, void* parameter);
+
+  mx::Stream stream_;
+  mx::cu::CommandEncoder& encoder_;
+  mx::array frames_;
+};
+
+} // namespace mlx_opt::cuda

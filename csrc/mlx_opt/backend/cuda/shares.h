@@ -1,0 +1,74 @@
+// The tensors of a step, by the kernel that serves them.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "mlx/backend/cuda/device.h"
+#include "mlx_opt/backend/cuda/kernel.h"
+#include "mlx_opt/backend/cuda/operand.h"
+#include "mlx_opt/backend/cuda/records.h"
+#include "mlx_opt/step/spec.h"
+
+namespace mlx_opt::cuda {
+
+using AnyLayout = Layout<max_operands>;
+
+/// Where a tensor's operands begin among the inputs, and its results among the outputs.
+struct Position {
+  size_t input, output;
+};
+
+/// Calls `visit` for each tensor of a step that has elements. Throws std::runtime_error if one has
+/// more operands than the kernels take.
+void for_each_tensor(
+    const StepSpec& spec,
+    const Pointers& inputs,
+    const std::function<void(Position position, int operands, const Extent& extent)>& visit);
+
+/// How many blocks a launch has for a tensor.
+unsigned chunks_of(Walk walk, const Extent& tensor);
+
+/// The tensors that one kernel serves.
+struct Share {
+  explicit Share(const UpdateKernel& kernel)
+      : kernel(kernel), records(kernel.inputs(), kernel.outputs()) {}
+
+  /// The most tensors of a launch.
+  size_t capacity() const {
+    return kernel.walk == Walk::strided ? 1 : kernel.capacity;
+  }
+
+  UpdateKernel kernel;
+  Records records;
+  std::vector<AnyLayout> layouts; // of each tensor, where the walk is strided
+  std::vector<size_t> tensors;    // what the step knows each by
+  CUfunction function = nullptr;
+};
+
+class Shares {
+ public:
+  /// Adds a tensor to the share of a kernel, and returns that.
+  Share& add(const UpdateKernel& kernel, size_t tensor, const Extent& extent);
+
+  /// Chooses the sizes of the tables and finds the kernels.
+  void find_functions(const mx::cu::Device& device);
+
+  std::vector<Share>& all() {
+    return all_;
+  }
+
+ private:
+  std::vector<Share> all_;
+};
+
+/// Adds a tensor whose last operand is its gradient to the share of a kernel whose walk is still to
+/// be chosen, and returns that.
+Share& add_with_gradient(
+    Shares& shares,
+    UpdateKernel kernel,
+    size_t tensor,
+    Extent extent,
+    const mx::array* const* operands);
+
+} // namespace mlx_opt::cuda

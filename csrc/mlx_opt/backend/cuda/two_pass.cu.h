@@ -1,0 +1,136 @@
+// The passes of a rule that sums up over each tensor, generic over the rule and the storage of each
+// operand. The order of the sums depends on the tensors' shapes, storages and layouts alone.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+// The first: the state takes its step, and each chunk leaves its sums.
+// W, State, Format: formats of the parameter, its state and the gradient; New: of the new state.
+template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
+struct Moments : Framed<Rule, scaling> {
+  using Gradient = Format;
+  using Rows = typename List<W>::template Then<State>;
+  using Kept = State;
+  using In = typename Rows::template Then<List<Gradient>>;
+  using Out = New;
+  // Behind its results is where the sums of its chunks go.
+  using Tensor = cuda::Tensor<In::count, Out::count + 1>;
+  static constexpr int first = 1;
+  static constexpr int count_of_sums = sizeof(typename Rule::Sums) / sizeof(float);
+
+  // Over this thread's elements.
+  float sums[count_of_sums] = {};
+
+  __device__ __forceinline__ Moments(const float* frames, const Tensor& tensor)
+      : Framed<Rule, scaling>(frames, tensor.group) {}
+
+  MLX_OPT_FN unsigned block() {
+    return blockIdx.x;
+  }
+
+  template <int count>
+  __device__ __forceinline__ void apply(float (&x)[In::count][count]) {
+    const Frame<Rule>& frame = this->frame;
+#pragma unroll
+    for (int lane = 0; lane < count; ++lane) {
+      const auto before = take<typename Rule::Element>(x, lane);
+      const float g = this->scaled(x[Rows::count][lane]);
+      put(Rule::moments(before, g, frame.hypers, frame.scalars), lane, x);
+    }
+    // The second pass reads the state as it is stored, so the sums are of that.
+    Out::round_all(x + first);
+#pragma unroll
+    for (int lane = 0; lane < count; ++lane) {
+      const auto e = take<typename Rule::Element>(x, lane);
+      float added[count_of_sums][1];
+      put(Rule::sums(e, frame.hypers, frame.scalars), 0, added);
+#pragma unroll
+      for (int k = 0; k < count_of_sums; ++k) {
+        sums[k] += added[k][0];
+      }
+    }
+  }
+
+  // All 0 where the step is not taken.
+  __device__ __forceinline__ void end(const Tensor& tensor, unsigned index) {
+    double totals[count_of_sums];
+#pragma unroll
+    for (int k = 0; k < count_of_sums; ++k) {
+      totals[k] = sums[k];
+    }
+    sums_over_block<threads>(totals);
+    if (threadIdx.x == 0) {
+      double* to =
+          static_cast<double*>(tensor.out[Out::count]) + static_cast<Index>(index) * count_of_sums;
+#pragma unroll
+      for (int k = 0; k < count_of_sums; ++k) {
+        to[k] = totals[k];
+      }
+    }
+  }
+};
+
+// Between the two: a block for each tensor makes its rates of the sums of its chunks.
+template <typename Rule, typename Table>
+MLX_OPT_FN void rates(const Table& table) {
+  constexpr int count = sizeof(typename Rule::Sums) / sizeof(float);
+  const auto& tensor = table.tensors[blockIdx.x];
+  const auto* sums = static_cast<const double*>(tensor.in[0]);
+  double totals[count] = {};
+#pragma unroll 4
+  for (Index chunk = threadIdx.x; chunk < size_of(tensor); chunk += cuda::rates_threads) {
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      totals[k] += sums[chunk * count + k];
+    }
+  }
+  sums_over_block<cuda::rates_threads>(totals);
+  if (threadIdx.x == 0) {
+    float narrow[count][1];
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+      narrow[k][0] = static_cast<float>(totals[k]);
+    }
+    const Frame<Rule>& frame = frame_of<Rule>(table.frames, tensor.group);
+    *static_cast<typename Rule::Rates*>(tensor.out[0]) =
+        Rule::rates(take<typename Rule::Sums>(narrow, 0), frame.hypers, frame.scalars);
+  }
+}
+
+// The second: the parameter takes its step, from the state that the first has left.
+// W, State: formats of the parameter and its new state; New: of the new parameter.
+template <typename Rule, typename W, typename State, typename New, Scaling scaling>
+struct Finish : Framed<Rule, scaling> {
+  using Kept = List<W>;
+  using In = typename List<W>::template Then<State>;
+  using Out = List<New>;
+  // Behind its result are its rates.
+  using Tensor = cuda::Tensor<In::count, 2>;
+  static constexpr int first = 0;
+
+  const typename Rule::Rates rates;
+
+  __device__ __forceinline__ Finish(const float* frames, const Tensor& tensor)
+      : Framed<Rule, scaling>(frames, tensor.group),
+        rates(*static_cast<const typename Rule::Rates*>(tensor.out[1])) {}
+
+  // The last first: what the first pass has read and written last may still be in the cache.
+  MLX_OPT_FN unsigned block() {
+    return gridDim.x - 1 - blockIdx.x;
+  }
+
+  template <int count>
+  __device__ __forceinline__ void apply(float (&x)[In::count][count]) {
+#pragma unroll
+    for (int lane = 0; lane < count; ++lane) {
+      const auto e = take<typename Rule::Element>(x, lane);
+      x[0][lane] = Rule::update(e, this->frame.hypers, this->frame.scalars, rates);
+    }
+  }
+
+  __device__ __forceinline__ void end(const Tensor&, unsigned) {}
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt

@@ -1,0 +1,232 @@
+// How a pass goes through tensors, whatever it does with an element.
+#pragma once
+
+namespace mlx_opt {
+namespace MLX_OPT_LEVEL {
+
+using cuda::chunk;
+using cuda::threads;
+using cuda::tile;
+
+// What all passes have of the frame of a tensor's group.
+template <typename Rule, Scaling scaling>
+struct Framed {
+  const Frame<Rule> frame;
+
+  __device__ __forceinline__ Framed(const float* frames, unsigned group)
+      : frame(frame_of<Rule>(frames, group)) {}
+
+  __device__ __forceinline__ bool is_taken() const {
+    return scaling != Scaling::if_finite || is_finite(frame.scale);
+  }
+
+  __device__ __forceinline__ float scaled(float gradient) const {
+    return scaling == Scaling::none ? gradient : frame.scale * gradient;
+  }
+};
+
+// An element of lane `lane`, whose fields are the first operands.
+template <typename Element, int operands, int count>
+MLX_OPT_FN Element take(const float (&x)[operands][count], int lane) {
+  constexpr int fields = sizeof(Element) / sizeof(float);
+  float values[fields];
+#pragma unroll
+  for (int k = 0; k < fields; ++k) {
+    values[k] = x[k][lane];
+  }
+  Element e;
+  memcpy(&e, values, sizeof e);
+  return e;
+}
+
+template <typename Element, int operands, int count>
+MLX_OPT_FN void put(const Element& e, int lane, float (&x)[operands][count]) {
+  constexpr int fields = sizeof(Element) / sizeof(float);
+  float values[fields];
+  memcpy(values, &e, sizeof e);
+#pragma unroll
+  for (int k = 0; k < fields; ++k) {
+    x[k][lane] = values[k];
+  }
+}
+
+// A pass has
+//   Tensor: a tensor as its kernels take it;
+//   In, Out: the formats of its operands and of its results;
+//   Kept, first: the formats of the operands that the results replace, and the first of them;
+//   Rows, Gradient: where there is a gradient, the formats of the operands before it and of it;
+//   block(): which chunk of a launch this block takes;
+//   Pass(frames, tensor), is_taken(), apply(x): puts the results in the place of the operands;
+//   end(tensor, index): called by all threads behind the elements of chunk `index` of a tensor.
+template <typename Pass>
+struct Walks {
+  using Tensor = typename Pass::Tensor;
+  using In = typename Pass::In;
+  using Out = typename Pass::Out;
+  static constexpr int operands = In::count;
+  static constexpr int first = Pass::first;
+  // As many elements as 16 bytes hold of the widest operand.
+  static constexpr int lanes = In::all_halves && Out::all_halves ? 8 : 4;
+
+  // What stands for the results where the step is not taken.
+  template <int count>
+  MLX_OPT_FN void keep(const Tensor& tensor, Index i) {
+#pragma unroll 1
+    for (int lane = 0; lane < count; ++lane) {
+      Index at[Out::count];
+#pragma unroll
+      for (int k = 0; k < Out::count; ++k) {
+        at[k] = i + lane;
+      }
+      Pass::Kept::template copy_all<Out>(tensor.in + first, at, tensor.out, i + lane);
+    }
+  }
+
+  template <int count>
+  MLX_OPT_FN void element(const Tensor& tensor, Index i, Pass& pass) {
+    if (!pass.is_taken()) {
+      keep<count>(tensor, i);
+      return;
+    }
+    float x[operands][count];
+    In::load_all(tensor.in, i, x);
+    pass.apply(x);
+    Out::store_all(tensor.out, i, x + first);
+  }
+
+  // All operands row-contiguous: a block takes a chunk.
+  template <typename Table>
+  MLX_OPT_FN void flat(const Table& table) {
+    const unsigned block = Pass::block();
+    const Tensor& tensor = find<&Tensor::first_chunk>(table, block);
+    Pass pass(table.frames, tensor);
+    const Index begin = static_cast<Index>(block - tensor.first_chunk) * chunk;
+    const Index left = size_of(tensor) - begin;
+    const int count = left < chunk ? static_cast<int>(left) : chunk;
+    int done = 0;
+    if (In::template aligned<lanes>(tensor.in) && Out::template aligned<lanes>(tensor.out)) {
+      done = count / lanes * lanes;
+      for (int i = threadIdx.x * lanes; i < done; i += threads * lanes) {
+        element<lanes>(tensor, begin + i, pass);
+      }
+    }
+    for (int i = done + threadIdx.x; i < count; i += threads) {
+      element<1>(tensor, begin + i, pass);
+    }
+    pass.end(tensor, block - tensor.first_chunk);
+  }
+
+  // A matrix whose gradient's columns are contiguous, by tiles: the gradient is read down its
+  // columns into shared memory, the rest along the rows.
+  template <typename Table>
+  MLX_OPT_FN void transposed(const Table& table) {
+    __shared__ float gradient[tile][tile + 1];
+    const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
+    Pass pass(table.frames, tensor);
+    const int columns = tensor.columns;
+    const Index rows = size_of(tensor) / columns;
+    const unsigned across = (columns + tile - 1) / tile;
+    const unsigned index = blockIdx.x - tensor.first_chunk;
+    const Index top = static_cast<Index>(index / across) * tile;
+    const int left = static_cast<int>(index % across) * tile;
+    const int height = rows - top < tile ? static_cast<int>(rows - top) : tile;
+    const int width = columns - left < tile ? columns - left : tile;
+
+    using Source = List<typename Pass::Gradient>;
+    if (rows % lanes == 0 && Source::template aligned<lanes>(tensor.in + operands - 1)) {
+      transpose<lanes>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
+    } else {
+      transpose<1>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
+    }
+    __syncthreads();
+    if (columns % lanes == 0 && Pass::Rows::template aligned<lanes>(tensor.in) &&
+        Out::template aligned<lanes>(tensor.out)) {
+      take_tile<lanes>(tensor, top, left, height, width, gradient, pass);
+    } else {
+      take_tile<1>(tensor, top, left, height, width, gradient, pass);
+    }
+    pass.end(tensor, index);
+  }
+
+  template <int count>
+  MLX_OPT_FN void transpose(
+      const void* operand,
+      Index rows,
+      Index top,
+      int left,
+      int height,
+      int width,
+      float (&to)[tile][tile + 1]) {
+    constexpr int steps = tile / count;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < tile * steps; i += threads) {
+      const int row = i % steps * count;
+      const int column = i / steps;
+      if (row < height && column < width) {
+        float values[count];
+        load<typename Pass::Gradient>(operand, (left + column) * rows + top + row, values);
+#pragma unroll
+        for (int lane = 0; lane < count; ++lane) {
+          to[row + lane][column] = values[lane];
+        }
+      }
+    }
+  }
+
+  template <int count>
+  MLX_OPT_FN void take_tile(
+      const Tensor& tensor,
+      Index top,
+      int left,
+      int height,
+      int width,
+      const float (&gradient)[tile][tile + 1],
+      Pass& pass) {
+    constexpr int steps = tile / count;
+    for (int i = threadIdx.x; i < tile * steps; i += threads) {
+      const int row = i / steps;
+      const int column = i % steps * count;
+      if (row < height && column < width) {
+        const Index at = (top + row) * tensor.columns + left + column;
+        if (!pass.is_taken()) {
+          keep<count>(tensor, at);
+          continue;
+        }
+        float x[operands][count];
+        Pass::Rows::load_all(tensor.in, at, x);
+#pragma unroll
+        for (int lane = 0; lane < count; ++lane) {
+          x[operands - 1][lane] = gradient[row][column + lane];
+        }
+        pass.apply(x);
+        Out::store_all(tensor.out, at, x + first);
+      }
+    }
+  }
+
+  // Operands of any layout.
+  template <int outputs>
+  MLX_OPT_FN void strided(const cuda::Strided<operands, outputs>& args) {
+    const Tensor& tensor = args.tensor;
+    Pass pass(args.frames, tensor);
+    const Index begin = static_cast<Index>(blockIdx.x) * chunk;
+    const Index left = size_of(tensor) - begin;
+    const int count = left < chunk ? static_cast<int>(left) : chunk;
+    for (int i = threadIdx.x; i < count; i += threads) {
+      Index at[operands];
+      locate(args.layout, begin + i, at);
+      if (!pass.is_taken()) {
+        Pass::Kept::template copy_all<Out>(tensor.in + first, at + first, tensor.out, begin + i);
+        continue;
+      }
+      float x[operands][1];
+      In::load_each(tensor.in, at, x);
+      pass.apply(x);
+      Out::store_all(tensor.out, begin + i, x + first);
+    }
+    pass.end(tensor, blockIdx.x);
+  }
+};
+
+} // namespace MLX_OPT_LEVEL
+} // namespace mlx_opt
