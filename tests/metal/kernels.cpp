@@ -3,12 +3,14 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "mlx_opt/backend/metal/adafactor_source.h"
 #include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/backend/metal/two_pass_source.h"
 #include "mlx_opt/rules/registry.h"
 
 using namespace mlx_opt::metal;
@@ -19,6 +21,8 @@ namespace {
 
 constexpr Storage storages[] = {Storage::float32, Storage::float16, Storage::bfloat16};
 constexpr Walk walks[] = {Walk::flat, Walk::transposed, Walk::strided, Walk::strided_long};
+
+constexpr auto two_pass_rules = std::span(mlx_opt::rule_infos).subspan(mlx_opt::elementwise_rules);
 
 // A tensor whose results overwrite its operands.
 Operands in_place(int fields, Storage storage) {
@@ -43,6 +47,14 @@ Operands mixed(int fields, int mix) {
   operands.in[0] = storages[mix % 3];
   operands.in[fields] = operands.out[0] = storages[mix / 9];
   operands.written[0] = mix % 2 ? apart : static_cast<int8_t>(fields);
+  return operands;
+}
+
+// Halves whose gradient makes floats of their results.
+Operands promoted(int fields) {
+  Operands operands = all_apart(in_place(fields, Storage::bfloat16));
+  operands.in[fields] = Storage::float32;
+  operands.out.assign(fields, Storage::float32);
   return operands;
 }
 
@@ -73,27 +85,62 @@ void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& r
   }
 }
 
+void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule, int mix) {
+  const Operands operands = mixed(rule.moments + 1, mix);
+  for (Walk walk : walks) {
+    // A gradient that lies otherwise than the results is not overwritten.
+    const bool gradient_lies_alike = walk == Walk::flat;
+    kernels.push_back(
+        {rule.name, walk, Scaling::none, 1, gradient_lies_alike ? operands : all_apart(operands)});
+  }
+  kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
+  kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
+}
+
 std::vector<UpdateKernel> update_kernels() {
-  constexpr int rules = std::size(mlx_opt::rule_infos);
+  constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
   for (int i = 0; i < rules; ++i) {
     push_updates(kernels, mlx_opt::rule_infos[i], i);
   }
   for (int mix = 0; mix < 27; ++mix) {
-    const auto& rule = mlx_opt::rule_infos[mix % rules];
-    const Operands operands = mixed(rule.moments + 1, mix);
-    for (Walk walk : walks) {
-      // A gradient that lies otherwise than the results is not overwritten.
-      const bool gradient_lies_alike = walk == Walk::flat;
-      kernels.push_back(
-          {rule.name,
-           walk,
-           Scaling::none,
-           1,
-           gradient_lies_alike ? operands : all_apart(operands)});
+    push_mix(kernels, mlx_opt::rule_infos[mix % rules], mix);
+  }
+  return kernels;
+}
+
+// Of rules of two passes, over the operands that updates have.
+std::vector<PassKernel> pass_kernels() {
+  std::vector<PassKernel> kernels;
+  for (const auto& rule : two_pass_rules) {
+    std::vector<UpdateKernel> steps;
+    const int fields = rule.moments + 1;
+    push_updates(steps, rule, 0);
+    const Operands halves = all_apart(in_place(fields, Storage::bfloat16));
+    steps.push_back({rule.name, Walk::strided_long, Scaling::none, 1, halves});
+    for (Walk walk : {Walk::flat, Walk::strided}) {
+      steps.push_back({rule.name, walk, Scaling::if_finite, 1, promoted(fields)});
+      steps.push_back({rule.name, walk, Scaling::none, 1, promoted(fields)});
     }
-    kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
-    kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
+    for (int mix = 0; mix < 27; mix += 5) {
+      push_mix(steps, rule, mix);
+    }
+    for (UpdateKernel& step : steps) {
+      step.capacity = std::min(step.capacity, most_in_a_pass(step.operands));
+      // A parameter that is overwritten is contiguous.
+      const bool strided = step.walk == Walk::strided || step.walk == Walk::strided_long;
+      const bool flat = !strided || step.operands.written[0] == 0;
+      kernels.push_back(pass_of(Pass::moments, step, step.walk));
+      kernels.push_back(pass_of(Pass::parameter, step, flat ? Walk::flat : step.walk));
+    }
+  }
+  return kernels;
+}
+
+std::vector<RatesKernel> rates_kernels() {
+  std::vector<RatesKernel> kernels;
+  for (const auto& rule : two_pass_rules) {
+    kernels.push_back({rule.name});
   }
   return kernels;
 }
@@ -223,6 +270,7 @@ int main(int count, char** arguments) {
   const std::filesystem::path folder = arguments[1];
   std::filesystem::create_directories(folder);
   if (!write(update_kernels(), folder) || !write(prepare_kernels(), folder) ||
+      !write(pass_kernels(), folder) || !write(rates_kernels(), folder) ||
       !write(factor_kernels(), folder) || !write(norm_kernels(), folder) || !write_wide(folder)) {
     std::cerr << "cannot write to " << folder << "\n";
     return 1;

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from kernels import CHUNK, TILE, Group, Sparse
 from update import (
+    CASES,
     LEARNING_RATE,
+    RULES,
     Tensor,
     all_names,
     chunks,
@@ -24,7 +26,7 @@ from update import (
 )
 
 import mlx_opt
-from cases import CASES, DTYPES, RULES, dtype_name, normal, wide
+from cases import DTYPES, dtype_name, normal, wide
 from mlx_opt import references
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -41,7 +43,7 @@ def each_kernel(wanted):
     return pytest.mark.parametrize("case, name", parameters)
 
 
-NAMES = {primitive(case).name for case in RULES} | {"Muon", "Adafactor", "Clipping"}
+NAMES = {primitive(case).name for case in RULES} | {"Muon", "Adafactor", "Lamb", "Clipping"}
 OF_ONE_HEADER = {"SGD", "Momentum", "Nesterov"}
 
 

@@ -5,22 +5,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+
+from mutant import ASAN, BARRIER, Mutant
+from two_pass_mutants import TWO_PASS_MUTANTS
 
 HERE = Path(__file__).parent
 
 
-class Mutant(NamedTuple):
-    what: str
-    text: str
-    instead: str
-    checks: str  # those to run, as pytest's -k has it
-    notice: str  # what they say
-    library: str = "SGD"
-
-
-ASAN = "AddressSanitizer"
-BARRIER = "wait_for_group();"
 MUTANTS = [
     Mutant(
         "a chunk's bound is missing",
@@ -88,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         "all groups have the hyperparameters of the first",
-        "sources + group * (count + 3)",
+        "sources + group * (count + 2)",
         "sources",
         "groups_of_their_own and SGD",
         "assert",
@@ -212,6 +203,7 @@ MUTANTS = [
         "assert",
         "Norm",
     ),
+    *TWO_PASS_MUTANTS,
 ]
 
 

@@ -7,7 +7,9 @@ import mlx.core as mx
 import numpy as np
 from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE, Group
 
-from cases import RULES, assert_exact, exact_step, normal, same_bits, wide
+from cases import CASES as ALL_CASES
+from cases import RULES as ALL_RULES
+from cases import assert_exact, exact_step, normal, same_bits, wide
 from mlx_opt.forms import forms_of
 
 LEARNING_RATE, STEP = 0.01, 3
@@ -28,6 +30,15 @@ def primitive(case):
     form = next(form for form in forms.forms if not form.conditions or form.holds(values))
     _, hypers = form.settle(values)
     return Primitive(form.rule, hypers, [slot.name for slot in form.slots if not slot.idle])
+
+
+def is_elementwise(case):
+    """False for a rule of two passes."""
+    return "rates" not in kernels.names(primitive(case).name)
+
+
+CASES = [*filter(is_elementwise, ALL_CASES)]
+RULES = [*filter(is_elementwise, ALL_RULES)]
 
 
 def chunks(size):

@@ -106,12 +106,13 @@ std::vector<mx::array> expected_of(
 }
 
 void check_groups(
+    Rule rule,
     const std::vector<Group>& groups,
     const std::vector<uint16_t>& of_tensors,
     std::vector<mx::array> operands,
-    std::optional<float> scale = std::nullopt) {
+    std::optional<float> scale = std::nullopt,
+    Tolerance tolerance = {}) {
   mx::set_default_device(mx::Device::cpu);
-  const Rule rule = Rule::AdamW;
   const int width = info(rule).moments + 2;
   const auto expected = expected_of(rule, operands, groups, of_tensors, scale);
   StepSpec spec = spec_of(rule, groups, {{of_tensors.size(), width}});
@@ -119,7 +120,7 @@ void check_groups(
   spec.scaling = scale ? Scaling::always : Scaling::none;
   fake::begin();
   run(spec, operands, inputs_of(groups, scale));
-  check_equal(results_of(operands, width), expected);
+  check_equal(results_of(operands, width), expected, tolerance);
   check_clean();
 }
 
@@ -133,7 +134,8 @@ const std::vector<Group> three_groups = {
 TEST_CASE("tensors of a dispatch have groups of their own, at no dispatch more") {
   const std::vector<uint16_t> of_tensors = {2, 0, 1, 1, 0, 2, 0};
   const std::vector<mx::Shape> shapes = {{7}, {64, 65}, {3}, {4100}, {1}, {}, {33}};
-  check_groups(three_groups, of_tensors, operands_of(Rule::AdamW, shapes, mx::float32));
+  check_groups(
+      Rule::AdamW, three_groups, of_tensors, operands_of(Rule::AdamW, shapes, mx::float32));
   CHECK(fake::log().dispatches.size() == 2);
   CHECK(fake::log().dispatches[1].kernel.find("flat7") != std::string::npos);
   CHECK(fake::log().barriers == 1);
@@ -144,12 +146,32 @@ TEST_CASE("every way through memory takes the scalars of the tensor's group") {
   operands[3] = mx::transpose(numbers({36, 40}, mx::float32, 90));
   operands[7] = mx::transpose(numbers({7, 5, 6}, mx::float32, 91), {1, 2, 0});
   mx::eval(operands);
-  check_groups(three_groups, {2, 1, 1}, operands);
+  check_groups(Rule::AdamW, three_groups, {2, 1, 1}, operands);
 }
 
 TEST_CASE("the gradients' scale is that of all groups") {
   const std::vector<mx::Shape> shapes = {{7}, {50}, {9, 8}};
-  check_groups(three_groups, {0, 1, 2}, operands_of(Rule::AdamW, shapes, mx::float32), 0.3f);
+  check_groups(
+      Rule::AdamW, three_groups, {0, 1, 2}, operands_of(Rule::AdamW, shapes, mx::float32), 0.3f);
+}
+
+TEST_CASE("both passes and the rates take the scalars of the tensor's group") {
+  const std::vector<Group> groups = {
+      {{0.9, 0.999, 1e-6, 0.1}, 0.01f},
+      {{0.8, 0.95, 1e-3, 0.0}, 0.5f},
+      {{0.5, 0.9, 1e-6, 0.3}, 0.002f, true, mx::array(7, mx::uint64)}};
+  const std::vector<mx::Shape> shapes = {
+      {7}, {64, 65}, {40, 36}, {5, 6, 7}, {3}, {}, {17, 4096}, {33}};
+  const std::vector<uint16_t> of_tensors = {2, 0, 1, 2, 1, 0, 1, 2};
+  for (const auto scale : {std::optional<float>(), std::optional(0.3f)}) {
+    auto operands = operands_of(Rule::Lamb, shapes, mx::float32);
+    operands[11] = mx::transpose(numbers({36, 40}, mx::float32, 90));
+    operands[15] = mx::transpose(numbers({7, 5, 6}, mx::float32, 91), {1, 2, 0});
+    mx::eval(operands);
+    check_groups(Rule::Lamb, groups, of_tensors, operands, scale, {.absolute = 5e-7});
+    CHECK(fake::log().dispatches.size() == 1 + 3 * 4);
+    CHECK(fake::log().barriers == 3);
+  }
 }
 
 TEST_CASE("groups of more scalars than a kernel has slots for take a dispatch more for those") {
@@ -162,7 +184,7 @@ TEST_CASE("groups of more scalars than a kernel has slots for take a dispatch mo
     of_tensors.push_back(group);
     shapes.push_back({4});
   }
-  check_groups(groups, of_tensors, operands_of(Rule::AdamW, shapes, mx::float32));
+  check_groups(Rule::AdamW, groups, of_tensors, operands_of(Rule::AdamW, shapes, mx::float32));
   const auto& dispatches = fake::log().dispatches;
   CHECK(std::count_if(dispatches.begin(), dispatches.end(), [](const auto& d) {
           return d.kernel.find("prepare") != std::string::npos;

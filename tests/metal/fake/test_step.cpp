@@ -13,64 +13,6 @@
 
 using namespace mlx_opt;
 
-namespace {
-
-// `operands` are the graph's alone.
-std::vector<mx::array> run(
-    Rule rule,
-    std::vector<mx::array> operands,
-    const std::vector<Scalar>& hypers,
-    const Scalars& scalars) {
-  return evaluate_on_gpu(step(
-      rule,
-      std::move(operands),
-      hypers,
-      scalars.learning_rate,
-      scalars.step,
-      gpu_stream,
-      scalars.scale));
-}
-
-std::vector<mx::array> run(Rule rule, std::vector<mx::array> operands) {
-  return run(rule, std::move(operands), sample_hypers(rule), Scalars{});
-}
-
-std::vector<mx::array> run_on_cpu(
-    Rule rule,
-    std::vector<mx::array> operands,
-    const std::vector<Scalar>& hypers,
-    const Scalars& scalars = {}) {
-  auto results = step(
-      rule,
-      std::move(operands),
-      hypers,
-      scalars.learning_rate,
-      scalars.step,
-      mx::default_stream(mx::Device::cpu),
-      scalars.scale);
-  mx::eval(results);
-  return results;
-}
-
-void check_against_cpu(Rule rule, const std::vector<mx::array>& operands) {
-  CAPTURE(info(rule).name);
-  fake::begin();
-  const auto expected = run_on_cpu(rule, copies_of(operands), sample_hypers(rule));
-  const auto got = run(rule, operands);
-  check_equal(got, expected);
-  check_clean();
-}
-
-const std::string& last_kernel() {
-  return fake::log().dispatches.back().kernel;
-}
-
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.ends_with(end);
-}
-
-} // namespace
-
 TEST_CASE("the fake says what is none of Metal's") {
   fake::begin();
   auto& encoder = mx::metal::get_command_encoder(gpu_stream);

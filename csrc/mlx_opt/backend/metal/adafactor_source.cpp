@@ -146,6 +146,7 @@ std::string source(const FactorKernel& kernel) {
       files_of(texts().at("adafactor.h")) + gpu::joined(
                                                 texts(),
                                                 {"adafactor_tables.h",
+                                                 "sums.metal.h",
                                                  "adafactor.metal.h",
                                                  "adafactor_squares.metal.h",
                                                  "adafactor_means.metal.h",

@@ -7,6 +7,7 @@
 #include "mlx_opt/backend/metal/norm.h"
 #include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/backend/metal/step.h"
+#include "mlx_opt/backend/metal/two_pass.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -19,6 +20,9 @@ class Backend : public gpu::Backend {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       Start) const override {
+    if (has_two_passes(spec.rule)) {
+      return prepare_two_passes(spec, inputs, dtypes, stream);
+    }
     return is_elementwise(spec.rule) ? prepare_update(spec, inputs, dtypes, stream)
                                      : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }

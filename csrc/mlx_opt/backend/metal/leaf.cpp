@@ -88,6 +88,9 @@ void Leaf::set_walk(const mx::array* const* arrays) {
     kernel.walk = small ? Walk::strided : Walk::strided_long;
     const AnyStrided strided{size, group, common_layout<AnyLayout>(arrays, fields + 1)};
     arguments = bytes_of(strided, strided_bytes(fields + 1));
+    if (!is_contiguous(*arrays[0])) {
+      parameter = Strided<1>{size, group, layout_of<Layout<1>>(*arrays[0])};
+    }
   }
 }
 
@@ -106,6 +109,15 @@ bool Leaf::place(const Buffers& outputs) {
     written[k] = input;
   }
   return as_before;
+}
+
+std::vector<Place> Leaf::out(const Buffers& outputs) const {
+  std::vector<Place> places;
+  places.reserve(kernel.operands.out.size());
+  for (size_t k = 0; k < kernel.operands.out.size(); ++k) {
+    places.emplace_back(outputs[first_output + k], size);
+  }
+  return places;
 }
 
 } // namespace mlx_opt::metal

@@ -1,6 +1,7 @@
-// A tensor of a step of an elementwise rule as its kernel takes it.
+// A tensor of a step of an elementwise rule, or of one of two passes, as its kernels take it.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "mlx/array.h"
@@ -21,6 +22,7 @@ struct Leaf {
   bool vectors;                  // true if vectors can be loaded from all operands
   std::vector<char> arguments{}; // Matrix or Strided, where the walk takes one
   uint64_t threadgroups = 0;
+  std::optional<Strided<1>> parameter{}; // its layout, where that is not contiguous
 
   /// `kernel`: of the rule; the rest of it is set from the arrays. `dtypes`: of the outputs. The
   /// results are taken to overwrite what they may.
@@ -33,6 +35,9 @@ struct Leaf {
 
   /// Sets in the kernel which inputs the results overwrite. Returns true if that was already so.
   bool place(const Buffers& outputs);
+
+  /// Where the tensor's results lie.
+  std::vector<Place> out(const Buffers& outputs) const;
 
  private:
   void set_walk(const mx::array* const* arrays);

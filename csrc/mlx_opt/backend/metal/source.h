@@ -3,13 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
-#include <vector>
 
+#include "mlx_opt/backend/metal/operands.h"
 #include "mlx_opt/backend/metal/tables.h"
 #include "mlx_opt/step/scaling.h"
-#include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::metal {
 
@@ -22,24 +22,6 @@ struct PrepareKernel {
   int capacity;
 
   bool operator==(const PrepareKernel&) const = default;
-};
-
-/// Where an output of a tensor is written that has a buffer of its own.
-inline constexpr int8_t apart = -1;
-
-/// What a kernel reads and writes of a tensor.
-struct Operands {
-  std::vector<Storage> in;     // parameter, state, gradient
-  std::vector<Storage> out;    // parameter, state
-  std::vector<int8_t> written; // of each output the input whose buffer it overwrites, or apart
-
-  /// Slots that a tensor takes: a buffer that is read and overwritten is bound once.
-  int slots() const;
-
-  /// True if a result is written where that input is read.
-  bool overwrites(int input) const;
-
-  bool operator==(const Operands&) const = default;
 };
 
 /// How an update goes through a tensor: its operands are contiguous; so but for the gradient, which
@@ -57,10 +39,6 @@ struct UpdateKernel {
   bool operator==(const UpdateKernel&) const = default;
 };
 
-/// The most tensors that a dispatch has slots for. Throws std::runtime_error if it has none for
-/// one.
-int most_in_a_pack(const Operands& operands);
-
 /// The kernel's name in the program and the program's in MLX's store of libraries: it says
 /// everything that the text depends on.
 std::string name(const PrepareKernel& kernel);
@@ -72,5 +50,15 @@ std::string source(const PrepareKernel& kernel);
 std::string source(const UpdateKernel& kernel);
 std::string source(const PrepareKernel& kernel, std::string_view rule_header);
 std::string source(const UpdateKernel& kernel, std::string_view rule_header);
+
+/// What tells a kernel from the rule's others, in its name.
+std::string words_of(const UpdateKernel& kernel);
+
+/// The type of a kernel's arguments, in which as many operands as that have strides.
+std::string arguments_of(const UpdateKernel& kernel, int operands);
+
+/// The text that finds which of a dispatch's tensors a threadgroup works on, `which`, and its
+/// operands, of which `at(tensor)` is the text.
+std::string choice_of(const UpdateKernel& kernel, const std::function<std::string(int)>& at);
 
 } // namespace mlx_opt::metal

@@ -1,0 +1,229 @@
+#include "mlx_opt/backend/metal/two_pass.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/dispatch.h"
+#include "mlx_opt/backend/metal/frame.h"
+#include "mlx_opt/backend/metal/in_flight.h"
+#include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/two_pass_source.h"
+#include "mlx_opt/backend/metal/two_pass_tables.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+using Pipeline = MTL::ComputePipelineState*;
+
+// The second pass needs only the parameter's layout.
+Walk second_walk_of(const Leaf& leaf) {
+  if (!leaf.parameter) {
+    return Walk::flat;
+  }
+  const bool small = leaf.size <= std::numeric_limits<uint32_t>::max();
+  return small ? Walk::strided : Walk::strided_long;
+}
+
+// The kernels over some tensors, each behind the one before.
+struct Passes {
+  Dispatch dispatch; // its kernel as of one update
+  PassKernel moments;
+  PassKernel parameter;
+  Pipeline moments_pipeline = nullptr;
+  Pipeline parameter_pipeline = nullptr;
+
+  explicit Passes(Dispatch own)
+      : dispatch(std::move(own)),
+        moments(pass_of(Pass::moments, dispatch.kernel, dispatch.kernel.walk)),
+        parameter(pass_of(Pass::parameter, dispatch.kernel, second_walk_of(*dispatch.leaves[0]))) {}
+};
+
+mx::array floats(uint64_t count) {
+  const auto size = static_cast<int>(count);
+  return mx::array(mx::allocator::malloc(count * sizeof(float)), {size}, mx::float32);
+}
+
+// What the passes over some tensors leave to each other. Of these alone, so that MLX inserts no
+// barrier between the dispatches of a pass.
+struct Scratch {
+  std::vector<Share> shares;
+  mx::array sums;
+  mx::array rates;
+};
+
+Scratch scratch_for(const Dispatch& dispatch) {
+  std::vector<Share> shares;
+  uint64_t groups = 0;
+  for (const Leaf* leaf : dispatch.leaves) {
+    const auto own = static_cast<unsigned>(leaf->threadgroups);
+    shares.push_back({static_cast<unsigned>(groups), own, leaf->group});
+    groups += leaf->threadgroups;
+  }
+  return {std::move(shares), floats(groups * max_sums), floats(dispatch.leaves.size() * max_sums)};
+}
+
+class TwoPassStep : public Prepared {
+ public:
+  TwoPassStep(
+      const StepSpec& spec,
+      const Pointers& inputs,
+      const std::vector<mx::Dtype>& dtypes,
+      mx::Stream stream);
+
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+
+ private:
+  void find_passes();
+  void encode(std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs);
+  void encode_moments(
+      const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs);
+  void encode_rates(const mx::array& frames, Scratch& scratch);
+  void encode_parameter(
+      const Passes& passes,
+      const mx::array& frames,
+      const mx::array& rates,
+      const Buffers& outputs);
+
+  mx::Stream stream_;
+  mx::metal::Device& device_;
+  mx::metal::CommandEncoder& encoder_;
+  const RuleInfo& rule_;
+  std::vector<Leaf> leaves_;
+  std::vector<Passes> passes_;
+  Pipeline rates_pipeline_ = nullptr;
+  std::optional<Frames> frames_;
+};
+
+TwoPassStep::TwoPassStep(
+    const StepSpec& spec,
+    const Pointers& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream)
+    : stream_(stream),
+      device_(mx::metal::device(stream.device)),
+      encoder_(mx::metal::get_command_encoder(stream)),
+      rule_(info(spec.rule)),
+      leaves_(leaves_of(spec, inputs, dtypes)) {
+  if (!leaves_.empty()) {
+    find_passes();
+    rates_pipeline_ = pipeline(RatesKernel{rule_.name}, device_);
+    const FrameShape shape{rule_.name, rule_.hypers, rule_.scalars};
+    frames_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
+  }
+}
+
+// Throws what the compiler has against a kernel.
+void TwoPassStep::find_passes() {
+  passes_.clear();
+  for (Dispatch& dispatch : dispatches_over(leaves_, most_in_a_pass)) {
+    Passes own(std::move(dispatch));
+    const auto same = std::find_if(passes_.begin(), passes_.end(), [&](const Passes& other) {
+      return other.moments == own.moments && other.parameter == own.parameter;
+    });
+    const bool known = same != passes_.end();
+    own.moments_pipeline = known ? same->moments_pipeline : pipeline(own.moments, device_);
+    own.parameter_pipeline = known ? same->parameter_pipeline : pipeline(own.parameter, device_);
+    passes_.push_back(std::move(own));
+  }
+}
+
+void TwoPassStep::encode_moments(
+    const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs) {
+  const auto places_of = [&](const Leaf& leaf) {
+    Places places{leaf.in, leaf.out(outputs)};
+    places.out.erase(places.out.begin());
+    return places;
+  };
+  encoder_.set_compute_pipeline_state(passes.moments_pipeline);
+  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_output_array(sums, sums_slot);
+  const uint64_t groups = set_arguments(encoder_, passes.dispatch);
+  set_operands(encoder_, passes.moments.update, passes.dispatch, places_of, pass_operands_slot);
+  encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
+}
+
+void TwoPassStep::encode_rates(const mx::array& frames, Scratch& scratch) {
+  encoder_.set_compute_pipeline_state(rates_pipeline_);
+  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_vector_bytes(scratch.shares, arguments_slot);
+  encoder_.set_input_array(scratch.sums, sums_slot);
+  encoder_.set_output_array(scratch.rates, new_rates_slot);
+  encoder_.dispatch_threadgroups(MTL::Size(scratch.shares.size(), 1, 1), MTL::Size(threads, 1, 1));
+}
+
+void TwoPassStep::encode_parameter(
+    const Passes& passes, const mx::array& frames, const mx::array& rates, const Buffers& outputs) {
+  const Dispatch& dispatch = passes.dispatch;
+  const auto places_of = [&](const Leaf& leaf) {
+    Places places{leaf.out(outputs), {}};
+    places.out.push_back(std::exchange(places.in[0], leaf.in[0]));
+    return places;
+  };
+  encoder_.set_compute_pipeline_state(passes.parameter_pipeline);
+  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(rates, rates_slot);
+  uint64_t groups = 0;
+  if (const auto& layout = dispatch.leaves[0]->parameter) {
+    encoder_.set_bytes(*layout, arguments_slot);
+    groups = chunks_of(layout->size);
+  } else {
+    groups = set_pack(encoder_, dispatch);
+  }
+  set_operands(encoder_, passes.parameter.update, dispatch, places_of, pass_operands_slot);
+  encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
+}
+
+// Pass after pass over all tensors, so that MLX inserts one barrier a pass.
+void TwoPassStep::encode(
+    std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs) {
+  for (size_t k = 0; k < passes_.size(); ++k) {
+    encode_moments(passes_[k], frames, scratch[k].sums, outputs);
+  }
+  for (Scratch& own : scratch) {
+    encode_rates(frames, own);
+  }
+  for (size_t k = 0; k < passes_.size(); ++k) {
+    encode_parameter(passes_[k], frames, scratch[k].rates, outputs);
+  }
+}
+
+void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+  if (leaves_.empty()) {
+    return;
+  }
+  bool as_expected = true;
+  for (Leaf& leaf : leaves_) {
+    as_expected &= leaf.place(outputs);
+  }
+  if (!as_expected) {
+    find_passes();
+  }
+  std::vector<Scratch> scratch;
+  scratch.reserve(passes_.size());
+  for (const Passes& passes : passes_) {
+    scratch.push_back(scratch_for(passes.dispatch));
+  }
+  encode(scratch, frames_->encode(encoder_), outputs);
+  for (Scratch& own : scratch) {
+    encoder_.add_temporary(std::move(own.sums));
+    encoder_.add_temporary(std::move(own.rates));
+  }
+  auto* commands = encoder_.get_command_buffer();
+  commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
+  note_step(stream_, commands);
+}
+
+} // namespace
+
+std::unique_ptr<Prepared> prepare_two_passes(
+    const StepSpec& spec,
+    const Pointers& inputs,
+    const std::vector<mx::Dtype>& dtypes,
+    mx::Stream stream) {
+  return std::make_unique<TwoPassStep>(spec, inputs, dtypes, stream);
+}
+
+} // namespace mlx_opt::metal

@@ -1,0 +1,141 @@
+#include "mlx_opt/backend/metal/two_pass_source.h"
+
+#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/two_pass_tables.h"
+
+namespace mlx_opt::metal {
+namespace {
+
+// Parameter, state and gradient, of which the state is written.
+Operands of_moments(Operands operands) {
+  operands.out.erase(operands.out.begin());
+  operands.written.erase(operands.written.begin());
+  return operands;
+}
+
+// The parameter and the new state, of which the parameter is written. What else it overwrites the
+// pass does not read.
+Operands of_parameter(const Operands& step) {
+  Operands operands{step.out, {step.out[0]}, {step.written[0] == 0 ? int8_t{0} : apart}};
+  operands.in[0] = step.in[0];
+  return operands;
+}
+
+std::string shared_files(std::string_view rule) {
+  return files_of(gpu::header_of(texts(), rule)) +
+         gpu::joined(
+             texts(), {"two_pass_tables.h", "scaling.h", "sums.metal.h", "two_pass.metal.h"});
+}
+
+// The driver with its formats: of the parameter, of the state that is read, of the gradient where
+// there is one, and of what is written.
+std::string driver_of(const PassKernel& kernel) {
+  const auto& [rule, walk, scaling, capacity, operands] = kernel.update;
+  const bool first = kernel.pass == Pass::moments;
+  const auto outputs = static_cast<int>(operands.out.size());
+  const int state = static_cast<int>(operands.in.size()) - (first ? 2 : 1);
+  return std::string(first ? "Moments<" : "Parameter<") + std::string(rule) + ", " +
+         format_of(operands.in[0]) + ", " + list_of(&operands.in[1], state) + ", " +
+         (first ? format_of(operands.in.back()) + std::string(", ") +
+                      list_of(operands.out.data(), outputs)
+                : format_of(operands.out[0])) +
+         ", mlx_opt::Scaling::" + gpu::name_of(scaling) + ">";
+}
+
+std::string walk_of(Walk walk) {
+  switch (walk) {
+    case Walk::flat:
+      return "flat(at, arguments.tensors[which], ";
+    case Walk::transposed:
+      return "transposed(at, arguments, ";
+    case Walk::strided:
+      return "strided<uint>(at, arguments, ";
+    case Walk::strided_long:
+      return "strided<ulong>(at, arguments, ";
+  }
+  return "";
+}
+
+std::string kernel_of(const PassKernel& kernel) {
+  const UpdateKernel& update = kernel.update;
+  const Operands& operands = update.operands;
+  const auto inputs = static_cast<int>(operands.in.size());
+  const bool first = kernel.pass == Pass::moments;
+  const auto at = [&](int tensor) {
+    return "{{" + inputs_of(tensor, inputs) + "}, {" + outputs_of(operands, tensor) + "}}";
+  };
+  std::string text =
+      beginning_of(name(kernel), "constant", arguments_of(update, first ? inputs : 1), threads) +
+      (first ? "    device float* sums" + slot(sums_slot)
+             : "    device const float* rates" + slot(rates_slot)) +
+      parameters_of(operands, update.capacity, pass_operands_slot) +
+      "    uint group [[threadgroup_position_in_grid]],\n"
+      "    uint index [[thread_index_in_threadgroup]]) {\n"
+      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = " +
+      driver_of(kernel) + ";\n";
+  if (first) {
+    const unsigned staged = update.walk == Walk::transposed ? tile * (tile + 1) : threads;
+    text += "  threadgroup float staged[" + std::to_string(staged) + "];\n";
+  }
+  const char* which = update.walk == Walk::flat ? " + which * Step::Of::rates" : "";
+  return text + choice_of(update, at) + "  Step::" + walk_of(update.walk) + "frames, " +
+         (first ? "sums, group, index, staged" : std::string("rates") + which + ", group, index") +
+         ");\n}\n";
+}
+
+std::string kernel_of(const RatesKernel& kernel) {
+  const std::string rule(kernel.rule);
+  return beginning_of(name(kernel), "constant", "Share*", threads) +
+         "    device const float* sums" + slot(sums_slot) + "    device float* rates" +
+         slot(new_rates_slot) +
+         "    uint group [[threadgroup_position_in_grid]],\n"
+         "    uint index [[thread_index_in_threadgroup]]) {\n"
+         "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
+         "  threadgroup float staged[" +
+         std::to_string(threads) + "];\n  using Step = TensorRates<" + rule +
+         ">;\n  Step::run(arguments[group], frames, sums, rates + group * Step::Of::rates, index, "
+         "staged);\n}\n";
+}
+
+} // namespace
+
+PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk) {
+  step.walk = walk;
+  if (pass == Pass::moments) {
+    step.operands = of_moments(std::move(step.operands));
+  } else {
+    step.operands = of_parameter(step.operands);
+    // There is no gradient to scale.
+    step.scaling = step.scaling == Scaling::always ? Scaling::none : step.scaling;
+  }
+  return {pass, std::move(step)};
+}
+
+// The second pass has no more operands than the first.
+int most_in_a_pass(const Operands& step) {
+  return most_in_a_pack(of_moments(step), pass_operands_slot);
+}
+
+std::string name(const PassKernel& kernel) {
+  return versioned(
+      std::string(kernel.update.rule) +
+      (kernel.pass == Pass::moments ? "_moments_" : "_parameter_") + words_of(kernel.update));
+}
+
+std::string name(const RatesKernel& kernel) {
+  return versioned(std::string(kernel.rule) + "_rates");
+}
+
+std::string source(const PassKernel& kernel) {
+  std::string files = shared_files(kernel.update.rule);
+  if (kernel.pass == Pass::moments) {
+    files += texts().at("moments.metal.h");
+  }
+  return program_of(files, kernel_of(kernel));
+}
+
+std::string source(const RatesKernel& kernel) {
+  return program_of(shared_files(kernel.rule), kernel_of(kernel));
+}
+
+} // namespace mlx_opt::metal
