@@ -177,15 +177,6 @@ MLX_OPT_FN void store(void* operand, Index i, const float (&from)[lanes]) {
   }
 }
 
-// Values as they are once they have been stored.
-template <typename Format, int lanes>
-MLX_OPT_FN void round(float (&x)[lanes]) {
-#pragma unroll
-  for (int lane = 0; lane < lanes; ++lane) {
-    x[lane] = Format::widen(Format::narrow(x[lane]));
-  }
-}
-
 // One element, bit for bit where both are stored alike; nothing where it is the same.
 template <typename From, typename To>
 MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
@@ -229,9 +220,10 @@ struct List {
     (store<Formats>(*operands++, i, *from++), ...);
   }
 
+  // One element of each as it is once it has been stored.
   template <int lanes>
-  MLX_OPT_FN void round_all(float (*x)[lanes]) {
-    (round<Formats>(*x++), ...);
+  MLX_OPT_FN void round_lane(float (*x)[lanes], int lane) {
+    (((*x)[lane] = Formats::widen(Formats::narrow((*x)[lane])), ++x), ...);
   }
 
   // One element of each operand, to operands of the formats of `Out`.

@@ -37,11 +37,8 @@ struct Moments : Framed<Rule, scaling> {
       const auto before = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Rows::count][lane]);
       put(Rule::moments(before, g, frame.hypers, frame.scalars), lane, x);
-    }
-    // The second pass reads the state as it is stored, so the sums are of that.
-    Out::round_all(x + first);
-#pragma unroll
-    for (int lane = 0; lane < count; ++lane) {
+      // The second pass reads the state as it is stored, so the sums are of that.
+      Out::round_lane(x + first, lane);
       const auto e = take<typename Rule::Element>(x, lane);
       float added[count_of_sums][1];
       put(Rule::sums(e, frame.hypers, frame.scalars), 0, added);
