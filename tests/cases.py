@@ -191,13 +191,14 @@ def rounded(x, dtype):
     return references.rounded(x, dtype_name(dtype))
 
 
-def exact_step(case, w, g, state, step, learning_rate, stored):
+def exact_step(case, w, g, state, step, learning_rate, stored=None):
     """By name, "w" and the moments: the float64 step, and what float32 may make of it.
 
-    `stored`: the arrays of the state after the step.
+    `stored`: the arrays of the state after the step, which a rule of two passes needs.
     """
     options = {"learning_rate": learning_rate} | case.options
-    stored = {name: wide(stored[name]) for name in case.moments}
+    if stored is not None:
+        stored = {name: wide(stored[name]) for name in case.moments}
     return references.exact_step(case.rule, w, g, state, step, options, stored)
 
 

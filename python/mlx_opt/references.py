@@ -84,13 +84,14 @@ def rounded(x, storage):
 FLOAT32 = 2.0**-22
 
 
-def exact_step(name, w, g, state, step, options, stored):
+def exact_step(name, w, g, state, step, options, stored=None):
     """By name, "w" and the moments: the float64 step, and what float32 may make of it.
 
     That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
     may be off by as much as what they are made of makes them.
 
-    `stored`: the new state as it is stored, from which a rule of two passes makes the parameter.
+    `stored`: the new state as it is stored, which a rule of two passes needs: it makes the parameter
+    from that.
     """
     finish = formulas.FINISHES.get(name)
 
