@@ -90,8 +90,7 @@ def exact_step(name, w, g, state, step, options, stored=None):
     That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
     may be off by as much as what they are made of makes them.
 
-    `stored`: the new state as it is stored, which a rule of two passes needs: it makes the parameter
-    from that.
+    `stored`: the new state as it is stored, from which a rule of two passes makes the parameter.
     """
     finish = formulas.FINISHES.get(name)
 

@@ -79,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         "all groups have the hyperparameters of the first",
-        "sources + group * (count + 2)",
+        "sources + group * (count + 3)",
         "sources",
         "groups_of_their_own and SGD",
         "assert",
