@@ -3,7 +3,7 @@ meets each point, each action and each value of every other axis.
 
 MLX_OPT_HOSTILE=all runs each action at each point with every optimizer in every place, called in
 every way; the rest of the form is drawn. MLX_OPT_HOSTILE=1000 runs so many of the sample, drawn so
-that every point and every action is met.
+that every point and every action is met, and a part of the storms and the interrupts.
 """
 
 import itertools
@@ -128,6 +128,11 @@ def part_of_sample(count):
 
     programs.sort(key=is_new, reverse=True)
     return programs[:count]
+
+
+def thinned(forms, stride):
+    """All forms, or where MLX_OPT_HOSTILE is a number each `stride`-th."""
+    return forms[::stride] if os.environ.get("MLX_OPT_HOSTILE", "").isdigit() else forms
 
 
 def wanted_programs():

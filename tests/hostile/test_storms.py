@@ -5,6 +5,7 @@ import pytest
 from .actions import ACTIONS
 from .forms import PLACES, RULES
 from .processes import apart
+from .sampling import thinned
 from .storms import signal_storm, suits_signals, suits_threads, thread_storm
 
 RULES_IN_TURN = [rule for rule in RULES if rule != "Muon"]
@@ -20,7 +21,7 @@ def form(i):
 
 def each(names):
     programs = [pytest.param(name, form(i), id=name) for i, name in enumerate(names)]
-    return pytest.mark.parametrize("action, form", programs)
+    return pytest.mark.parametrize("action, form", thinned(programs, 3))
 
 
 @each([name for name in ACTIONS if suits_threads(name)])
