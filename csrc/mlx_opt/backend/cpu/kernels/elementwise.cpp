@@ -1,7 +1,7 @@
 // Every rule for one instruction set. The build compiles this file once a level, with the level's
 // flags and MLX_OPT_LEVEL its name; so nothing here may be an inline function of another header.
 #include "mlx_opt/backend/cpu/kernels/element.h"
-#include "mlx_opt/backend/cpu/kernels/operand.h"
+#include "mlx_opt/backend/cpu/kernels/rule.h"
 
 // Where the compiler is to make vectors of the loop: an output may be the buffer of an input, but
 // then element by element.
@@ -31,15 +31,7 @@ struct Driver {
   using Scalars = typename Rule::Scalars;
   using Element = typename Rule::Element;
 
-  // The fields of an element: the parameter and its moments. Operand `fields` is the gradient.
-  static constexpr int fields = sizeof(Element) / sizeof(float);
-
-  static void prepare(const float* hypers, float lr, float step, float* scalars) {
-    Hypers h;
-    __builtin_memcpy(&h, hypers, sizeof h);
-    const Scalars s = Rule::prepare(h, lr, step);
-    __builtin_memcpy(scalars, &s, sizeof s);
-  }
+  static constexpr int fields = fields_of<Rule>;
 
   // What all elements of a step share.
   struct Frame {
@@ -62,14 +54,6 @@ struct Driver {
     dispatch(tensor, begin, end, frame);
   }
 
-  static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
-    for (int k = 0; k < fields; ++k) {
-      if (tensor.in[k].data != tensor.out[k].data) {
-        copy(tensor.in[k], tensor.out[k], begin, end);
-      }
-    }
-  }
-
   static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
     if (all_are(tensor, Storage::float32)) {
       in_place<Float32>(tensor, begin, end, frame);
@@ -78,7 +62,10 @@ struct Driver {
     } else if (all_are(tensor, Storage::float16)) {
       in_place<Float16>(tensor, begin, end, frame);
     } else if (cpu::is_transposed(tensor.in[fields])) {
-      by_panels(tensor, begin, end, frame);
+      const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
+        staged(tensor, first, count, gradient, frame);
+      };
+      for_each_row_of_panels(tensor.in[fields], begin, end, visit);
     } else {
       for (; begin < end; begin += block) {
         staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, frame);
@@ -109,23 +96,6 @@ struct Driver {
       out[k] = at<Stored>(tensor.out[k], begin);
     }
     loop<Format, by_hand>(in, out, end - begin, frame);
-  }
-
-  // A gradient that is a transposed matrix, as that of a linear layer often is. `begin` is the
-  // start of a panel of its rows.
-  static void by_panels(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
-    alignas(64) float gradient[panel * block];
-    const int64_t columns = tensor.in[fields].layout->shape[1];
-    for (int64_t top = begin / columns; top * columns < end; top += panel) {
-      for (int64_t left = 0; left < columns; left += block) {
-        const int64_t right = left + block < columns ? left + block : columns;
-        load_panel(tensor.in[fields], top, left, right, gradient);
-        for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
-          const float* values = gradient + (row - top) * block;
-          staged(tensor, row * columns + left, right - left, values, frame);
-        }
-      }
-    }
   }
 
   // At most `block` elements; `gradient` if it has been loaded.
@@ -221,7 +191,7 @@ struct Driver {
 extern const cpu::Kernel elementwise[];
 const cpu::Kernel elementwise[] = {
 #define MLX_OPT_KERNEL(name) \
-  {Driver<name>::prepare, Driver<name>::run, Driver<name>::keep, nullptr, nullptr, nullptr},
+  {prepare<name>, Driver<name>::run, keep<name>, nullptr, nullptr, nullptr},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
 };

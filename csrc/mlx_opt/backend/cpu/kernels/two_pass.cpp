@@ -1,6 +1,6 @@
 // Every rule of two passes for one instruction set; compiled as elementwise.cpp is.
 #include "mlx_opt/backend/cpu/kernels/element.h"
-#include "mlx_opt/backend/cpu/kernels/operand.h"
+#include "mlx_opt/backend/cpu/kernels/rule.h"
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
@@ -14,8 +14,7 @@ struct TwoPass {
   using Sums = typename Rule::Sums;
   using Rates = typename Rule::Rates;
 
-  // The fields of an element: the parameter and its state. Operand `fields` is the gradient.
-  static constexpr int fields = sizeof(Element) / sizeof(float);
+  static constexpr int fields = fields_of<Rule>;
   static constexpr int sums = sizeof(Sums) / sizeof(float);
   static_assert(sums <= max_sums && sizeof(Rates) <= max_sums * sizeof(float));
 
@@ -30,21 +29,6 @@ struct TwoPass {
     }
   };
 
-  static void prepare(const float* hypers, float lr, float step, float* scalars) {
-    Hypers h;
-    __builtin_memcpy(&h, hypers, sizeof h);
-    const Scalars s = Rule::prepare(h, lr, step);
-    __builtin_memcpy(scalars, &s, sizeof s);
-  }
-
-  static void keep(const Tensor& tensor, int64_t begin, int64_t end) {
-    for (int k = 0; k < fields; ++k) {
-      if (tensor.in[k].data != tensor.out[k].data) {
-        copy(tensor.in[k], tensor.out[k], begin, end);
-      }
-    }
-  }
-
   static void sum(
       const Tensor& tensor,
       int64_t begin,
@@ -55,34 +39,15 @@ struct TwoPass {
       double* totals) {
     const Frame frame(hypers, scalars);
     if (cpu::is_transposed(tensor.in[fields])) {
-      sum_panels(tensor, begin, end, frame, scale, totals);
+      const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
+        sum_block(tensor, first, count, gradient, frame, scale, totals);
+      };
+      for_each_row_of_panels(tensor.in[fields], begin, end, visit);
       return;
     }
     for (; begin < end; begin += block) {
       const int64_t count = end - begin < block ? end - begin : block;
       sum_block(tensor, begin, count, nullptr, frame, scale, totals);
-    }
-  }
-
-  // A gradient that is a transposed matrix. `begin` is the start of a panel of its rows.
-  static void sum_panels(
-      const Tensor& tensor,
-      int64_t begin,
-      int64_t end,
-      const Frame& frame,
-      float scale,
-      double* totals) {
-    alignas(64) float gradient[panel * block];
-    const int64_t columns = tensor.in[fields].layout->shape[1];
-    for (int64_t top = begin / columns; top * columns < end; top += panel) {
-      for (int64_t left = 0; left < columns; left += block) {
-        const int64_t right = left + block < columns ? left + block : columns;
-        load_panel(tensor.in[fields], top, left, right, gradient);
-        for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
-          const float* values = gradient + (row - top) * block;
-          sum_block(tensor, row * columns + left, right - left, values, frame, scale, totals);
-        }
-      }
     }
   }
 
@@ -240,9 +205,9 @@ struct TwoPass {
 extern const cpu::Kernel two_pass[];
 const cpu::Kernel two_pass[] = {
 #define MLX_OPT_KERNEL(name) \
-  {TwoPass<name>::prepare,   \
+  {prepare<name>,            \
    nullptr,                  \
-   TwoPass<name>::keep,      \
+   keep<name>,               \
    TwoPass<name>::sum,       \
    TwoPass<name>::rates,     \
    TwoPass<name>::finish},

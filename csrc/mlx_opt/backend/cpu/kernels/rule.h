@@ -1,0 +1,50 @@
+// What the drivers of all rules do alike. For one instruction set.
+#pragma once
+
+#include "mlx_opt/backend/cpu/kernels/operand.h"
+
+MLX_OPT_RULES_BEGIN
+namespace {
+
+// The fields of a rule's element: the parameter and its state. Operand `fields` is the gradient.
+template <typename Rule>
+constexpr int fields_of = sizeof(typename Rule::Element) / sizeof(float);
+
+template <typename Rule>
+void prepare(const float* hypers, float lr, float step, float* scalars) {
+  typename Rule::Hypers h;
+  __builtin_memcpy(&h, hypers, sizeof h);
+  const typename Rule::Scalars s = Rule::prepare(h, lr, step);
+  __builtin_memcpy(scalars, &s, sizeof s);
+}
+
+template <typename Rule>
+void keep(const Tensor& tensor, int64_t begin, int64_t end) {
+  for (int k = 0; k < fields_of<Rule>; ++k) {
+    if (tensor.in[k].data != tensor.out[k].data) {
+      copy(tensor.in[k], tensor.out[k], begin, end);
+    }
+  }
+}
+
+// Calls `visit(begin, count, values)` for parts of rows, of at most `block` elements, of a gradient
+// that is a transposed matrix, as that of a linear layer often is. `begin` is the start of a panel
+// of its rows.
+template <typename Visit>
+void for_each_row_of_panels(
+    const Operand& gradient, int64_t begin, int64_t end, const Visit& visit) {
+  alignas(64) float values[panel * block];
+  const int64_t columns = gradient.layout->shape[1];
+  for (int64_t top = begin / columns; top * columns < end; top += panel) {
+    for (int64_t left = 0; left < columns; left += block) {
+      const int64_t right = left + block < columns ? left + block : columns;
+      load_panel(gradient, top, left, right, values);
+      for (int64_t row = top; row < top + panel && row * columns < end; ++row) {
+        visit(row * columns + left, right - left, values + (row - top) * block);
+      }
+    }
+  }
+}
+
+} // namespace
+MLX_OPT_RULES_END
