@@ -12,15 +12,17 @@ RULES_IN_TURN = [rule for rule in RULES if rule != "Muon"]
 OPTIONS_IN_TURN = ["plain", "max_norm", "plain", "skip"]
 
 
-def form(i):
+def form(i, action):
     """Rule, place, way and option of the i-th program, each of them in turn."""
     rule = RULES_IN_TURN[i % len(RULES_IN_TURN)]
+    if rule == "hook" and action.endswith("uninitialised"):
+        rule = "AdamW"  # MLX's operators, which the hook calls, end the process
     option = OPTIONS_IN_TURN[i % len(OPTIONS_IN_TURN)]
     return [rule, PLACES[i % len(PLACES)], "update", option, 1, "nothing", "last", 0]
 
 
 def each(names):
-    programs = [pytest.param(name, form(i), id=name) for i, name in enumerate(names)]
+    programs = [pytest.param(name, form(i, name), id=name) for i, name in enumerate(names)]
     return pytest.mark.parametrize("action, form", thinned(programs, 3))
 
 
