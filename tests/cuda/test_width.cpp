@@ -34,9 +34,9 @@ void run(CUfunction function, unsigned blocks, Parameter& parameter) {
   fake::finish(fake::gpu_stream);
 }
 
-// The rule's hyperparameter, as value, complement and logarithm; its scalar; the scale.
+// The rule's hyperparameter, as value, 1 - value and logarithm; its scalar; the scale.
 struct Frame {
-  float value, complement, log, learning_rate, scale;
+  float value, one_minus, log, learning_rate, scale;
 };
 
 constexpr Frame frames[] = {{0.5f, 0.5f, 0.0f, 0.1f, 1.0f}, {0.25f, 0.75f, 0.0f, 0.2f, 1.0f}};

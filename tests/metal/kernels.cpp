@@ -237,7 +237,7 @@ struct Wide {
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
     for (int k = 1; k < 16; ++k) {
-      e.each[k] = fma(h.each[k].value, e.each[k], h.each[k].complement * g);
+      e.each[k] = fma(h.each[k].value, e.each[k], h.each[k].one_minus * g);
       e.each[0] = fma(-s.lr, e.each[k], e.each[0]);
     }
     return e;

@@ -20,9 +20,9 @@ struct AdaDelta {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float v = fma(h.rho.value, e.v, h.rho.complement * (g * g));
+    float v = fma(h.rho.value, e.v, h.rho.one_minus * (g * g));
     float d = square_root(e.u + h.eps.value) / square_root(v + h.eps.value) * g;
-    float u = fma(h.rho.value, e.u, h.rho.complement * (d * d));
+    float u = fma(h.rho.value, e.u, h.rho.one_minus * (d * d));
     float w = fma(-s.lr, d, e.w);
     return {w, v, u};
   }

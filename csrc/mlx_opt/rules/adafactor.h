@@ -50,7 +50,7 @@ struct Adafactor {
 
   // Without a first moment beta1 is 0, and so is m.
   MLX_OPT_FN Element update(Element e, float u, Hypers h, Rates r) {
-    float m = fma(h.beta1.value, e.m, h.beta1.complement * (r.update * u));
+    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * (r.update * u));
     return {e.w - (decay_of(e.w, r.decay) + m), m};
   }
 

@@ -20,7 +20,7 @@ struct Adamax {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float m = fma(h.beta1.value, e.m, h.beta1.complement * g);
+    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
     float v = maximum(h.beta2.value * e.v, absolute(g));
     float w = e.w - s.lr * m / (v + h.eps.value);
     return {w, m, v};

@@ -23,8 +23,8 @@ struct AdamW {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float m = fma(h.beta1.value, e.m, h.beta1.complement * g);
-    float v = fma(h.beta2.value, e.v, h.beta2.complement * (g * g));
+    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     float d = s.step_size * m / fma(square_root(v), s.denominator_scale, h.eps.value);
     return {e.w - (decay_of(e.w, s.decay) + d), m, v};
   }

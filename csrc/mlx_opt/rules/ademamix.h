@@ -10,7 +10,7 @@ struct AdEMAMix {
   };
   struct Scalars {
     float fast, slow; // the learning rate times what m1 and m2 weigh in the update
-    float beta3, complement3;
+    float beta3, one_minus_beta3;
     float denominator_scale, decay;
   };
   struct Element {
@@ -29,20 +29,20 @@ struct AdEMAMix {
     s.denominator_scale = 1.0f / square_root(one_minus_power(h.beta2, step));
     s.decay = lr * h.weight_decay.value;
     s.beta3 = h.beta3.value;
-    s.complement3 = h.beta3.complement;
+    s.one_minus_beta3 = h.beta3.one_minus;
     float done = progress(step, h.beta3_warmup);
     if (done < 1.0f) { // the half-life grows by the same amount each step
       float log_beta3 = 1.0f / ((1.0f - done) / h.beta1.log + done / h.beta3.log);
-      s.complement3 = -exp_minus_one(log_beta3);
-      s.beta3 = 1.0f - s.complement3;
+      s.one_minus_beta3 = -exp_minus_one(log_beta3);
+      s.beta3 = 1.0f - s.one_minus_beta3;
     }
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float m1 = fma(h.beta1.value, e.m1, h.beta1.complement * g);
-    float m2 = fma(s.beta3, e.m2, s.complement3 * g);
-    float v = fma(h.beta2.value, e.v, h.beta2.complement * (g * g));
+    float m1 = fma(h.beta1.value, e.m1, h.beta1.one_minus * g);
+    float m2 = fma(s.beta3, e.m2, s.one_minus_beta3 * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     float d = fma(s.slow, m2, s.fast * m1) / fma(square_root(v), s.denominator_scale, h.eps.value);
     return {e.w - (decay_of(e.w, s.decay) + d), m1, m2, v};
   }

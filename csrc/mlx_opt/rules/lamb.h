@@ -27,8 +27,8 @@ struct Lamb {
   }
 
   MLX_OPT_FN Element moments(Element e, float g, Hypers h, Scalars) {
-    float m = fma(h.beta1.value, e.m, h.beta1.complement * g);
-    float v = fma(h.beta2.value, e.v, h.beta2.complement * (g * g));
+    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     return {e.w, m, v};
   }
 

@@ -20,8 +20,8 @@ struct Lion {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float c = fma(h.beta1.value, e.m, h.beta1.complement * g);
-    float m = fma(h.beta2.value, e.m, h.beta2.complement * g);
+    float c = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
+    float m = fma(h.beta2.value, e.m, h.beta2.one_minus * g);
     return {e.w - (decay_of(e.w, s.decay) + s.lr * sign(c)), m};
   }
 

@@ -22,7 +22,7 @@ struct Muon {
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars) {
     float d = g + scaled(h.weight_decay.value, e.w);
-    float fresh = h.momentum.complement * d;
+    float fresh = h.momentum.one_minus * d;
     float v = fma(h.momentum.value, e.v, fresh);
     return {h.nesterov.value != 0.0f ? fma(h.momentum.value, v, fresh) : v, v};
   }

@@ -34,11 +34,11 @@
 
 MLX_OPT_RULES_BEGIN
 
-// A hyperparameter x as the rules use it. The complement 1 - x and the logarithm come from
+// A hyperparameter x as the rules use it. 1 - x and the logarithm come from
 // double precision where x is a constant: 1.0f - 0.999f is off by 1.3e-5.
 struct Hyper {
   float value;
-  float complement;
+  float one_minus;
   float log;
 };
 

@@ -20,7 +20,7 @@ struct RMSprop {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float v = fma(h.alpha.value, e.v, h.alpha.complement * (g * g));
+    float v = fma(h.alpha.value, e.v, h.alpha.one_minus * (g * g));
     float w = e.w - s.lr * g / (square_root(v) + h.eps.value);
     return {w, v};
   }

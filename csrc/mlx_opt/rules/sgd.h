@@ -45,7 +45,7 @@ struct Momentum {
   };
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
-    return {lr, h.dampening.value > 0.0f ? h.dampening.complement : 1.0f};
+    return {lr, h.dampening.value > 0.0f ? h.dampening.one_minus : 1.0f};
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {

@@ -20,7 +20,7 @@ struct Signum {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float m = fma(h.beta.value, e.m, h.beta.complement * g);
+    float m = fma(h.beta.value, e.m, h.beta.one_minus * g);
     return {e.w - (decay_of(e.w, s.decay) + s.lr * sign(m)), m};
   }
 

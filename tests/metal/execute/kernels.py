@@ -25,7 +25,7 @@ LONG = {name: dtype for dtype, name in SHORT.items()}
 TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("group", "u2"), ("vectors", "u2")])
 MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors"]
 MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS)])
-SOURCE = np.dtype([("value", "f4"), ("complement", "f4"), ("log", "f4"), ("given", "i4")])
+SOURCE = np.dtype([("value", "f4"), ("one_minus", "f4"), ("log", "f4"), ("given", "i4")])
 SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
 CLIP = np.dtype([("most", "f4"), ("traced", "u4"), ("skips", "u4")])
 

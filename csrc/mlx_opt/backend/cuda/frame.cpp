@@ -63,7 +63,7 @@ void add_group(const GroupSources& sources, const GroupInputs& inputs, Parameter
             ? nullptr
             : address<float>(*inputs.traced[traced - sources.traced.begin()]),
         hyper.value,
-        hyper.complement,
+        hyper.one_minus,
         hyper.log});
   }
 }

@@ -16,7 +16,7 @@ MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
 #pragma unroll
   for (int k = 0; k < count; ++k) {
     const cuda::HyperSource& from = group.hypers[k];
-    hypers[k] = {from.value, from.complement, from.log};
+    hypers[k] = {from.value, from.one_minus, from.log};
     if (from.traced) {
       const double x = *from.traced;
       hypers[k] = {*from.traced, static_cast<float>(1.0 - x), static_cast<float>(log(x))};

@@ -8,7 +8,7 @@ namespace cuda {
 // A hyperparameter: `traced` points to it, or is null and the rest is the constant's.
 struct HyperSource {
   const float* traced;
-  float value, complement, log;
+  float value, one_minus, log;
 };
 
 // The step's number and the learning rate are null where the rule does not read them.

@@ -89,7 +89,7 @@ void Frames::add_group(
     const auto hyper = make_hyper(group.hypers[k]);
     dispatch.add(
         is_read ? inputs.traced[traced - group.traced.begin()] : nullptr,
-        {hyper.value, hyper.complement, hyper.log, -1});
+        {hyper.value, hyper.one_minus, hyper.log, -1});
   }
   dispatch.add(scale, constant(1.0f));
   ++dispatch.groups;

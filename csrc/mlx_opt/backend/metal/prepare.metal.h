@@ -30,7 +30,7 @@ MLX_OPT_FN void prepare(
     const float x = value_of<float>(source, scalars);
     const bool given = source->given >= 0;
     hypers[3 * k] = x;
-    hypers[3 * k + 1] = given ? 1.0f - x : source->complement;
+    hypers[3 * k + 1] = given ? 1.0f - x : source->one_minus;
     hypers[3 * k + 2] = given ? ::metal::precise::log(x) : source->log;
   }
   const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);

@@ -5,11 +5,11 @@
 namespace mlx_opt {
 namespace metal {
 
-// A constant with its complement and logarithm; or, where `given` is not negative, the scalar of
+// A constant x with 1 - x and its logarithm; or, where `given` is not negative, the scalar of
 // that number among those that the kernel reads. A group has those of the step's number (uint64),
 // the learning rate, its hyperparameters and the gradients' scale (float32), in this order.
 struct Source {
-  float value, complement, log;
+  float value, one_minus, log;
   int given;
 };
 
