@@ -114,8 +114,8 @@ class MLXStreams:
 
 
 def _thread_counts() -> list[int]:
-    most = mlx_opt.num_threads()
+    available = mlx_opt.num_threads()
     counts = [1]
-    while counts[-1] * 2 <= most:
+    while counts[-1] * 2 <= available:
         counts.append(counts[-1] * 2)
-    return sorted({*counts, most})
+    return sorted({*counts, available})

@@ -56,8 +56,8 @@ inline UpdateKernel with_storages(
 /// A kernel in tables of `capacity` or of as many tensors as fit, unless it is strided.
 inline UpdateKernel with_capacity(UpdateKernel kernel, int capacity) {
   const size_t record = Records(kernel.inputs(), kernel.outputs()).bytes();
-  const int most = capacity_of(large_parameter, table_head, record);
-  kernel.capacity = kernel.walk == Walk::strided ? 0 : std::min(capacity, most);
+  const int max_capacity = capacity_of(large_parameter, table_head, record);
+  kernel.capacity = kernel.walk == Walk::strided ? 0 : std::min(capacity, max_capacity);
   return kernel;
 }
 

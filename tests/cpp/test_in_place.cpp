@@ -62,15 +62,15 @@ TEST_CASE("a small step is done when the call returns, with the results of one t
     }
     CAPTURE(name);
     std::vector<NamedArrays> results;
-    for (const size_t most : {size_t{0}, mlx_opt::default_small_step}) {
-      mlx_opt::set_small_step(most);
+    for (const size_t limit : {size_t{0}, mlx_opt::default_small_step}) {
+      mlx_opt::set_small_step(limit);
       auto named = parameters();
       Optimizer optimizer(named, hypers, 0.1);
       for (int i = 0; i < 4; ++i) {
         auto evaluated = gradients();
         mx::eval(mlx_opt::values(evaluated));
         optimizer.update(named, std::move(evaluated));
-        if (most > 0 && i > 0 && !std::holds_alternative<mlx_opt::Adafactor>(hypers)) {
+        if (limit > 0 && i > 0 && !std::holds_alternative<mlx_opt::Adafactor>(hypers)) {
           CHECK(named.at("bias").status() == mx::array::Status::available);
         }
         mx::eval(mlx_opt::values(named));

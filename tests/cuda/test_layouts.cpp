@@ -24,8 +24,8 @@ class Any {
   mx::Shape shape(int least_dims) {
     mx::Shape shape(least_dims + below(4 - least_dims));
     for (auto& size : shape) {
-      const int most[] = {2, 9, 40, 300};
-      size = 1 + below(most[below(shape.size() > 2 ? 3 : 4)]);
+      const int max_size[] = {2, 9, 40, 300};
+      size = 1 + below(max_size[below(shape.size() > 2 ? 3 : 4)]);
     }
     return shape;
   }

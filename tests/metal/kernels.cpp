@@ -64,7 +64,7 @@ void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& r
     kernels.push_back({rule.name, walk, scaling, 1, operands});
   };
   const auto pack = [&](const Operands& operands) {
-    kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
+    kernels.push_back({rule.name, Walk::flat, Scaling::none, max_per_pack(operands), operands});
   };
   for (Storage storage : storages) {
     const Operands operands = in_place(fields, storage);
@@ -93,7 +93,7 @@ void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule,
     kernels.push_back(
         {rule.name, walk, Scaling::none, 1, gradient_lies_alike ? operands : all_apart(operands)});
   }
-  kernels.push_back({rule.name, Walk::flat, Scaling::none, most_in_a_pack(operands), operands});
+  kernels.push_back({rule.name, Walk::flat, Scaling::none, max_per_pack(operands), operands});
   kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
 }
 
@@ -126,7 +126,7 @@ std::vector<PassKernel> pass_kernels() {
       push_mix(steps, rule, mix);
     }
     for (UpdateKernel& step : steps) {
-      step.capacity = std::min(step.capacity, most_in_a_pass(step.operands));
+      step.capacity = std::min(step.capacity, max_per_pass(step.operands));
       // A parameter that is overwritten is contiguous.
       const bool strided = step.walk == Walk::strided || step.walk == Walk::strided_long;
       const bool flat = !strided || step.operands.written[0] == 0;
@@ -192,7 +192,7 @@ std::vector<NormKernel> norm_kernels() {
   std::vector<NormKernel> kernels{{NormKind::norm}, {NormKind::clip}};
   for (Storage storage : storages) {
     kernels.push_back({NormKind::squares, storage});
-    kernels.push_back({NormKind::squares, storage, most_squares_in_a_pack});
+    kernels.push_back({NormKind::squares, storage, max_squares_per_pack});
     kernels.push_back({NormKind::strided_squares, storage});
     kernels.push_back({NormKind::strided_squares_long, storage});
   }
@@ -251,7 +251,7 @@ struct Wide {
 bool write_wide(const std::filesystem::path& folder) {
   Operands operands = in_place(wide_fields, Storage::float32);
   operands.in[0] = operands.out[0] = Storage::bfloat16;
-  const UpdateKernel update{"Wide", Walk::flat, Scaling::none, most_in_a_pack(operands), operands};
+  const UpdateKernel update{"Wide", Walk::flat, Scaling::none, max_per_pack(operands), operands};
   bool written = write(folder, name(update), source(update, wide_rule));
   for (int capacity : {4, scalar_slots}) {
     const PrepareKernel prepare{"Wide", capacity};

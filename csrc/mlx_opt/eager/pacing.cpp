@@ -17,16 +17,16 @@ constexpr int sync_streak_to_trust = 3;
 // The streak of a caller who was taken for such and was not.
 constexpr int sync_penalty = 64;
 
-std::atomic<size_t> most_of_small_step{default_small_step};
+std::atomic<size_t> small_step_limit{default_small_step};
 
 } // namespace
 
 size_t small_step() {
-  return most_of_small_step.load(std::memory_order_relaxed);
+  return small_step_limit.load(std::memory_order_relaxed);
 }
 
 void set_small_step(size_t elements) {
-  most_of_small_step.store(elements, std::memory_order_relaxed);
+  small_step_limit.store(elements, std::memory_order_relaxed);
 }
 
 void throttle(mx::Stream stream) {

@@ -27,8 +27,8 @@ using Inputs = std::vector<mx::array>;
 mx::array scale_by_operations(const Inputs& inputs, float max_norm, bool skips, mx::Stream s) {
   const mx::array& norm = inputs[0];
   const auto constant = [&](double x) { return mx::array(x, norm.dtype()); };
-  const mx::array most = inputs.size() > 1 ? inputs[1] : constant(max_norm);
-  const mx::array ratio = mx::divide(most, mx::add(norm, constant(1e-6), s), s);
+  const mx::array limit = inputs.size() > 1 ? inputs[1] : constant(max_norm);
+  const mx::array ratio = mx::divide(limit, mx::add(norm, constant(1e-6), s), s);
   const mx::array scale = mx::minimum(ratio, constant(1.0), s);
   if (!skips) {
     return scale;
@@ -45,13 +45,14 @@ class ClipScale : public mx::UnaryPrimitive {
   void eval_cpu(const Inputs& inputs, mx::array& output) override {
     output.set_data(mx::allocator::malloc(output.nbytes()));
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    const float* most = inputs.size() > 1 ? inputs[1].data<float>() : nullptr;
+    const float* traced_max_norm = inputs.size() > 1 ? inputs[1].data<float>() : nullptr;
     encoder.dispatch([norm = inputs[0].data<float>(),
-                      most,
+                      traced_max_norm,
                       max_norm = max_norm_,
                       skips = skips_,
                       scale = output.data<float>()] {
-      *scale = MLX_OPT_LEVEL::Clipping::scale(*norm, most ? *most : max_norm, skips);
+      *scale = MLX_OPT_LEVEL::Clipping::scale(
+          *norm, traced_max_norm ? *traced_max_norm : max_norm, skips);
     });
   }
 

@@ -21,8 +21,8 @@ struct Adafactor {
   };
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
-    float most = h.warmup_init.value != 0.0f ? 1e-6f * step : 1e-2f;
-    float relative = minimum(most, 1.0f / square_root(step));
+    float max_relative = h.warmup_init.value != 0.0f ? 1e-6f * step : 1e-2f;
+    float relative = minimum(max_relative, 1.0f / square_root(step));
     return {power(step, h.decay_rate.value), h.relative_step.value != 0.0f ? relative : lr};
   }
 

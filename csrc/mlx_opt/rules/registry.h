@@ -52,17 +52,17 @@ constexpr const RuleInfo& info(Rule rule) {
 }
 
 /// The most of each that any of these rules has.
-constexpr int most(int RuleInfo::* count) {
-  int most = 0;
+constexpr int max_of(int RuleInfo::* count) {
+  int max = 0;
   for (const RuleInfo& rule : rule_infos) {
-    most = rule.*count > most ? rule.*count : most;
+    max = rule.*count > max ? rule.*count : max;
   }
-  return most;
+  return max;
 }
 
-inline constexpr int max_moments = most(&RuleInfo::moments);
-inline constexpr int max_hypers = most(&RuleInfo::hypers);
-inline constexpr int max_scalars = most(&RuleInfo::scalars);
+inline constexpr int max_moments = max_of(&RuleInfo::moments);
+inline constexpr int max_hypers = max_of(&RuleInfo::hypers);
+inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
 
 /// The most sums and rates that a rule of two passes has.
 inline constexpr int max_sums = 8;

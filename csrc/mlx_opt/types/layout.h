@@ -117,7 +117,7 @@ template <typename Layout>
 Layout common_layout(const mlx::core::array* const* operands, int count) {
   const mlx::core::array& first = *operands[0];
   Layout layout{};
-  constexpr int most = sizeof(layout.shape) / sizeof(layout.shape[0]);
+  constexpr int max_dims = sizeof(layout.shape) / sizeof(layout.shape[0]);
   const auto merges = [&](int dim) {
     for (int k = 0; k < count; ++k) {
       const int64_t together = first.shape()[dim] * operands[k]->strides()[dim];
@@ -134,9 +134,9 @@ Layout common_layout(const mlx::core::array* const* operands, int count) {
     }
     if (layout.dims > 0 && merges(dim)) {
       layout.shape[layout.dims - 1] *= size;
-    } else if (layout.dims == most) {
+    } else if (layout.dims == max_dims) {
       throw std::runtime_error(
-          "mlx_opt: an array of more than " + std::to_string(most) +
+          "mlx_opt: an array of more than " + std::to_string(max_dims) +
           " dimensions that do not merge: make it contiguous with mx.contiguous");
     } else {
       layout.shape[layout.dims++] = size;

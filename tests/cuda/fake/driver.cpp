@@ -40,7 +40,7 @@ int version() {
   return version ? std::atoi(version) : 13000;
 }
 
-size_t most_parameter_bytes() {
+size_t max_parameter_bytes() {
   return version() < 12010 ? 4096 : 32764;
 }
 
@@ -98,7 +98,7 @@ Node node(CUfunction function, unsigned blocks, unsigned threads, const void* pa
   if (threads > function->threads) {
     complain("a launch of more threads than the kernel is compiled for");
   }
-  if (function->bytes > most_parameter_bytes()) {
+  if (function->bytes > max_parameter_bytes()) {
     complain("a parameter of " + std::to_string(function->bytes) + " bytes");
   }
   const auto* bytes = static_cast<const char*>(parameter);

@@ -65,12 +65,12 @@ std::string as_cpp(std::string text) {
   const std::string kernel = text.substr(text.rfind("extern \"C\" __global__"));
   const std::string parameter = between(kernel, "const __grid_constant__ ", " parameter)");
   const std::string bounds = between(kernel, "__launch_bounds__(", ")");
-  const std::string most = bounds.empty() ? "1024" : bounds.substr(0, bounds.find(','));
+  const std::string max_threads = bounds.empty() ? "1024" : bounds.substr(0, bounds.find(','));
   replace(text, "const __grid_constant__ " + parameter, "const " + parameter + "&");
   // What the driver asks of a kernel: how to call it, its parameter's size and its most threads.
   return "#include \"kernel.h\"\n" + text + "extern \"C\" {\nextern const unsigned long " +
          kernel_name + "_bytes = sizeof(" + parameter + ");\nextern const unsigned long " +
-         kernel_name + "_threads = " + most + ";\nvoid " + kernel_name +
+         kernel_name + "_threads = " + max_threads + ";\nvoid " + kernel_name +
          "_run(const void* parameter) {\n  " + kernel_name + "(*static_cast<const " + parameter +
          "*>(parameter));\n}\n}\n";
 }

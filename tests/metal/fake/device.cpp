@@ -22,8 +22,8 @@
 namespace {
 
 constexpr int slots = 31;
-constexpr size_t most_argument_bytes = 4096;
-constexpr unsigned long most_threads = 1024;
+constexpr size_t max_argument_bytes = 4096;
+constexpr unsigned long max_threads = 1024;
 
 using Run = int (*)(void* const*, unsigned, unsigned, unsigned);
 
@@ -76,7 +76,7 @@ Slot& slot(long index) {
 }
 
 void set_bytes(const char* bytes, size_t length, long index) {
-  if (length > most_argument_bytes) {
+  if (length > max_argument_bytes) {
     complain("setBytes of " + std::to_string(length) + " bytes");
   }
   Slot& at = slot(index);
@@ -115,7 +115,7 @@ void run(MTL::Size groups, MTL::Size threads) {
   events.dispatches.push_back(
       {encoder.pipeline->name, groups.width, threads.width, encoder.behind_barrier});
   encoder.behind_barrier = false;
-  if (threads.width * threads.height * threads.depth > most_threads) {
+  if (threads.width * threads.height * threads.depth > max_threads) {
     complain("a threadgroup of more than 1024 threads");
   }
   std::array<void*, slots> buffers{};

@@ -253,10 +253,10 @@ TEST_CASE("what Metal has no room for is refused") {
   for (int8_t k = 0; k < 16; ++k) {
     operands.written.push_back(k);
   }
-  CHECK(metal::most_in_a_pack(operands) == 1);
+  CHECK(metal::max_per_pack(operands) == 1);
   operands.written.assign(16, metal::apart);
   CHECK_THROWS_WITH_AS(
-      metal::most_in_a_pack(operands), doctest::Contains("has room for 29"), std::runtime_error);
+      metal::max_per_pack(operands), doctest::Contains("has room for 29"), std::runtime_error);
 
   const std::vector<Group> groups = {{std::vector<double>(30, 0.5), 0.1f, true}};
   const auto scalars = inputs_of(groups, std::nullopt);

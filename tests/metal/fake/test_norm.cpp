@@ -121,19 +121,19 @@ TEST_CASE("more dimensions than the norm's kernels have are refused before anyth
 }
 
 TEST_CASE("the scale is the CPU's") {
-  const auto scale = [](float norm, std::optional<float> most, bool skips, mx::Stream stream) {
+  const auto scale = [](float norm, std::optional<float> max_norm, bool skips, mx::Stream stream) {
     const mx::array of(norm);
-    auto scale = most ? gradient_scale(of, mx::array(*most), skips, stream)
-                      : gradient_scale(of, Clip{2.0, skips}, stream);
+    auto scale = max_norm ? gradient_scale(of, mx::array(*max_norm), skips, stream)
+                          : gradient_scale(of, Clip{2.0, skips}, stream);
     return stream == gpu_stream ? evaluated(scale.value).item<float>() : scale.value.item<float>();
   };
   fake::begin();
   for (float norm : {0.0f, 1.0f, 30.0f, INFINITY, NAN}) {
     for (bool skips : {false, true}) {
-      for (std::optional<float> most : {std::optional<float>(), std::optional<float>(0.5f)}) {
+      for (std::optional<float> max_norm : {std::optional<float>(), std::optional<float>(0.5f)}) {
         CAPTURE(norm);
-        const float expected = scale(norm, most, skips, cpu_stream);
-        const float got = scale(norm, most, skips, gpu_stream);
+        const float expected = scale(norm, max_norm, skips, cpu_stream);
+        const float got = scale(norm, max_norm, skips, gpu_stream);
         CHECK((got == expected || (std::isnan(got) && std::isnan(expected))));
       }
     }
@@ -157,7 +157,7 @@ TEST_CASE("GPT-2's norm: dispatches and barriers, and the clipped step") {
   MESSAGE(
       "GPT-2's norm: " << log.dispatches.size() << " dispatches, " << log.barriers << " barrier");
   CHECK(dispatches_of("squares1_") == 50);
-  CHECK(dispatches_of("squares" + std::to_string(metal::most_squares_in_a_pack) + "_") == 4);
+  CHECK(dispatches_of("squares" + std::to_string(metal::max_squares_per_pack) + "_") == 4);
   CHECK(log.dispatches.size() == 50 + 4 + 1);
   CHECK(log.barriers == 1);
   CHECK(log.dispatches.back().behind_barrier);

@@ -16,8 +16,8 @@ namespace mlx_opt::cpu {
 // columns' sums stay in the first caches: memory is read fastest in order.
 constexpr int64_t tile_size = 1 << 17;
 constexpr int64_t enough_width = 4096;
-constexpr int64_t least_height = 64;
-constexpr int64_t most_height = 128;
+constexpr int64_t min_height = 64;
+constexpr int64_t max_height = 128;
 
 inline int64_t rounded_up(int64_t x, int64_t unit) {
   return (x + unit - 1) / unit * unit;
@@ -31,11 +31,11 @@ struct Tiling {
   explicit Tiling(const AdafactorTensor& t) {
     width = t.columns;
     if (width > enough_width) {
-      const int64_t low = std::min(t.rows, least_height);
+      const int64_t low = std::min(t.rows, min_height);
       width = std::min(width, std::max(enough_width, rounded_up(tile_size / low, 64)));
     }
     const int64_t high = rounded_up(tile_size / width, transposed_rows);
-    height = std::min(t.rows, std::clamp(high, least_height, most_height));
+    height = std::min(t.rows, std::clamp(high, min_height, max_height));
     down = (t.rows + height - 1) / height;
     across = (t.columns + width - 1) / width;
   }

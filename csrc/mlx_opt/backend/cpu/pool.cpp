@@ -19,7 +19,7 @@
 namespace mlx_opt::cpu {
 namespace {
 
-constexpr int most_threads = 1024;
+constexpr int max_threads = 1024;
 
 int usable_cores() {
 #if defined(__linux__)
@@ -34,7 +34,7 @@ int usable_cores() {
 [[noreturn]] void refuse(const char* from, const std::string& given) {
   throw std::invalid_argument(
       std::string(from) + ": the number of threads must be from 1 to " +
-      std::to_string(most_threads) + ", got " + given);
+      std::to_string(max_threads) + ", got " + given);
 }
 
 int default_threads() {
@@ -44,7 +44,7 @@ int default_threads() {
   }
   char* end = nullptr;
   const long threads = std::strtol(text, &end, 10);
-  if (*end || threads < 1 || threads > most_threads) {
+  if (*end || threads < 1 || threads > max_threads) {
     refuse("MLX_OPT_NUM_THREADS", text);
   }
   return static_cast<int>(threads);
@@ -178,7 +178,7 @@ int num_threads() {
 }
 
 void set_num_threads(int threads) {
-  if (threads < 1 || threads > most_threads) {
+  if (threads < 1 || threads > max_threads) {
     refuse("set_num_threads", std::to_string(threads));
   }
   chosen_threads.store(threads, std::memory_order_relaxed);

@@ -22,7 +22,7 @@ constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
 // Of a step of two passes, while the chunks are not too long.
-constexpr int64_t most_chunks = 256;
+constexpr int64_t max_chunks = 256;
 
 // What the tensors of a group share.
 struct Group {
@@ -121,7 +121,7 @@ void Work::update(const std::vector<Group>& prepared, int64_t total) const {
 
 void Work::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
   // The pieces do not depend on the number of threads, and so neither do the sums.
-  const int64_t chunk = std::clamp(total / most_chunks, shortest_chunk, longest_chunk);
+  const int64_t chunk = std::clamp(total / max_chunks, shortest_chunk, longest_chunk);
   Pieces pieces(Plan(extents, chunk));
   const float scale = scalars.scale();
   pieces.for_each([&](Piece& piece) {

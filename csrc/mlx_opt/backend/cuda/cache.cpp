@@ -137,8 +137,8 @@ void make_folder(const fs::path& path) {
   }
 }
 
-// Removes the oldest entries until the others have no more than `most` bytes.
-void make_room(const Descriptor& folder, uint64_t most) {
+// Removes the oldest entries until the others have no more than `limit` bytes.
+void make_room(const Descriptor& folder, uint64_t limit) {
   struct Entry {
     std::pair<time_t, long> changed;
     std::string name;
@@ -167,7 +167,7 @@ void make_room(const Descriptor& folder, uint64_t most) {
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.changed, a.name) < std::tie(b.changed, b.name);
   });
-  for (auto oldest = entries.begin(); total > most && oldest != entries.end(); ++oldest) {
+  for (auto oldest = entries.begin(); total > limit && oldest != entries.end(); ++oldest) {
     unlinkat(folder.get(), oldest->name.c_str(), 0);
     total -= oldest->size;
   }

@@ -6,7 +6,8 @@ namespace MLX_OPT_LEVEL {
 
 // By one thread.
 MLX_OPT_FN void clip(const cuda::Clip& from) {
-  *from.scale = Clipping::scale(*from.norm, from.max_norm ? *from.max_norm : from.most, from.skips);
+  *from.scale = Clipping::scale(
+      *from.norm, from.traced_max_norm ? *from.traced_max_norm : from.max_norm, from.skips);
 }
 
 } // namespace MLX_OPT_LEVEL

@@ -17,14 +17,14 @@ constexpr size_t head = sizeof(ScalarTable<1, 1>) - sizeof(GroupTable<1>);
 // The most groups of a launch.
 int groups_of_a_launch(const FrameShape& shape, size_t groups) {
   const size_t group = 2 * sizeof(const float*) + shape.hypers * sizeof(HyperSource);
-  const int most = capacity_of(small_parameter, head, group);
-  if (most == 0) {
+  const int max_groups = capacity_of(small_parameter, head, group);
+  if (max_groups == 0) {
     throw std::runtime_error(
         "mlx_opt: " + std::string(shape.rule) + " has " + std::to_string(shape.hypers) +
         " hyperparameters, more than a kernel of CUDA takes");
   }
   // A step of one group, which most are, hands over no more than that.
-  return groups == 1 ? 1 : most;
+  return groups == 1 ? 1 : max_groups;
 }
 
 void check(const FrameShape& shape, const StepSpec& spec) {

@@ -15,11 +15,11 @@ struct Sums {
   float* norm;
 };
 
-// `max_norm`: of the array, or where that is null the number.
+// `traced_max_norm`: of the array, or where that is null the number.
 struct Clip {
   const float* norm;
-  const float* max_norm;
-  float most;
+  const float* traced_max_norm;
+  float max_norm;
   int skips;
   float* scale;
 };

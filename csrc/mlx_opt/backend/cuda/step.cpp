@@ -98,8 +98,9 @@ void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
   bool first_of_early = early_;
   for (Share& share : shares_.all()) {
     for (size_t begin = 0, end = 0; begin < share.records.count(); begin = end) {
-      const size_t most = first_of_early ? std::min(vanguard, share.capacity()) : share.capacity();
-      end = std::min(begin + most, share.records.count());
+      const size_t max_count =
+          first_of_early ? std::min(vanguard, share.capacity()) : share.capacity();
+      end = std::min(begin + max_count, share.records.count());
       for (size_t i = begin; i < end; ++i) {
         place(share, i, outputs);
       }

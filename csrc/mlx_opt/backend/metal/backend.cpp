@@ -42,11 +42,11 @@ class Backend : public gpu::Backend {
 
   void clip(
       const std::vector<mx::array>& inputs,
-      float most,
+      float max_norm,
       bool skips,
       mx::array& scale,
       mx::Stream stream) const override {
-    enqueue_clip(inputs, most, skips, scale, stream);
+    enqueue_clip(inputs, max_norm, skips, scale, stream);
   }
 
   std::string problem() const override {

@@ -7,18 +7,18 @@ namespace mlx_opt::metal {
 namespace {
 
 // A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
-constexpr uint64_t most_packed_chunks = 16;
+constexpr uint64_t max_packed_chunks = 16;
 
 bool may_pack(const Leaf& leaf) {
-  return leaf.kernel.walk == Walk::flat && leaf.threadgroups <= most_packed_chunks;
+  return leaf.kernel.walk == Walk::flat && leaf.threadgroups <= max_packed_chunks;
 }
 
-// The dispatch that a tensor joins, of no more than `most`.
-Dispatch& dispatch_for(const Leaf& leaf, std::vector<Dispatch>& dispatches, size_t most) {
+// The dispatch that a tensor joins, of no more than `max_tensors`.
+Dispatch& dispatch_for(const Leaf& leaf, std::vector<Dispatch>& dispatches, size_t max_tensors) {
   if (may_pack(leaf)) {
     // From the back: those in front are full.
     const auto open = std::find_if(dispatches.rbegin(), dispatches.rend(), [&](const Dispatch& d) {
-      return d.kernel == leaf.kernel && d.leaves.size() < most && may_pack(*d.leaves[0]);
+      return d.kernel == leaf.kernel && d.leaves.size() < max_tensors && may_pack(*d.leaves[0]);
     });
     if (open != dispatches.rend()) {
       return *open;
@@ -68,15 +68,15 @@ std::vector<Leaf> leaves_of(
 }
 
 std::vector<Dispatch> dispatches_over(
-    const std::vector<Leaf>& leaves, const std::function<int(const Operands&)>& most) {
+    const std::vector<Leaf>& leaves, const std::function<int(const Operands&)>& max_tensors) {
   std::vector<Dispatch> dispatches;
   for (const Leaf& leaf : leaves) {
-    const auto room = static_cast<size_t>(most(leaf.kernel.operands));
+    const auto room = static_cast<size_t>(max_tensors(leaf.kernel.operands));
     dispatch_for(leaf, dispatches, room).leaves.push_back(&leaf);
   }
   for (Dispatch& dispatch : dispatches) {
     if (dispatch.leaves.size() > 1) {
-      dispatch.kernel.capacity = most(dispatch.kernel.operands);
+      dispatch.kernel.capacity = max_tensors(dispatch.kernel.operands);
     }
   }
   return dispatches;

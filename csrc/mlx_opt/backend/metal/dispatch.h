@@ -23,9 +23,9 @@ struct Dispatch {
 std::vector<Leaf> leaves_of(
     const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
 
-/// `most`: tensors of such operands that a dispatch has slots for; small ones share theirs.
+/// `max_tensors`: how many tensors of such operands a dispatch has slots for; small ones share one.
 std::vector<Dispatch> dispatches_over(
-    const std::vector<Leaf>& leaves, const std::function<int(const Operands&)>& most);
+    const std::vector<Leaf>& leaves, const std::function<int(const Operands&)>& max_tensors);
 
 /// Hands over the table of flat tensors, whose unused places no threadgroup reaches; returns its
 /// chunks.

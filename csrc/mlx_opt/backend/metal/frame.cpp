@@ -12,7 +12,7 @@ namespace mlx_opt::metal {
 namespace {
 
 // The most bytes that Metal takes for an argument without a buffer.
-constexpr size_t most_bytes = 4096;
+constexpr size_t max_argument_bytes = 4096;
 
 // Sources of a group besides its hyperparameters: the step, the learning rate and the scale.
 constexpr size_t other_sources = 3;
@@ -30,7 +30,7 @@ int capacity_for(size_t scalars) {
 } // namespace
 
 bool Frames::Dispatch::has_room(size_t more_sources, size_t more_scalars) const {
-  return (sources.size() + more_sources) * sizeof(Source) <= most_bytes &&
+  return (sources.size() + more_sources) * sizeof(Source) <= max_argument_bytes &&
          scalars.size() + more_scalars <= static_cast<size_t>(scalar_slots);
 }
 
@@ -74,7 +74,7 @@ void Frames::add_group(
         "mlx_opt: a group of " + std::string(shape_.rule) + " has " +
         std::to_string(group.hypers.size()) + " hyperparameters and reads " + std::to_string(read) +
         " scalars, and a kernel of Metal has room for " +
-        std::to_string(most_bytes / sizeof(Source) - other_sources) + " and " +
+        std::to_string(max_argument_bytes / sizeof(Source) - other_sources) + " and " +
         std::to_string(scalar_slots));
   }
   if (dispatches_.empty() || !dispatches_.back().has_room(sources, read)) {

@@ -9,12 +9,12 @@ namespace mlx_opt::metal {
 namespace {
 
 // As wide as a kernel can be; a narrower one takes the beginning.
-constexpr int most_operands = slots - operands_slot;
-using AnyLayout = Layout<most_operands>;
-using AnyStrided = Strided<most_operands>;
+constexpr int max_operands = slots - operands_slot;
+using AnyLayout = Layout<max_operands>;
+using AnyStrided = Strided<max_operands>;
 
 constexpr size_t strided_bytes(int operands) {
-  return sizeof(AnyStrided) - (most_operands - operands) * sizeof(AnyLayout::strides[0]);
+  return sizeof(AnyStrided) - (max_operands - operands) * sizeof(AnyLayout::strides[0]);
 }
 static_assert(strided_bytes(2) == sizeof(Strided<2>));
 

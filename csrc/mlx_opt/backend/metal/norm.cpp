@@ -17,7 +17,7 @@ namespace {
 using Encoder = mx::metal::CommandEncoder;
 
 // A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
-constexpr uint64_t most_packed_chunks = 4;
+constexpr uint64_t max_packed_chunks = 4;
 
 constexpr int floats = sizeof(Sum) / sizeof(float);
 
@@ -61,7 +61,7 @@ void Dispatches::add(const mx::array& x) {
     const bool small = x.size() <= std::numeric_limits<uint32_t>::max();
     const auto kind = small ? NormKind::strided_squares : NormKind::strided_squares_long;
     dispatches_.push_back({{kind, storage}, {x}, Strided<1>{x.size(), 0, layout_of<Layout<1>>(x)}});
-  } else if (chunks_of(x) > most_packed_chunks) {
+  } else if (chunks_of(x) > max_packed_chunks) {
     dispatches_.push_back({{NormKind::squares, storage}, {x}, {}});
   } else {
     open(storage).tensors.push_back(x);
@@ -70,11 +70,11 @@ void Dispatches::add(const mx::array& x) {
 
 // A dispatch over small tensors with room for one more: of each storage the last has it.
 Dispatch& Dispatches::open(Storage storage) {
-  const NormKernel kernel{NormKind::squares, storage, most_squares_in_a_pack};
+  const NormKernel kernel{NormKind::squares, storage, max_squares_per_pack};
   const auto last = std::find_if(dispatches_.rbegin(), dispatches_.rend(), [&](const Dispatch& d) {
     return d.kernel == kernel;
   });
-  if (last != dispatches_.rend() && last->tensors.size() < most_squares_in_a_pack) {
+  if (last != dispatches_.rend() && last->tensors.size() < max_squares_per_pack) {
     return *last;
   }
   dispatches_.push_back({kernel, {}, {}});
@@ -163,7 +163,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
 
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
-    float most,
+    float max_norm,
     bool skips,
     mx::array& scale,
     mx::Stream stream) {
@@ -172,7 +172,7 @@ void enqueue_clip(
   scale.set_data(mx::allocator::malloc(scale.nbytes()));
   encoder.set_compute_pipeline_state(kernel);
   encoder.set_output_array(scale, result_slot);
-  encoder.set_bytes(Clip{most, inputs.size() > 1, skips}, arguments_slot);
+  encoder.set_bytes(Clip{max_norm, inputs.size() > 1, skips}, arguments_slot);
   encoder.set_input_array(inputs.front(), operands_slot);
   encoder.set_input_array(inputs.back(), operands_slot + 1);
   encoder.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));

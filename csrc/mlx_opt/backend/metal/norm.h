@@ -14,10 +14,10 @@ namespace mx = mlx::core;
 void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream);
 
 /// Queues on `stream`: `scale`, a float32, = what gradients of norm `inputs[0]` are multiplied with
-/// where the norm is to be no more than `inputs[1]`, or without that than `most`.
+/// where the norm is to be no more than `inputs[1]`, or without that than `max_norm`.
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
-    float most,
+    float max_norm,
     bool skips,
     mx::array& scale,
     mx::Stream stream);

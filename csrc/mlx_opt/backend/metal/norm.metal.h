@@ -194,8 +194,9 @@ struct Norm {
       device float* to,
       constant metal::Clip& from,
       device const float* norm,
-      device const float* max_norm) {
-    *to = Clipping::scale(*norm, from.traced != 0 ? *max_norm : from.most, from.skips != 0);
+      device const float* traced_max_norm) {
+    *to = Clipping::scale(
+        *norm, from.traced != 0 ? *traced_max_norm : from.max_norm, from.skips != 0);
   }
 };
 

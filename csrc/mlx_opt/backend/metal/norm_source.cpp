@@ -18,7 +18,8 @@ std::string parameters_of(const NormKernel& kernel) {
              slot(operands_slot);
     case NormKind::clip:
       return parameters("float", tables + "Clip") + "    device const float* norm" +
-             slot(operands_slot) + "    device const float* max_norm" + slot(operands_slot + 1);
+             slot(operands_slot) + "    device const float* traced_max_norm" +
+             slot(operands_slot + 1);
     case NormKind::squares:
     case NormKind::strided_squares:
     case NormKind::strided_squares_long:
@@ -59,7 +60,8 @@ std::string body_of(const NormKernel& kernel) {
     case NormKind::norm:
       return "  Norm::root(result, arguments, sums, index, staged);\n";
     case NormKind::clip:
-      return "  if (index == 0) {\n    Norm::scale(result, arguments, norm, max_norm);\n  }\n";
+      return "  if (index == 0) {\n    Norm::scale(result, arguments, norm, traced_max_norm);\n  "
+             "}\n";
   }
   return "";
 }

@@ -23,7 +23,7 @@ struct NormKernel {
 };
 
 /// The most tensors that a dispatch has slots for.
-constexpr int most_squares_in_a_pack = slots - operands_slot;
+constexpr int max_squares_per_pack = slots - operands_slot;
 
 /// As of the other kernels: what the program is kept by, and all of it.
 std::string name(const NormKernel& kernel);

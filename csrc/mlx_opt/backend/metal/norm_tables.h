@@ -18,7 +18,7 @@ struct Sum {
 
 // What clipping goes by that the host knows.
 struct Clip {
-  float most;      // the greatest norm,
+  float max_norm;  // the greatest norm,
   unsigned traced; // unless that is read from its buffer
   unsigned skips;  // whether steps whose norm is not finite are left out
 };

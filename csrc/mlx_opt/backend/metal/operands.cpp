@@ -24,7 +24,7 @@ bool Operands::overwrites(int input) const {
   return std::find(written.begin(), written.end(), input) != written.end();
 }
 
-int most_in_a_pack(const Operands& operands, int first) {
+int max_per_pack(const Operands& operands, int first) {
   const int room = slots - first;
   if (operands.slots() > room) {
     throw std::runtime_error(

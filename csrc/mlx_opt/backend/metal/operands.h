@@ -30,7 +30,7 @@ struct Operands {
 
 /// The most tensors that a dispatch has slots for, of which `first` is the first. Throws
 /// std::runtime_error if it has none for one.
-int most_in_a_pack(const Operands& operands, int first = operands_slot);
+int max_per_pack(const Operands& operands, int first = operands_slot);
 
 /// The parameters of a kernel's tensors, from slot `first` on: of each those that are read, then
 /// those that are written apart.

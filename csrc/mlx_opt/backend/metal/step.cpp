@@ -59,8 +59,8 @@ MetalStep::MetalStep(
 // Throws what the compiler has against a kernel.
 void MetalStep::find_updates() {
   updates_.clear();
-  const auto most = [](const Operands& operands) { return most_in_a_pack(operands); };
-  for (Dispatch& dispatch : dispatches_over(leaves_, most)) {
+  const auto max_tensors = [](const Operands& operands) { return max_per_pack(operands); };
+  for (Dispatch& dispatch : dispatches_over(leaves_, max_tensors)) {
     const auto same = std::find_if(updates_.begin(), updates_.end(), [&](const Update& update) {
       return update.dispatch.kernel == dispatch.kernel;
     });

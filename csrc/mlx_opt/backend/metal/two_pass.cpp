@@ -118,7 +118,7 @@ TwoPassStep::TwoPassStep(
 // Throws what the compiler has against a kernel.
 void TwoPassStep::find_passes() {
   passes_.clear();
-  for (Dispatch& dispatch : dispatches_over(leaves_, most_in_a_pass)) {
+  for (Dispatch& dispatch : dispatches_over(leaves_, max_per_pass)) {
     Passes own(std::move(dispatch));
     const auto same = std::find_if(passes_.begin(), passes_.end(), [&](const Passes& other) {
       return other.moments == own.moments && other.parameter == own.parameter;

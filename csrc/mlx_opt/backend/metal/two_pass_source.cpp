@@ -112,8 +112,8 @@ PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk) {
 }
 
 // The second pass has no more operands than the first.
-int most_in_a_pass(const Operands& step) {
-  return most_in_a_pack(of_moments(step), pass_operands_slot);
+int max_per_pass(const Operands& step) {
+  return max_per_pack(of_moments(step), pass_operands_slot);
 }
 
 std::string name(const PassKernel& kernel) {

@@ -28,8 +28,8 @@ struct RatesKernel {
 /// A pass of a step whose kernel would be `step`, were it one update. `walk`: of the pass.
 PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk);
 
-/// The most tensors that a dispatch of either pass has slots for; throws as most_in_a_pack.
-int most_in_a_pass(const Operands& step);
+/// The most tensors that a dispatch of either pass has slots for; throws as max_per_pack.
+int max_per_pass(const Operands& step);
 
 /// As those of UpdateKernel.
 std::string name(const PassKernel& kernel);

@@ -10,8 +10,8 @@ using metal::Layout;
 using metal::threads;
 using metal::tile;
 
-MLX_OPT_FN uint at_most(ulong x, uint most) {
-  return x < most ? static_cast<uint>(x) : most;
+MLX_OPT_FN uint at_most(ulong x, uint limit) {
+  return x < limit ? static_cast<uint>(x) : limit;
 }
 
 // Where element `i` lies in each operand. Index: of the elements.
