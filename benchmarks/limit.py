@@ -78,10 +78,10 @@ class NumpyStreams:
         begin, end = words * thread // threads, words * (thread + 1) // threads
         for start in range(begin, end, CHUNK):
             chunk = slice(start, min(start + CHUNK, end))
-            parameter, gradient, *moments = (array[chunk] for array in self.arrays)
+            parameter, gradient, *slots = (array[chunk] for array in self.arrays)
             self.np.bitwise_xor(parameter, gradient, out=parameter)
-            for moment in moments:
-                self.np.invert(moment, out=moment)
+            for slot in slots:
+                self.np.invert(slot, out=slot)
 
 
 class MLXStreams:

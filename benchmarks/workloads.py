@@ -13,8 +13,8 @@ ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class Rule(NamedTuple):
     """An optimizer with its settings; betas, eps and the like are the defaults of each library."""
 
-    moments: int
-    """The arrays of the parameter's size that the state has."""
+    slots: int
+    """The state's arrays of the parameter's size."""
 
     settings: dict[str, Any]
     torch: tuple[str, dict[str, Any]] | None
@@ -40,7 +40,7 @@ RULES = {
     "AdamW": Rule(2, {"bias_correction": True, "weight_decay": 0.01}, ("AdamW", {})),
     "Adamax": Rule(2, {}, ("Adamax", {})),
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
-    # Parameter, moments and gradient for the moments; the first three again for the parameter.
+    # Parameter, slots and gradient for the state; the first three again for the parameter.
     "Lamb": Rule(2, {}, None, passes=10),
     # The gradient is read for the norm too.
     "AdamW-clipped": Rule(
@@ -82,8 +82,8 @@ class Workload(NamedTuple):
 
     @property
     def arrays(self) -> int:
-        """Arrays a step touches for each parameter: itself, its moments and its gradient."""
-        return RULES[self.rule].moments + 2
+        """Arrays a step touches for each parameter: itself, its slots and its gradient."""
+        return RULES[self.rule].slots + 2
 
     @property
     def resident_bytes(self) -> int:

@@ -40,7 +40,7 @@ class Case(NamedTuple):
         return {"m2": mx.float32} if self.rule == "AdEMAMix" else {}
 
     @property
-    def moments(self):
+    def slots(self):
         return references.slots(self.rule)
 
     def reference(self, w, g, state, step, learning_rate):
@@ -58,7 +58,7 @@ class Plain(stock.Optimizer):
         self.case = case
 
     def init_single(self, parameter, state):
-        for name in self.case.moments:
+        for name in self.case.slots:
             dtype = mx.result_type(parameter, self.case.formats.get(name, parameter))
             state[name] = mx.zeros(parameter.shape, dtype)
 
@@ -192,13 +192,13 @@ def rounded(x, dtype):
 
 
 def exact_step(case, w, g, state, step, learning_rate, stored=None):
-    """By name, "w" and the moments: the float64 step, and what float32 may make of it.
+    """By name, "w" and the slots: the float64 step, and what float32 may make of it.
 
     `stored`: the arrays of the state after the step, which a rule of two passes needs.
     """
     options = {"learning_rate": learning_rate} | case.options
     if stored is not None:
-        stored = {name: wide(stored[name]) for name in case.moments}
+        stored = {name: wide(stored[name]) for name in case.slots}
     return references.exact_step(case.rule, w, g, state, step, options, stored)
 
 

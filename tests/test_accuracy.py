@@ -20,7 +20,7 @@ from mlx_opt import references
 STEPS = 100
 TOLERANCE = 1e-6  # of the largest value that the tensor has had
 
-# The moments' own: a decay of 0.999 rounded to float32 is off by 1.3e-8 in each step.
+# The slots' own: a decay of 0.999 rounded to float32 is off by 1.3e-8 in each step.
 MOMENT_TOLERANCE = 1.5e-6
 
 
@@ -98,12 +98,12 @@ def test_stays_at_the_float64_reference_and_no_farther_from_it_than_stock(case, 
 
     assert signature(w) == signature(stock_w)
     assert signature(state) == signature(stock_state)
-    moments = flat(state)
+    slots = flat(state)
     for path, x in flat(w).items():
         error = np.abs(wide(x) - reference[path]) - allowance[path]
         assert largest(np.maximum(error, 0)) <= TOLERANCE * scale[path], path
         for name, value in reference_state[path].items():
-            error = wide(moments[f"{path}.{name}"]) - value
+            error = wide(slots[f"{path}.{name}"]) - value
             assert largest(error) <= MOMENT_TOLERANCE * largest(value), f"{path}.{name}"
 
     # On a tensor long enough for the mean not to be luck.

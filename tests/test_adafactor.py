@@ -93,9 +93,9 @@ def test_many_steps_follow_the_reference(options):
     got, got_state = flat(w), flat(optimizer.state)
     for path, x in exact.items():
         assert np.abs(wide(got[path]) - x).max() <= 2e-6 * np.abs(x).max(), path
-        for name, moment in state[path].items():
-            error = np.abs(wide(got_state[f"{path}.{name}"]) - moment).max()
-            assert error <= 4e-6 * np.abs(moment).max(), f"{path}.{name}"
+        for name, slot in state[path].items():
+            error = np.abs(wide(got_state[f"{path}.{name}"]) - slot).max()
+            assert error <= 4e-6 * np.abs(slot).max(), f"{path}.{name}"
 
 
 @each_option
@@ -151,8 +151,8 @@ def test_halves_are_the_float64_step_rounded_once(dtype):
         optimizer.init({"w": w})
         state = exact_state(optimizer, {"w": w})["w"]
         got = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
-        exact, moments = references.adafactor(wide(w), wide(g), state, 1, beta_1=0.9)
-        for x, y in [(got, exact), *((optimizer.state["w"][k], moments[k]) for k in moments)]:
+        exact, slots = references.adafactor(wide(w), wide(g), state, 1, beta_1=0.9)
+        for x, y in [(got, exact), *((optimizer.state["w"][k], slots[k]) for k in slots)]:
             assert x.dtype == dtype
             assert np.all(np.abs(wide(x) - rounded(y, dtype)) <= ulp(y, dtype)), name
 

@@ -155,10 +155,10 @@ def test_one_shapeless_trace_serves_all_shapes(case):
     traces = []
 
     @partial(mx.compile, shapeless=True)
-    def step(g, w, *moments):
+    def step(g, w, *slots):
         traces.append(g.shape)
         optimizer = case.ours(0.1)
-        optimizer.state = optimizer.state | {"w": dict(zip(case.moments, moments, strict=True))}
+        optimizer.state = optimizer.state | {"w": dict(zip(case.slots, slots, strict=True))}
         new = optimizer.apply_gradients({"w": g}, {"w": w})
         return new["w"], optimizer.state["w"]
 
@@ -166,10 +166,10 @@ def test_one_shapeless_trace_serves_all_shapes(case):
         g, w, zero = normal(*shape, seed=1), normal(*shape, seed=2), mx.zeros(shape)
         optimizer = case.ours(0.1)
         expected = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
-        new, moments = step(g, w, *[zero] * len(case.moments))
-        mx.eval(new, moments)
+        new, slots = step(g, w, *[zero] * len(case.slots))
+        mx.eval(new, slots)
         assert_close(new, expected, 1e-7)
-        assert_close(moments, optimizer.state["w"], 1e-7)
+        assert_close(slots, optimizer.state["w"], 1e-7)
     assert traces == [(3, 4)]
 
 

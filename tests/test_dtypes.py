@@ -27,10 +27,10 @@ def typed(dtype, seed):
     return x.astype(dtype) if mx.issubdtype(dtype, mx.inexact) else (4 * x).astype(dtype)
 
 
-def one_step(optimizer, w, g, moments, learning_rate=None):
-    """The result's and the state's tree after a step from moments of the given dtypes."""
+def one_step(optimizer, w, g, slots, learning_rate=None):
+    """The result's and the state's tree after a step from slots of the given dtypes."""
     optimizer.init({"w": w})
-    for i, (name, dtype) in enumerate(moments.items()):
+    for i, (name, dtype) in enumerate(slots.items()):
         optimizer.state["w"][name] = mx.abs(typed(dtype, 10 + i))
     if learning_rate is not None:
         optimizer.learning_rate = learning_rate
@@ -56,23 +56,21 @@ def each_pair(dtypes):
 @each_case
 def test_any_three_dtypes_promote_as_stock_promotes_them(case, w_dtype, g_dtype):
     w, g = typed(w_dtype, 1), typed(g_dtype, 2)
-    for dtypes in itertools.product(DTYPES, repeat=len(case.moments)):
-        moments = dict(zip(case.moments, dtypes, strict=True))
-        ours = one_step(case.ours(0.01), w, g, moments)
-        stock = one_step(case.stock(0.01), w, g, moments)
-        assert signature(ours) == signature(stock), moments
+    for dtypes in itertools.product(DTYPES, repeat=len(case.slots)):
+        slots = dict(zip(case.slots, dtypes, strict=True))
+        ours = one_step(case.ours(0.01), w, g, slots)
+        stock = one_step(case.stock(0.01), w, g, slots)
+        assert signature(ours) == signature(stock), slots
 
 
 @each_pair(DTYPES)
 @each_rule
 def test_any_three_dtypes_give_the_exact_step_rounded_once(case, w_dtype, g_dtype):
     w, g = typed(w_dtype, 1), typed(g_dtype, 2)
-    for dtypes in itertools.product(DTYPES, repeat=len(case.moments)):
-        moments = dict(zip(case.moments, dtypes, strict=True))
-        before = {
-            name: wide(mx.abs(typed(t, 10 + i))) for i, (name, t) in enumerate(moments.items())
-        }
-        result, state = one_step(case.ours(0.01), w, g, moments)
+    for dtypes in itertools.product(DTYPES, repeat=len(case.slots)):
+        slots = dict(zip(case.slots, dtypes, strict=True))
+        before = {name: wide(mx.abs(typed(t, 10 + i))) for i, (name, t) in enumerate(slots.items())}
+        result, state = one_step(case.ours(0.01), w, g, slots)
         expected = exact_step(case, wide(w), wide(g), before, 1, 0.01, state["w"])
         for name, (exact, error) in expected.items():
             assert_exact(result["w"] if name == "w" else state["w"][name], exact, error)
@@ -86,8 +84,8 @@ OTHERS = [mx.float32, mx.bfloat16, mx.float16, mx.int32, mx.uint8, mx.complex64]
 def test_integers_and_complex_numbers_are_of_the_dtypes_they_are_with_stock(case, w_dtype, g_dtype):
     def step(optimizer):
         w, g = typed(w_dtype, 1), typed(g_dtype, 2)
-        moments = dict.fromkeys(case.moments, w_dtype)
-        return signature(one_step(optimizer, w, g, moments))
+        slots = dict.fromkeys(case.slots, w_dtype)
+        return signature(one_step(optimizer, w, g, slots))
 
     assert outcome(step, case.ours(0.01)) == outcome(step, case.stock(0.01))
 

@@ -159,21 +159,21 @@ def test_grad_through_a_custom_function():
 
 @each_rule
 def test_the_state_before_the_step_has_a_gradient(case):
-    if not case.moments:
-        pytest.skip("no moments")
+    if not case.slots:
+        pytest.skip("no slots")
     g, w = pair(5)
 
     def loss(build):
-        def at(*moments):
+        def at(*slots):
             optimizer = build(LR)
             optimizer.init({"w": w})
-            optimizer.state["w"].update(zip(case.moments, moments, strict=True))
+            optimizer.state["w"].update(zip(case.slots, slots, strict=True))
             return mx.sum(optimizer.apply_gradients({"w": g}, {"w": w})["w"] ** 2)
 
-        return mx.grad(at, argnums=tuple(range(len(case.moments))))
+        return mx.grad(at, argnums=tuple(range(len(case.slots))))
 
-    moments = [mx.full((5,), 0.25)] * len(case.moments)
-    assert_close(loss(case.ours)(*moments), loss(case.stock)(*moments), 2e-5)
+    slots = [mx.full((5,), 0.25)] * len(case.slots)
+    assert_close(loss(case.ours)(*slots), loss(case.stock)(*slots), 2e-5)
 
 
 def test_values_may_be_evaluated_inside_a_gradient():

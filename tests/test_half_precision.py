@@ -37,7 +37,7 @@ def test_each_step_is_the_exact_one_rounded_once(case, dtype, learning_rate):
     optimizer.init({"w": w})
     for step in range(STEPS):
         g = spread(step, dtype)
-        state = {name: wide(optimizer.state["w"][name]) for name in case.moments}
+        state = {name: wide(optimizer.state["w"][name]) for name in case.slots}
         lr = at_step(learning_rate, step)
         new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
         expected = exact_step(case, wide(w), wide(g), state, step + 1, lr, optimizer.state["w"])
@@ -54,7 +54,7 @@ def test_a_gradient_of_another_dtype_is_taken_exactly(case, dtype):
     optimizer = case.ours(0.01)
     w, g = normal(SIZE, seed=1), normal(SIZE, seed=2, dtype=dtype)
     optimizer.init({"w": w})
-    zeros = {name: np.zeros(SIZE) for name in case.moments}
+    zeros = {name: np.zeros(SIZE) for name in case.slots}
     new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
     expected = exact_step(case, wide(w), wide(g), zeros, 1, 0.01, optimizer.state["w"])
     assert_exact(new, *expected["w"])
@@ -68,7 +68,7 @@ def test_a_zero_gradient_is_no_nan(case, dtype):
     for _ in range(5):
         w = optimizer.apply_gradients({"w": mx.zeros(100, dtype)}, w)
     assert mx.all(mx.isfinite(w["w"])).item()
-    assert all(mx.all(mx.isfinite(optimizer.state["w"][name])).item() for name in case.moments)
+    assert all(mx.all(mx.isfinite(optimizer.state["w"][name])).item() for name in case.slots)
 
 
 @pytest.mark.parametrize("magnitude", [3e-4, 300.0, 30000.0])

@@ -124,7 +124,7 @@ SOURCES = ["parameter", "gradient", "m", "v"]
 @pytest.mark.parametrize("way", list(WAYS))
 def test_what_is_held_of_an_array_keeps_its_value(way, source, dtype):
     for case in RULES:
-        if source not in ("parameter", "gradient", *case.moments):
+        if source not in ("parameter", "gradient", *case.slots):
             continue
         for mode in EVALUATE:
             got, expected = before_and_after(case, dtype, WAYS[way], source, mode)
@@ -136,7 +136,7 @@ def test_what_is_held_of_an_array_keeps_its_value(way, source, dtype):
 @pytest.mark.parametrize("way", list(EXPORTS))
 def test_a_buffer_lent_to_python_keeps_its_values(way, source, dtype):
     for case in RULES:
-        if source not in ("parameter", "gradient", *case.moments):
+        if source not in ("parameter", "gradient", *case.slots):
             continue
         for mode in EVALUATE:
             got, expected = before_and_after(case, dtype, EXPORTS[way], source, mode)
@@ -159,11 +159,11 @@ ALIASES = {
     "a-broadcast-row-of-the-parameter": lambda t: t["g"].update(
         a=mx.broadcast_to(t["w"]["a"][0], (SIZE, SIZE))
     ),
-    "all-moments": lambda t: [s.update(dict.fromkeys(s, t["x"])) for s in t["s"].values()],
-    "moments-and-gradient": lambda t: [
+    "all-slots": lambda t: [s.update(dict.fromkeys(s, t["x"])) for s in t["s"].values()],
+    "slots-and-gradient": lambda t: [
         s.update(dict.fromkeys(s, t["g"][k])) for k, s in t["s"].items()
     ],
-    "moments-and-parameter": lambda t: [
+    "slots-and-parameter": lambda t: [
         s.update(dict.fromkeys(s, mx.abs(t["w"][k]))) or t["w"].update({k: next(iter(s.values()))})
         for k, s in t["s"].items()
         if s
@@ -184,28 +184,28 @@ def test_one_array_in_several_places_is_as_good_as_copies(case, alias, evaluated
     w = {"a": normal(SIZE, SIZE, seed=1), "b": normal(SIZE, SIZE, seed=2)}
     g = {"a": normal(SIZE, SIZE, seed=3), "b": normal(SIZE, SIZE, seed=4)}
     optimizer.init(w)
-    moments = {k: {name: optimizer.state[k][name] for name in case.moments} for k in w}
-    trees = {"w": w, "g": g, "s": moments, "x": mx.abs(normal(SIZE, SIZE, seed=5))}
+    slots = {k: {name: optimizer.state[k][name] for name in case.slots} for k in w}
+    trees = {"w": w, "g": g, "s": slots, "x": mx.abs(normal(SIZE, SIZE, seed=5))}
     ALIASES[alias](trees)
     if evaluated:
         mx.eval(trees)
 
     apart.init(w)
-    copies = tree_map(copied, {"w": w, "g": g, "s": moments})
+    copies = tree_map(copied, {"w": w, "g": g, "s": slots})
     for k, state in copies["s"].items():
         apart.state[k].update(state)
     expected = apart.apply_gradients(copies["g"], copies["w"])
     mx.eval(expected, apart.state)
 
-    for k, state in moments.items():
+    for k, state in slots.items():
         optimizer.state[k].update(state)
-    del trees, moments, copies
+    del trees, slots, copies
     w = optimizer.apply_gradients(g, w)
     del g
     mx.eval(w, optimizer.state)
     for k in "ab":
         assert same_bits(w[k], expected[k]), k
-        for name in case.moments:
+        for name in case.slots:
             assert same_bits(optimizer.state[k][name], apart.state[k][name]), (k, name)
 
 

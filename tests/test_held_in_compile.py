@@ -26,44 +26,44 @@ def x(seed):
     return normal(SIZE, SIZE, seed=seed)
 
 
-@pytest.mark.parametrize("source", ["parameter", "gradient", "moment"])
+@pytest.mark.parametrize("source", ["parameter", "gradient", "slot"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", list(WAYS))
 @each_of_few
 def test_what_a_function_returns_beside_the_step_keeps_its_value(case, way, when, source):
-    name = case.moments[0]
+    name = case.slots[0]
 
-    def run(w, g, moments):
+    def run(w, g, slots):
         optimizer = case.ours(0.1)
-        optimizer.state["w"] = dict(zip(case.moments, moments, strict=True))
+        optimizer.state["w"] = dict(zip(case.slots, slots, strict=True))
         optimizer._initialized = True
-        old = {"parameter": w, "gradient": g, "moment": optimizer.state["w"][name]}[source]
+        old = {"parameter": w, "gradient": g, "slot": optimizer.state["w"][name]}[source]
         held = WAYS[way](old) if when == "before" else None
         new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
         held = WAYS[way](old) if when == "after" else held
         return new, list(optimizer.state["w"].values()), held
 
     compiled = mx.compile(run)
-    w, moments = x(0) + 0, [mx.abs(x(10 + i)) for i in range(len(case.moments))]
-    clean_w, clean_moments = copied(w), [copied(m) for m in moments]
+    w, slots = x(0) + 0, [mx.abs(x(10 + i)) for i in range(len(case.slots))]
+    clean_w, clean_slots = copied(w), [copied(m) for m in slots]
     kept, expected = [], []
     for step in range(3):
-        clean_old = (clean_w, clean_moments)  # held, so that the plain run writes over nothing
-        clean_w, clean_moments, clean_held = run(clean_w, x(20 + step), clean_moments)
-        mx.eval(clean_w, clean_moments, clean_held)
+        clean_old = (clean_w, clean_slots)  # held, so that the plain run writes over nothing
+        clean_w, clean_slots, clean_held = run(clean_w, x(20 + step), clean_slots)
+        mx.eval(clean_w, clean_slots, clean_held)
         expected.append((copied(clean_w), copied(clean_held)))
         del clean_old
-        w, moments, held = compiled(w, x(20 + step), moments)
-        mx.async_eval(w, moments, held)
+        w, slots, held = compiled(w, x(20 + step), slots)
+        mx.async_eval(w, slots, held)
         kept.append((w, held))
     for got, exact in zip(kept, expected, strict=True):
         for ours, theirs in zip(got, exact, strict=True):
             np.testing.assert_allclose(wide(ours), wide(theirs), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("constant", ["parameter", "gradient", "moments"])
+@pytest.mark.parametrize("constant", ["parameter", "gradient", "slots"])
 def test_a_captured_constant_is_the_same_in_every_call(constant):
-    arrays = {"parameter": x(1) + 0, "gradient": x(2) + 0, "moments": mx.abs(x(3))}
+    arrays = {"parameter": x(1) + 0, "gradient": x(2) + 0, "slots": mx.abs(x(3))}
     mx.eval(arrays)
     values = {name: wide(array) for name, array in arrays.items()}
     fixed = arrays.pop(constant)
@@ -71,7 +71,7 @@ def test_a_captured_constant_is_the_same_in_every_call(constant):
     def run(arrays):
         arrays = arrays | {constant: fixed}
         optimizer = mlx_opt.AdamW(0.1)
-        optimizer.state["w"] = {"m": arrays["moments"], "v": arrays["moments"]}
+        optimizer.state["w"] = {"m": arrays["slots"], "v": arrays["slots"]}
         optimizer._initialized = True
         new = optimizer.apply_gradients({"w": arrays["gradient"]}, {"w": arrays["parameter"]})
         return new["w"], optimizer.state["w"]

@@ -60,7 +60,7 @@ class Value:
 
 
 indices = st.integers(0, TENSORS - 1)
-places = st.tuples(st.sampled_from(["parameter", "moment", "gradient", "held"]), st.integers(0, 9))
+places = st.tuples(st.sampled_from(["parameter", "slot", "gradient", "held"]), st.integers(0, 9))
 
 
 class HeldBuffers(RuleBasedStateMachine):
@@ -75,8 +75,8 @@ class HeldBuffers(RuleBasedStateMachine):
         self.seed = 0
         self.w = [self.fresh() for _ in range(TENSORS)]
         zeros = mx.zeros((size, size), dtype)
-        self.moments = [
-            {name: Value(mx.zeros((size, size), dtype), zeros) for name in case.moments}
+        self.slots = [
+            {name: Value(mx.zeros((size, size), dtype), zeros) for name in case.slots}
             for _ in range(TENSORS)
         ]
         self.gradients = []
@@ -97,15 +97,15 @@ class HeldBuffers(RuleBasedStateMachine):
         kind, index = place
         values = {
             "parameter": self.w,
-            "moment": [m for moments in self.moments for m in moments.values()],
+            "slot": [m for slots in self.slots for m in slots.values()],
             "gradient": self.gradients,
             "held": [held for held in self.held if held.exact.shape == (self.size, self.size)],
         }[kind]
         return values[index % len(values)] if values else self.fresh()
 
     def arrays(self):
-        moments = [m.array for moments in self.moments for m in moments.values()]
-        return [w.array for w in self.w] + moments
+        slots = [m.array for slots in self.slots for m in slots.values()]
+        return [w.array for w in self.w] + slots
 
     @rule(
         subset=st.sets(indices, min_size=1),
@@ -124,10 +124,10 @@ class HeldBuffers(RuleBasedStateMachine):
             g[i] = self.at(source[0]).map(SHAPE_KEEPING[source[1]]) if source else self.fresh()
             # Where it was promoted on its way; mixed dtypes are test_dtypes' matter.
             g[i] = g[i].map(lambda x: x.astype(self.dtype))
-        expected, expected_moments = self.exact_step(g)
+        expected, expected_slots = self.exact_step(g)
 
         for i in range(TENSORS):
-            for name, m in self.moments[i].items():
+            for name, m in self.slots[i].items():
                 self.optimizer.state[str(i)][name] = m.array
         gradients = {str(i): value.array for i, value in g.items()}
         parameters = {str(i): value.array for i, value in enumerate(self.w)}
@@ -135,7 +135,7 @@ class HeldBuffers(RuleBasedStateMachine):
         self.w = list(self.w)
         for i in g:  # nothing but the trees holds what the step replaces
             self.w[i] = None
-            self.moments[i] = None
+            self.slots[i] = None
         self.gradients = list(g.values()) if keep_gradients else []
         del g
         with mx.stream(STREAMS[stream]):
@@ -144,12 +144,11 @@ class HeldBuffers(RuleBasedStateMachine):
         for i in exact_gradients:
             self.w[i] = Value(new[str(i)], expected[str(i)])
             state = self.optimizer.state[str(i)]
-            self.moments[i] = {
-                name: Value(state[name], expected_moments[str(i)][name])
-                for name in self.case.moments
+            self.slots[i] = {
+                name: Value(state[name], expected_slots[str(i)][name]) for name in self.case.slots
             }
             # The dict would be one holder more than a program that lets go.
-            state.update(dict.fromkeys(self.case.moments, mx.zeros(0)))
+            state.update(dict.fromkeys(self.case.slots, mx.zeros(0)))
         del new
         self.steps += 1
 
@@ -160,7 +159,7 @@ class HeldBuffers(RuleBasedStateMachine):
         w = {str(i): self.w[i].exact for i in g}
         optimizer.init(w)
         for i in g:
-            exact = {name: m.exact for name, m in self.moments[i].items()}
+            exact = {name: m.exact for name, m in self.slots[i].items()}
             optimizer.state[str(i)].update(exact)
         new = optimizer.apply_gradients({str(i): value.exact for i, value in g.items()}, w)
         mx.eval(new, optimizer.state)
@@ -186,25 +185,25 @@ class HeldBuffers(RuleBasedStateMachine):
     def put_in_place_of_a_parameter(self, to, place, way):
         self.w[to] = self.at(place).map(SHAPE_KEEPING[way]).map(lambda x: x.astype(self.dtype))
 
-    @precondition(lambda self: self.case.moments)
+    @precondition(lambda self: self.case.slots)
     @rule(to=indices, name=st.integers(0, 1), place=places)
-    def put_in_place_of_a_moment(self, to, name, place):
-        name = self.case.moments[name % len(self.case.moments)]
-        self.moments[to][name] = self.at(place).map(mx.abs).map(lambda x: x.astype(self.dtype))
+    def put_in_place_of_a_slot(self, to, name, place):
+        name = self.case.slots[name % len(self.case.slots)]
+        self.slots[to][name] = self.at(place).map(mx.abs).map(lambda x: x.astype(self.dtype))
 
     @rule(
         at=indices,
-        moment=st.sampled_from([None, 0, 1]),
+        slot=st.sampled_from([None, 0, 1]),
         way=st.sampled_from(["transpose", "reversed", "tail-of-a-buffer", "columns-of-a-buffer"]),
     )
-    def leave_only_a_view(self, at, moment, way):
+    def leave_only_a_view(self, at, slot, way):
         """The base goes: the view alone holds a buffer that it does not fill in order."""
-        if moment is None or not self.case.moments:
+        if slot is None or not self.case.slots:
             self.w[at] = self.w[at].map(SHAPE_KEEPING[way])
         else:
-            name = self.case.moments[moment % len(self.case.moments)]
-            view = self.moments[at][name].map(SHAPE_KEEPING[way])
-            self.moments[at][name] = view.map(mx.abs) if "tail" in way else view
+            name = self.case.slots[slot % len(self.case.slots)]
+            view = self.slots[at][name].map(SHAPE_KEEPING[way])
+            self.slots[at][name] = view.map(mx.abs) if "tail" in way else view
 
     @rule()
     def evaluate(self):
@@ -233,7 +232,7 @@ class HeldBuffers(RuleBasedStateMachine):
             np.testing.assert_array_equal(lent.astype(np.float64), values, err_msg="lent")
         for i in range(TENSORS):
             self.w[i].check(f"parameter {i}")
-            for name, m in self.moments[i].items():
+            for name, m in self.slots[i].items():
                 m.check(f"{name} {i}")
 
 

@@ -78,7 +78,7 @@ def test_init_single_may_add_to_the_state(rule):
 
 
 @pytest.mark.parametrize("rule", ["Adam", "AdamW"])
-def test_init_single_may_choose_the_moments(rule):
+def test_init_single_may_choose_the_slots(rule):
     def make(package):
         class Warm(getattr(package, rule)):
             def init_single(self, parameter, state):

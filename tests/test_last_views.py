@@ -22,14 +22,14 @@ PARTIAL = {
 }
 
 
-@pytest.mark.parametrize("place", ["parameter", "moments", "gradient"])
+@pytest.mark.parametrize("place", ["parameter", "slots", "gradient"])
 @pytest.mark.parametrize("view", list(PARTIAL))
 def test_the_last_view_of_a_buffer_is_read_as_what_it_shows(view, place):
     for case in RULES:
         optimizer, clean = case.ours(0.1), case.ours(0.1)
-        names = {"parameter": ["w"], "moments": case.moments, "gradient": ["g"]}[place]
+        names = {"parameter": ["w"], "slots": case.slots, "gradient": ["g"]}[place]
         values = {name: mx.abs(normal(ROWS, 64, seed=i)) + 0
-                  for i, name in enumerate(["w", "g", *case.moments])}  # fmt: skip
+                  for i, name in enumerate(["w", "g", *case.slots])}  # fmt: skip
         for name in names:
             values[name] = PARTIAL[view](values[name])
         exact = {name: copied(x) for name, x in values.items()}
@@ -37,7 +37,7 @@ def test_the_last_view_of_a_buffer_is_read_as_what_it_shows(view, place):
         mx.eval(values)
         got, got_state = one_step(optimizer, values)
         assert same_bits(got, expected), case
-        for name in case.moments:
+        for name in case.slots:
             assert same_bits(got_state[name], state[name]), (case, name)
 
 

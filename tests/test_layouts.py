@@ -66,18 +66,18 @@ def views(draw, shape, dtype, seed):
 
 
 class Leaf:
-    """A parameter with its gradient and moments, each laid out its own way."""
+    """A parameter with its gradient and slots, each laid out its own way."""
 
     def __init__(self, draw, case, dtype=None):
         shape = draw(shapes)
         pick = st.just(dtype) if dtype else dtypes
-        arrays = [draw(views(shape, draw(pick), seed)) for seed in range(2 + len(case.moments))]
-        self.w, self.g, *moments = arrays
+        arrays = [draw(views(shape, draw(pick), seed)) for seed in range(2 + len(case.slots))]
+        self.w, self.g, *slots = arrays
         # Of `m` any sign will do; the others are sums of squares.
-        signs = ["m" if name.startswith("m") else "square" for name in case.moments]
-        self.moments = {
+        signs = ["m" if name.startswith("m") else "square" for name in case.slots]
+        self.slots = {
             name: x if sign == "m" else mx.abs(x)
-            for name, sign, x in zip(case.moments, signs, moments, strict=True)
+            for name, sign, x in zip(case.slots, signs, slots, strict=True)
         }
 
 
@@ -92,7 +92,7 @@ def step(case, tree, learning_rate):
     w, g = ({k: getattr(leaf, field) for k, leaf in tree.items()} for field in ("w", "g"))
     optimizer.init(w)
     for k, leaf in tree.items():
-        optimizer.state[k].update(leaf.moments)
+        optimizer.state[k].update(leaf.slots)
     return optimizer.apply_gradients(g, w), {k: optimizer.state[k] for k in tree}
 
 
@@ -116,11 +116,11 @@ def test_a_layout_is_read_as_what_it_shows(data, case):
 @each_case
 def test_equal_elements_stay_equal_wherever_they_are(case, dtype):
     for seed in range(20):
-        values = np.random.default_rng(seed).normal(size=2 + len(case.moments))
-        w, g, *moments = (mx.full((55,), float(x), dtype) for x in values)
+        values = np.random.default_rng(seed).normal(size=2 + len(case.slots))
+        w, g, *slots = (mx.full((55,), float(x), dtype) for x in values)
         optimizer = case.ours(0.1)
         optimizer.init({"w": w})
-        optimizer.state["w"].update(zip(case.moments, map(mx.abs, moments), strict=True))
+        optimizer.state["w"].update(zip(case.slots, map(mx.abs, slots), strict=True))
         new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
         for x in (new, *optimizer.state["w"].values()):
             assert len(np.unique(wide(x))) == 1
@@ -129,7 +129,7 @@ def test_equal_elements_stay_equal_wherever_they_are(case, dtype):
 @given(data=st.data(), case=st.sampled_from(CASES))
 def test_any_step_is_the_exact_one_rounded_once(data, case):
     leaf = data.draw(leaves(case))
-    before = {name: wide(m) for name, m in leaf.moments.items()}
+    before = {name: wide(m) for name, m in leaf.slots.items()}
     result, state = step(case, {"x": leaf}, 0.1)
     expected = exact_step(case, wide(leaf.w), wide(leaf.g), before, 1, 0.1, state["x"])
     for name, (exact, error) in expected.items():
@@ -175,9 +175,9 @@ def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
     case = Case(rule, options)
     number = data.draw(st.integers(1, 10_000), "step")
     rng = np.random.default_rng(number)
-    w, g, *moments = rng.normal(size=(2 + len(case.moments), 77)).astype(np.float32)
-    moments = {
-        k: x if k.startswith("m") else np.abs(x) for k, x in zip(case.moments, moments, strict=True)
+    w, g, *slots = rng.normal(size=(2 + len(case.slots), 77)).astype(np.float32)
+    slots = {
+        k: x if k.startswith("m") else np.abs(x) for k, x in zip(case.slots, slots, strict=True)
     }
     learning_rate = float(np.float32(learning_rate))
 
@@ -187,11 +187,11 @@ def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
     optimizer = case.ours(learning_rate)
     optimizer.init({"w": mx.array(w)})
     optimizer.state["step"] = mx.array(number - 1, mx.uint64)
-    optimizer.state["w"].update({k: mx.array(x) for k, x in moments.items()})
+    optimizer.state["w"].update({k: mx.array(x) for k, x in slots.items()})
     new = optimizer.apply_gradients({"w": mx.array(g)}, {"w": mx.array(w)})["w"]
     exact_w, exact_g = w.astype(np.float64), g.astype(np.float64)
     stored = optimizer.state["w"]
-    expected = exact_step(case, exact_w, exact_g, widened(moments), number, learning_rate, stored)
+    expected = exact_step(case, exact_w, exact_g, widened(slots), number, learning_rate, stored)
     assume(np.all(np.abs(expected["w"][0]) < 1e30))
     for name, (exact, error) in expected.items():
         assert_exact(new if name == "w" else optimizer.state["w"][name], exact, 2 * error + 1e-37)

@@ -1,7 +1,7 @@
 """Peak memory: a step writes into the buffers it replaces, where nothing else holds them.
 
 Counted by MLX, in bytes a parameter, everything included: AdamW in float32 has four arrays of
-4 bytes, the parameter, its two moments and its gradient.
+4 bytes, the parameter, its two slots and its gradient.
 """
 
 import gc

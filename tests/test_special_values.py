@@ -53,11 +53,11 @@ def assert_alike(got, expected, name, case):
     np.testing.assert_allclose(got[finite], expected[finite], rtol=rtol, atol=1e-38, err_msg=name)
 
 
-def finite_moments(case, size):
+def finite_slots(case, size):
     """State that an optimizer may have: `m` of any sign, the others of squares."""
     return {
         name: normal(size, seed=i) if name.startswith("m") else mx.abs(normal(size, seed=i))
-        for i, name in enumerate(case.moments)
+        for i, name in enumerate(case.slots)
     }
 
 
@@ -65,32 +65,32 @@ def assert_steps_alike(case, w, g, state):
     got, got_state = step(case.ours(0.01), w, g, state)
     expected, expected_state = step(case.stock(0.01), w, g, state)
     assert_alike(got, expected, "parameter", case)
-    for name in case.moments:
+    for name in case.slots:
         assert_alike(got_state[name], expected_state[name], name, case)
 
 
 @each_case
 def test_special_gradients_give_what_stock_gives(case):
     w, g = grid([1.0, -0.5, 0.0], SPECIAL)
-    state = finite_moments(case, w.size)
+    state = finite_slots(case, w.size)
     assert_steps_alike(case, w, g, state)
 
 
 @each_case
 def test_special_parameters_give_what_stock_gives(case):
     w, g = grid(SPECIAL, [1.0, -0.5, 0.0])
-    state = finite_moments(case, w.size)
+    state = finite_slots(case, w.size)
     assert_steps_alike(case, w, g, state)
 
 
 @each_rule
-def test_special_moments_give_what_stock_gives(case):
-    if not case.moments:
-        pytest.skip("no moments")
+def test_special_slots_give_what_stock_gives(case):
+    if not case.slots:
+        pytest.skip("no slots")
     signed, squares = SPECIAL, [x for x in SPECIAL if not x < 0]
-    columns = [signed if name.startswith("m") else squares for name in case.moments]
-    w, g, *moments = grid([1.0, -0.5], [0.5, 0.0], *columns)
-    state = dict(zip(case.moments, moments, strict=True))
+    columns = [signed if name.startswith("m") else squares for name in case.slots]
+    w, g, *slots = grid([1.0, -0.5], [0.5, 0.0], *columns)
+    state = dict(zip(case.slots, slots, strict=True))
     assert_steps_alike(case, w, g, state)
 
 

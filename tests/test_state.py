@@ -148,7 +148,7 @@ def test_a_pickled_optimizer_goes_on_where_it_was(case):
 
 
 @each_rule
-def test_moments_may_be_shared_by_two_optimizers(case):
+def test_slots_may_be_shared_by_two_optimizers(case):
     """A shallow copy of the state, as a user saves it, is not changed by the next step."""
     optimizer = case.ours(0.1)
     optimizer.apply_gradients(tree(2), tree(1))

@@ -44,7 +44,7 @@ each_pair = pytest.mark.parametrize(
     ("case", "name", "options"), PAIRS, ids=[str(case) for case, _, _ in PAIRS]
 )
 
-# The moments under torch's names.
+# The slots under torch's names.
 MOMENTS = {
     "SGD": {"v": "momentum_buffer"},
     "RMSprop": {"v": "square_avg"},

@@ -71,13 +71,13 @@ def test_the_layout_does_not_matter(layout, of):
 
     w, g = laid("parameter", normal(70, 45, seed=1)), laid("gradient", normal(70, 45, seed=2))
     got, expected = mlx_opt.Lamb(0.05, **OPTIONS), mlx_opt.Lamb(0.05, **OPTIONS)
-    moments = {
+    slots = {
         name: laid("state", mx.abs(normal(70, 45, seed=seed)))
         for name, seed in (("m", 3), ("v", 4))
     }
     for optimizer, change in ((got, lambda x: x), (expected, lambda x: mx.array(wide(x)))):
         optimizer.init({"w": w})
-        optimizer.state["w"].update({k: change(x).astype(mx.float32) for k, x in moments.items()})
+        optimizer.state["w"].update({k: change(x).astype(mx.float32) for k, x in slots.items()})
     plain = {"w": mx.array(wide(w), mx.float32)}
     expected = expected.apply_gradients({"w": mx.array(wide(g), mx.float32)}, plain)
     assert_near(got.apply_gradients({"w": g}, {"w": w})["w"], wide(expected["w"]), 1e-6)

@@ -15,17 +15,17 @@ def test_vmap_is_a_step_for_each(case, axes):
     batch, rest = 4, (4, 4)  # square, so that any axis may be the batch's
     shapes = [(batch, *rest) if axis is not None else rest for axis in axes]
     g, w = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
-    new, moments = mx.vmap(lambda g, w: step(case.ours(LR), g, w), in_axes=axes)(g, w)
+    new, slots = mx.vmap(lambda g, w: step(case.ours(LR), g, w), in_axes=axes)(g, w)
     assert new.shape == (batch, *rest)
 
     def one(x, axis, b):
         return x if axis is None else mx.take(x, b, axis)
 
     for b in range(batch):
-        expected, expected_moments = step(case.ours(LR), one(g, axes[0], b), one(w, axes[1], b))
+        expected, expected_slots = step(case.ours(LR), one(g, axes[0], b), one(w, axes[1], b))
         assert_close(new[b], expected, 1e-7)
-        for name, m in expected_moments.items():
-            assert_close(moments[name][b], m, 1e-7)
+        for name, m in expected_slots.items():
+            assert_close(slots[name][b], m, 1e-7)
 
 
 @each_rule

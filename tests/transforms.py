@@ -8,7 +8,7 @@ LR = 0.1
 
 
 def step(optimizer, g, w, learning_rate=None, number=None):
-    """The parameter and the moments after one step from a state that is not zero."""
+    """The parameter and the slots after one step from a state that is not zero."""
     optimizer.init({"w": w})
     if learning_rate is not None:
         optimizer.state["learning_rate"] = learning_rate
@@ -21,11 +21,11 @@ def step(optimizer, g, w, learning_rate=None, number=None):
 
 
 def total(build):
-    """A scalar that depends on the new parameter and on every new moment."""
+    """A scalar that depends on the new parameter and on every new slot."""
 
     def loss(*arguments):
-        new, moments = step(build(LR), *arguments)
-        return mx.sum(mx.sin(new)) + sum(mx.sum(m * m) for m in moments.values())
+        new, slots = step(build(LR), *arguments)
+        return mx.sum(mx.sin(new)) + sum(mx.sum(m * m) for m in slots.values())
 
     return loss
 

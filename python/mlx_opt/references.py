@@ -85,7 +85,7 @@ FLOAT32 = 2.0**-22
 
 
 def exact_step(name, w, g, state, step, options, stored=None):
-    """By name, "w" and the moments: the float64 step, and what float32 may make of it.
+    """By name, "w" and the slots: the float64 step, and what float32 may make of it.
 
     That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
     may be off by as much as what they are made of makes them.
@@ -95,16 +95,16 @@ def exact_step(name, w, g, state, step, options, stored=None):
     finish = formulas.FINISHES.get(name)
 
     def run(inputs):
-        moments = {moment: inputs[moment] for moment in state}
-        new, moments = REFERENCES[name](inputs["w"], inputs["g"], moments, step, **options)
+        before = {slot: inputs[slot] for slot in state}
+        new, after = REFERENCES[name](inputs["w"], inputs["g"], before, step, **options)
         if finish is not None:
-            after = {moment: inputs[f"new {moment}"] for moment in state}
+            after = {slot: inputs[f"new {slot}"] for slot in state}
             new = finish(np, inputs["w"], after, step, **options)
-        return {"w": new, **moments}
+        return {"w": new, **after}
 
     inputs = {"w": w, "g": g, **state}
     if finish is not None:
-        inputs |= {f"new {moment}": stored[moment] for moment in state}
+        inputs |= {f"new {slot}": stored[slot] for slot in state}
     exact = run(inputs)
     with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
         error = {k: FLOAT32 * (np.abs(inputs[k]) + np.abs(x - inputs[k])) for k, x in exact.items()}

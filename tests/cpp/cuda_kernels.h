@@ -32,7 +32,7 @@ inline Storages repeated(Storage storage, int count) {
 /// The passes of a rule.
 inline std::vector<Pass> passes_of(Rule rule) {
   return mlx_opt::is_elementwise(rule) ? std::vector{Pass::whole}
-                                       : std::vector{Pass::moments, Pass::finish};
+                                       : std::vector{Pass::state, Pass::finish};
 }
 
 /// The storages of a pass, of those of all operands and all results.
@@ -47,7 +47,7 @@ inline UpdateKernel with_storages(
     kernel.in.add(operands[fields]);
   }
   kernel.out = {};
-  for (int k = kernel.pass == Pass::moments; k < (kernel.pass == Pass::finish ? 1 : fields); ++k) {
+  for (int k = kernel.pass == Pass::state; k < (kernel.pass == Pass::finish ? 1 : fields); ++k) {
     kernel.out.add(results[k]);
   }
   return kernel;
@@ -69,7 +69,7 @@ inline UpdateKernel uniform(
     int capacity,
     Scaling scaling = Scaling::none,
     Pass pass = Pass::whole) {
-  const int fields = mlx_opt::info(rule).moments + 1;
+  const int fields = mlx_opt::info(rule).slots + 1;
   const UpdateKernel kernel{walk, scaling, 0, {}, {}, mlx_opt::info(rule).name, pass};
   return with_capacity(
       with_storages(kernel, repeated(storage, fields + 1), repeated(storage, fields)), capacity);
@@ -81,7 +81,7 @@ inline bool is_kernel(Pass pass, Walk walk) {
 }
 
 inline std::vector<Kernel> uniform_kernels(Rule rule, Scaling scaling = Scaling::none) {
-  const auto& [name, moments, hypers, scalars] = mlx_opt::info(rule);
+  const auto& [name, slots, hypers, scalars] = mlx_opt::info(rule);
   std::vector<Kernel> kernels = {PrepareKernel{name, hypers, 1}};
   if (mlx_opt::has_two_passes(rule)) {
     kernels.push_back(RatesKernel{name, 1022});
@@ -108,7 +108,7 @@ inline std::vector<Kernel> uniform_kernels() {
   return kernels;
 }
 
-/// A parameter, moments and a gradient of storages of their own; the results of others.
+/// A parameter, slots and a gradient of storages of their own; the results of others.
 inline std::vector<Kernel> mixed_kernels() {
   std::vector<Kernel> kernels;
   for (int i = 0; i < 27; ++i) {
@@ -116,10 +116,10 @@ inline std::vector<Kernel> mixed_kernels() {
     const Storage m = storages[i / 3 % 3];
     const Storage g = storages[i / 9];
     const auto rule = static_cast<Rule>(i % rules);
-    const int moments = mlx_opt::info(rule).moments;
+    const int slots = mlx_opt::info(rule).slots;
     Storages operands = {w};
     Storages results = {m};
-    for (int k = 0; k < moments; ++k) {
+    for (int k = 0; k < slots; ++k) {
       operands.add(m);
       results.add(g);
     }

@@ -113,7 +113,7 @@ TEST_CASE("kernels that differ in one field are told apart") {
   others[3].in.add(Storage::bfloat16);
   others[4].out = repeated(Storage::float32, 6);
   others[5].rule = "SixState";
-  others[6].pass = Pass::moments;
+  others[6].pass = Pass::state;
   for (const UpdateKernel& other : others) {
     CHECK(other != kernel);
   }

@@ -44,9 +44,9 @@ TEST_CASE("every optimizer follows its formula") {
     mx::eval(w);
     for (size_t i = 0; i < start.size(); ++i) {
       double expected = start[i];
-      optimizers::Values moments(state.size(), 0.0);
+      optimizers::Values slots(state.size(), 0.0);
       for (int step = 1; step <= 4; ++step) {
-        formula(expected, moments, double(slope[i]) * step, lr, step);
+        formula(expected, slots, double(slope[i]) * step, lr, step);
       }
       CHECK(w[0].data<float>()[i] == doctest::Approx(expected).epsilon(1e-6));
     }
@@ -68,17 +68,17 @@ TEST_CASE("a function of an optimizer's name takes numbers or arrays") {
 TEST_CASE("a step is in place where nobody else holds the arrays") {
   Arrays w = {mx::full({1000}, 1.0f)};
   Arrays state = mlx_opt::initial_state(mlx_opt::AdamW{}, w);
-  const float *own = nullptr, *moment = nullptr;
+  const float *own = nullptr, *slot = nullptr;
   for (int step = 1; step <= 4; ++step) {
     mlx_opt::adamw(w, {mx::full({1000}, 1.0f)}, state, {}, 0.01, step, {}, mx::Device::cpu);
     mx::eval(w);
     mx::eval(state);
     if (step == 1) {
       own = w[0].data<float>();
-      moment = state[1].data<float>();
+      slot = state[1].data<float>();
     }
     CHECK(w[0].data<float>() == own);
-    CHECK(state[1].data<float>() == moment);
+    CHECK(state[1].data<float>() == slot);
   }
 }
 
@@ -128,9 +128,9 @@ TEST_CASE("every optimizer follows its formula with clipped gradients") {
     mx::eval(w);
     for (size_t i = 0; i < start.size(); ++i) {
       double expected = start[i];
-      optimizers::Values moments(state.size(), 0.0);
+      optimizers::Values slots(state.size(), 0.0);
       for (int step = 1; step <= 3; ++step) {
-        formula(expected, moments, slope[i] * max_norm / (norm + 1e-6), lr, step);
+        formula(expected, slots, slope[i] * max_norm / (norm + 1e-6), lr, step);
       }
       CHECK(w[0].data<float>()[i] == doctest::Approx(expected).epsilon(1e-6));
     }

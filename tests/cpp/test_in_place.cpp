@@ -16,17 +16,17 @@ using namespace trees;
 TEST_CASE("steps of the optimizer are in place from the second on") {
   NamedArrays named = {{"w", mx::full({1000}, 1.0f, mx::Device::cpu)}};
   Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1);
-  const float *own = nullptr, *moment = nullptr;
+  const float *own = nullptr, *slot = nullptr;
   for (int i = 0; i < 4; ++i) {
     optimizer.update(named, {{"w", mx::full({1000}, 1.0f)}}, {}, mx::Device::cpu);
     mx::eval(mlx_opt::values(named));
     mx::eval(optimizer.values());
     if (i == 0) {
       own = named.at("w").data<float>();
-      moment = optimizer.state().at("w.m").data<float>();
+      slot = optimizer.state().at("w.m").data<float>();
     }
     CHECK(named.at("w").data<float>() == own);
-    CHECK(optimizer.state().at("w.m").data<float>() == moment);
+    CHECK(optimizer.state().at("w.m").data<float>() == slot);
   }
 }
 
@@ -94,13 +94,13 @@ TEST_CASE("a copy that is kept of a parameter or its state does not change") {
   };
   update();
   update();
-  const mx::array bias = named.at("bias"), moment = optimizer.state().at("layers.0.weight.m");
+  const mx::array bias = named.at("bias"), slot = optimizer.state().at("layers.0.weight.m");
   const mx::array view = mx::slice(named.at("layers.0.weight"), {0, 0}, {1, 3});
   mx::eval(view);
-  const NamedArrays kept = {{"bias", bias}, {"m", moment}, {"view", view}};
+  const NamedArrays kept = {{"bias", bias}, {"m", slot}, {"view", view}};
   const NamedArrays before = {
       {"bias", mx::copy(bias)},
-      {"m", mx::copy(moment)},
+      {"m", mx::copy(slot)},
       {"view", mx::contiguous(view) + mx::array(0.0f)}};
   mx::eval(mlx_opt::values(before));
   update();

@@ -71,7 +71,7 @@ inline mx::array transposed(mx::Shape shape, mx::Dtype dtype, int seed) {
 /// Tensors that are flat, transposed and strided; the matrices fill no tile.
 inline std::vector<mx::array> operands_of_all_kinds(mlx_opt::Rule rule, mx::Dtype dtype) {
   auto operands = steps::operands_of(rule, {{7}, {64, 68}, {70, 65}, {5, 6, 7}, {}, {0, 3}}, dtype);
-  const size_t count = mlx_opt::info(rule).moments + 2;
+  const size_t count = mlx_opt::info(rule).slots + 2;
   operands[2 * count - 1] = transposed({64, 68}, dtype, 90);
   operands[3 * count - 1] = transposed({70, 65}, dtype, 91);
   operands[4 * count - 1] =

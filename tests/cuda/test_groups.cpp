@@ -94,7 +94,7 @@ void check_update(
     const std::vector<Group>& groups,
     size_t tensors = 10,
     const std::optional<GradientScale>& scale = std::nullopt) {
-  const size_t count = info(rule).moments + 2;
+  const size_t count = info(rule).slots + 2;
   const std::vector<mx::Shape> shapes = {{7}, {64, 68}, {5000}, {5, 6, 7}, {0, 3}};
   std::vector<mx::Shape> all;
   std::vector<uint16_t> group_of;

@@ -81,7 +81,7 @@ void check_any_layouts(Rule rule) {
     CAPTURE(seed);
     Any any(seed);
     std::vector<mx::array> operands;
-    const int count = info(rule).moments + 2;
+    const int count = info(rule).slots + 2;
     const mx::Dtype dtype = any.dtype();
     for (int t = 0; t < 8; ++t) {
       const auto shape = any.shape(0);

@@ -67,7 +67,7 @@ std::vector<mx::array> operands_of(
     Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
   std::vector<mx::array> operands;
   for (const auto& shape : shapes) {
-    for (int k = 0; k < mlx_opt::info(rule).moments + 2; ++k) {
+    for (int k = 0; k < mlx_opt::info(rule).slots + 2; ++k) {
       operands.push_back(numbers(shape, dtype, static_cast<int>(operands.size())));
     }
   }

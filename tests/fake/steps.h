@@ -36,7 +36,7 @@ std::vector<mx::array> adafactor(
 /// The shape of slot `index` of Adafactor with a first moment.
 mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
 
-/// Parameter, moments and gradient of each shape, of nobody else's.
+/// Parameter, slots and gradient of each shape, of nobody else's.
 std::vector<mx::array> operands_of(
     mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
 

@@ -25,12 +25,12 @@ def values(shape, seed, dtype=mx.float32):
     return mx.array(x).astype(dtype)
 
 
-def steps(case, device, parameters, gradients, moments=mx.float32, count=3):
+def steps(case, device, parameters, gradients, slots=mx.float32, count=3):
     """Parameters and state after some steps on a device; the inputs are made there anew."""
     with mx.stream(device):
         tree = {k: f() for k, f in parameters.items()}
         optimizer = case.ours(0.01)
-        optimizer.init({k: mx.zeros(x.shape, moments) for k, x in tree.items()})
+        optimizer.init({k: mx.zeros(x.shape, slots) for k, x in tree.items()})
         for i in range(count):
             tree = optimizer.apply_gradients({k: f(i) for k, f in gradients.items()}, tree)
             mx.eval(tree, optimizer.state)
@@ -69,7 +69,7 @@ each_rule = pytest.mark.parametrize("case", RULES, ids=str)
 def test_every_rule_gives_what_the_cpu_gives(case, dtype):
     parameters = {f"p{i}": lambda s=s: values(s, 1, dtype) for i, s in enumerate(SHAPES)}
     gradients = {f"p{i}": lambda t, s=s: values(s, 2 + t, dtype) for i, s in enumerate(SHAPES)}
-    assert_devices_agree(case, parameters, gradients, moments=dtype)
+    assert_devices_agree(case, parameters, gradients, slots=dtype)
 
 
 @each_rule
@@ -78,8 +78,8 @@ def test_every_mix_of_dtypes_gives_what_the_cpu_gives(case):
     for i, (w, g, _) in enumerate(MIXES):
         parameters[f"p{i}"] = lambda w=w: values((129,), 1, w)
         gradients[f"p{i}"] = lambda t, g=g: values((129,), 2 + t, g)
-    for moments in DTYPES:
-        assert_devices_agree(case, parameters, gradients, moments=moments)
+    for slots in DTYPES:
+        assert_devices_agree(case, parameters, gradients, slots=slots)
 
 
 LAYOUTS = {
@@ -117,7 +117,7 @@ def test_any_layout_of_gradient_or_parameter(case, matrix, layout):
             "parameter": lambda t: plain(2 + t),
             "both": lambda t: odd(2 + t),
         },
-        moments=odd(1).dtype,
+        slots=odd(1).dtype,
     )
 
 

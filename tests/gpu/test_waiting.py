@@ -75,9 +75,9 @@ def test_every_loop_gives_what_the_cpu_gives(name, options):
     assert ours.step.item() == theirs.step.item() == len(LOOPS[name]) + 1
     for key, x in expected.items():
         assert np.abs(wide(got[key]) - wide(x)).max() <= 2e-6 * np.abs(wide(x)).max(), key
-        for moment in ("m", "v"):
-            a, b = (wide(o.state[key][moment]) for o in (ours, theirs))
-            assert np.abs(a - b).max() <= 2e-6 * np.abs(b).max(), (key, moment)
+        for slot in ("m", "v"):
+            a, b = (wide(o.state[key][slot]) for o in (ours, theirs))
+            assert np.abs(a - b).max() <= 2e-6 * np.abs(b).max(), (key, slot)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}], ids=["plain", "clipped"])

@@ -59,7 +59,7 @@ Operands promoted(int fields) {
 }
 
 void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule, int number) {
-  const int fields = rule.moments + 1;
+  const int fields = rule.slots + 1;
   const auto push = [&](Walk walk, const Operands& operands, Scaling scaling = Scaling::none) {
     kernels.push_back({rule.name, walk, scaling, 1, operands});
   };
@@ -86,7 +86,7 @@ void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& r
 }
 
 void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule, int mix) {
-  const Operands operands = mixed(rule.moments + 1, mix);
+  const Operands operands = mixed(rule.slots + 1, mix);
   for (Walk walk : walks) {
     // A gradient that lies otherwise than the results is not overwritten.
     const bool gradient_lies_alike = walk == Walk::flat;
@@ -114,7 +114,7 @@ std::vector<PassKernel> pass_kernels() {
   std::vector<PassKernel> kernels;
   for (const auto& rule : two_pass_rules) {
     std::vector<UpdateKernel> steps;
-    const int fields = rule.moments + 1;
+    const int fields = rule.slots + 1;
     push_updates(steps, rule, 0);
     const Operands halves = all_apart(in_place(fields, Storage::bfloat16));
     steps.push_back({rule.name, Walk::strided_long, Scaling::none, 1, halves});
@@ -130,7 +130,7 @@ std::vector<PassKernel> pass_kernels() {
       // A parameter that is overwritten is contiguous.
       const bool strided = step.walk == Walk::strided || step.walk == Walk::strided_long;
       const bool flat = !strided || step.operands.written[0] == 0;
-      kernels.push_back(pass_of(Pass::moments, step, step.walk));
+      kernels.push_back(pass_of(Pass::state, step, step.walk));
       kernels.push_back(pass_of(Pass::parameter, step, flat ? Walk::flat : step.walk));
     }
   }

@@ -86,9 +86,9 @@ Optimizer::Optimizer(
   }
   for (const auto& [name, parameter] : parameters) {
     check_operand(name, "parameter", parameter, parameter.shape());
-    moments_.emplace(
+    slots_.emplace(
         name,
-        Moments{
+        SlotArrays{
             state_names(definition.program, parameter.ndim()),
             initial_state(hypers_, {parameter})});
   }
@@ -100,13 +100,13 @@ void Optimizer::update(
   std::vector<Leaf> leaves;
   for (auto& [name, gradient] : gradients) {
     const auto parameter = parameters.find(name);
-    const auto moments = moments_.find(name);
-    if (parameter == parameters.end() || moments == moments_.end()) {
+    const auto slots = slots_.find(name);
+    if (parameter == parameters.end() || slots == slots_.end()) {
       const bool no_parameter = parameter == parameters.end();
       reject(name + ": there is a gradient but no " + (no_parameter ? "parameter" : "state"));
     }
     names.push_back(&name);
-    leaves.push_back({&parameter->second, &gradient, moments->second.arrays.data()});
+    leaves.push_back({&parameter->second, &gradient, slots->second.arrays.data()});
   }
   const Definition definition = mlx_opt::definition(hypers_);
   check_leaves(definition, [&](size_t i) { return *names[i]; }, leaves, s);
@@ -150,9 +150,9 @@ NamedArrays Optimizer::state() const {
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
   }
-  for (const auto& [parameter, moments] : moments_) {
-    for (size_t k = 0; k < moments.names.size(); ++k) {
-      state.emplace(key_of(parameter, moments.names[k]), moments.arrays[k]);
+  for (const auto& [parameter, slots] : slots_) {
+    for (size_t k = 0; k < slots.names.size(); ++k) {
+      state.emplace(key_of(parameter, slots.names[k]), slots.arrays[k]);
     }
   }
   return state;
@@ -165,8 +165,8 @@ Arrays Optimizer::values() const {
       values.push_back(*x);
     }
   }
-  for (const auto& [parameter, moments] : moments_) {
-    values.insert(values.end(), moments.arrays.begin(), moments.arrays.end());
+  for (const auto& [parameter, slots] : slots_) {
+    values.insert(values.end(), slots.arrays.begin(), slots.arrays.end());
   }
   return values;
 }
@@ -185,8 +185,8 @@ void Optimizer::set_state(const NamedArrays& state) {
       arrays.push_back(*x);
     }
   }
-  auto moments = moments_;
-  for (auto& [parameter, own] : moments) {
+  auto slots = slots_;
+  for (auto& [parameter, own] : slots) {
     for (size_t k = 0; k < own.names.size(); ++k) {
       const std::string key = key_of(parameter, own.names[k]);
       mx::array given = take(rest, key);
@@ -204,7 +204,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   learning_rate_ = learning_rate ? std::optional(learning_rate->item<float>()) : std::nullopt;
   skipped_ = std::move(skipped);
   grad_norm_ = std::move(grad_norm);
-  moments_ = std::move(moments);
+  slots_ = std::move(slots);
 }
 
 void Optimizer::save(const std::string& path) const {

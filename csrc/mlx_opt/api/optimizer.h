@@ -26,7 +26,7 @@ using NamedArrays = std::map<std::string, mx::array>;
 class MLX_OPT_API Optimizer {
  public:
   /// `parameters`: those to be updated; float32, float16 or bfloat16. Only shapes and dtypes are
-  /// noted; the moments begin as zeros. `learning_rate`: only Adafactor with relative_step, which
+  /// noted; the state begins as zeros. `learning_rate`: only Adafactor with relative_step, which
   /// does not use it, can do without.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
@@ -92,7 +92,7 @@ class MLX_OPT_API Optimizer {
   /// is not used.
   ///
   /// Throws std::invalid_argument with the name of the array that is missing, not known, or not of
-  /// the shape or dtype that it must be. Moments are float32, float16 or bfloat16.
+  /// the shape or dtype that it must be. State arrays are float32, float16 or bfloat16.
   void set_state(const NamedArrays& state);
 
   /// Writes the state to a safetensors file; MLX adds the extension to a name without. Python reads
@@ -109,7 +109,7 @@ class MLX_OPT_API Optimizer {
   void load(const std::string& path);
 
  private:
-  struct Moments {
+  struct SlotArrays {
     std::vector<std::string_view> names;
     Arrays arrays;
   };
@@ -120,7 +120,7 @@ class MLX_OPT_API Optimizer {
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
-  std::map<std::string, Moments> moments_;
+  std::map<std::string, SlotArrays> slots_;
 };
 
 /// The arrays without their names, in the order of the names: what mx::eval takes.

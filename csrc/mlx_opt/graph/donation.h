@@ -26,8 +26,8 @@ struct OutputBuffers {
 void wait_for_donatable_buffers(
     mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs);
 
-/// For each tensor of `runs` (its inputs: parameter, moments, gradient) the buffers of its outputs:
-/// the parameter's and the moments' own where nobody else holds them; for a parameter that is held,
+/// For each tensor of `runs` (its inputs: parameter, slots, gradient) the buffers of its outputs:
+/// the parameter's and the slots' own where nobody else holds them; for a parameter that is held,
 /// the gradient's; else a new one from `allocate`, which is given the bytes. A buffer taken is
 /// moved out of its array: MLX keeps what the array holds until the task is done, and a held buffer
 /// could not be taken again by the next step.

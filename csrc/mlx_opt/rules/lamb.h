@@ -26,7 +26,7 @@ struct Lamb {
     return {lr, 1.0f / one_minus_power(h.beta1, step), 1.0f / square_root(c2)};
   }
 
-  MLX_OPT_FN Element moments(Element e, float g, Hypers h, Scalars) {
+  MLX_OPT_FN Element update_state(Element e, float g, Hypers h, Scalars) {
     float m = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
     float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     return {e.w, m, v};

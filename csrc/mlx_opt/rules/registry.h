@@ -17,7 +17,7 @@ enum class Rule {
 
 struct RuleInfo {
   std::string_view name;
-  int moments; // state tensors of the parameter's shape
+  int slots; // state tensors of the parameter's shape
   int hypers;
   int scalars;
 };
@@ -60,7 +60,7 @@ constexpr int max_of(int RuleInfo::* count) {
   return max;
 }
 
-inline constexpr int max_moments = max_of(&RuleInfo::moments);
+inline constexpr int max_slots = max_of(&RuleInfo::slots);
 inline constexpr int max_hypers = max_of(&RuleInfo::hypers);
 inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
 

@@ -186,9 +186,9 @@ def _wide(x: mx.array) -> np.ndarray:
 
 
 def _wide_tensor(optimizer: Any, parameters: dict, name: str) -> dict[str, np.ndarray]:
-    """By name, "w" and the moments of a parameter in float64."""
+    """By name, "w" and the slots of a parameter in float64."""
     return {"w": _wide(parameters[name])} | {
-        moment: _wide(x) for moment, x in optimizer.state[name].items()
+        slot: _wide(x) for slot, x in optimizer.state[name].items()
     }
 
 

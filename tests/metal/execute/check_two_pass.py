@@ -17,8 +17,8 @@ from two_pass import (
     frames_of,
     in_place,
     run,
-    run_moments,
     run_rates,
+    run_state,
 )
 from update import chunks, shape_for
 
@@ -131,7 +131,7 @@ def test_what_threadgroups_leave_is_within_a_millionth(way):
     shape = {"flat": (3 * CHUNK + 5,), "transposed": (70, 90)}.get(way, (17, 5, 61))
     tensor = Tensor(in_place(mx.float32, way), shape)
     sums = np.full((tensor.groups, SUMS), np.nan, np.float32)
-    run_moments([tensor], frames_of(), sums)
+    run_state([tensor], frames_of(), sums)
     exact = np.sum(wide(tensor.values[0]) ** 2)
     assert np.sum(sums[:, 0], dtype=np.float64) == pytest.approx(exact, rel=1e-6)
 
@@ -200,10 +200,10 @@ class Huge:
         slots = dict(enumerate([frames_of(), table, shared, *operands]))
         kernels.run(RULE, name, slots, end, first=end - 2)
 
-    def assert_moments(self, way, table, end, operands=None):
+    def assert_state(self, way, table, end, operands=None):
         sums = np.zeros((end, SUMS), np.float32)
         operands = operands or self.buffers
-        self.run(f"moments_{way}1_{ALL}_bf16_to_bf16at1_bf16at2", table, sums, operands, end)
+        self.run(f"state_{way}1_{ALL}_bf16_to_bf16at1_bf16at2", table, sums, operands, end)
         w, m, v, g = self.values
         m, v = HYPERS[0] * m + (1 - HYPERS[0]) * g, HYPERS[1] * v + (1 - HYPERS[1]) * g**2
         for got, exact in zip(self.buffers[1:], [m, v], strict=False):
@@ -232,7 +232,7 @@ def test_flat_beyond_4_gibi_elements():
     huge = Huge(HUGE, places, places)
     huge.assert_parameter(f"flat1_{ALL}_to_bf16at0", table)
     huge = Huge(HUGE, places, places)
-    huge.assert_moments("flat", table, chunks(HUGE))
+    huge.assert_state("flat", table, chunks(HUGE))
 
 
 def test_strided_beyond_4_gibi_elements():
@@ -240,7 +240,7 @@ def test_strided_beyond_4_gibi_elements():
     huge = Huge(HUGE, places, HUGE - 1 - places)
     *rest, g = huge.buffers
     table = huge.strided(1, 1, 1, -1)
-    huge.assert_moments("strided_long", table, chunks(HUGE), [*rest, g[HUGE - 1 :]])
+    huge.assert_state("strided_long", table, chunks(HUGE), [*rest, g[HUGE - 1 :]])
 
     huge = Huge(HUGE, places, places)
     w, m, v, to = huge.buffers
@@ -257,4 +257,4 @@ def test_transposed_beyond_4_gibi_elements():
     table = np.zeros(1, kernels.MATRIX)
     table[["rows", *kernels.MATRIX_COUNTS]] = (rows, columns, 0, 1, 1)
     huge = Huge(rows * columns, place, place_of_gradient)
-    huge.assert_moments("transposed", table, -(-rows // TILE) * (columns // TILE))
+    huge.assert_state("transposed", table, -(-rows // TILE) * (columns // TILE))

@@ -27,29 +27,29 @@ def names(kind):
 class Kernels:
     """Those of a step: its two passes."""
 
-    def __init__(self, moments, parameter):
-        self.moments, self.parameter = moments, parameter
-        self.way, self.capacity, self.scaling = moments.way, moments.capacity, moments.scaling
+    def __init__(self, state, parameter):
+        self.state, self.parameter = state, parameter
+        self.way, self.capacity, self.scaling = state.way, state.capacity, state.scaling
 
     def __str__(self):
-        return f"{self.moments.text}-{self.parameter.text}"
+        return f"{self.state.text}-{self.parameter.text}"
 
 
-def fit(moments, parameter):
+def fit(state, parameter):
     """True if a step may have these passes."""
-    scaling = None if moments.scaling == "always" else moments.scaling  # there is no gradient
+    scaling = None if state.scaling == "always" else state.scaling  # there is no gradient
     return (
-        parameter.way in ("flat", moments.way)
-        and parameter.capacity == moments.capacity
+        parameter.way in ("flat", state.way)
+        and parameter.capacity == state.capacity
         and parameter.scaling == scaling
-        and parameter.storages == [moments.storages[0], *moments.results]
+        and parameter.storages == [state.storages[0], *state.results]
     )
 
 
 def all_kernels(wanted=lambda kernels: True):
     """Every two passes that fit and are wanted."""
     parameters = names("parameter")
-    pairs = [Kernels(m, p) for m in names("moments") for p in parameters if fit(m, p)]
+    pairs = [Kernels(m, p) for m in names("state") for p in parameters if fit(m, p)]
     return [pair for pair in pairs if wanted(pair)]
 
 
@@ -57,9 +57,9 @@ def in_place(dtype, way="flat", pack=False):
     """The kernels whose operands are all of a dtype, and overwritten; of one tensor or the most."""
     found = all_kernels(
         lambda k: (
-            {*k.moments.storages, *k.parameter.results} == {dtype}
+            {*k.state.storages, *k.parameter.results} == {dtype}
             and (k.way, k.scaling) == (way, None)
-            and (k.moments.written, k.parameter.written) == ([1, 2], [0])
+            and (k.state.written, k.parameter.written) == ([1, 2], [0])
         )
     )
     capacities = sorted(found, key=lambda k: k.capacity)
@@ -84,13 +84,13 @@ class Tensor:
         self.names, self.shape, self.group, self.lead = names, shape, group, lead
         values = [normal(*shape, seed=seed + k) for k in range(4)]
         values = [scale * values[0], values[1], mx.abs(values[2]) + 0.01, values[3]]
-        dtypes = names.moments.storages
+        dtypes = names.state.storages
         self.values = [x.astype(dtype) for x, dtype in zip(values, dtypes, strict=True)]
         self.buffers = [kernels.stored(x, lead) for x in self.values]
         self.size = values[0].size
         rows = np.array(np.empty(shape, np.uint8).strides)
         self.strides = [rows] * 4
-        self.state = self.places(names.moments, self.buffers)
+        self.state = self.places(names.state, self.buffers)
         (self.w,) = self.places(names.parameter, self.buffers[:1])
 
     def places(self, name, buffers):
@@ -116,7 +116,7 @@ class Tensor:
         return dict(enumerate(read + apart, start=first))
 
     def moments_slots(self, first=OPERANDS_SLOT):
-        return self.slots(self.names.moments, self.buffers, self.state, first)
+        return self.slots(self.names.state, self.buffers, self.state, first)
 
     def parameter_slots(self, first=OPERANDS_SLOT):
         return self.slots(self.names.parameter, [self.buffers[0], *self.state], [self.w], first)
@@ -127,7 +127,7 @@ class Tensor:
 
     def scatter(self):
         """Has those operands lie otherwise than the results that no result replaces."""
-        kept = {*self.names.moments.written}
+        kept = {*self.names.state.written}
         if self.names.parameter.way == "flat":
             kept.add(0)
         for k in {0, 1, 2, 3} - kept:
@@ -137,7 +137,7 @@ class Tensor:
 
     def results(self):
         """The new parameter and state."""
-        dtypes = [*self.names.parameter.results, *self.names.moments.results]
+        dtypes = [*self.names.parameter.results, *self.names.state.results]
         pairs = zip([self.w, *self.state], dtypes, strict=True)
         return [kernels.loaded(bits, dtype).reshape(self.shape) for bits, dtype in pairs]
 
@@ -160,7 +160,7 @@ class Tensor:
         assert_exact(new_w, w - rate * u, 2.0**-22 * np.abs(w) + 2.0**-19 * rate * apart)
 
     def assert_kept(self):
-        dtypes = [*self.names.parameter.results, *self.names.moments.results]
+        dtypes = [*self.names.parameter.results, *self.names.state.results]
         for got, x, dtype in zip(self.results(), self.values, dtypes, strict=False):
             assert same_bits(got, x.astype(dtype).reshape(self.shape))
 
@@ -209,9 +209,9 @@ def slots_of(tensors, slots):
     return buffers
 
 
-def run_moments(tensors, frames, sums, vectors=True):
+def run_state(tensors, frames, sums, vectors=True):
     first = tensors[0]
-    name = first.names.moments
+    name = first.names.state
     if name.way == "flat":
         table = table_of(tensors, vectors)
     elif name.way == "transposed":
@@ -222,7 +222,7 @@ def run_moments(tensors, frames, sums, vectors=True):
         table = strided_of(first, 4)
     buffers = {0: frames, 1: table, SUMS_SLOT: sums} | slots_of(tensors, Tensor.moments_slots)
     groups = sum(tensor.groups for tensor in tensors)
-    kernels.run(RULE, f"moments_{name.text}", buffers, groups)
+    kernels.run(RULE, f"state_{name.text}", buffers, groups)
 
 
 def run_rates(shares, frames, sums):
@@ -248,6 +248,6 @@ def run(tensors, frames, vectors=True):
     shares = np.zeros(len(tensors), SHARE)
     shares["first"], shares["count"] = np.cumsum([0, *counts[:-1]]), counts
     shares["group"] = [tensor.group for tensor in tensors]
-    run_moments(tensors, frames, sums, vectors)
+    run_state(tensors, frames, sums, vectors)
     rates = run_rates(shares, frames, sums)
     run_parameter(tensors, frames, rates, vectors)

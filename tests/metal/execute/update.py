@@ -19,7 +19,7 @@ NO_CHUNK = 2**32 - 1
 class Primitive(NamedTuple):
     name: str
     hypers: list
-    moments: list
+    state: list
 
 
 def primitive(case):
@@ -83,7 +83,7 @@ def all_names(wanted):
 
 def in_place(case, dtype, way="flat", capacity=1):
     """The kernel whose operands are all of a dtype, and overwritten."""
-    short, fields = kernels.SHORT[dtype], len(primitive(case).moments) + 1
+    short, fields = kernels.SHORT[dtype], len(primitive(case).state) + 1
     words = [f"{way}{capacity}", *[short] * (fields + 1), "to"]
     return Name("_".join([*words, *(f"{short}at{k}" for k in range(fields))]))
 
@@ -99,7 +99,7 @@ class Tensor:
 
     def __init__(self, case, name, shape, seed=1, lead=0, learning_rate=LEARNING_RATE):
         self.case, self.name, self.learning_rate = case, name, learning_rate
-        self.names = ["w", *primitive(case).moments]
+        self.names = ["w", *primitive(case).state]
         values = [normal(*shape, seed=seed + k) for k in range(len(self.names) + 1)]
         values[1:-1] = [mx.abs(x) for x in values[1:-1]]
         self.values = [x.astype(dtype) for x, dtype in zip(values, name.storages, strict=True)]
@@ -120,10 +120,10 @@ class Tensor:
         return dict(enumerate(self.buffers + own, start=first))
 
     def assert_updated(self, case=None, scale=1.0):
-        w, *moments, g = [wide(x) for x in self.values]
+        w, *before, g = [wide(x) for x in self.values]
         g = np.float64(np.float32(scale) * np.float32(g))
-        state = dict.fromkeys(self.case.moments, np.zeros(self.shape))
-        state |= dict(zip(self.names[1:], moments, strict=True))
+        state = dict.fromkeys(self.case.slots, np.zeros(self.shape))
+        state |= dict(zip(self.names[1:], before, strict=True))
         expected = exact_step(case or self.case, w, g, state, STEP, self.learning_rate)
         for name, bits, dtype in zip(self.names, self.out, self.name.results, strict=True):
             assert_exact(kernels.loaded(bits, dtype).reshape(self.shape), *expected[name])

@@ -87,7 +87,7 @@ std::vector<mx::array> expected_of(
     const std::vector<Group>& groups,
     const std::vector<uint16_t>& of_tensors,
     std::optional<float> scale) {
-  const size_t width = info(rule).moments + 2;
+  const size_t width = info(rule).slots + 2;
   std::vector<mx::array> expected;
   for (size_t t = 0; t < of_tensors.size(); ++t) {
     const Group& group = groups[of_tensors[t]];
@@ -113,7 +113,7 @@ void check_groups(
     std::optional<float> scale = std::nullopt,
     Tolerance tolerance = {}) {
   mx::set_default_device(mx::Device::cpu);
-  const int width = info(rule).moments + 2;
+  const int width = info(rule).slots + 2;
   const auto expected = expected_of(rule, operands, groups, of_tensors, scale);
   StepSpec spec = spec_of(rule, groups, {{of_tensors.size(), width}});
   spec.groups = of_tensors;

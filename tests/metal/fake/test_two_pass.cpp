@@ -13,7 +13,7 @@ using namespace mlx_opt;
 
 namespace {
 
-constexpr int width = 4; // of a tensor: the parameter, two moments and the gradient
+constexpr int width = 4; // of a tensor: the parameter, two slots and the gradient
 
 // Each pass's dispatches behind that of the frames, in their order.
 std::vector<std::string> kernels() {
@@ -70,8 +70,8 @@ TEST_CASE("two passes in place: each tensor's own rates, whatever its size") {
   CHECK(
       kernels() == std::vector<std::string>{
                        "Lamb_prepare4",
-                       "Lamb_moments_flat7_f32_f32_f32_f32_to_f32at1_f32at2",
-                       "Lamb_moments_flat1_f32_f32_f32_f32_to_f32at1_f32at2",
+                       "Lamb_state_flat7_f32_f32_f32_f32_to_f32at1_f32at2",
+                       "Lamb_state_flat1_f32_f32_f32_f32_to_f32at1_f32at2",
                        "Lamb_rates",
                        "Lamb_rates",
                        "Lamb_parameter_flat7_f32_f32_f32_to_f32at0",
@@ -101,7 +101,7 @@ TEST_CASE("without barriers each pass is a hazard") {
     run(Rule::Lamb, lamb({{20, 4096}}));
   }
   const auto& hazards = fake::log().hazards;
-  for (const char* kernel : {"moments", "rates", "parameter"}) {
+  for (const char* kernel : {"state", "rates", "parameter"}) {
     CHECK(std::any_of(hazards.begin(), hazards.end(), [&](const std::string& name) {
       return name.find(kernel) != std::string::npos;
     }));
@@ -112,7 +112,7 @@ TEST_CASE("two passes over halves and mixes of storages") {
   for (mx::Dtype dtype : {mx::float16, mx::bfloat16}) {
     check_in_place(lamb(some_shapes, dtype));
   }
-  for (const int changed : {0, 1, 3}) { // the parameter, a moment, the gradient
+  for (const int changed : {0, 1, 3}) { // the parameter, a slot, the gradient
     auto operands = lamb({{31, 33}, {5000}}, mx::bfloat16);
     for (size_t t = 0; t < operands.size(); t += width) {
       operands[t + changed] = mx::astype(operands[t + changed], mx::float32);
@@ -133,8 +133,8 @@ TEST_CASE("two passes over operands of any layout") {
   operands[21] = mx::transpose(numbers({36, 40}, mx::float32, 94)); // transposed state
   mx::eval(operands);
   check_in_place(std::move(operands));
-  CHECK(count("moments_transposed1_") == 1);
-  CHECK(count("moments_strided1_") == 4);
+  CHECK(count("state_transposed1_") == 1);
+  CHECK(count("state_strided1_") == 4);
   CHECK(count("parameter_strided1_") == 1);
   CHECK(count("parameter_flat1_") == 5);
 }

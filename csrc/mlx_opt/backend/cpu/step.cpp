@@ -38,7 +38,7 @@ using Rates = std::array<float, max_sums>;
 
 // Everything the task reads, gathered while the arrays exist. MLX keeps their buffers.
 struct Work {
-  int fields; // of a tensor: the parameter and its moments
+  int fields; // of a tensor: the parameter and its slots
   const Kernel* kernel;
   int threads;
   StepScalars scalars;

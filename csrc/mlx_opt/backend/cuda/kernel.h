@@ -73,8 +73,8 @@ struct PrepareKernel {
 enum class Walk : uint8_t { flat, transposed, strided };
 
 /// What an update does with a tensor. whole: all of it, by an elementwise rule. Of a rule of two
-/// passes, moments: the state, and each chunk's sums; finish: the parameter, from the new state.
-enum class Pass : uint8_t { whole, moments, finish };
+/// passes, state: the state, and each chunk's sums; finish: the parameter, from the new state.
+enum class Pass : uint8_t { whole, state, finish };
 
 /// Updates tensors by a rule, in tables of `capacity`. That is 0 for a strided tensor, which has a
 /// launch of its own.
@@ -88,7 +88,7 @@ struct UpdateKernel {
   Pass pass = Pass::whole;
 
   /// The addresses that a tensor has of what the kernel reads, and of what it writes. The last of
-  /// these is in `moments` where the tensor's sums go, in `finish` where its rates are.
+  /// these is in `state` where the tensor's sums go, in `finish` where its rates are.
   int inputs() const {
     return in.count();
   }

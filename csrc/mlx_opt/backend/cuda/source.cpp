@@ -60,8 +60,8 @@ std::string pass_of(const UpdateKernel& kernel) {
   switch (kernel.pass) {
     case Pass::whole:
       return called("Update", {rule, list_of(in, fields), format_of(in[fields]), out, scaling});
-    case Pass::moments:
-      return called("Moments", {rule, parameter, state, format_of(in[fields]), out, scaling});
+    case Pass::state:
+      return called("UpdateState", {rule, parameter, state, format_of(in[fields]), out, scaling});
     case Pass::finish:
       return called("Finish", {rule, parameter, state, format_of(kernel.out[0]), scaling});
   }

@@ -46,7 +46,7 @@ class Tensors {
     size_t first_chunk; // among those of the step
   };
 
-  void add_moments(
+  void add_state(
       UpdateKernel kernel,
       const mx::array* const* operands,
       const Storages& results,
@@ -56,7 +56,7 @@ class Tensors {
       const mx::array* const* operands,
       const Storages& results,
       const Extent& extent);
-  void place_moments(Share& share, char* scratch, const Buffers& outputs);
+  void place_state(Share& share, char* scratch, const Buffers& outputs);
   void place_finish(Share& share, char* scratch, const Buffers& outputs);
   void launch_rates(StepQueue& queue);
 
@@ -71,7 +71,7 @@ class Tensors {
   size_t bytes_of_rates_; // of a tensor
   std::vector<Tensor> tensors_;
   size_t chunks_ = 0;
-  Shares moments_;
+  Shares state_;
   Records rates_{1, 1}; // each tensor's chunks are the elements of its record
   RatesKernel rates_kernel_;
   CUfunction rates_function_ = nullptr;
@@ -92,25 +92,25 @@ Tensors::Tensors(const StepSpec& spec, const Pointers& inputs, const std::vector
       results.add(storage_of(dtypes[position.output + k]));
     }
     tensors_.push_back({position, chunks_});
-    add_moments(kernel, arrays, results, extent);
+    add_state(kernel, arrays, results, extent);
     add_finish(kernel, arrays, results, extent);
   });
 }
 
-void Tensors::add_moments(
+void Tensors::add_state(
     UpdateKernel kernel,
     const mx::array* const* operands,
     const Storages& results,
     const Extent& extent) {
   const int fields = results.count();
-  kernel.pass = Pass::moments;
+  kernel.pass = Pass::state;
   for (int k = 0; k <= fields; ++k) {
     kernel.in.add(storage_of(operands[k]->dtype()));
   }
   for (int k = 1; k < fields; ++k) {
     kernel.out.add(results[k]);
   }
-  Share& share = add_with_gradient(moments_, kernel, tensors_.size() - 1, extent, operands);
+  Share& share = add_with_gradient(state_, kernel, tensors_.size() - 1, extent, operands);
   const size_t index = share.records.count() - 1;
   for (int k = 0; k <= fields; ++k) {
     share.records.set_input(index, k, address<void>(*operands[k]));
@@ -145,15 +145,15 @@ void Tensors::add_finish(
 }
 
 void Tensors::find_functions(const mx::cu::Device& device) {
-  moments_.find_functions(device);
+  state_.find_functions(device);
   rates_kernel_.capacity = table_capacity(rates_.bytes(), rates_.count(), device);
   rates_function_ = function(rates_kernel_, device);
   finish_.find_functions(device);
 }
 
 void Tensors::place(char* scratch, const Buffers& outputs) {
-  for (Share& share : moments_.all()) {
-    place_moments(share, scratch, outputs);
+  for (Share& share : state_.all()) {
+    place_state(share, scratch, outputs);
   }
   for (size_t t = 0; t < tensors_.size(); ++t) {
     rates_.set_input(t, 0, sums_of(t, scratch));
@@ -164,7 +164,7 @@ void Tensors::place(char* scratch, const Buffers& outputs) {
   }
 }
 
-void Tensors::place_moments(Share& share, char* scratch, const Buffers& outputs) {
+void Tensors::place_state(Share& share, char* scratch, const Buffers& outputs) {
   const int results = share.kernel.out.count();
   for (size_t i = 0; i < share.tensors.size(); ++i) {
     const size_t tensor = share.tensors[i];
@@ -189,7 +189,7 @@ void Tensors::place_finish(Share& share, char* scratch, const Buffers& outputs) 
 }
 
 void Tensors::launch(StepQueue& queue) {
-  queue.launch(moments_);
+  queue.launch(state_);
   launch_rates(queue);
   queue.launch(finish_);
 }

@@ -8,7 +8,7 @@ namespace MLX_OPT_LEVEL {
 // The first: the state takes its step, and each chunk leaves its sums.
 // W, State, Format: formats of the parameter, its state and the gradient; New: of the new state.
 template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
-struct Moments : Framed<Rule, scaling> {
+struct UpdateState : Framed<Rule, scaling> {
   using Gradient = Format;
   using Rows = typename List<W>::template Then<State>;
   using Kept = State;
@@ -22,7 +22,7 @@ struct Moments : Framed<Rule, scaling> {
   // Over this thread's elements.
   float sums[count_of_sums] = {};
 
-  __device__ __forceinline__ Moments(const float* frames, const Tensor& tensor)
+  __device__ __forceinline__ UpdateState(const float* frames, const Tensor& tensor)
       : Framed<Rule, scaling>(frames, tensor.group) {}
 
   MLX_OPT_FN unsigned block() {
@@ -36,7 +36,7 @@ struct Moments : Framed<Rule, scaling> {
     for (int lane = 0; lane < count; ++lane) {
       const auto before = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Rows::count][lane]);
-      put(Rule::moments(before, g, frame.hypers, frame.scalars), lane, x);
+      put(Rule::update_state(before, g, frame.hypers, frame.scalars), lane, x);
       // The second pass reads the state as it is stored, so the sums are of that.
       Out::round_lane(x + first, lane);
       const auto e = take<typename Rule::Element>(x, lane);

@@ -30,14 +30,14 @@ Walk second_walk_of(const Leaf& leaf) {
 // The kernels over some tensors, each behind the one before.
 struct Passes {
   Dispatch dispatch; // its kernel as of one update
-  PassKernel moments;
+  PassKernel state;
   PassKernel parameter;
-  Pipeline moments_pipeline = nullptr;
+  Pipeline state_pipeline = nullptr;
   Pipeline parameter_pipeline = nullptr;
 
   explicit Passes(Dispatch own)
       : dispatch(std::move(own)),
-        moments(pass_of(Pass::moments, dispatch.kernel, dispatch.kernel.walk)),
+        state(pass_of(Pass::state, dispatch.kernel, dispatch.kernel.walk)),
         parameter(pass_of(Pass::parameter, dispatch.kernel, second_walk_of(*dispatch.leaves[0]))) {}
 };
 
@@ -78,7 +78,7 @@ class TwoPassStep : public Prepared {
  private:
   void find_passes();
   void encode(std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs);
-  void encode_moments(
+  void encode_state(
       const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs);
   void encode_rates(const mx::array& frames, Scratch& scratch);
   void encode_parameter(
@@ -121,27 +121,27 @@ void TwoPassStep::find_passes() {
   for (Dispatch& dispatch : dispatches_over(leaves_, max_per_pass)) {
     Passes own(std::move(dispatch));
     const auto same = std::find_if(passes_.begin(), passes_.end(), [&](const Passes& other) {
-      return other.moments == own.moments && other.parameter == own.parameter;
+      return other.state == own.state && other.parameter == own.parameter;
     });
     const bool known = same != passes_.end();
-    own.moments_pipeline = known ? same->moments_pipeline : pipeline(own.moments, device_);
+    own.state_pipeline = known ? same->state_pipeline : pipeline(own.state, device_);
     own.parameter_pipeline = known ? same->parameter_pipeline : pipeline(own.parameter, device_);
     passes_.push_back(std::move(own));
   }
 }
 
-void TwoPassStep::encode_moments(
+void TwoPassStep::encode_state(
     const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs) {
   const auto places_of = [&](const Leaf& leaf) {
     Places places{leaf.in, leaf.out(outputs)};
     places.out.erase(places.out.begin());
     return places;
   };
-  encoder_.set_compute_pipeline_state(passes.moments_pipeline);
+  encoder_.set_compute_pipeline_state(passes.state_pipeline);
   encoder_.set_input_array(frames, frames_slot);
   encoder_.set_output_array(sums, sums_slot);
   const uint64_t groups = set_arguments(encoder_, passes.dispatch);
-  set_operands(encoder_, passes.moments.update, passes.dispatch, places_of, pass_operands_slot);
+  set_operands(encoder_, passes.state.update, passes.dispatch, places_of, pass_operands_slot);
   encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
@@ -180,7 +180,7 @@ void TwoPassStep::encode_parameter(
 void TwoPassStep::encode(
     std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs) {
   for (size_t k = 0; k < passes_.size(); ++k) {
-    encode_moments(passes_[k], frames, scratch[k].sums, outputs);
+    encode_state(passes_[k], frames, scratch[k].sums, outputs);
   }
   for (Scratch& own : scratch) {
     encode_rates(frames, own);

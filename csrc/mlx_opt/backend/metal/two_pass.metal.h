@@ -1,6 +1,6 @@
 // The kernels of a rule of two passes over each tensor, generic over the rule and the storage of
 // each operand: what they share, the tensor's rates, and the second pass, which updates the
-// parameter. moments.metal.h has the first.
+// parameter. state_pass.metal.h has the first.
 #pragma once
 
 namespace mlx_opt {

@@ -7,7 +7,7 @@ namespace mlx_opt::metal {
 namespace {
 
 // Parameter, state and gradient, of which the state is written.
-Operands of_moments(Operands operands) {
+Operands of_state(Operands operands) {
   operands.out.erase(operands.out.begin());
   operands.written.erase(operands.written.begin());
   return operands;
@@ -31,10 +31,10 @@ std::string shared_files(std::string_view rule) {
 // there is one, and of what is written.
 std::string driver_of(const PassKernel& kernel) {
   const auto& [rule, walk, scaling, capacity, operands] = kernel.update;
-  const bool first = kernel.pass == Pass::moments;
+  const bool first = kernel.pass == Pass::state;
   const auto outputs = static_cast<int>(operands.out.size());
   const int state = static_cast<int>(operands.in.size()) - (first ? 2 : 1);
-  return std::string(first ? "Moments<" : "Parameter<") + std::string(rule) + ", " +
+  return std::string(first ? "UpdateState<" : "Parameter<") + std::string(rule) + ", " +
          format_of(operands.in[0]) + ", " + list_of(&operands.in[1], state) + ", " +
          (first ? format_of(operands.in.back()) + std::string(", ") +
                       list_of(operands.out.data(), outputs)
@@ -60,7 +60,7 @@ std::string kernel_of(const PassKernel& kernel) {
   const UpdateKernel& update = kernel.update;
   const Operands& operands = update.operands;
   const auto inputs = static_cast<int>(operands.in.size());
-  const bool first = kernel.pass == Pass::moments;
+  const bool first = kernel.pass == Pass::state;
   const auto at = [&](int tensor) {
     return "{{" + inputs_of(tensor, inputs) + "}, {" + outputs_of(operands, tensor) + "}}";
   };
@@ -101,8 +101,8 @@ std::string kernel_of(const RatesKernel& kernel) {
 
 PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk) {
   step.walk = walk;
-  if (pass == Pass::moments) {
-    step.operands = of_moments(std::move(step.operands));
+  if (pass == Pass::state) {
+    step.operands = of_state(std::move(step.operands));
   } else {
     step.operands = of_parameter(step.operands);
     // There is no gradient to scale.
@@ -113,13 +113,13 @@ PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk) {
 
 // The second pass has no more operands than the first.
 int max_per_pass(const Operands& step) {
-  return max_per_pack(of_moments(step), pass_operands_slot);
+  return max_per_pack(of_state(step), pass_operands_slot);
 }
 
 std::string name(const PassKernel& kernel) {
   return versioned(
-      std::string(kernel.update.rule) +
-      (kernel.pass == Pass::moments ? "_moments_" : "_parameter_") + words_of(kernel.update));
+      std::string(kernel.update.rule) + (kernel.pass == Pass::state ? "_state_" : "_parameter_") +
+      words_of(kernel.update));
 }
 
 std::string name(const RatesKernel& kernel) {
@@ -128,8 +128,8 @@ std::string name(const RatesKernel& kernel) {
 
 std::string source(const PassKernel& kernel) {
   std::string files = shared_files(kernel.update.rule);
-  if (kernel.pass == Pass::moments) {
-    files += texts().at("moments.metal.h");
+  if (kernel.pass == Pass::state) {
+    files += texts().at("state_pass.metal.h");
   }
   return program_of(files, kernel_of(kernel));
 }

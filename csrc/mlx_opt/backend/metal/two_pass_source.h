@@ -7,7 +7,7 @@
 namespace mlx_opt::metal {
 
 /// A pass: the state's step, which leaves sums, and the parameter's, which takes rates.
-enum class Pass : uint8_t { moments, parameter };
+enum class Pass : uint8_t { state, parameter };
 
 /// One pass over tensors. `update`: as of one update, but with what the pass alone reads and writes
 /// in its operands. A parameter's strided pass has state that lies as the results do.

@@ -34,11 +34,11 @@ static inline bool is_transposed(const Operand& operand) {
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
 }
 
-/// One parameter: its own value, its moments and its gradient in; its value and its moments out.
+/// One parameter: its own value, its slots and its gradient in; its value and its slots out.
 /// An output may be the buffer of a contiguous input of the same storage.
 struct Tensor {
-  Operand in[max_moments + 2];
-  Operand out[max_moments + 1];
+  Operand in[max_slots + 2];
+  Operand out[max_slots + 1];
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and

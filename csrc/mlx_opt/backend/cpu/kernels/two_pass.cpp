@@ -71,7 +71,7 @@ struct TwoPass {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     for (int64_t i = 0; i < count; i += lanes) {
-      take_moments(in, out, i, valid_lanes(count - i), frame, scale);
+      update_state(in, out, i, valid_lanes(count - i), frame, scale);
     }
     // The second pass makes the direction of the state as it is stored, so the sums are of that.
     const float* now[fields] = {in[0]};
@@ -96,7 +96,7 @@ struct TwoPass {
   }
 
   // The state's step of one vector, of which `valid` lanes are elements.
-  MLX_OPT_FN void take_moments(
+  MLX_OPT_FN void update_state(
       const float* const (&in)[fields + 1],
       float* const (&out)[fields],
       int64_t i,
@@ -110,7 +110,7 @@ struct TwoPass {
     }
     for (int lane = 0; lane < lanes; ++lane) {
       const float g = scale * from[fields][lane];
-      put(to, lane, Rule::moments(take<Element>(from, lane), g, frame.h, frame.s));
+      put(to, lane, Rule::update_state(take<Element>(from, lane), g, frame.h, frame.s));
     }
     for (int k = 1; k < fields; ++k) {
       copy_lanes(to[k], out[k] + i, valid);

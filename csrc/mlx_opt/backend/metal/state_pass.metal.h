@@ -30,7 +30,7 @@ template <
     typename Gradient,
     typename Out,
     Scaling scaling>
-struct Moments {
+struct UpdateState {
   using Of = TwoPass<Rule>;
 
   // Where a tensor lies. An output may be an input's buffer of the same state.
@@ -124,7 +124,7 @@ struct Moments {
   MLX_OPT_FN Sums apply(thread float* x, thread const float* g, Frame<Rule> frame) {
     for (int lane = 0; lane < count; ++lane) {
       const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
-      const auto e = Rule::moments(
+      const auto e = Rule::update_state(
           Of::template element<count>(x, lane), gradient, frame.hypers, frame.scalars);
       thread const float* values = reinterpret_cast<thread const float*>(&e);
       for (uint k = 1; k < Of::fields; ++k) {
@@ -172,7 +172,7 @@ struct Moments {
     void elements(ulong i) {
       float g[count];
       Access<Gradient, count>::load(at.in[Of::fields], i, g);
-      add(Moments::elements<count>(at, everywhere(i), i, g, frame));
+      add(UpdateState::elements<count>(at, everywhere(i), i, g, frame));
     }
 
     template <int count>
@@ -182,7 +182,7 @@ struct Moments {
         g[lane] = staged[lane];
       }
       const ulong i = row * columns + column;
-      add(Moments::elements<count>(at, everywhere(i), i, g, frame));
+      add(UpdateState::elements<count>(at, everywhere(i), i, g, frame));
     }
 
     void element(thread const long* places, ulong i) {
@@ -192,7 +192,7 @@ struct Moments {
       }
       float g[1];
       Access<Gradient, 1>::load(at.in[Of::fields], static_cast<ulong>(places[Of::fields]), g);
-      add(Moments::elements<1>(at, from, i, g, frame));
+      add(UpdateState::elements<1>(at, from, i, g, frame));
     }
 
     void add(Sums own) {
