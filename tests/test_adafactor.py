@@ -114,12 +114,12 @@ def test_many_steps_are_stocks(options):
     shape=st.lists(st.integers(1, 40), max_size=4),
     seed=st.integers(0, 1000),
     options=st.sampled_from(OPTIONS[:7]),
-    turned=st.booleans(),
+    transposed=st.booleans(),
 )
-def test_a_step_of_any_shape(shape, seed, options, turned):
+def test_a_step_of_any_shape(shape, seed, options, transposed):
     optimizer = mlx_opt.Adafactor(**options)
     w, g = normal(*shape, seed=seed), normal(*shape, seed=seed + 1)
-    if turned and len(shape) > 1:
+    if transposed and len(shape) > 1:
         g = mx.swapaxes(mx.contiguous(mx.swapaxes(g, -1, -2)), -1, -2)
     optimizer.init({"w": w})
     state = exact_state(optimizer, {"w": w})["w"]
@@ -192,7 +192,7 @@ def test_layouts_make_no_difference(dtype):
         assert_alike(walk(layout(w), layout(g)), expected, dtype)
 
 
-def test_batches_of_turned_matrices():
+def test_batches_of_transposed_matrices():
     g = mx.swapaxes(mx.contiguous(mx.swapaxes(normal(3, 40, 50, seed=1), -1, -2)), -1, -2)
     w = normal(3, 40, 50, seed=2)
     got = mlx_opt.Adafactor().apply_gradients({"w": g}, {"w": w})

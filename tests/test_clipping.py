@@ -118,14 +118,14 @@ def test_a_negative_norm_is_refused():
 
 @given(
     shapes=st.lists(st.lists(st.integers(0, 40), max_size=3), max_size=6),
-    turned=st.booleans(),
+    transposed=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     exponent=st.integers(-12, 12),
     seed=st.integers(0, 100),
 )
-def test_the_norm_of_any_tree(shapes, turned, dtype, exponent, seed):
+def test_the_norm_of_any_tree(shapes, transposed, dtype, exponent, seed):
     leaves = [normal(*s, seed=seed, scale=2.0**exponent, dtype=dtype) for s in shapes]
-    leaves = [x.T[..., ::2] if turned and x.ndim else x for x in leaves]
+    leaves = [x.T[..., ::2] if transposed and x.ndim else x for x in leaves]
     exact = norm_of(leaves)
     assert mlx_opt.clip_grad_norm(leaves, 1.0)[1].item() == pytest.approx(exact, rel=2e-7)
 

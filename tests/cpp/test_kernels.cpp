@@ -200,7 +200,7 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     const int64_t shape[] = {rows, columns};
     const int64_t strides[] = {1, rows};
     const Layout layout{shape, strides, 2};
-    Values straight(storage, values), turned(storage, transposed);
+    Values straight(storage, values), transposed_values(storage, transposed);
     Values expected(Storage::float32, std::vector<float>(values.size(), 1.0f));
     Values result = expected;
     const float hypers[] = {0.5f, 0.5f, 0};
@@ -212,7 +212,7 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     tensor.in[1] = straight.operand();
     sgd.run(tensor, 0, rows * columns, hypers, scalars, 1.0f);
     tensor.in[0] = tensor.out[0] = result.operand();
-    tensor.in[1] = turned.operand();
+    tensor.in[1] = transposed_values.operand();
     tensor.in[1].layout = &layout;
     REQUIRE(is_transposed(tensor.in[1]));
     sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, 1.0f);

@@ -108,11 +108,11 @@ TEST_CASE("a scaled step is a step of the scaled gradient, in every layout") {
       return x;
     };
     const auto w = operand(1), m = operand(2), v = operand(3), g = operand(4);
-    auto turned = mx::transpose(mx::contiguous(mx::transpose(g)));
+    auto transposed = mx::transpose(mx::contiguous(mx::transpose(g)));
     auto strided = mx::slice(mx::repeat(g, 2, 1), {0, 0}, {37, 106}, {1, 2});
     const mx::array factor(0.3f);
     auto expected = adamw({w, m, v, mx::multiply(mx::astype(g, mx::float32), factor)});
-    for (const auto& gradient : {g, turned, strided}) {
+    for (const auto& gradient : {g, transposed, strided}) {
       for (bool skip_nonfinite : {false, true}) {
         auto got = adamw({w, m, v, gradient}, 1, mlx_opt::GradientScale{factor, skip_nonfinite});
         for (size_t k = 0; k < 3; ++k) {

@@ -68,17 +68,17 @@ MUTANTS = [
         DIFFERS,
     ),
     Mutant(
-        "the barrier before a turned strip is missing",
+        "the barrier before a transposed strip is missing",
         "__syncthreads();\n      const int own",
         "const int own",
-        "Adafactor with turned*",
+        "Adafactor with transposed*",
         DIFFERS,
     ),
     Mutant(
-        "the barrier behind a turned strip is missing",
+        "the barrier behind a transposed strip is missing",
         "__syncthreads();\n      update_strip",
         "update_strip",
-        "Adafactor with turned*",
+        "Adafactor with transposed*",
         DIFFERS,
     ),
     Mutant(

@@ -87,17 +87,18 @@ Tensors tensors_of_all_sizes(bool first_moment, const Storages& storages) {
 }
 
 // The last two dimensions the other way about.
-mx::array turned(mx::Shape shape, mx::Dtype dtype, int seed) {
+mx::array transposed_matrices(mx::Shape shape, mx::Dtype dtype, int seed) {
   std::swap(shape[shape.size() - 1], shape[shape.size() - 2]);
   return evaluated(mx::swapaxes(numbers(shape, dtype, seed), -1, -2));
 }
 
-Tensors with_turned_gradients(bool first_moment, const Storages& storages) {
+Tensors with_transposed_gradients(bool first_moment, const Storages& storages) {
   Tensors tensors{first_moment};
   for (const mx::Shape& shape :
        std::vector<mx::Shape>{{3, 5}, {140, 270}, {264, 136}, {2, 131, 133}, {2, 3, 4, 8}}) {
     tensors.add(shape, true, storages);
-    tensors.operands.back() = turned(shape, storages.gradient, static_cast<int>(tensors.last()));
+    tensors.operands.back() =
+        transposed_matrices(shape, storages.gradient, static_cast<int>(tensors.last()));
   }
   return tensors;
 }
@@ -117,11 +118,11 @@ TEST_CASE("Adafactor of mixed storages") {
       tensors_of_all_sizes(true, {mx::float16, mx::float32, mx::bfloat16, mx::float32}));
 }
 
-TEST_CASE("Adafactor with turned gradients") {
+TEST_CASE("Adafactor with transposed gradients") {
   for (const bool first_moment : {false, true}) {
     CAPTURE(first_moment);
-    check_against_cpu(with_turned_gradients(first_moment, single));
-    check_against_cpu(with_turned_gradients(first_moment, halves));
+    check_against_cpu(with_transposed_gradients(first_moment, single));
+    check_against_cpu(with_transposed_gradients(first_moment, halves));
   }
 }
 
@@ -135,12 +136,12 @@ TEST_CASE("Adafactor with operands of any layout") {
   tensors.add({130, 140}, true, single);
   tensors.operands.back() = evaluated(mx::broadcast_to(mx::array(0.5f), {130, 140}));
   tensors.add({2, 33, 40}, true, single);
-  tensors.operands[tensors.last() - 4] = turned({2, 33, 40}, mx::float32, 92);
+  tensors.operands[tensors.last() - 4] = transposed_matrices({2, 33, 40}, mx::float32, 92);
   tensors.operands[tensors.last() - 3] =
       evaluated(mx::transpose(numbers({33, 2}, mx::float32, 93)));
   tensors.operands[tensors.last() - 2] =
       evaluated(mx::slice(numbers({2, 80}, mx::float32, 94), {0, 0}, {2, 80}, {1, 2}));
-  tensors.operands[tensors.last() - 1] = turned({2, 33, 40}, mx::float32, 95);
+  tensors.operands[tensors.last() - 1] = transposed_matrices({2, 33, 40}, mx::float32, 95);
   check_against_cpu(tensors);
 }
 
@@ -176,7 +177,7 @@ TEST_CASE("Adafactor's gradients are scaled, and a step that is not finite is no
     Scalars scalars;
     scalars.scale = GradientScale{mx::array(value), true};
     check_against_cpu(tensors_of_all_sizes(true, halves), scalars);
-    check_against_cpu(with_turned_gradients(false, single), scalars);
+    check_against_cpu(with_transposed_gradients(false, single), scalars);
   }
 }
 
@@ -184,7 +185,7 @@ TEST_CASE("Adafactor overwrites what nobody else holds") {
   for (const float value : {0.3f, INFINITY}) {
     Scalars scalars;
     scalars.scale = GradientScale{mx::array(value), true};
-    for (const auto make : {tensors_of_all_sizes, with_turned_gradients}) {
+    for (const auto make : {tensors_of_all_sizes, with_transposed_gradients}) {
       Tensors tensors = make(true, single);
       const auto expected = run_on_cpu(tensors, scalars);
       std::vector<const void*> buffers;

@@ -37,7 +37,7 @@ class Any {
     const int kind = last < 0 ? 0 : below(8);
     mx::Shape start(shape.size(), 0), steps(shape.size(), 1), larger = shape;
     switch (kind) {
-      case 1: // turned or permuted
+      case 1: // transposed or permuted
         std::reverse(larger.begin(), larger.end());
         return evaluated(mx::transpose(numbers(larger, dtype, seed)));
       case 2: // rows apart, and not aligned

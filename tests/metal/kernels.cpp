@@ -172,8 +172,8 @@ void push_passes(std::vector<FactorKernel>& kernels, Storage w, Storage v, Stora
       kernels.push_back({kind, {g, w, v, m}, {w, v, m}, strided});
     }
   }
-  kernels.push_back({FactorKind::turned_update, {g, w}, {w}});
-  kernels.push_back({FactorKind::turned_update, {g, w, m}, {w, m}});
+  kernels.push_back({FactorKind::transposed_update, {g, w}, {w}});
+  kernels.push_back({FactorKind::transposed_update, {g, w, m}, {w, m}});
 }
 
 std::vector<FactorKernel> factor_kernels() {

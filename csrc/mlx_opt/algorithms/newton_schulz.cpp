@@ -13,7 +13,7 @@ namespace {
 // Rows from which on a symmetric product is made of parts on the CPU.
 constexpr int symmetric = 128;
 
-mx::array turned(const mx::array& x, mx::Stream s) {
+mx::array transposed(const mx::array& x, mx::Stream s) {
   return mx::swapaxes(x, -1, -2, s);
 }
 
@@ -28,16 +28,16 @@ mx::array times(double factor, const mx::array& x, mx::Stream s) {
 // x x^T of each matrix.
 mx::array gram(const mx::array& x, mx::Stream s) {
   if (s.device != mx::Device::cpu) {
-    return mx::matmul(x, turned(x, s), s);
+    return mx::matmul(x, transposed(x, s), s);
   }
   const int count = x.shape(1);
   // MLX's CPU build may be slow at products with a transposed view.
   if (count < symmetric) {
-    return mx::matmul(x, mx::contiguous(turned(x, s), false, s), s);
+    return mx::matmul(x, mx::contiguous(transposed(x, s), false, s), s);
   }
   const mx::array top = rows(x, 0, count / 2, s), bottom = rows(x, count / 2, count, s);
-  const mx::array corner = mx::matmul(bottom, mx::contiguous(turned(top, s), false, s), s);
-  const mx::array upper = mx::concatenate({gram(top, s), turned(corner, s)}, -1, s);
+  const mx::array corner = mx::matmul(bottom, mx::contiguous(transposed(top, s), false, s), s);
+  const mx::array upper = mx::concatenate({gram(top, s), transposed(corner, s)}, -1, s);
   const mx::array lower = mx::concatenate({corner, gram(bottom, s)}, -1, s);
   return mx::concatenate({upper, lower}, -2, s);
 }
@@ -47,7 +47,7 @@ mx::array quadratic(const mx::array& x, double b, double c, mx::Stream s) {
   if (s.device == mx::Device::cpu) {
     return mx::add(times(b, x, s), times(c, gram(x, s), s), s);
   }
-  return mx::addmm(x, x, turned(x, s), static_cast<float>(c), static_cast<float>(b), s);
+  return mx::addmm(x, x, transposed(x, s), static_cast<float>(c), static_cast<float>(b), s);
 }
 
 // Row by row first, which gives a GPU more to do at once than all of a matrix.

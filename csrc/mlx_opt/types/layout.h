@@ -89,7 +89,7 @@ inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
 
 /// True if its matrices, of its last two dimensions, are dense and transposed, one behind the
 /// other.
-inline bool is_turned(const mlx::core::array& x) {
+inline bool has_transposed_matrices(const mlx::core::array& x) {
   const auto& shape = x.shape();
   const auto& strides = x.strides();
   const auto dims = static_cast<int>(shape.size());

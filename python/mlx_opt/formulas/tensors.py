@@ -88,14 +88,14 @@ def lamb_from_state(
 
 def newton_schulz(xp, x, coefficients, steps):
     """Jordan et al. 2024; in exact arithmetic the singular vectors stay as they are."""
-    turned = x.shape[0] > x.shape[1]
-    x = x.T if turned else x
+    transposed = x.shape[0] > x.shape[1]
+    x = x.T if transposed else x
     x = x / (xp.linalg.norm(x) + 1e-7)
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if turned else x
+    return x.T if transposed else x
 
 
 def muon(

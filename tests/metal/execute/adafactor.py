@@ -11,7 +11,7 @@ SCRATCH += ["line_sums", "column_sums", "row_means", "column_factors"]
 
 # As tables.h has them.
 COUNTS = ["rows", "columns", "matrices", "parts", "row_split", "column_split"]
-COUNTS += ["turned", "vectors", "row_vectors", "skips", "group"]
+COUNTS += ["transposed", "vectors", "row_vectors", "skips", "group"]
 TENSOR = [("size", "u8"), *((name, "u8") for name in SCRATCH), *((name, "u4") for name in COUNTS)]
 TENSOR += [("", "u4")]
 LAYOUTS = {"of_elements": 4, "of_rows": 1, "of_columns": 1}
@@ -30,7 +30,7 @@ class Plan:
         self,
         shape,
         factored,
-        turned=False,
+        transposed=False,
         strided=False,
         split=1,
         lead=0,
@@ -38,22 +38,27 @@ class Plan:
         alone=False,
         group=0,
     ):
-        self.factored, self.turned, self.strided, self.alone = factored, turned, strided, alone
+        self.factored, self.transposed, self.strided, self.alone = (
+            factored,
+            transposed,
+            strided,
+            alone,
+        )
         size = int(np.prod(shape))
         rows, columns = shape[-2:] if factored else (0, 0)
         matrices = int(np.prod(shape[:-2])) if factored else 0
-        lines, across = (columns, rows) if turned else (rows, columns)
+        lines, across = (columns, rows) if transposed else (rows, columns)
         down, self.across = parts(lines, LINES), parts(across, COLUMNS)
         self.tiles = matrices * down * self.across if factored else parts(size, CHUNK)
         self.row_groups = parts(rows, THREADS // split)
         self.mean_groups = matrices * (self.row_groups + parts(columns, THREADS // split))
-        self.turned_tiles = matrices * parts(rows, TILE) * parts(columns, TILE)
+        self.transposed_tiles = matrices * parts(rows, TILE) * parts(columns, TILE)
         aligned = not strided and not lead
 
         self.arguments = np.zeros(1, STRIDED)
         self.arguments["size"] = size
         self.arguments[COUNTS] = (
-            rows, columns, matrices, self.tiles, split, split, turned,
+            rows, columns, matrices, self.tiles, split, split, transposed,
             aligned and across % LANES == 0,
             aligned and columns % LANES == 0, skips, group)  # fmt: skip
         counts = [self.tiles, self.tiles, 2, matrices, matrices * self.row_groups]
@@ -98,7 +103,7 @@ class Tensor:
         lead = options.get("lead", 0)
         bits = {name: kernels.stored(x, lead) for name, x in values.items()}
         shaped = {name: x.reshape(values[name].shape) for name, x in bits.items()}
-        if self.plan.turned:
+        if self.plan.transposed:
             shaped["g"] = np.array(shaped["g"].swapaxes(-1, -2), order="C").swapaxes(-1, -2)
         if self.plan.strided:
             self.scatter(shaped)
@@ -143,8 +148,8 @@ class Tensor:
         else:
             run("element_squares", plan.tiles, ["g", "w", "v"])
         run("rates", 1)
-        if plan.turned:
-            run("turned_update", plan.turned_tiles, ["g", "w", *moment], ["w", *moment])
+        if plan.transposed:
+            run("transposed_update", plan.transposed_tiles, ["g", "w", *moment], ["w", *moment])
         elif plan.factored:
             run("update", plan.tiles, ["g", "w", *moment], ["w", *moment])
         else:

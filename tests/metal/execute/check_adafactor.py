@@ -51,8 +51,8 @@ each_way = pytest.mark.parametrize(
     "shape, layout",
     [
         ((33, 70), {}),
-        ((33, 70), {"turned": True}),
-        ((2, 3, 5), {"turned": True}),
+        ((33, 70), {"transposed": True}),
+        ((2, 3, 5), {"transposed": True}),
         ((2, 3, 5), {"strided": True}),
         ((300,), {}),
         ((300,), {"strided": True}),
@@ -150,9 +150,9 @@ def test_a_tensor_of_one_chunk(shape, dtype, options):
 
 @each_dtype
 @each_matrix
-def test_a_turned_gradient(shape, dtype):
+def test_a_transposed_gradient(shape, dtype):
     options = OPTIONS["moment"]
-    assert_updated(run(tensor_of(shape, options, [dtype] * 4, turned=True), options), options)
+    assert_updated(run(tensor_of(shape, options, [dtype] * 4, transposed=True), options), options)
 
 
 @each_shape
@@ -168,10 +168,10 @@ def test_an_offset_that_no_vector_can_be_loaded_from(shape):
     assert_updated(run(tensor_of(shape, options, [mx.bfloat16] * 4, lead=1), options), options)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [(900, 20), (20, 900), (2, 300, 300)], ids=str)
-def test_sums_of_several_threads(shape, turned):
-    layout = {"turned": turned, "split": 8}
+def test_sums_of_several_threads(shape, transposed):
+    layout = {"transposed": transposed, "split": 8}
     assert_updated(run(tensor_of(shape, {}, [mx.float32] * 4, **layout), {}), {})
 
 
@@ -251,16 +251,16 @@ class Huge:
 
     shape = (2**17 + 4, 2**15)
 
-    def __init__(self, turned):
+    def __init__(self, transposed):
         rows, columns = self.shape
-        self.plan = Plan(self.shape, factored=True, turned=turned)
+        self.plan = Plan(self.shape, factored=True, transposed=transposed)
         row, column = np.arange(rows - 4, rows)[:, None], np.arange(columns - 8, columns)
         self.places = row * columns + column
         self.w, self.g, self.out = (Sparse(rows * columns).bits for _ in range(3))
         self.values = [normal(4, 8, seed=k, dtype=mx.bfloat16) for k in (1, 2)]
         w, g = (np.array(x.view(mx.uint16)) for x in self.values)
         self.w[self.places] = w
-        self.g[column * rows + row if turned else self.places] = g
+        self.g[column * rows + row if transposed else self.places] = g
         self.scratch = Sparse(2 * self.plan.scratch_floats).bits.view(np.float32)
 
     def part(self, name):
@@ -271,22 +271,22 @@ class Huge:
         self.plan.run(kind, frame_of({}), self.scratch, groups, given, to, first=groups - 1)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_squares_beyond_4_gibi_elements(turned):
-    huge = Huge(turned)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_squares_beyond_4_gibi_elements(transposed):
+    huge = Huge(transposed)
     w, g = map(wide, huge.values)
     tiles, (rows, columns) = huge.plan.tiles, Huge.shape
     huge.run_last("squares", tiles, [huge.g, huge.w])
-    if not turned:  # else the tile has others of the parameter's elements
+    if not transposed:  # else the tile has others of the parameter's elements
         assert huge.part("parameter_squares")[tiles - 1] == pytest.approx((w**2).sum(), rel=1e-6)
-    sums = (g**2).sum(axis=0 if turned else 1)
-    last = huge.plan.across * (columns if turned else rows)
+    sums = (g**2).sum(axis=0 if transposed else 1)
+    last = huge.plan.across * (columns if transposed else rows)
     assert huge.part("line_sums")[last - sums.size : last] == pytest.approx(sums, rel=1e-6)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_matrix_beyond_4_gibi_elements(turned):
-    huge = Huge(turned)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_beyond_4_gibi_elements(transposed):
+    huge = Huge(transposed)
     w, g = map(wide, huge.values)
     plan, (rows, columns) = huge.plan, Huge.shape
     huge.part("row_means")[:rows] = 1.0
@@ -297,7 +297,9 @@ def test_a_matrix_beyond_4_gibi_elements(turned):
     assert squares == pytest.approx(4 * (g**2).sum(), rel=1e-5)
 
     huge.part("means")[0], huge.part("rates")[:2] = 1.0, (0.01, 0.0)
-    kind, groups = ("turned_update", plan.turned_tiles) if turned else ("update", plan.tiles)
+    kind, groups = (
+        ("transposed_update", plan.transposed_tiles) if transposed else ("update", plan.tiles)
+    )
     huge.run_last(kind, groups, [huge.g, huge.w], [huge.out])
     got = kernels.loaded(huge.out[huge.places], mx.bfloat16)
     expected = w - 0.02 * g

@@ -82,7 +82,7 @@ void check_against_cpu(const Operands& operands, const Scalars& scalars = {}) {
   check_clean();
 }
 
-mx::array turned(const mx::Shape& shape, mx::Dtype dtype) {
+mx::array transposed(const mx::Shape& shape, mx::Dtype dtype) {
   mx::Shape other = shape;
   std::swap(other[other.size() - 1], other[other.size() - 2]);
   return mx::swapaxes(numbers(other, dtype, 90), -1, -2);
@@ -115,11 +115,11 @@ TEST_CASE("Adafactor: halves and mixes of storages") {
   check_against_cpu(operands);
 }
 
-TEST_CASE("Adafactor: gradients that lie turned") {
+TEST_CASE("Adafactor: gradients that lie transposed") {
   for (const mx::Dtype dtype : {mx::float32, mx::bfloat16}) {
     Operands operands({{40, 36}, {37, 70}, {3, 20, 41}, {300, 600}}, dtype);
     for (size_t g = 4; g < operands.arrays.size(); g += 5) {
-      operands.arrays[g] = turned(operands.arrays[g].shape(), dtype);
+      operands.arrays[g] = transposed(operands.arrays[g].shape(), dtype);
     }
     mx::eval(operands.arrays);
     check_against_cpu(operands);
@@ -137,9 +137,9 @@ TEST_CASE("Adafactor: operands of any layout") {
   arrays[5] = mx::slice(numbers({100}, mx::float32, 93), {0}, {100}, {2});
   at(0, 4) = mx::broadcast_to(mx::array(0.5f), {40, 36});
   at(1, 4) = mx::transpose(numbers({7, 5, 6}, mx::float32, 91), {1, 2, 0});
-  at(2, 0) = turned({40, 36}, mx::float32);
+  at(2, 0) = transposed({40, 36}, mx::float32);
   at(3, 1) = mx::slice(numbers({80}, mx::float32, 94), {0}, {80}, {2});
-  at(3, 3) = turned({40, 36}, mx::float32);
+  at(3, 3) = transposed({40, 36}, mx::float32);
   mx::eval(arrays);
   check_against_cpu(operands);
 }
@@ -173,7 +173,7 @@ TEST_CASE("Adafactor: traced hyperparameters are read when the step runs") {
 TEST_CASE("Adafactor: gradients are scaled, and a step whose scale is not finite is not taken") {
   for (const float value : {0.3f, INFINITY}) {
     Operands operands({{100}, {33, 31}, {40, 36}, {2, 3, 4}}, mx::bfloat16);
-    operands.arrays[8] = turned({33, 31}, mx::bfloat16);
+    operands.arrays[8] = transposed({33, 31}, mx::bfloat16);
     operands.arrays.back() = mx::transpose(numbers({4, 2, 3}, mx::bfloat16, 9), {1, 2, 0});
     mx::eval(operands.arrays);
     Scalars scalars;
@@ -223,7 +223,7 @@ TEST_CASE("Adafactor may write the parameter where its gradient lay") {
 
 TEST_CASE("Adafactor: one barrier a pass, whatever the tensors, and none within a pass") {
   Operands operands({{100}, {200}, {5000}, {64, 65}, {40, 300}, {40, 36}}, mx::float32);
-  operands.arrays.back() = turned({40, 36}, mx::float32);
+  operands.arrays.back() = transposed({40, 36}, mx::float32);
   mx::eval(operands.arrays);
   fake::begin();
   const auto results = run(std::move(operands));

@@ -56,8 +56,8 @@ struct Tile {
   int height;
 
   MLX_OPT_FN Tile of(const FactorTensor& t, unsigned index) {
-    const Index lines = t.turned ? t.columns : t.rows;
-    const Index columns = t.turned ? t.rows : t.columns;
+    const Index lines = t.transposed ? t.columns : t.rows;
+    const Index columns = t.transposed ? t.rows : t.columns;
     const auto tiles_down =
         static_cast<unsigned>((lines + cuda::factor_rows - 1) / cuda::factor_rows);
     const auto tiles_across = static_cast<unsigned>((columns + width - 1) / width);
@@ -180,13 +180,13 @@ struct Factors {
 #pragma unroll
     for (int lane = 0; lane < lanes; ++lane) {
       const Index column = tile.left + tile.column_of(lane, vectors);
-      const float x = column < tile.columns ? (t.turned ? rows : columns)[column] : 1.0f;
-      factors.of_columns[lane] = t.turned ? Adafactor::row_factor(x, mean) : x;
+      const float x = column < tile.columns ? (t.transposed ? rows : columns)[column] : 1.0f;
+      factors.of_columns[lane] = t.transposed ? Adafactor::row_factor(x, mean) : x;
     }
     const int line = threadIdx.x / warp + warps * (threadIdx.x % warp);
     const Index place = static_cast<Index>(tile.down) * cuda::factor_rows + line;
-    const float x = line < tile.height ? (t.turned ? columns : rows)[place] : 1.0f;
-    factors.of_lines = t.turned ? x : Adafactor::row_factor(x, mean);
+    const float x = line < tile.height ? (t.transposed ? columns : rows)[place] : 1.0f;
+    factors.of_lines = t.transposed ? x : Adafactor::row_factor(x, mean);
     return factors;
   }
 

@@ -12,9 +12,9 @@ struct Sums {
   Index stride;   // from part to part
 
   MLX_OPT_FN Sums of(const FactorTensor& t, bool rows, unsigned matrix, int lanes) {
-    const Index lines = t.turned ? t.columns : t.rows;
-    const Index columns = t.turned ? t.rows : t.columns;
-    if (rows != static_cast<bool>(t.turned)) {
+    const Index lines = t.transposed ? t.columns : t.rows;
+    const Index columns = t.transposed ? t.rows : t.columns;
+    if (rows != static_cast<bool>(t.transposed)) {
       const Index width = warp * lanes;
       const auto across = static_cast<unsigned>((columns + width - 1) / width);
       return {t.scratch.line_sums + matrix * lines, across, t.matrices * lines};

@@ -22,8 +22,9 @@ struct FactorScratch {
   float* rates;
 };
 
-// Rows and columns are of each of its matrices. `turned`: the gradient's matrices lie transposed,
-// and its lines are the columns. `splits`: how many threads add up the sums of a row, of a column.
+// Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
+// transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
+// of a column.
 struct FactorTensor {
   const void* in[5]; // parameter; means of rows or of elements; of columns; first moment; gradient
   void* out[4];
@@ -32,7 +33,7 @@ struct FactorTensor {
   unsigned first_tile, tiles;
   unsigned first_means;
   short row_split, column_split;
-  short factored, turned;
+  short factored, transposed;
   unsigned short group;
 };
 

@@ -30,8 +30,8 @@ struct Tiling {
   int64_t lines, columns, down, across;
 
   Tiling(const FactorTensor& t, int lanes)
-      : lines(t.turned ? t.columns : t.rows),
-        columns(t.turned ? t.rows : t.columns),
+      : lines(t.transposed ? t.columns : t.rows),
+        columns(t.transposed ? t.rows : t.columns),
         down(divided_up(lines, factor_rows)),
         across(divided_up(columns, warp_size * lanes)) {}
 };
@@ -152,8 +152,8 @@ void set_shape(FactorTensor& tensor, const mx::array& w, int lanes) {
   }
   const Tiling tiling(tensor, lanes);
   tensor.tiles = static_cast<unsigned>(tensor.matrices * tiling.down * tiling.across);
-  tensor.row_split = split_of(tensor.turned ? tiling.down : tiling.across);
-  tensor.column_split = split_of(tensor.turned ? tiling.across : tiling.down);
+  tensor.row_split = split_of(tensor.transposed ? tiling.down : tiling.across);
+  tensor.column_split = split_of(tensor.transposed ? tiling.across : tiling.down);
 }
 
 } // namespace
@@ -201,8 +201,8 @@ void FactorShares::add(
   FactorTensor tensor{};
   tensor.group = group;
   tensor.factored = factored;
-  tensor.turned = factored && contiguous && !flat && is_turned(*operands.in[4]);
-  const bool strided = !flat && !tensor.turned;
+  tensor.transposed = factored && contiguous && !flat && has_transposed_matrices(*operands.in[4]);
+  const bool strided = !flat && !tensor.transposed;
   operands.key.lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
   set_shape(tensor, *arrays[0], operands.key.lanes);
   for (int k = 0; k < 5; ++k) {

@@ -18,7 +18,7 @@ template <
     int lanes>
 struct FactorUpdate : Pass<lanes> {
   using Pass<lanes>::at_once;
-  // What is turned goes through shared memory by so many of its rows.
+  // A transposed gradient goes through shared memory by so many of its rows.
   static constexpr int rows_at_once = warp;
   static constexpr int parts = cuda::factor_rows / warp;
 
@@ -32,8 +32,8 @@ struct FactorUpdate : Pass<lanes> {
     }
     if (!t.factored) {
       unfactored(table, tile);
-    } else if (lanes > 1 && t.turned) {
-      turned(table, tile);
+    } else if (lanes > 1 && t.transposed) {
+      transposed(table, tile);
     } else {
       factored(table, tile);
     }
@@ -106,13 +106,13 @@ struct FactorUpdate : Pass<lanes> {
   // The tile's lines are columns of the matrix, and its columns the rows. The gradient is read down
   // the columns into shared memory, the rest along the rows.
   template <typename Table>
-  MLX_OPT_FN void turned(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void transposed(const Table& table, const Tile<lanes>& tile) {
     __shared__ float strip[rows_at_once][cuda::factor_rows + 1];
     const FactorTensor& t = tile.tensor;
     const Index first_column = static_cast<Index>(tile.down) * cuda::factor_rows;
     const Index left = t.rows - tile.left;
     const int height = left < Tile<lanes>::width ? static_cast<int>(left) : Tile<lanes>::width;
-    const TurnedFactors factors = turned_factors(tile, first_column, height);
+    const TransposedFactors factors = transposed_factors(tile, first_column, height);
     for (int top = 0; top < height; top += rows_at_once) {
       __syncthreads();
       const int own = threadIdx.x % warp;
@@ -129,16 +129,17 @@ struct FactorUpdate : Pass<lanes> {
   }
 
   // Of the thread's columns; and of its warp's rows, that of row `warps * k` with lane k.
-  struct TurnedFactors {
+  struct TransposedFactors {
     float of_columns[parts];
     float of_rows;
   };
 
-  MLX_OPT_FN TurnedFactors turned_factors(const Tile<lanes>& tile, Index first_column, int height) {
+  MLX_OPT_FN TransposedFactors
+  transposed_factors(const Tile<lanes>& tile, Index first_column, int height) {
     static_assert(Tile<lanes>::width / warps <= warp, "a lane for each row of a warp");
     const FactorTensor& t = tile.tensor;
     const int own = threadIdx.x % warp;
-    TurnedFactors factors;
+    TransposedFactors factors;
 #pragma unroll
     for (int k = 0; k < parts; ++k) {
       const Index column = first_column + own + k * warp;
@@ -161,7 +162,7 @@ struct FactorUpdate : Pass<lanes> {
       int top,
       int height,
       const float (&strip)[rows_at_once][cuda::factor_rows + 1],
-      const TurnedFactors& factors) {
+      const TransposedFactors& factors) {
     const FactorTensor& t = tile.tensor;
     const Index first_row = tile.matrix * t.rows + tile.left;
     const int own = threadIdx.x % warp;

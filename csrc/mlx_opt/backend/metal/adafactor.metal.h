@@ -84,8 +84,8 @@ struct FactorTile {
 
   MLX_OPT_FN FactorTile of(constant FactorTensor& t, uint group) {
     FactorTile tile;
-    tile.lines = t.turned ? t.columns : t.rows;
-    tile.columns = t.turned ? t.rows : t.columns;
+    tile.lines = t.transposed ? t.columns : t.rows;
+    tile.columns = t.transposed ? t.rows : t.columns;
     tile.tiles_down = parts_of(tile.lines, factor_lines);
     const uint tiles_across = parts_of(tile.columns, factor_columns);
     tile.across = group % tiles_across;
@@ -131,14 +131,14 @@ MLX_OPT_FN void over_lines(thread Each& each, FactorTile tile, uint index) {
 struct Factors {
   ulong rows, columns; // the first ones' places in the scratch
   float mean;          // of the rows' means
-  bool turned;
+  bool transposed;
 
   MLX_OPT_FN Factors of(constant FactorTensor& t, uint matrix, float mean) {
     return {
         t.scratch.row_means + static_cast<ulong>(matrix) * t.rows,
         t.scratch.column_factors + static_cast<ulong>(matrix) * t.columns,
         mean,
-        t.turned != 0};
+        t.transposed != 0};
   }
 
   MLX_OPT_FN float of_row(Factors f, device const float* scratch, uint row) {
@@ -151,7 +151,7 @@ struct Factors {
 
   // Of a line of the gradient.
   MLX_OPT_FN float of_line(Factors f, device const float* scratch, uint line) {
-    return f.turned ? of_column(f, scratch, line) : of_row(f, scratch, line);
+    return f.transposed ? of_column(f, scratch, line) : of_row(f, scratch, line);
   }
 
   // Of this thread's elements of a tile's lines.
@@ -162,7 +162,8 @@ struct Factors {
       for (int lane = 0; lane < count; ++lane) {
         const uint column = tile.left + FactorTile::column_of<count>(own, index) + lane;
         if (column < tile.columns) {
-          to[own + lane] = f.turned ? of_row(f, scratch, column) : of_column(f, scratch, column);
+          to[own + lane] =
+              f.transposed ? of_row(f, scratch, column) : of_column(f, scratch, column);
         }
       }
     }

@@ -11,9 +11,9 @@ struct FactorParts {
   ulong stride; // from part to part
 
   MLX_OPT_FN FactorParts of(constant FactorTensor& t, bool rows, uint matrix) {
-    const uint lines = t.turned ? t.columns : t.rows;
-    const uint columns = t.turned ? t.rows : t.columns;
-    if (rows != (t.turned != 0)) {
+    const uint lines = t.transposed ? t.columns : t.rows;
+    const uint columns = t.transposed ? t.rows : t.columns;
+    if (rows != (t.transposed != 0)) {
       return {
           t.scratch.line_sums + static_cast<ulong>(matrix) * lines,
           parts_of(columns, factor_columns),

@@ -18,8 +18,8 @@ const char* name_of(FactorKind kind) {
       return "rates";
     case FactorKind::update:
       return "update";
-    case FactorKind::turned_update:
-      return "turned_update";
+    case FactorKind::transposed_update:
+      return "transposed_update";
     case FactorKind::element_squares:
       return "element_squares";
     case FactorKind::element_update:
@@ -59,8 +59,8 @@ std::string pass_of(const FactorKernel& kernel) {
       return "FactorRates::run";
     case FactorKind::update:
       return "FactorUpdate" + update_of(kernel) + "::run";
-    case FactorKind::turned_update:
-      return "FactorUpdate" + update_of(kernel) + "::turned";
+    case FactorKind::transposed_update:
+      return "FactorUpdate" + update_of(kernel) + "::transposed";
     case FactorKind::element_squares:
       return "ElementSquares" + in + ">::run";
     case FactorKind::element_update:
@@ -80,7 +80,7 @@ unsigned staged_by(FactorKind kind) {
       return 0;
     case FactorKind::squares:
       return factor_staged;
-    case FactorKind::turned_update:
+    case FactorKind::transposed_update:
       return tile * (tile + 1);
     default:
       return threads;

@@ -10,7 +10,7 @@
 namespace mlx_opt::metal {
 
 /// The passes of a tensor in the order of their dispatches: squares, means, update_squares, rates
-/// and update or turned_update; or where nothing is factored element_squares, rates and
+/// and update or transposed_update; or where nothing is factored element_squares, rates and
 /// element_update, or for one chunk element_step alone.
 enum class FactorKind : uint8_t {
   squares,
@@ -18,7 +18,7 @@ enum class FactorKind : uint8_t {
   update_squares,
   rates,
   update,
-  turned_update,
+  transposed_update,
   element_squares,
   element_update,
   element_step,

@@ -32,22 +32,23 @@ struct FactorScratch {
   unsigned long column_factors; // of all matrices
 };
 
-// Rows and columns are of each of its matrices. `turned`: the gradient's matrices lie transposed,
-// and its lines are the columns. `splits`: how many threads add up the sums of a row, of a column.
+// Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
+// transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
+// of a column.
 struct FactorTensor {
   unsigned long size;
   FactorScratch scratch;
   unsigned rows, columns, matrices;
   unsigned parts;
   unsigned row_split, column_split;
-  unsigned turned;
+  unsigned transposed;
   unsigned vectors; // whether vectors can be loaded along the gradient's lines, from all operands
-  unsigned row_vectors; // along the rows of all operands but a turned gradient
+  unsigned row_vectors; // along the rows of all operands but a transposed gradient
   unsigned skips;       // whether the step is not taken where the gradients' scale is not finite
   unsigned group;
 };
 
-// What a pass takes: of operands that lie as the results do, or the gradient turned.
+// What a pass takes: of operands that lie as the results do, or with a transposed gradient.
 struct FactorArguments {
   FactorTensor tensor;
 };

@@ -27,8 +27,8 @@ struct Tiling {
   uint64_t lines, columns, down, across;
 
   explicit Tiling(const FactorTensor& t)
-      : lines(t.turned ? t.columns : t.rows),
-        columns(t.turned ? t.rows : t.columns),
+      : lines(t.transposed ? t.columns : t.rows),
+        columns(t.transposed ? t.rows : t.columns),
         down(divided_up(lines, factor_lines)),
         across(divided_up(columns, factor_columns)) {}
 };
@@ -63,9 +63,10 @@ FactorPlan::FactorPlan(
   std::for_each(arrays, arrays + g + 1, [&](auto* x) { in.emplace_back(*x); });
   const bool contiguous = all_contiguous(arrays, g);
   const bool flat = contiguous && is_contiguous(*arrays[g]);
-  const bool turned = fields.factored && contiguous && !flat && is_turned(*arrays[g]);
-  strided = !flat && !turned;
-  set_shape(arrays, turned);
+  const bool transposed =
+      fields.factored && contiguous && !flat && has_transposed_matrices(*arrays[g]);
+  strided = !flat && !transposed;
+  set_shape(arrays, transposed);
   if (strided) {
     set_layouts(arrays);
   }
@@ -73,11 +74,11 @@ FactorPlan::FactorPlan(
   set_passes(arrays, dtypes);
 }
 
-void FactorPlan::set_shape(const mx::array* const* arrays, bool turned) {
+void FactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
   FactorTensor& t = arguments.tensor;
   const mx::array& w = *arrays[0];
   t.size = w.size();
-  t.turned = turned;
+  t.transposed = transposed;
   if (fields.factored) {
     t.rows = w.shape(-2);
     t.columns = w.shape(-1);
@@ -87,8 +88,8 @@ void FactorPlan::set_shape(const mx::array* const* arrays, bool turned) {
   const Tiling tiling(t);
   const uint64_t tiles = t.matrices * tiling.down * tiling.across;
   t.parts = static_cast<unsigned>(fields.factored ? tiles : divided_up(t.size, chunk));
-  t.row_split = split_of(turned ? tiling.down : tiling.across);
-  t.column_split = split_of(turned ? tiling.across : tiling.down);
+  t.row_split = split_of(transposed ? tiling.down : tiling.across);
+  t.column_split = split_of(transposed ? tiling.across : tiling.down);
   const bool fit = !strided && vectors_fit(arrays, fields.place_of(gradient) + 1);
   t.vectors = fit && tiling.columns % lanes == 0;
   t.row_vectors = fit && t.columns % lanes == 0;
@@ -167,10 +168,10 @@ void FactorPlan::set_passes(const mx::array* const* arrays, const mx::Dtype* dty
   passes[1] = pass(FactorKind::means, both, both, t.matrices * (row_groups(t) + column_groups(t)));
   passes[2] = pass(FactorKind::update_squares, {gradient}, {}, t.parts);
   passes[4] = pass(
-      t.turned ? FactorKind::turned_update : FactorKind::update,
+      t.transposed ? FactorKind::transposed_update : FactorKind::update,
       with_moment({gradient, parameter}),
       with_moment({parameter}),
-      t.turned ? t.matrices * tiles : t.parts);
+      t.transposed ? t.matrices * tiles : t.parts);
 }
 
 } // namespace mlx_opt::metal

@@ -55,7 +55,7 @@ struct FactorPlan {
       unsigned group);
 
  private:
-  void set_shape(const mx::array* const* arrays, bool turned);
+  void set_shape(const mx::array* const* arrays, bool transposed);
   void set_layouts(const mx::array* const* arrays);
   void set_scratch();
   void set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes);

@@ -92,9 +92,9 @@ struct FactorUpdate {
     }
   }
 
-  // Where the gradient is turned: it is read down its columns into `staged`, the rest along the
+  // Where the gradient is transposed: it is read down its columns into `staged`, the rest along the
   // rows.
-  MLX_OPT_FN void turned(
+  MLX_OPT_FN void transposed(
       constant FactorArguments& arguments,
       constant float* frames,
       device const float* scratch,
@@ -108,7 +108,8 @@ struct FactorUpdate {
     const Tile own = Tile::of(t.rows, t.columns, group % tiles);
     const ulong first = static_cast<ulong>(matrix) * t.rows * t.columns;
     const auto factors = Factors::of(t, matrix, scratch[t.scratch.means + matrix]);
-    Turned each = {at, scratch, first, t.columns, factors, FactorStep::of(t, frames, scratch)};
+    TransposedElements each = {
+        at, scratch, first, t.columns, factors, FactorStep::of(t, frames, scratch)};
     device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
     if (t.vectors) {
       stage<G, lanes>(gradient, t.rows, own, index, staged);
@@ -163,7 +164,7 @@ struct FactorUpdate {
     over_lines<count>(each, each.tile, index);
   }
 
-  struct Turned {
+  struct TransposedElements {
     FactorOperands at;
     device const float* scratch;
     ulong first;

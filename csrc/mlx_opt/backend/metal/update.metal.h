@@ -99,7 +99,7 @@ struct Update {
       uint group,
       uint index,
       threadgroup float* staged) {
-    Turned each = {at, frame_of<Rule>(frames, matrix.group), matrix.columns};
+    TransposedElements each = {at, frame_of<Rule>(frames, matrix.group), matrix.columns};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
       stage<Gradient, lanes>(at.gradient, matrix.rows, t, index, staged);
@@ -151,7 +151,7 @@ struct Update {
     }
   };
 
-  struct Turned {
+  struct TransposedElements {
     Operands at;
     Frame<Rule> frame;
     ulong columns;

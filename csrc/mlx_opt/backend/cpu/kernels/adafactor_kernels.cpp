@@ -64,13 +64,13 @@ MLX_OPT_FN Sum total_of(Sum* of) {
 template <typename Visit>
 MLX_OPT_FN void for_each_piece(const AdafactorTensor& tensor, const Tile& tile, Visit visit) {
   alignas(64) float staged[panel * block];
-  const bool turned = cpu::is_transposed(tensor.g) && tensor.matrices == 1;
-  const int64_t height = turned ? panel : 1;
+  const bool transposed = cpu::is_transposed(tensor.g) && tensor.matrices == 1;
+  const int64_t height = transposed ? panel : 1;
   for (int64_t top = tile.top; top < tile.bottom; top += height) {
     const int64_t bottom = top + height < tile.bottom ? top + height : tile.bottom;
     for (int64_t left = tile.left; left < tile.right; left += block) {
       const int64_t right = left + block < tile.right ? left + block : tile.right;
-      if (turned) {
+      if (transposed) {
         load_panel(tensor.g, top, left, right, staged);
         for (int64_t row = top; row < bottom; ++row) {
           visit(row, left, right - left, staged + (row - top) * block);
