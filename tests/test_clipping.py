@@ -1,4 +1,4 @@
-"""Clipping by the global norm, by itself and inside a step, and steps that are not taken."""
+"""Clipping by the global norm, by itself and inside a step, and steps that are skipped."""
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -1,4 +1,4 @@
-"""Clipping by the global norm, and steps that are not taken where it is not finite."""
+"""Clipping by the global norm, and steps that are skipped where it is not finite."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ class ClippedStep(NamedTuple):
     """Of all gradients together, 0-d."""
 
     scale: mx.array
-    """What they are multiplied with, 0-d; NaN where the step is not taken."""
+    """What they are multiplied with, 0-d; NaN where the step is skipped."""
 
     finite: mx.array | None
-    """A 0-d bool, true if the step is taken; None if it is taken whatever the norm is."""
+    """A 0-d bool, true if the step is applied; None if it is applied whatever the norm is."""
 
     def scaled(self, gradient: mx.array) -> mx.array:
         return scaled(gradient, self.scale)
 
     def chosen(self, new: Any, old: Any) -> Any:
-        """`new` where the step is taken, else `old`."""
+        """`new` where the step is applied, else `old`."""
         return new if self.finite is None else mx.where(self.finite, new, old)
 
     def around(self, formula: Formula) -> Formula:
-        """The formula of a leaf, of the scaled gradient, and its results only if it is taken."""
+        """`formula` on scaled gradients, whose results count only if the step is applied."""
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state)

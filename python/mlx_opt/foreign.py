@@ -26,7 +26,7 @@ def run_foreign(
     rollback: Rollback,
 ) -> Any:
     """Run an optimizer's own step, of clipped gradients, and return the updated parameters."""
-    keep(optimizer, rollback)
+    note_state(optimizer, rollback)
     if clipped is None:
         return apply(gradients, parameters)
     scaled = tree_map(clipped.scaled, gradients)
@@ -51,7 +51,7 @@ def members_of(optimizer: stock.Optimizer) -> list[Any]:
     return members
 
 
-def keep(optimizer: stock.Optimizer, rollback: Rollback) -> None:
+def note_state(optimizer: stock.Optimizer, rollback: Rollback) -> None:
     """Let the rollback restore an optimizer's state, whatever changes it."""
     for member in members_of(optimizer):
         own = vars(member)
@@ -81,7 +81,7 @@ def _run_unless_skipped(
     clipped: ClippedStep,
 ) -> Any:
     taken_back = Rollback()
-    keep(optimizer, taken_back)
+    note_state(optimizer, taken_back)
     before = _copied(optimizer.state)
     updated = apply(gradients, parameters)
     changes: list[Callable[[], None]] = []

@@ -19,7 +19,7 @@ from mlx.utils import tree_merge
 
 from . import _ext, reserved
 from .clipping import ClippedStep, ClipRequest, Formula
-from .foreign import Apply, keep, members_of, run_foreign
+from .foreign import Apply, members_of, note_state, run_foreign
 from .rollback import Rollback
 
 
@@ -117,8 +117,8 @@ def _prepare(
     counters: list[Any] = []
     for step, part in zip(settled, parts, strict=True):
         if clipped is not None:
-            skips = clipped.finite is not None
-            part.clip(clipped.scale, skips, clipped.around(step.formula))
+            skip_nonfinite = clipped.finite is not None
+            part.clip(clipped.scale, skip_nonfinite, clipped.around(step.formula))
             _choose_root_entries(step, clipped, rollback)
             record(step.optimizer, clipped, rollback)
         counters += counters_of(step.state)
@@ -136,7 +136,7 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     optimizer: Any = share.optimizer
     if not optimizer._initialized:
         optimizer.check(share.gradients, parameters)
-        keep(optimizer, rollback)
+        note_state(optimizer, rollback)
         optimizer._init_own(share.gradients)
     rollback.note(setattr, optimizer, "_state", optimizer._state)
     before: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
 
 
 def _choose_root_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
-    """Let the entries of the state's root be those before the step, where it is not taken."""
+    """Let the entries of the state's root be those before the step, where it is skipped."""
     if clipped.finite is None:
         return
     state = settled.state

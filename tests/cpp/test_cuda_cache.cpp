@@ -37,7 +37,7 @@ constexpr int not_possible = 77;
 // On a full disk nothing is kept and nothing is left, and what was kept before is still there.
 int keep_on_full_disk(const fs::path& folder, const std::string& large) {
   const Cache cache(folder);
-  cache.keep("large", large);
+  cache.store("large", large);
   const bool clean = cache.find("small") == "small" && !cache.find("large");
   return clean && files_in(folder) == 1 ? sound : 1;
 }
@@ -48,8 +48,8 @@ TEST_CASE("what was kept is found, by its own key, in another process' eyes too"
   Folder folder;
   const Cache cache(folder.path / "deep" / "down");
   CHECK(!cache.find("a"));
-  cache.keep("a", value);
-  cache.keep("b", "");
+  cache.store("a", value);
+  cache.store("b", "");
   CHECK(Cache(folder.path / "deep" / "down").find("a") == value);
   CHECK(cache.find("b") == "");
   CHECK(!cache.find("c"));
@@ -61,7 +61,7 @@ TEST_CASE("what was kept is found, by its own key, in another process' eyes too"
 TEST_CASE("a damaged entry is not found, and can be kept anew") {
   Folder folder;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   const fs::path entry = only_entry(folder.path);
   const std::string sound = content(entry);
   std::string flipped = sound;
@@ -75,7 +75,7 @@ TEST_CASE("a damaged entry is not found, and can be kept anew") {
         flipped}) {
     write(entry, damaged);
     CHECK(!cache.find("a"));
-    cache.keep("a", value);
+    cache.store("a", value);
     CHECK(cache.find("a") == value);
   }
 }
@@ -84,10 +84,10 @@ TEST_CASE("a folder that cannot be written or read is no error") {
   Folder folder;
   write(folder.path / "file", "");
   const Cache cache(folder.path / "file" / "below");
-  cache.keep("a", value);
+  cache.store("a", value);
   CHECK(!cache.find("a"));
   const Cache none{fs::path()};
-  none.keep("a", value);
+  none.store("a", value);
   CHECK(!none.find("a"));
 }
 
@@ -98,7 +98,7 @@ TEST_CASE("the oldest entries make room for a new one, and other files stay") {
   const auto now = fs::file_time_type::clock::now();
   const std::vector<std::string> keys = {"a", "b", "c", "d", "e"};
   for (size_t i = 0; i < keys.size(); ++i) {
-    cache.keep(keys[i], value);
+    cache.store(keys[i], value);
     for (const auto& entry : fs::directory_iterator(folder.path)) {
       if (fs::last_write_time(entry) > now - std::chrono::hours(1)) {
         fs::last_write_time(entry, now - std::chrono::hours(10 - i));
@@ -115,24 +115,24 @@ TEST_CASE("the oldest entries make room for a new one, and other files stay") {
   const fs::path left = folder.path / (std::string(32, '0') + ".1.2");
   write(left, value);
   fs::last_write_time(left, now - std::chrono::hours(20));
-  cache.keep("f", value);
+  cache.store("f", value);
   CHECK(!fs::exists(left));
   CHECK(cache.find("f") == value);
 }
 
 TEST_CASE("an entry larger than the limit is neither kept nor read") {
   Folder folder;
-  Cache(folder.path).keep("a", value);
+  Cache(folder.path).store("a", value);
   const Cache small(folder.path, value.size());
   CHECK(!small.find("a"));
-  small.keep("b", value);
+  small.store("b", value);
   CHECK(Cache(folder.path).find("a") == value);
   CHECK(files_in(folder.path) == 1);
 }
 
 TEST_CASE("a file that cannot be written to its end is not kept") {
   Folder folder;
-  Cache(folder.path).keep("small", "small");
+  Cache(folder.path).store("small", "small");
   const int status = status_of_child([&] {
     const rlimit limit{4096, 4096};
     signal(SIGXFSZ, SIG_IGN);
@@ -152,7 +152,7 @@ TEST_CASE("a full disk is no error") {
         mount("tmpfs", path, "tmpfs", 0, "size=64k,mode=700") != 0) {
       return not_possible;
     }
-    Cache(folder.path).keep("small", "small");
+    Cache(folder.path).store("small", "small");
     return keep_on_full_disk(folder.path, std::string(100000, 'x'));
   });
   if (status == not_possible) {
@@ -162,7 +162,7 @@ TEST_CASE("a full disk is no error") {
   }
 }
 
-TEST_CASE("several threads keep and find one entry") {
+TEST_CASE("several threads store and find one entry") {
   Folder folder;
   const Cache cache(folder.path);
   std::atomic<int> wrong{0};
@@ -170,7 +170,7 @@ TEST_CASE("several threads keep and find one entry") {
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
       for (int round = 0; round < 100; ++round) {
-        cache.keep("a", value);
+        cache.store("a", value);
         const auto found = cache.find("a");
         wrong += found && *found != value;
       }

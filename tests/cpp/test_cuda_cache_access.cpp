@@ -31,7 +31,7 @@ TEST_CASE("folders are made for the user alone, whatever the mask") {
   Folder folder;
   const mode_t before = umask(0);
   const Cache cache(folder.path / "deep" / "down");
-  cache.keep("a", value);
+  cache.store("a", value);
   umask(before);
   CHECK(cache.find("a") == value);
   CHECK(mode_of(folder.path / "deep") == 0700);
@@ -42,11 +42,11 @@ TEST_CASE("folders are made for the user alone, whatever the mask") {
 TEST_CASE("a folder that others can write to is not used") {
   Folder folder;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   for (mode_t mode : {0720, 0702, 0777, 01777}) {
     REQUIRE(chmod(folder.path.c_str(), mode) == 0);
     CHECK(!cache.find("a"));
-    cache.keep("b", value);
+    cache.store("b", value);
     CHECK(files_in(folder.path) == 1);
   }
   REQUIRE(chmod(folder.path.c_str(), 0755) == 0);
@@ -59,29 +59,29 @@ TEST_CASE("a folder of another user is not used") {
   }
   Folder folder;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   REQUIRE(chown(folder.path.c_str(), somebody_else, -1) == 0);
   CHECK(!cache.find("a"));
-  cache.keep("b", value);
+  cache.store("b", value);
   CHECK(files_in(folder.path) == 1);
 }
 
 TEST_CASE("a file that others can write to, or own, is not read, and is replaced") {
   Folder folder;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   const fs::path entry = only_entry(folder.path);
   for (mode_t mode : {0620, 0602, 0666}) {
     REQUIRE(chmod(entry.c_str(), mode) == 0);
     CHECK(!cache.find("a"));
-    cache.keep("a", value);
+    cache.store("a", value);
     CHECK(cache.find("a") == value);
     CHECK(mode_of(entry) == 0600);
   }
   if (is_root()) {
     REQUIRE(chown(entry.c_str(), somebody_else, -1) == 0);
     CHECK(!cache.find("a"));
-    cache.keep("a", value);
+    cache.store("a", value);
     CHECK(cache.find("a") == value);
   }
 }
@@ -90,14 +90,14 @@ TEST_CASE("a link in place of a file is not followed") {
   Folder folder;
   Folder other;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   const fs::path entry = only_entry(folder.path);
   const fs::path target = other.path / "target";
   fs::rename(entry, target);
   const std::string before = content(target);
   fs::create_symlink(target, entry);
   CHECK(!cache.find("a"));
-  cache.keep("a", value + value);
+  cache.store("a", value + value);
   CHECK(cache.find("a") == value + value);
   CHECK(!fs::is_symlink(entry));
   CHECK(content(target) == before);
@@ -106,14 +106,14 @@ TEST_CASE("a link in place of a file is not followed") {
 TEST_CASE("a link in place of the folder is not followed, however it is written") {
   Folder target;
   Folder folder;
-  Cache(target.path).keep("a", value);
+  Cache(target.path).store("a", value);
   const fs::path link = folder.path / "link";
   fs::create_directory_symlink(target.path, link);
   for (const fs::path& path : {link, link / "", link / ".", link / "." / ""}) {
     CAPTURE(path.string());
     const Cache cache(path);
     CHECK(!cache.find("a"));
-    cache.keep("b", value);
+    cache.store("b", value);
     CHECK(files_in(target.path) == 1);
   }
 }
@@ -121,17 +121,17 @@ TEST_CASE("a link in place of the folder is not followed, however it is written"
 TEST_CASE("what is no file is not read, and nobody waits for it") {
   Folder folder;
   const Cache cache(folder.path);
-  cache.keep("a", value);
+  cache.store("a", value);
   const fs::path entry = only_entry(folder.path);
   fs::remove(entry);
   REQUIRE(mkfifo(entry.c_str(), 0600) == 0);
   CHECK(!cache.find("a"));
-  cache.keep("a", value);
+  cache.store("a", value);
   CHECK(cache.find("a") == value);
   fs::remove(entry);
   fs::create_directory(entry);
   CHECK(!cache.find("a"));
-  cache.keep("a", value);
+  cache.store("a", value);
   CHECK(!cache.find("a"));
   CHECK(files_in(folder.path) == 1);
 }

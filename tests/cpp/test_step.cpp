@@ -125,7 +125,7 @@ TEST_CASE("a scaled step is a step of the scaled gradient, in every layout") {
   }
 }
 
-TEST_CASE("a scale that is not finite is applied, or the step not taken") {
+TEST_CASE("a scale that is not finite is applied, or the step is skipped") {
   for (float value : {INFINITY, -INFINITY, std::numeric_limits<float>::quiet_NaN()}) {
     for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
       auto w = mx::astype(mx::arange(600.0), dtype);
@@ -145,7 +145,7 @@ TEST_CASE("a scale that is not finite is applied, or the step not taken") {
   }
 }
 
-TEST_CASE("a step that is not taken converts where a taken one would") {
+TEST_CASE("a step that is skipped converts where an applied one would") {
   auto w = mx::astype(mx::arange(1000.0), mx::bfloat16);
   const auto zeros = filled({1000}, 0.0f), g = filled({1000}, 1.0f);
   auto kept = adamw(
@@ -157,7 +157,7 @@ TEST_CASE("a step that is not taken converts where a taken one would") {
   CHECK(same_bits(kept[0], expected));
 }
 
-TEST_CASE("a step that is not taken leaves its own buffers in place") {
+TEST_CASE("a step that is skipped leaves its own buffers in place") {
   auto w = filled({1000}, 1.0f);
   const void* own = w.data<float>();
   std::vector<mx::array> operands;

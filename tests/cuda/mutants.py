@@ -138,7 +138,7 @@ MUTANTS = [
         DIFFERS,
     ),
     Mutant(
-        "a step that is not finite is taken",
+        "a step that is not finite is applied",
         "return scaling != Scaling::if_finite ||",
         "return true ||",
         "gradients are scaled*",
@@ -180,15 +180,15 @@ MUTANTS = [
         DIFFERS,
     ),
     Mutant(
-        "what a step that is not taken keeps is not copied",
+        "what a step that is skipped keeps is not copied",
         "Pass::Kept::template copy_all<Out>(tensor.in + first, at, tensor.out, i + lane);",
         "",
         "Lamb's gradients*",
         DIFFERS,
     ),
     Mutant(
-        "Adafactor's step that is not finite is taken",
-        "return !table.skips ||",
+        "Adafactor's step that is not finite is applied",
+        "return !table.skip_nonfinite ||",
         "return true ||",
         "Adafactor's gradients*",
         DIFFERS,

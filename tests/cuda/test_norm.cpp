@@ -68,17 +68,17 @@ TEST_CASE("the norm of nothing is 0") {
 
 TEST_CASE("clipping: the scale") {
   for (const float norm : {0.5f, 8.0f, INFINITY, NAN}) {
-    for (const bool skips : {false, true}) {
+    for (const bool skip_nonfinite : {false, true}) {
       const mx::array of(norm);
-      const Clip clip{2.0, skips};
+      const Clip clip{2.0, skip_nonfinite};
       const std::optional<mx::array> none;
       const auto limit = std::make_optional(mx::array(3.0f));
       const std::vector<mx::array> expected = {
           gradient_scale(of, clip, mx::Device::cpu).value,
-          gradient_scale(of, limit, skips, mx::Device::cpu).value};
+          gradient_scale(of, limit, skip_nonfinite, mx::Device::cpu).value};
       const std::vector<mx::array> got = {
           queued(gradient_scale(of, clip, fake::gpu_stream).value),
-          queued(gradient_scale(of, limit, skips, fake::gpu_stream).value)};
+          queued(gradient_scale(of, limit, skip_nonfinite, fake::gpu_stream).value)};
       fake::finish(fake::gpu_stream);
       for (size_t i = 0; i < got.size(); ++i) {
         CAPTURE(norm);

@@ -103,19 +103,19 @@ TEST_CASE("traced hyperparameters are read when the step runs") {
   check_clean();
 }
 
-TEST_CASE("gradients are scaled, and a step whose scale is not finite is not taken") {
+TEST_CASE("gradients are scaled, and a step whose scale is not finite is skipped") {
   for (const float value : {0.3f, INFINITY, NAN}) {
-    for (const bool skips : {false, true}) {
-      if (std::isfinite(value) || skips) {
+    for (const bool skip_nonfinite : {false, true}) {
+      if (std::isfinite(value) || skip_nonfinite) {
         Scalars scalars;
-        scalars.scale = GradientScale{mx::array(value), skips};
+        scalars.scale = GradientScale{mx::array(value), skip_nonfinite};
         check_against_cpu(Rule::Lion, operands_of_all_kinds(Rule::Lion, mx::bfloat16), scalars);
       }
     }
   }
 }
 
-TEST_CASE("all buffers that nobody else holds are written in place, taken or not") {
+TEST_CASE("all buffers that nobody else holds are written in place, applied or not") {
   for (const float scale : {0.3f, INFINITY}) {
     auto operands = operands_of_all_kinds(Rule::AdamW, mx::float32);
     const auto copies = copies_of(operands);
@@ -168,12 +168,12 @@ TEST_CASE("a step that starts early is sent off in two parts, and is the same") 
   operands.push_back(scalars.learning_rate);
   const Pointers inputs = pointers_to(operands);
   const std::vector<mx::Dtype> dtypes(parameters.size(), mx::float32);
-  auto keep = std::make_shared<int>(0);
-  const std::weak_ptr<int> watched = keep;
+  auto keep_alive = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep_alive;
   const int before = fake::commits(fake::gpu_stream);
   gpu::find_backend()
       .backend->prepare(sgd(parameters.size(), 0.1), inputs, dtypes, fake::gpu_stream, Start::early)
-      ->enqueue(overwritten, std::move(keep));
+      ->enqueue(overwritten, std::move(keep_alive));
   CHECK(fake::commits(fake::gpu_stream) == before + 2);
   CHECK(!watched.expired());
   fake::finish(fake::gpu_stream);
@@ -193,11 +193,11 @@ TEST_CASE("a step is queued behind the last, and the host is at most two ahead")
   const std::vector<mx::array> inputs = {operands[0], operands[1], scalars.learning_rate};
   std::vector<std::weak_ptr<int>> watched;
   for (int i = 0; i < 3; ++i) {
-    auto keep = std::make_shared<int>(0);
-    watched.push_back(keep);
+    auto keep_alive = std::make_shared<int>(0);
+    watched.push_back(keep_alive);
     backend
         ->prepare(sgd(1, 0.0), pointers_to(inputs), {mx::float32}, fake::gpu_stream, Start::whole)
-        ->enqueue({operands[0].buffer()}, std::move(keep));
+        ->enqueue({operands[0].buffer()}, std::move(keep_alive));
   }
   CHECK(watched[0].expired());
   CHECK(!watched[1].expired());

@@ -144,13 +144,13 @@ TEST_CASE("Lamb of parameters and states of any layout") {
   check_lamb(operands, scalars);
 }
 
-TEST_CASE("Lamb's gradients are scaled, and a step whose scale is not finite is not taken") {
+TEST_CASE("Lamb's gradients are scaled, and a step whose scale is not finite is skipped") {
   for (const float value : {0.3f, INFINITY, NAN}) {
-    for (const bool skips : {false, true}) {
-      if (std::isfinite(value) || skips) {
+    for (const bool skip_nonfinite : {false, true}) {
+      if (std::isfinite(value) || skip_nonfinite) {
         check_lamb(
             operands_of_all_kinds(Rule::Lamb, mx::bfloat16),
-            large_step(GradientScale{mx::array(value), skips}));
+            large_step(GradientScale{mx::array(value), skip_nonfinite}));
       }
     }
   }
@@ -170,7 +170,7 @@ TEST_CASE("a step of Lamb over tensors without elements") {
   check_lamb(lamb_operands({{0}, {3, 0}}, mx::float32));
 }
 
-TEST_CASE("Lamb overwrites all buffers that nobody else holds, taken or not") {
+TEST_CASE("Lamb overwrites all buffers that nobody else holds, applied or not") {
   for (const float scale : {0.3f, INFINITY}) {
     auto operands = operands_of_all_kinds(Rule::Lamb, mx::float32);
     const auto copies = copies_of(operands);

@@ -137,17 +137,17 @@ class World:
         if self.init_first and not all(part._initialized for part in self.parts()):
             self.top.init(self.gradients)
         clipped, norm = stock.clip_grad_norm(self.gradients, options.get("max_norm", mx.inf))
-        skips = options.get("skip_nonfinite") and not mx.isfinite(norm).item()
-        if skips:
+        skip_nonfinite = options.get("skip_nonfinite") and not mx.isfinite(norm).item()
+        if skip_nonfinite:
             # The step is made all the same, which may fail, and taken back.
             if not all(part._initialized for part in self.parts()):
                 self.top.init(self.gradients)
             self.noted = self.entries()
         self.call(clipped, {})
-        if skips:
+        if skip_nonfinite:
             self.restore()
         if options.get("skip_nonfinite"):
-            self.skipped = (self.skipped or 0) + skips
+            self.skipped = (self.skipped or 0) + skip_nonfinite
         self.norm = norm
 
     def entries(self):

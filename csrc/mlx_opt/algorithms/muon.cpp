@@ -52,16 +52,15 @@ void orthogonalize(Arrays& directions, const Muon& hypers, size_t stack, mx::Str
   }
 }
 
-// The scale of the descent, whose gradients are made of scaled ones: 1, or NaN if the step is not
-// taken.
+// The scale of the descent: 1, or NaN if the step is skipped. Its gradients come from scaled ones.
 std::optional<GradientScale> finite_only(
     const std::optional<GradientScale>& scale, mx::Stream stream) {
   if (!scale || !scale->skip_nonfinite) {
     return std::nullopt;
   }
   const mx::array nan(std::numeric_limits<float>::quiet_NaN());
-  const mx::array taken = mx::isfinite(scale->value, stream);
-  return GradientScale{mx::where(taken, mx::array(1.0f), nan, stream), true};
+  const mx::array finite = mx::isfinite(scale->value, stream);
+  return GradientScale{mx::where(finite, mx::array(1.0f), nan, stream), true};
 }
 
 class MuonStep : public Composition {

@@ -67,7 +67,7 @@ MLX_OPT_API void update(
 ///   const auto scale = gradient_scale(norm, {.max_norm = 1.0, .skip_nonfinite = true});
 ///   adamw(parameters, std::move(gradients), state, {.weight_decay = 0.1}, 1e-3, step, scale);
 ///
-/// and the step is taken if mx::isfinite(norm).
+/// and the step is applied if mx::isfinite(norm).
 #define MLX_OPT_FUNCTION(function, Hypers)                                                  \
   inline void function(                                                                     \
       Arrays& parameters,                                                                   \

@@ -59,7 +59,7 @@ class MLX_OPT_API Optimizer {
     return attempts_ - skipped();
   }
 
-  /// Steps that were not taken because the norm of their gradients was not finite.
+  /// Steps that were skipped because the norm of their gradients was not finite.
   std::uint64_t skipped() const;
 
   /// The global norm of the gradients of the last step that clipped or could be skipped, before

@@ -53,7 +53,7 @@ class Backend {
   virtual void clip(
       const std::vector<mx::array>& inputs,
       float max_norm,
-      bool skips,
+      bool skip_nonfinite,
       mx::array& scale,
       mx::Stream stream) const = 0;
 

@@ -37,7 +37,7 @@ void enqueue(
     const std::vector<mx::array>& scalars,
     mx::Stream stream,
     Start start,
-    const std::shared_ptr<void>& keep) {
+    const std::shared_ptr<void>& keep_alive) {
   // A step that starts early reads its inputs' addresses when it is queued.
   std::vector<Pointers> all_inputs;
   all_inputs.reserve(tasks.size());
@@ -51,7 +51,7 @@ void enqueue(
     prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream, start));
   }
   for (size_t i = 0; i < prepared.size(); ++i) {
-    prepared[i]->enqueue(tasks[i].overwritten, keep);
+    prepared[i]->enqueue(tasks[i].overwritten, keep_alive);
   }
 }
 
@@ -64,8 +64,8 @@ class StepInPlace : public mx::Primitive {
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
     outputs[0].set_data(mx::allocator::malloc(0));
     auto release = [in_flight = work_.in_flight](void*) { in_flight->release(); };
-    const std::shared_ptr<void> keep(nullptr, std::move(release));
-    enqueue(work_.tasks, scalars, stream(), work_.start, keep);
+    const std::shared_ptr<void> keep_alive(nullptr, std::move(release));
+    enqueue(work_.tasks, scalars, stream(), work_.start, keep_alive);
   }
 
   void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {

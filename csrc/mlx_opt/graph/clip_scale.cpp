@@ -24,13 +24,14 @@ constexpr float any_norm = std::numeric_limits<float>::infinity();
 // Of the norm, and a greatest norm unless it is the number.
 using Inputs = std::vector<mx::array>;
 
-mx::array scale_by_operations(const Inputs& inputs, float max_norm, bool skips, mx::Stream s) {
+mx::array scale_by_operations(
+    const Inputs& inputs, float max_norm, bool skip_nonfinite, mx::Stream s) {
   const mx::array& norm = inputs[0];
   const auto constant = [&](double x) { return mx::array(x, norm.dtype()); };
   const mx::array limit = inputs.size() > 1 ? inputs[1] : constant(max_norm);
   const mx::array ratio = mx::divide(limit, mx::add(norm, constant(1e-6), s), s);
   const mx::array scale = mx::minimum(ratio, constant(1.0), s);
-  if (!skips) {
+  if (!skip_nonfinite) {
     return scale;
   }
   const mx::array nan = constant(std::numeric_limits<double>::quiet_NaN());
@@ -39,8 +40,8 @@ mx::array scale_by_operations(const Inputs& inputs, float max_norm, bool skips, 
 
 class ClipScale : public mx::UnaryPrimitive {
  public:
-  ClipScale(mx::Stream stream, float max_norm, bool skips)
-      : mx::UnaryPrimitive(stream), max_norm_(max_norm), skips_(skips) {}
+  ClipScale(mx::Stream stream, float max_norm, bool skip_nonfinite)
+      : mx::UnaryPrimitive(stream), max_norm_(max_norm), skip_nonfinite_(skip_nonfinite) {}
 
   void eval_cpu(const Inputs& inputs, mx::array& output) override {
     output.set_data(mx::allocator::malloc(output.nbytes()));
@@ -49,21 +50,21 @@ class ClipScale : public mx::UnaryPrimitive {
     encoder.dispatch([norm = inputs[0].data<float>(),
                       traced_max_norm,
                       max_norm = max_norm_,
-                      skips = skips_,
+                      skip_nonfinite = skip_nonfinite_,
                       scale = output.data<float>()] {
       *scale = MLX_OPT_LEVEL::Clipping::scale(
-          *norm, traced_max_norm ? *traced_max_norm : max_norm, skips);
+          *norm, traced_max_norm ? *traced_max_norm : max_norm, skip_nonfinite);
     });
   }
 
   void eval_gpu(const Inputs& inputs, mx::array& output) override {
-    gpu::find_backend().backend->clip(inputs, max_norm_, skips_, output, stream());
+    gpu::find_backend().backend->clip(inputs, max_norm_, skip_nonfinite_, output, stream());
   }
 
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const Inputs& inputs, const std::vector<int>& axes) override {
     const int axis = *std::max_element(axes.begin(), axes.end());
-    return {{scale_by_operations(inputs, max_norm_, skips_, stream())}, {axis}};
+    return {{scale_by_operations(inputs, max_norm_, skip_nonfinite_, stream())}, {axis}};
   }
 
   std::vector<mx::Shape> output_shapes(const Inputs&) override {
@@ -72,7 +73,7 @@ class ClipScale : public mx::UnaryPrimitive {
 
   bool is_equivalent(const mx::Primitive& other) const override {
     const auto& that = static_cast<const ClipScale&>(other);
-    return max_norm_ == that.max_norm_ && skips_ == that.skips_;
+    return max_norm_ == that.max_norm_ && skip_nonfinite_ == that.skip_nonfinite_;
   }
 
   const char* name() const override {
@@ -81,21 +82,21 @@ class ClipScale : public mx::UnaryPrimitive {
 
  private:
   float max_norm_;
-  bool skips_;
+  bool skip_nonfinite_;
 };
 
-GradientScale scale_of(Inputs inputs, float max_norm, bool skips, mx::Stream stream) {
-  if (std::isinf(max_norm) && inputs.size() == 1 && !skips) {
+GradientScale scale_of(Inputs inputs, float max_norm, bool skip_nonfinite, mx::Stream stream) {
+  if (std::isinf(max_norm) && inputs.size() == 1 && !skip_nonfinite) {
     return {mx::array(1.0, inputs[0].dtype()), false};
   }
   const bool plain = std::all_of(inputs.begin(), inputs.end(), [](const mx::array& x) {
     return x.dtype() == mx::float32 && x.ndim() == 0;
   });
   if (!plain || !available(stream.device) || traced_for_gradient(inputs)) {
-    return {scale_by_operations(inputs, max_norm, skips, stream), skips};
+    return {scale_by_operations(inputs, max_norm, skip_nonfinite, stream), skip_nonfinite};
   }
-  auto primitive = std::make_shared<ClipScale>(stream, max_norm, skips);
-  return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skips};
+  auto primitive = std::make_shared<ClipScale>(stream, max_norm, skip_nonfinite);
+  return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skip_nonfinite};
 }
 
 } // namespace

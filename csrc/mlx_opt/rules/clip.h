@@ -6,10 +6,10 @@
 MLX_OPT_RULES_BEGIN
 
 struct Clipping {
-  // What gradients of that norm are multiplied with. NaN, for a step that is not taken, where it
-  // `skips` a norm that is not finite.
-  MLX_OPT_FN float scale(float norm, float max_norm, bool skips) {
-    if (skips && !(absolute(norm) <= 3.402823466e38f)) {
+  // What gradients of that norm are multiplied with. NaN, for a step that is skipped, where it
+  // `skip_nonfinite` a norm that is not finite.
+  MLX_OPT_FN float scale(float norm, float max_norm, bool skip_nonfinite) {
+    if (skip_nonfinite && !(absolute(norm) <= 3.402823466e38f)) {
       return norm - norm;
     }
     return minimum(max_norm / (norm + 1e-6f), 1.0f);

@@ -26,8 +26,8 @@ class Prepared {
  public:
   virtual ~Prepared() = default;
 
-  /// Queues or runs the step, writing to `outputs`. `keep` stays alive until it is done.
-  virtual void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) = 0;
+  /// Queues or runs the step, writing to `outputs`. `keep_alive` stays alive until it is done.
+  virtual void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) = 0;
 };
 
 } // namespace mlx_opt

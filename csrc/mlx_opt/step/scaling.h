@@ -7,7 +7,7 @@ namespace mlx_opt {
 enum class Scaling : unsigned char {
   none,
   always,    // the scale, a float32
-  if_finite, // the same; where it is not finite the step is not taken, and all stays as it was
+  if_finite, // the same; where it is not finite the step is skipped, and all stays as it was
 };
 
 } // namespace mlx_opt

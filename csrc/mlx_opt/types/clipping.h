@@ -1,4 +1,4 @@
-// Clipping by the global norm, and steps that are not taken where it is not finite.
+// Clipping by the global norm, and steps that are skipped where it is not finite.
 #pragma once
 
 #include <optional>
@@ -20,7 +20,7 @@ struct Clip {
 };
 
 /// What each gradient is multiplied with, in float32, before the rule sees it: a 0-d array. With
-/// `skip_nonfinite` one that is not finite means that the step is not taken: the results are equal
+/// `skip_nonfinite` one that is not finite means that the step is skipped: the results are equal
 /// to the operands.
 struct GradientScale {
   mx::array value;

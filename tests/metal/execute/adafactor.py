@@ -11,7 +11,7 @@ SCRATCH += ["line_sums", "column_sums", "row_means", "column_factors"]
 
 # As tables.h has them.
 COUNTS = ["rows", "columns", "matrices", "parts", "row_split", "column_split"]
-COUNTS += ["transposed", "vectors", "row_vectors", "skips", "group"]
+COUNTS += ["transposed", "vectors", "row_vectors", "skip_nonfinite", "group"]
 TENSOR = [("size", "u8"), *((name, "u8") for name in SCRATCH), *((name, "u4") for name in COUNTS)]
 TENSOR += [("", "u4")]
 LAYOUTS = {"of_elements": 4, "of_rows": 1, "of_columns": 1}
@@ -34,7 +34,7 @@ class Plan:
         strided=False,
         split=1,
         lead=0,
-        skips=False,
+        skip_nonfinite=False,
         alone=False,
         group=0,
     ):
@@ -60,7 +60,7 @@ class Plan:
         self.arguments[COUNTS] = (
             rows, columns, matrices, self.tiles, split, split, transposed,
             aligned and across % LANES == 0,
-            aligned and columns % LANES == 0, skips, group)  # fmt: skip
+            aligned and columns % LANES == 0, skip_nonfinite, group)  # fmt: skip
         counts = [self.tiles, self.tiles, 2, matrices, matrices * self.row_groups]
         counts += [self.across * matrices * lines, matrices * down * across]
         counts += [matrices * rows, matrices * columns]

@@ -121,7 +121,7 @@ def test_the_gradients_are_scaled(case, name):
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
 @each_kernel(lambda name: name.scaling == "if_finite")
-def test_a_step_whose_scale_is_not_finite_is_not_taken(case, name, scale):
+def test_a_step_whose_scale_is_not_finite_is_skipped(case, name, scale):
     tensor = Tensor(case, name, shape_for(name))
     run(tensor, frame_of(case, scale=scale))
     tensor.assert_kept()

@@ -179,10 +179,10 @@ def test_any_floats(values):
 
 
 def test_clipping_goes_by_the_rule():
-    def scale(norm, max_norm, traced, skips):
+    def scale(norm, max_norm, traced, skip_nonfinite):
         out, arguments = (
             float32(np.nan),
-            np.array([(max_norm, traced is not None, skips)], kernels.CLIP),
+            np.array([(max_norm, traced is not None, skip_nonfinite)], kernels.CLIP),
         )
         run("clip", out, arguments, float32(norm), float32(traced or 0), threads=1)
         return out[0]

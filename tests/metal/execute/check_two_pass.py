@@ -107,7 +107,7 @@ def test_the_gradients_are_scaled(names):
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
 @each_kernel(lambda names: names.scaling == "if_finite")
-def test_a_step_whose_scale_is_not_finite_is_not_taken(names, scale):
+def test_a_step_whose_scale_is_not_finite_is_skipped(names, scale):
     tensor = Tensor(names, shape_for(names))
     run([tensor], frames_of(scale=scale))
     tensor.assert_kept()

@@ -27,7 +27,7 @@ MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors"]
 MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS)])
 SOURCE = np.dtype([("value", "f4"), ("one_minus", "f4"), ("log", "f4"), ("given", "i4")])
 SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
-CLIP = np.dtype([("max_norm", "f4"), ("traced", "u4"), ("skips", "u4")])
+CLIP = np.dtype([("max_norm", "f4"), ("traced", "u4"), ("skip_nonfinite", "u4")])
 
 
 def layout(operands):

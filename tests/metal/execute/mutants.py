@@ -57,10 +57,10 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
-        "a step that is not finite is taken",
-        "if (!taken(frame.scale)) {",
+        "a step that is not finite is applied",
+        "if (!is_applied(frame.scale)) {",
         "if (false) {",
-        "not_taken and SGD",
+        "is_skipped and SGD",
         "assert",
     ),
     Mutant(
@@ -148,10 +148,10 @@ MUTANTS = [
         "Adafactor",
     ),
     Mutant(
-        "Adafactor takes a step that is not finite",
-        "!t.skips ||",
+        "Adafactor applies a step that is not finite",
+        "!t.skip_nonfinite ||",
         "true ||",
-        "check_adafactor and not_taken",
+        "check_adafactor and is_skipped",
         "assert",
         "Adafactor",
     ),

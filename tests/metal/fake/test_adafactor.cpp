@@ -170,7 +170,7 @@ TEST_CASE("Adafactor: traced hyperparameters are read when the step runs") {
   check_clean();
 }
 
-TEST_CASE("Adafactor: gradients are scaled, and a step whose scale is not finite is not taken") {
+TEST_CASE("Adafactor: gradients are scaled, and a step whose scale is not finite is skipped") {
   for (const float value : {0.3f, INFINITY}) {
     Operands operands({{100}, {33, 31}, {40, 36}, {2, 3, 4}}, mx::bfloat16);
     operands.arrays[8] = transposed({33, 31}, mx::bfloat16);
@@ -252,12 +252,12 @@ TEST_CASE("Adafactor lets go of what it has in its hands when it is done") {
   }
   const StepSpec spec{Rule::Adafactor, {{0, 3}, {1, 4}}, {}, {sources}};
   const std::vector<mx::Dtype> dtypes(3, mx::float32);
-  auto keep = std::make_shared<int>(0);
-  const std::weak_ptr<int> watched = keep;
+  auto keep_alive = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
   const auto* backend = gpu::find_backend().backend;
   backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, Start::whole)
-      ->enqueue(outputs, std::move(keep));
+      ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);
   check_clean();

@@ -121,19 +121,21 @@ TEST_CASE("more dimensions than the norm's kernels have are refused before anyth
 }
 
 TEST_CASE("the scale is the CPU's") {
-  const auto scale = [](float norm, std::optional<float> max_norm, bool skips, mx::Stream stream) {
-    const mx::array of(norm);
-    auto scale = max_norm ? gradient_scale(of, mx::array(*max_norm), skips, stream)
-                          : gradient_scale(of, Clip{2.0, skips}, stream);
-    return stream == gpu_stream ? evaluated(scale.value).item<float>() : scale.value.item<float>();
-  };
+  const auto scale =
+      [](float norm, std::optional<float> max_norm, bool skip_nonfinite, mx::Stream stream) {
+        const mx::array of(norm);
+        auto scale = max_norm ? gradient_scale(of, mx::array(*max_norm), skip_nonfinite, stream)
+                              : gradient_scale(of, Clip{2.0, skip_nonfinite}, stream);
+        return stream == gpu_stream ? evaluated(scale.value).item<float>()
+                                    : scale.value.item<float>();
+      };
   fake::begin();
   for (float norm : {0.0f, 1.0f, 30.0f, INFINITY, NAN}) {
-    for (bool skips : {false, true}) {
+    for (bool skip_nonfinite : {false, true}) {
       for (std::optional<float> max_norm : {std::optional<float>(), std::optional<float>(0.5f)}) {
         CAPTURE(norm);
-        const float expected = scale(norm, max_norm, skips, cpu_stream);
-        const float got = scale(norm, max_norm, skips, gpu_stream);
+        const float expected = scale(norm, max_norm, skip_nonfinite, cpu_stream);
+        const float got = scale(norm, max_norm, skip_nonfinite, gpu_stream);
         CHECK((got == expected || (std::isnan(got) && std::isnan(expected))));
       }
     }

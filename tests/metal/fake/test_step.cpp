@@ -91,7 +91,7 @@ TEST_CASE("traced hyperparameters are read when the step runs") {
   check_clean();
 }
 
-TEST_CASE("gradients are scaled, and a step whose scale is not finite is not taken") {
+TEST_CASE("gradients are scaled, and a step whose scale is not finite is skipped") {
   for (const float value : {0.3f, INFINITY}) {
     const auto operands = operands_of(Rule::Lion, {{100}, {33, 31}}, mx::bfloat16);
     Scalars scalars;
@@ -168,11 +168,11 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
   auto inputs = operands;
   inputs.push_back(scalars.learning_rate);
   const auto* backend = gpu::find_backend().backend;
-  auto keep = std::make_shared<int>(0);
-  const std::weak_ptr<int> watched = keep;
+  auto keep_alive = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
   backend->prepare(sgd(1, 0.1), pointers_to(inputs), {mx::float32}, gpu_stream, Start::whole)
-      ->enqueue(outputs, std::move(keep));
+      ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);
   check_clean();

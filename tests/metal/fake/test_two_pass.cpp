@@ -167,14 +167,14 @@ TEST_CASE("a parameter that is held stays, and the new one replaces the gradient
 
 TEST_CASE("two passes scale the gradients, and keep everything where the scale is not finite") {
   for (const float value : {0.3f, INFINITY, NAN}) {
-    for (const bool skips : {false, true}) {
-      if (!skips && !std::isfinite(value)) {
+    for (const bool skip_nonfinite : {false, true}) {
+      if (!skip_nonfinite && !std::isfinite(value)) {
         continue;
       }
       for (mx::Dtype dtype : {mx::float32, mx::bfloat16}) {
         CAPTURE(value);
         Scalars scalars;
-        scalars.scale = GradientScale{mx::array(value), skips};
+        scalars.scale = GradientScale{mx::array(value), skip_nonfinite};
         check_in_place(lamb({{100}, {33, 31}, {17, 4096}}, dtype), {}, scalars);
         const auto operands = lamb({{100}, {33, 31}, {17, 4096}}, dtype);
         check_in_place(operands, operands, scalars);
@@ -183,7 +183,7 @@ TEST_CASE("two passes scale the gradients, and keep everything where the scale i
   }
 }
 
-TEST_CASE("two passes that are not taken keep the bits of what lies apart and anyhow") {
+TEST_CASE("two passes that are skipped keep the bits of what lies apart and anyhow") {
   Scalars scalars;
   scalars.scale = GradientScale{mx::array(INFINITY), true};
   auto operands = lamb({{40, 36}, {40, 36}}, mx::bfloat16);
@@ -233,12 +233,12 @@ TEST_CASE("what two passes have in their hands is let go when they are done") {
   inputs.push_back(scalars.learning_rate);
   const StepSpec spec{Rule::Lamb, {{1, width}}, {}, {{{0.9, 0.999, 1e-6, 0.1}, {}, true}}};
   const std::vector<mx::Dtype> dtypes(3, mx::float32);
-  auto keep = std::make_shared<int>(0);
-  const std::weak_ptr<int> watched = keep;
+  auto keep_alive = std::make_shared<int>(0);
+  const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
   gpu::find_backend()
       .backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, Start::whole)
-      ->enqueue(outputs, std::move(keep));
+      ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   check_clean();
 }

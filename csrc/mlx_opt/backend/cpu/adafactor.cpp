@@ -18,7 +18,7 @@ struct Work {
   StepScalars scalars;
   std::vector<Item> items = {};
   Operands operands = {};
-  std::shared_ptr<void> keep = {};
+  std::shared_ptr<void> keep_alive = {};
 
   void add(const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, uint16_t group);
   void place(Item& item, const mx::allocator::Buffer* buffers);
@@ -142,13 +142,13 @@ class Step : public Prepared {
     }
   }
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override {
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
     const auto* buffers = outputs.data();
     for (Item& item : work_->items) {
       work_->place(item, buffers);
       buffers += 2 + item.factored + work_->first_moment;
     }
-    work_->keep = std::move(keep);
+    work_->keep_alive = std::move(keep_alive);
     if (at_once_) {
       work_->run();
       return;

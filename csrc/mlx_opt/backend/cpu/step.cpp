@@ -46,7 +46,7 @@ struct Work {
   std::vector<Plan::Extent> extents = {};
   std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
   Operands operands = {};
-  std::shared_ptr<void> keep = {};
+  std::shared_ptr<void> keep_alive = {};
 
   void add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes);
   void run() const;
@@ -93,7 +93,7 @@ void Work::run() const {
   }
   if (!scalars.is_applied()) {
     visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
-      kernel->keep(tensors[tensor], begin, end);
+      kernel->copy_through(tensors[tensor], begin, end);
     });
     return;
   }
@@ -164,7 +164,7 @@ class Step : public Prepared {
     }
   }
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override {
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
     auto output = outputs.begin();
     for (Tensor& tensor : work_->tensors) {
       for (int k = 0; k < work_->fields; ++k, ++output) {
@@ -172,7 +172,7 @@ class Step : public Prepared {
         tensor.out[k].data = buffer.raw_ptr();
       }
     }
-    work_->keep = std::move(keep);
+    work_->keep_alive = std::move(keep_alive);
     if (at_once_) {
       work_->run();
       return;

@@ -36,7 +36,7 @@ class AdafactorStep : public Prepared {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
  private:
   void find_functions();
@@ -52,7 +52,7 @@ class AdafactorStep : public Prepared {
   FactorShares shares_;
   std::vector<std::array<CUfunction, factor_passes>> functions_;
   mx::array scratch_;
-  bool skips_;
+  bool skip_nonfinite_;
 };
 
 AdafactorStep::AdafactorStep(
@@ -65,7 +65,7 @@ AdafactorStep::AdafactorStep(
       frames_(new_frames(frame_shape, spec, stream)),
       shares_(spec, inputs, dtypes),
       scratch_(scratch_array(shares_.scratch_bytes(), stream)),
-      skips_(spec.scaling == Scaling::if_finite) {
+      skip_nonfinite_(spec.scaling == Scaling::if_finite) {
   find_functions();
   wait_for_last_but_one(stream);
   const size_t operands = spec.operand_count();
@@ -95,7 +95,7 @@ template <typename Args>
 void AdafactorStep::launch_passes(
     const FactorShare& share, const CUfunction* functions, Args& args) {
   args.frames = address<float>(frames_);
-  args.skips = skips_;
+  args.skip_nonfinite = skip_nonfinite_;
   for (int pass = 0; pass < factor_passes; ++pass) {
     const FactorPass kind = share.kernels[pass].pass;
     const bool means = kind == FactorPass::means;
@@ -134,7 +134,7 @@ void AdafactorStep::launch_strided(const FactorShare& share, const CUfunction* f
   }
 }
 
-void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   shares_.place(address<char>(scratch_), outputs);
   for (size_t i = 0; i < functions_.size(); ++i) {
     const FactorShare& share = shares_.all()[i];
@@ -143,7 +143,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
   }
   encoder_.add_temporary(frames_);
   encoder_.add_temporary(scratch_);
-  encoder_.add_completed_handler([keep = std::move(keep)] {});
+  encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
   // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();
   note_step(stream_, encoder_);

@@ -18,8 +18,8 @@ MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table, const FactorTens
 
 // The scale is that of all groups.
 template <typename Table>
-MLX_OPT_FN bool is_taken(const Table& table) {
-  return !table.skips || is_finite(frame_of<Adafactor>(table.frames, 0).scale);
+MLX_OPT_FN bool is_applied(const Table& table) {
+  return !table.skip_nonfinite || is_finite(frame_of<Adafactor>(table.frames, 0).scale);
 }
 
 // The operands of elements, as FactorStrided has their strides.

@@ -64,7 +64,7 @@ struct FactorMeans {
     const Index place = matrix * count + own;
     const void* from = t.in[rows ? 1 : 2];
     void* to = t.out[rows ? 1 : 2];
-    if (!is_taken(table) || t.size == 0) {
+    if (!is_applied(table) || t.size == 0) {
       if (mine) {
         copy<Format, New>(from, place_of_mean<rows>(table, place), to, place);
       }
@@ -125,7 +125,7 @@ struct FactorMeans {
 template <typename Table>
 MLX_OPT_FN void factor_rates(const Table& table) {
   const FactorTensor& t = table.tensors[blockIdx.x];
-  if (!is_taken(table)) {
+  if (!is_applied(table)) {
     return;
   }
   double sums[2] = {};

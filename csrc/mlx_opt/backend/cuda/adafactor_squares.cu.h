@@ -16,7 +16,7 @@ struct FactorSquares : SquaresPass<lanes> {
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
-    if (!is_taken(table)) {
+    if (!is_applied(table)) {
       return;
     }
     const auto tile = Own::tile_of(table);
@@ -93,7 +93,7 @@ struct FactorUpdateSquares : Pass<lanes> {
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
-    if (!is_taken(table)) {
+    if (!is_applied(table)) {
       return;
     }
     const auto tile = Pass<lanes>::tile_of(table);

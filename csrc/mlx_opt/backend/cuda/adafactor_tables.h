@@ -37,13 +37,13 @@ struct FactorTensor {
   unsigned short group;
 };
 
-// `frames`: as of Table. `skips`: whether the step is not taken where the gradients' scale is not
-// finite.
+// `frames`: as of Table. `skip_nonfinite`: true if the step is skipped where the gradients' scale
+// is not finite.
 template <int capacity>
 struct FactorTable {
   const float* frames;
   int count;
-  int skips;
+  int skip_nonfinite;
   FactorTensor tensors[capacity];
 };
 
@@ -52,7 +52,7 @@ struct FactorTable {
 struct FactorStrided {
   const float* frames;
   int count;
-  int skips;
+  int skip_nonfinite;
   FactorTensor tensors[1];
   Layout<4> elements;
   Layout<1> row_means, column_means;

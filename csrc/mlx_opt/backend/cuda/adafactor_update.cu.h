@@ -26,8 +26,8 @@ struct FactorUpdate : Pass<lanes> {
   MLX_OPT_FN void run(const Table& table) {
     const auto tile = Pass<lanes>::tile_of(table);
     const FactorTensor& t = tile.tensor;
-    if (!is_taken(table)) {
-      keep(table, tile);
+    if (!is_applied(table)) {
+      copy_through(table, tile);
       return;
     }
     if (!t.factored) {
@@ -242,9 +242,9 @@ struct FactorUpdate : Pass<lanes> {
     }
   }
 
-  // What stands for the update where the step is not taken.
+  // What stands for the update where the step is skipped.
   template <typename Table>
-  MLX_OPT_FN void keep(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void copy_through(const Table& table, const Tile<lanes>& tile) {
     const FactorTensor& t = tile.tensor;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
       const int count = tile.width_of(line);

@@ -47,10 +47,10 @@ class Backend : public gpu::Backend {
   void clip(
       const std::vector<mx::array>& inputs,
       float max_norm,
-      bool skips,
+      bool skip_nonfinite,
       mx::array& scale,
       mx::Stream stream) const override {
-    enqueue_clip(inputs, max_norm, skips, scale, stream);
+    enqueue_clip(inputs, max_norm, skip_nonfinite, scale, stream);
   }
 
   std::string problem() const override {

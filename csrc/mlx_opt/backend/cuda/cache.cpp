@@ -211,7 +211,7 @@ std::optional<std::string> Cache::find(const std::string& key) const {
 }
 
 // Through a file of its own that is renamed: another process sees all of it or nothing.
-void Cache::keep(const std::string& key, const std::string& value) const {
+void Cache::store(const std::string& key, const std::string& value) const {
   make_folder(folder_);
   const Descriptor folder = open_folder(folder_);
   const std::string text = header_of(value) + value;

@@ -25,7 +25,7 @@ class Cache {
   std::optional<std::string> find(const std::string& key) const;
 
   /// Removes the oldest entries if there would be more than the limit.
-  void keep(const std::string& key, const std::string& value) const;
+  void store(const std::string& key, const std::string& value) const;
 
   const std::filesystem::path& folder() const {
     return folder_;

@@ -16,7 +16,7 @@ MLX_OPT_FN const Frame<Rule>& frame_of(const float* frames, unsigned group) {
   return reinterpret_cast<const Frame<Rule>*>(frames)[group];
 }
 
-// Whether a step is taken that is not where the scale is not finite.
+// True if a step that skips scales that are not finite is applied.
 MLX_OPT_FN bool is_finite(float scale) {
   return fabsf(scale) <= 3.402823466e38f;
 }

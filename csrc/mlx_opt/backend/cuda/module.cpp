@@ -60,7 +60,7 @@ CUfunction build(const Kernel& kernel, const cu::Device& device) {
     if (loaded.result != CUDA_SUCCESS) {
       throw std::runtime_error(load_error(loaded.result, device));
     }
-    cache.keep(key, code);
+    cache.store(key, code);
   }
   CUfunction function = nullptr;
   check(cuModuleGetFunction(&function, loaded.module, kernel_name), "looking up a kernel");

@@ -121,13 +121,14 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
     float max_norm,
-    bool skips,
+    bool skip_nonfinite,
     mx::array& scale,
     mx::Stream stream) {
   auto& encoder = cu::get_command_encoder(stream);
   scale.set_data(device_memory(scale.nbytes(), stream));
   const float* traced_max_norm = inputs.size() > 1 ? address<float>(inputs[1]) : nullptr;
-  Clip from{address<float>(inputs[0]), traced_max_norm, max_norm, skips, address<float>(scale)};
+  Clip from{
+      address<float>(inputs[0]), traced_max_norm, max_norm, skip_nonfinite, address<float>(scale)};
   for (const mx::array& x : inputs) {
     encoder.set_input_array(x);
   }

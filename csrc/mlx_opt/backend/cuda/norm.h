@@ -19,7 +19,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
     float max_norm,
-    bool skips,
+    bool skip_nonfinite,
     mx::array& scale,
     mx::Stream stream);
 

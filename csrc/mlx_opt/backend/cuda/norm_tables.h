@@ -20,7 +20,7 @@ struct Clip {
   const float* norm;
   const float* traced_max_norm;
   float max_norm;
-  int skips;
+  int skip_nonfinite;
   float* scale;
 };
 

@@ -87,9 +87,9 @@ void StepQueue::launch_next(CUfunction function, unsigned blocks, int threads, v
   cuda::launch(encoder_, function, blocks, threads, parameter);
 }
 
-void StepQueue::end(std::shared_ptr<void> keep) {
+void StepQueue::end(std::shared_ptr<void> keep_alive) {
   encoder_.add_temporary(frames_);
-  encoder_.add_completed_handler([keep = std::move(keep)] {});
+  encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
   // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();
   note_step(stream_, encoder_);

@@ -39,8 +39,8 @@ class StepQueue {
       unsigned blocks,
       int threads);
 
-  /// Sends off what is queued. `keep` stays alive until the step is done.
-  void end(std::shared_ptr<void> keep);
+  /// Sends off what is queued. `keep_alive` stays alive until the step is done.
+  void end(std::shared_ptr<void> keep_alive);
 
  private:
   void launch_next(CUfunction function, unsigned blocks, int threads, void* parameter);

@@ -21,7 +21,7 @@ class CudaStep : public Prepared {
       mx::Stream stream,
       Start start);
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
  private:
   void add_tensors(
@@ -94,7 +94,7 @@ void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
   }
 }
 
-void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   bool first_of_early = early_;
   for (Share& share : shares_.all()) {
     for (size_t begin = 0, end = 0; begin < share.records.count(); begin = end) {
@@ -110,7 +110,7 @@ void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
       }
     }
   }
-  queue_.end(std::move(keep));
+  queue_.end(std::move(keep_alive));
 }
 
 } // namespace

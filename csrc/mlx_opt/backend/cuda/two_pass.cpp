@@ -219,11 +219,11 @@ class TwoPassStep : public Prepared {
     queue_.read_operands(spec, inputs);
   }
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override {
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
     tensors_.place(address<char>(scratch_), outputs);
     tensors_.launch(queue_);
     queue_.encoder().add_temporary(scratch_);
-    queue_.end(std::move(keep));
+    queue_.end(std::move(keep_alive));
   }
 
  private:

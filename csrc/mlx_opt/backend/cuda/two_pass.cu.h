@@ -49,7 +49,7 @@ struct UpdateState : Framed<Rule, scaling> {
     }
   }
 
-  // All 0 where the step is not taken.
+  // All 0 where the step is skipped.
   __device__ __forceinline__ void end(const Tensor& tensor, unsigned index) {
     double totals[count_of_sums];
 #pragma unroll

@@ -16,7 +16,7 @@ struct Framed {
   __device__ __forceinline__ Framed(const float* frames, unsigned group)
       : frame(frame_of<Rule>(frames, group)) {}
 
-  __device__ __forceinline__ bool is_taken() const {
+  __device__ __forceinline__ bool is_applied() const {
     return scaling != Scaling::if_finite || is_finite(frame.scale);
   }
 
@@ -56,7 +56,7 @@ MLX_OPT_FN void put(const Element& e, int lane, float (&x)[operands][count]) {
 //   Kept, first: the formats of the operands that the results replace, and the first of them;
 //   Rows, Gradient: where there is a gradient, the formats of the operands before it and of it;
 //   block(): which chunk of a launch this block takes;
-//   Pass(frames, tensor), is_taken(), apply(x): puts the results in the place of the operands;
+//   Pass(frames, tensor), is_applied(), apply(x): puts the results in the place of the operands;
 //   end(tensor, index): called by all threads behind the elements of chunk `index` of a tensor.
 template <typename Pass>
 struct Walks {
@@ -68,9 +68,9 @@ struct Walks {
   // As many elements as 16 bytes hold of the widest operand.
   static constexpr int lanes = In::all_halves && Out::all_halves ? 8 : 4;
 
-  // What stands for the results where the step is not taken.
+  // What stands for the results where the step is skipped.
   template <int count>
-  MLX_OPT_FN void keep(const Tensor& tensor, Index i) {
+  MLX_OPT_FN void copy_through(const Tensor& tensor, Index i) {
 #pragma unroll 1
     for (int lane = 0; lane < count; ++lane) {
       Index at[Out::count];
@@ -84,8 +84,8 @@ struct Walks {
 
   template <int count>
   MLX_OPT_FN void element(const Tensor& tensor, Index i, Pass& pass) {
-    if (!pass.is_taken()) {
-      keep<count>(tensor, i);
+    if (!pass.is_applied()) {
+      copy_through<count>(tensor, i);
       return;
     }
     float x[operands][count];
@@ -188,8 +188,8 @@ struct Walks {
       const int column = i % steps * count;
       if (row < height && column < width) {
         const Index at = (top + row) * tensor.columns + left + column;
-        if (!pass.is_taken()) {
-          keep<count>(tensor, at);
+        if (!pass.is_applied()) {
+          copy_through<count>(tensor, at);
           continue;
         }
         float x[operands][count];
@@ -215,7 +215,7 @@ struct Walks {
     for (int i = threadIdx.x; i < count; i += threads) {
       Index at[operands];
       locate(args.layout, begin + i, at);
-      if (!pass.is_taken()) {
+      if (!pass.is_applied()) {
         Pass::Kept::template copy_all<Out>(tensor.in + first, at + first, tensor.out, begin + i);
         continue;
       }

@@ -26,7 +26,7 @@ class AdafactorStep : public Prepared {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
  private:
   bool find_pipelines();
@@ -131,7 +131,7 @@ void AdafactorStep::encode(
 
 // Pass after pass over all tensors, so that MLX inserts one barrier a pass: a tensor's scratch is
 // its own, and different tensors overlap.
-void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   if (!frames_) {
     return;
   }
@@ -153,7 +153,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) 
     encoder_.add_temporary(std::move(own));
   }
   auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
+  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
   note_step(stream_, commands);
 }
 

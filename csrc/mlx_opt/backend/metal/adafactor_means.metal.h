@@ -77,7 +77,7 @@ struct FactorMeans {
     const ulong place = static_cast<ulong>(matrix) * count + own;
     const device uchar* from = at.in[rows ? 0 : 1];
     device uchar* to = at.out[rows ? 0 : 1];
-    if (!is_taken(t, frame) || t.size == 0) {
+    if (!is_applied(t, frame) || t.size == 0) {
       if (mine) {
         Copy<Format, New>::run(from, place_of_mean<rows>(arguments, place), to, place);
       }
@@ -140,7 +140,7 @@ struct FactorRates {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_taken(t, frame)) {
+    if (!is_applied(t, frame)) {
       return;
     }
     const ulong parameter = t.scratch.parameter_squares;

@@ -18,7 +18,7 @@ struct FactorSquares {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_taken(t, frame)) {
+    if (!is_applied(t, frame)) {
       return;
     }
     if (t.vectors) {
@@ -140,7 +140,7 @@ struct FactorUpdateSquares {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_taken(t, frame)) {
+    if (!is_applied(t, frame)) {
       return;
     }
     const FactorTile tile = FactorTile::of(t, group);
@@ -228,7 +228,7 @@ struct ElementSquares {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_taken(t, frame)) {
+    if (!is_applied(t, frame)) {
       return;
     }
     const Sums sums = of_chunk(arguments, frame, at, group, index, staged);

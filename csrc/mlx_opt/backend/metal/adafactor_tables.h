@@ -43,8 +43,8 @@ struct FactorTensor {
   unsigned row_split, column_split;
   unsigned transposed;
   unsigned vectors; // whether vectors can be loaded along the gradient's lines, from all operands
-  unsigned row_vectors; // along the rows of all operands but a transposed gradient
-  unsigned skips;       // whether the step is not taken where the gradients' scale is not finite
+  unsigned row_vectors;    // along the rows of all operands but a transposed gradient
+  unsigned skip_nonfinite; // true if the step is skipped where the gradients' scale is not finite
   unsigned group;
 };
 

@@ -53,11 +53,11 @@ FactorPlan::FactorPlan(
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     size_t position,
-    bool skips,
+    bool skip_nonfinite,
     unsigned group)
     : fields(own_fields), first_output(position) {
   arguments.tensor.group = group;
-  arguments.tensor.skips = skips;
+  arguments.tensor.skip_nonfinite = skip_nonfinite;
   const int g = fields.place_of(gradient);
   in.reserve(g + 1);
   std::for_each(arrays, arrays + g + 1, [&](auto* x) { in.emplace_back(*x); });

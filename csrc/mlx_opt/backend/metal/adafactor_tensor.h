@@ -44,14 +44,14 @@ struct FactorPlan {
   uint64_t scratch_floats = 0;
   std::array<FactorPass, factor_passes> passes;
 
-  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skips`: true if the step is
-  /// not taken where the gradients' scale is not finite.
+  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skip_nonfinite`: true if the
+  /// step is skipped where the gradients' scale is not finite.
   FactorPlan(
       FactorFields fields,
       const mx::array* const* arrays,
       const mx::Dtype* dtypes,
       size_t first_output,
-      bool skips,
+      bool skip_nonfinite,
       unsigned group);
 
  private:

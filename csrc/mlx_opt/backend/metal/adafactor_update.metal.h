@@ -8,13 +8,13 @@ namespace MLX_OPT_LEVEL {
 struct FactorStep {
   Frame<Adafactor> frame;
   Adafactor::Rates rates;
-  bool taken;
+  bool applied;
 
   MLX_OPT_FN FactorStep
   of(constant FactorTensor& t, constant float* frames, device const float* scratch) {
     const auto frame = frame_of<Adafactor>(frames, t.group);
     device const float* rates = scratch + t.scratch.rates;
-    return {frame, {rates[0], rates[1]}, is_taken(t, frame)};
+    return {frame, {rates[0], rates[1]}, is_applied(t, frame)};
   }
 };
 
@@ -51,9 +51,9 @@ struct FactorElements {
     Out::template store<count>(at.out, to, x);
   }
 
-  // What stands for the update where the step is not taken.
+  // What stands for the update where the step is skipped.
   template <int count>
-  MLX_OPT_FN void keep(FactorOperands at, FactorPlaces from, ulong to) {
+  MLX_OPT_FN void copy_through(FactorOperands at, FactorPlaces from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
       In::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
       for (int k = 1; k <= fields; ++k) {
@@ -144,8 +144,8 @@ struct FactorUpdate {
     template <int count>
     void elements(uint own, ulong i) {
       const FactorPlaces from = FactorPlaces::by(*arguments, i);
-      if (!step.taken) {
-        Elements::template keep<count>(at, from, i);
+      if (!step.applied) {
+        Elements::template copy_through<count>(at, from, i);
         return;
       }
       float u[count], x[Elements::fields * count];
@@ -176,8 +176,8 @@ struct FactorUpdate {
     void elements(ulong row, uint column, threadgroup const float* staged) {
       const ulong i = first + row * columns + column;
       const FactorPlaces from = {{i, i, i, i}};
-      if (!step.taken) {
-        Elements::template keep<count>(at, from, i);
+      if (!step.applied) {
+        Elements::template copy_through<count>(at, from, i);
         return;
       }
       const float of_row = Factors::of_row(factors, scratch, static_cast<uint>(row));
@@ -220,8 +220,8 @@ struct ElementUpdate {
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
     const auto frame = frame_of<Adafactor>(frames, t.group);
-    FactorStep step = {frame, {0.0f, 0.0f}, is_taken(t, frame)};
-    if (step.taken) {
+    FactorStep step = {frame, {0.0f, 0.0f}, is_applied(t, frame)};
+    if (step.applied) {
       const auto sums = Squares::of_chunk(arguments, frame, at, 0, index, staged);
       step.rates = FactorRates::of(sums.parameter, sums.update, t.size, frame);
     }
@@ -241,8 +241,8 @@ struct ElementUpdate {
     template <int count>
     void elements(ulong i) {
       const FactorPlaces from = FactorPlaces::by(*arguments, i);
-      if (!step.taken) {
-        Elements::template keep<count>(at, from, i);
+      if (!step.applied) {
+        Elements::template copy_through<count>(at, from, i);
         return;
       }
       float u[count], factors[count], x[Elements::fields * count];

@@ -164,7 +164,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
     float max_norm,
-    bool skips,
+    bool skip_nonfinite,
     mx::array& scale,
     mx::Stream stream) {
   auto& encoder = mx::metal::get_command_encoder(stream);
@@ -172,7 +172,7 @@ void enqueue_clip(
   scale.set_data(mx::allocator::malloc(scale.nbytes()));
   encoder.set_compute_pipeline_state(kernel);
   encoder.set_output_array(scale, result_slot);
-  encoder.set_bytes(Clip{max_norm, inputs.size() > 1, skips}, arguments_slot);
+  encoder.set_bytes(Clip{max_norm, inputs.size() > 1, skip_nonfinite}, arguments_slot);
   encoder.set_input_array(inputs.front(), operands_slot);
   encoder.set_input_array(inputs.back(), operands_slot + 1);
   encoder.dispatch_threadgroups(MTL::Size(1, 1, 1), MTL::Size(1, 1, 1));

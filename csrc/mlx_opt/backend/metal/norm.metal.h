@@ -196,7 +196,7 @@ struct Norm {
       device const float* norm,
       device const float* traced_max_norm) {
     *to = Clipping::scale(
-        *norm, from.traced != 0 ? *traced_max_norm : from.max_norm, from.skips != 0);
+        *norm, from.traced != 0 ? *traced_max_norm : from.max_norm, from.skip_nonfinite != 0);
   }
 };
 

@@ -18,9 +18,9 @@ struct Sum {
 
 // What clipping goes by that the host knows.
 struct Clip {
-  float max_norm;  // the greatest norm,
-  unsigned traced; // unless that is read from its buffer
-  unsigned skips;  // whether steps whose norm is not finite are left out
+  float max_norm;          // the greatest norm,
+  unsigned traced;         // unless that is read from its buffer
+  unsigned skip_nonfinite; // true if steps whose norm is not finite are skipped
 };
 
 } // namespace metal

@@ -110,7 +110,7 @@ struct UpdateState {
   }
 
   template <int count>
-  MLX_OPT_FN void keep(Operands at, Places from, ulong to) {
+  MLX_OPT_FN void copy_through(Operands at, Places from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
       State::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
       for (uint k = 0; k < Of::fields; ++k) {
@@ -150,7 +150,7 @@ struct UpdateState {
   MLX_OPT_FN Sums
   elements(Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
     if (scaling == Scaling::if_finite && !is_finite(frame.scale)) {
-      keep<count>(at, from, to);
+      copy_through<count>(at, from, to);
       const Sums nothing = {};
       return nothing;
     }

@@ -25,7 +25,7 @@ class MetalStep : public Prepared {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
  private:
   void find_updates();
@@ -80,7 +80,7 @@ void MetalStep::encode(const Update& update, const mx::array& frames, const Buff
   encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
-void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   if (leaves_.empty()) {
     return;
   }
@@ -96,7 +96,7 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
     encode(update, frames, outputs);
   }
   auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
+  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
   note_step(stream_, commands);
 }
 

@@ -73,7 +73,7 @@ class TwoPassStep : public Prepared {
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
-  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep) override;
+  void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
  private:
   void find_passes();
@@ -190,7 +190,7 @@ void TwoPassStep::encode(
   }
 }
 
-void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
+void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   if (leaves_.empty()) {
     return;
   }
@@ -212,7 +212,7 @@ void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep) {
     encoder_.add_temporary(std::move(own.rates));
   }
   auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep = std::move(keep)](MTL::CommandBuffer*) {});
+  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
   note_step(stream_, commands);
 }
 

@@ -53,13 +53,13 @@ struct Update {
     }
   }
 
-  MLX_OPT_FN bool taken(float scale) {
+  MLX_OPT_FN bool is_applied(float scale) {
     return scaling != Scaling::if_finite || is_finite(scale);
   }
 
-  // What stands for the update where the step is not taken.
+  // What stands for the update where the step is skipped.
   template <int count>
-  MLX_OPT_FN void keep(Operands at, Places from, ulong to) {
+  MLX_OPT_FN void copy_through(Operands at, Places from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
       In::copy(Out{}, at.in, from.of, at.out, to + lane);
       for (int k = 0; k < fields; ++k) {
@@ -72,8 +72,8 @@ struct Update {
   template <int count>
   MLX_OPT_FN void elements(
       Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
-    if (!taken(frame.scale)) {
-      keep<count>(at, from, to);
+    if (!is_applied(frame.scale)) {
+      copy_through<count>(at, from, to);
       return;
     }
     float x[fields * count];

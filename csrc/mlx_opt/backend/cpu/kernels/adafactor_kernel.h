@@ -72,7 +72,7 @@ struct AdafactorKernel {
       const float* scalars,
       const float* rates);
 
-  /// What stands for all these where the step is not taken.
+  /// What stands for all these where the step is skipped.
   void (*copy)(const Operand& from, const Operand& to, int64_t begin, int64_t end);
 };
 

@@ -191,7 +191,7 @@ struct Driver {
 extern const cpu::Kernel elementwise[];
 const cpu::Kernel elementwise[] = {
 #define MLX_OPT_KERNEL(name) \
-  {prepare<name>, Driver<name>::run, keep<name>, nullptr, nullptr, nullptr},
+  {prepare<name>, Driver<name>::run, copy_through<name>, nullptr, nullptr, nullptr},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
 };

@@ -55,8 +55,8 @@ struct Kernel {
       const float* hypers,
       const float* scalars,
       float scale);
-  /// What stands for the step where it is not taken: the elements stay as they are.
-  void (*keep)(const Tensor& tensor, int64_t begin, int64_t end);
+  /// What stands for the step where it is skipped: the elements stay as they are.
+  void (*copy_through)(const Tensor& tensor, int64_t begin, int64_t end);
 
   // Of a rule of two passes, which has no `run`.
 

@@ -19,7 +19,7 @@ void prepare(const float* hypers, float lr, float step, float* scalars) {
 }
 
 template <typename Rule>
-void keep(const Tensor& tensor, int64_t begin, int64_t end) {
+void copy_through(const Tensor& tensor, int64_t begin, int64_t end) {
   for (int k = 0; k < fields_of<Rule>; ++k) {
     if (tensor.in[k].data != tensor.out[k].data) {
       copy(tensor.in[k], tensor.out[k], begin, end);

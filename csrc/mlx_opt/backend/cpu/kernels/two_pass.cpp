@@ -207,7 +207,7 @@ const cpu::Kernel two_pass[] = {
 #define MLX_OPT_KERNEL(name) \
   {prepare<name>,            \
    nullptr,                  \
-   keep<name>,               \
+   copy_through<name>,       \
    TwoPass<name>::sum,       \
    TwoPass<name>::rates,     \
    TwoPass<name>::finish},
