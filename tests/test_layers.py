@@ -60,12 +60,12 @@ def test_a_header_its_source_and_its_kernels_are_one_room():
     [
         ("graph/donation.h", '#include "mlx_opt/graph/step_primitive.h"'),
         ("graph/donation.cpp", '#include "mlx_opt/graph/step_primitive.h"'),
-        ("backend/cuda/frame.h", '#  include "norm.cu.h"'),
+        ("backend/cuda/uniforms.h", '#  include "norm.cu.h"'),
     ],
 )
 def test_a_circle_is_found(copy, file, line):
-    if "frame" in file:
-        plant(copy, SOURCE + "backend/cuda/norm.h", '#include "mlx_opt/backend/cuda/frame.h"')
+    if "uniforms" in file:
+        plant(copy, SOURCE + "backend/cuda/norm.h", '#include "mlx_opt/backend/cuda/uniforms.h"')
     plant(copy, SOURCE + file, line)
     (problem,) = problems(copy)
     assert problem.startswith("a circle: ")

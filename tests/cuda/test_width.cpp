@@ -35,11 +35,12 @@ void run(CUfunction function, unsigned blocks, Parameter& parameter) {
 }
 
 // The rule's hyperparameter, as value, 1 - value and logarithm; its scalar; the scale.
-struct Frame {
+struct Uniforms {
   float value, one_minus, log, learning_rate, scale;
 };
 
-constexpr Frame frames[] = {{0.5f, 0.5f, 0.0f, 0.1f, 1.0f}, {0.25f, 0.75f, 0.0f, 0.2f, 1.0f}};
+constexpr Uniforms group_uniforms[] = {
+    {0.5f, 0.5f, 0.0f, 0.1f, 1.0f}, {0.25f, 0.75f, 0.0f, 0.2f, 1.0f}};
 
 // Operand k of a tensor begins as k + 1 everywhere, and the gradient is `fields + 1`.
 struct Operands {
@@ -51,12 +52,12 @@ struct Operands {
     }
   }
 
-  void check(const Frame& frame) const {
+  void check(const Uniforms& uniforms) const {
     const auto g = static_cast<float>(fields + 1);
     for (int k = 0; k < fields; ++k) {
       const auto before = static_cast<float>(k + 1);
-      const float expected = k == 0            ? before - frame.learning_rate * g
-                             : k == fields - 1 ? frame.value * before + 6 * g
+      const float expected = k == 0            ? before - uniforms.learning_rate * g
+                             : k == fields - 1 ? uniforms.value * before + 6 * g
                                                : before + static_cast<float>(k) * g;
       CAPTURE(k);
       for (float x : arrays[k]) {
@@ -90,13 +91,13 @@ TEST_CASE("six states in tables, of two groups") {
   add(records, tensors[1], 1, 1);
   add(records, tensors[2], 0, 3);
   Parameter parameter;
-  parameter.add(&frames[0]);
+  parameter.add(&group_uniforms[0]);
   parameter.add(int64_t{3});
   parameter.add(records.at(0), 3 * records.bytes());
   run(function, 4, parameter);
-  tensors[0].check(frames[0]);
-  tensors[1].check(frames[1]);
-  tensors[2].check(frames[0]);
+  tensors[0].check(group_uniforms[0]);
+  tensors[1].check(group_uniforms[1]);
+  tensors[2].check(group_uniforms[0]);
   check_clean();
 }
 
@@ -112,10 +113,10 @@ TEST_CASE("six states of any layout") {
     strides[0] = 1;
   }
   Parameter parameter;
-  parameter.add(&frames[0]);
+  parameter.add(&group_uniforms[0]);
   parameter.add(records.at(0), records.bytes());
   parameter.add(layout);
   run(function, 1, parameter);
-  tensor.check(frames[1]);
+  tensor.check(group_uniforms[1]);
   check_clean();
 }

@@ -75,7 +75,7 @@ class Plan:
         for k, x in enumerate(arrays):
             layout["strides"][0, k, :dims] = np.array(x.strides) // x.itemsize
 
-    def run(self, kind, frame, scratch, groups, given, results, first=0):
+    def run(self, kind, uniforms, scratch, groups, given, results, first=0):
         """A pass; `given` and `results`: pairs of a buffer and a dtype."""
         strided = self.strided and kind != "rates"
         name = [kind, *["strided"] * strided, *(kernels.SHORT[dtype] for _, dtype in given)]
@@ -84,7 +84,7 @@ class Plan:
         arguments = self.arguments.view(np.uint8)
         if not strided:
             arguments = arguments[: ARGUMENTS.itemsize].copy()
-        buffers = [frame, arguments, scratch, *(x for x, _ in [*given, *results])]
+        buffers = [uniforms, arguments, scratch, *(x for x, _ in [*given, *results])]
         kernels.run("Adafactor", "_".join(name), dict(enumerate(buffers)), groups, first=first)
 
 
@@ -130,13 +130,13 @@ class Tensor:
     def to(self, *names):
         return [(self.out[name], self.results[name]) for name in names]
 
-    def step(self, frame):
+    def step(self, uniforms):
         plan = self.plan
         scratch = np.full(plan.scratch_floats, np.nan, np.float32)
         moment = ["m"] if "m" in self.values else []
 
         def run(kind, groups, given=(), to=()):
-            plan.run(kind, frame, scratch, groups, self.given(*given), self.to(*to))
+            plan.run(kind, uniforms, scratch, groups, self.given(*given), self.to(*to))
 
         if plan.alone:
             run("element_step", 1, ["g", "w", "v", *moment], ["w", "v", *moment])

@@ -101,7 +101,7 @@ def group_of(options, traced=False):
     return Group(hypers, rate, traced)
 
 
-def frame_of(options, traced=False, scale=None):
+def uniforms_of(options, traced=False, scale=None):
     return kernels.prepare_groups("Adafactor", [group_of(options, traced)], STEP, scale)
 
 
@@ -115,8 +115,8 @@ def assert_updated(tensor, options, scale=1.0):
         assert_exact(tensor.result(name), x, error)
 
 
-def run(tensor, options, **of_frame):
-    tensor.step(frame_of(options, **of_frame))
+def run(tensor, options, **of_uniforms):
+    tensor.step(uniforms_of(options, **of_uniforms))
     return tensor
 
 
@@ -185,10 +185,10 @@ def test_the_gradients_are_scaled(shape, layout):
 @each_way
 def test_each_pass_takes_the_scalars_of_the_tensors_group(shape, layout):
     groups = [OPTIONS["moment"] | {"eps": (1e-4, 0.1), "decay_rate": -0.3}, OPTIONS["moment"]]
-    frames = kernels.prepare_groups("Adafactor", [group_of(x) for x in groups], STEP)
+    group_uniforms = kernels.prepare_groups("Adafactor", [group_of(x) for x in groups], STEP)
     for group, options in enumerate(groups):
         tensor = tensor_of(shape, options, [mx.float32] * 4, group=group, **layout)
-        tensor.step(frames)
+        tensor.step(group_uniforms)
         assert_updated(tensor, options)
 
 
@@ -209,7 +209,7 @@ def test_a_tensor_of_nothing_keeps_its_means(shape):
     plan, names = tensor.plan, ["row", "column"]
     scratch = np.zeros(plan.scratch_floats, np.float32)
     operands = tensor.given(*names), tensor.to(*names)
-    plan.run("means", frame_of({}), scratch, plan.mean_groups, *operands)
+    plan.run("means", uniforms_of({}), scratch, plan.mean_groups, *operands)
     for name in names:
         assert same_bits(tensor.result(name), values[name])
 
@@ -224,7 +224,7 @@ def test_a_mean_of_what_overflows_is_infinite():
     values = values_of((300, 600), False, [mx.float32] * 4)
     values["g"][7, 5] = 3e38
     tensor = Tensor(values, dict.fromkeys(["w", "row", "column"], mx.float32))
-    tensor.step(frame_of({}))
+    tensor.step(uniforms_of({}))
     for name, place in ("row", 7), ("column", 5):
         means = wide(tensor.result(name))
         assert np.isposinf(means[place])
@@ -239,7 +239,7 @@ def test_millions_of_parts_are_summed_without_losing_digits():
     plan.arguments["update_squares"], plan.arguments["rates"] = count, 2 * count
     scratch = np.concatenate([squares, np.zeros(2, np.float32)])
     options = {"weight_decay": 1.0, "clip_threshold": 1e-6}
-    plan.run("rates", frame_of(options), scratch, 1, [], [])
+    plan.run("rates", uniforms_of(options), scratch, 1, [], [])
     rms = np.sqrt(squares.astype(np.float64).reshape(2, -1).sum(axis=1) / 1e9)
     decay = 0.01 * rms[0]
     assert scratch[-1] == pytest.approx(decay, rel=4e-7)
@@ -268,7 +268,7 @@ class Huge:
 
     def run_last(self, kind, groups, given, to=()):
         given, to = ([(x, mx.bfloat16) for x in xs] for xs in (given, to))
-        self.plan.run(kind, frame_of({}), self.scratch, groups, given, to, first=groups - 1)
+        self.plan.run(kind, uniforms_of({}), self.scratch, groups, given, to, first=groups - 1)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -320,7 +320,7 @@ def test_elements_beyond_4_gibi():
     scratch[rates : rates + 2] = 0.01, 0.0
     given, results = ([(x, mx.bfloat16) for x in xs] for xs in ((g, w, v), (new_w, new_v)))
     plan.run(
-        "element_update", frame_of({}), scratch, plan.tiles, given, results, first=plan.tiles - 1
+        "element_update", uniforms_of({}), scratch, plan.tiles, given, results, first=plan.tiles - 1
     )
     w, v, g = map(wide, values)
     beta_2 = 1 - STEP**-0.8

@@ -15,14 +15,14 @@ from update import (
     Tensor,
     all_names,
     chunks,
-    frame_of,
-    frames_of,
+    group_uniforms_of,
     in_place,
     packed,
     primitive,
     run,
     run_pack,
     shape_for,
+    uniforms_of,
 )
 
 import mlx_opt
@@ -63,7 +63,7 @@ def test_a_program_names_no_other_rule(rule):
 @each_case
 def test_flat(case, dtype, size):
     tensor = Tensor(case, in_place(case, dtype), (size,))
-    run(tensor, frame_of(case))
+    run(tensor, uniforms_of(case))
     tensor.assert_updated()
 
 
@@ -71,7 +71,7 @@ def test_flat(case, dtype, size):
 @each_rule
 def test_flat_at_an_offset_that_no_vector_can_be_loaded_from(case, dtype):
     tensor = Tensor(case, in_place(case, dtype), (CHUNK + 5,), lead=1)
-    run_pack([tensor], frame_of(case), vectors=False)
+    run_pack([tensor], uniforms_of(case), vectors=False)
     tensor.assert_updated()
 
 
@@ -82,7 +82,7 @@ def test_a_pack_with_places_left_over(case, dtype):
     for count in (2, name.capacity):
         sizes = ([7, CHUNK + 1, 1, 768, 2 * CHUNK] + [*range(3, 13)])[:count]
         tensors = [Tensor(case, name, (n,), seed=10 * k) for k, n in enumerate(sizes)]
-        run_pack(tensors, frame_of(case))
+        run_pack(tensors, uniforms_of(case))
         for tensor in tensors:
             tensor.assert_updated()
 
@@ -92,7 +92,7 @@ def test_a_pack_with_places_left_over(case, dtype):
 @each_rule
 def test_transposed(case, dtype, shape):
     tensor = Tensor(case, in_place(case, dtype, "transposed"), shape)
-    run(tensor, frame_of(case))
+    run(tensor, uniforms_of(case))
     tensor.assert_updated()
 
 
@@ -101,21 +101,21 @@ def test_transposed(case, dtype, shape):
 @each_rule
 def test_strided(case, dtype, way):
     tensor = Tensor(case, in_place(case, dtype, way), (17, 5, 61))
-    run(tensor, frame_of(case))
+    run(tensor, uniforms_of(case))
     tensor.assert_updated()
 
 
 @each_kernel(lambda name: not name.scaling and not name.in_place)
 def test_mixed_storages_and_results_that_lie_apart(case, name):
     tensor = Tensor(case, name, shape_for(name))
-    run(tensor, frame_of(case))
+    run(tensor, uniforms_of(case))
     tensor.assert_updated()
 
 
 @each_kernel(lambda name: name.scaling)
 def test_the_gradients_are_scaled(case, name):
     tensor = Tensor(case, name, shape_for(name))
-    run(tensor, frame_of(case, scale=0.3))
+    run(tensor, uniforms_of(case, scale=0.3))
     tensor.assert_updated(scale=0.3)
 
 
@@ -123,14 +123,14 @@ def test_the_gradients_are_scaled(case, name):
 @each_kernel(lambda name: name.scaling == "if_finite")
 def test_a_step_whose_scale_is_not_finite_is_skipped(case, name, scale):
     tensor = Tensor(case, name, shape_for(name))
-    run(tensor, frame_of(case, scale=scale))
+    run(tensor, uniforms_of(case, scale=scale))
     tensor.assert_kept()
 
 
 @each_case
 def test_traced_hyperparameters(case):
     tensor = Tensor(case, in_place(case, mx.float32), (1000,))
-    run(tensor, frame_of(case, traced=True))
+    run(tensor, uniforms_of(case, traced=True))
 
     options = defaults(case.rule) | case.options
     tensor.assert_updated(case._replace(options={k: as_float32(x) for k, x in options.items()}))
@@ -166,7 +166,7 @@ def test_the_tensors_of_a_pack_have_groups_of_their_own(case):
         Tensor(cases[group], name, (CHUNK + 3,), seed=10 * k, learning_rate=rates[group])
         for k, group in enumerate(order)
     ]
-    run_pack(tensors, frames_of(cases, rates), groups=order)
+    run_pack(tensors, group_uniforms_of(cases, rates), groups=order)
     for tensor in tensors:
         tensor.assert_updated()
 
@@ -175,24 +175,24 @@ def test_the_tensors_of_a_pack_have_groups_of_their_own(case):
 @each_rule
 def test_each_way_takes_the_scalars_of_the_tensors_group(case, way):
     cases, rates = groups_of(case)
-    frames = frames_of(cases, rates)
+    group_uniforms = group_uniforms_of(cases, rates)
     for group, (own, rate) in enumerate(zip(cases, rates, strict=True)):
         name = in_place(own, mx.float32, way)
         tensor = Tensor(own, name, shape_for(name), learning_rate=rate)
-        run(tensor, frames, group)
+        run(tensor, group_uniforms, group)
         tensor.assert_updated()
 
 
 def test_a_rule_of_many_arrays_and_hyperparameters():
     hypers = [k / 20 for k in range(20)]
     groups = [Group(hypers[::-1], 0.5), Group(hypers, 0.01, traced=True)]
-    frames = kernels.prepare_groups("Wide", groups, step=1)
+    group_uniforms = kernels.prepare_groups("Wide", groups, step=1)
     (name,) = (name for name in kernels.names("Wide") if name.startswith("flat"))
     storages = [mx.bfloat16, *[mx.float32] * 16]
     values = [normal(2 * CHUNK, seed=k).astype(dtype) for k, dtype in enumerate(storages)]
     buffers = [kernels.stored(x) for x in values]
     table = np.array([(2 * CHUNK, 0, 1, True)], kernels.TENSOR)
-    kernels.run("Wide", name, dict(enumerate([frames, table, *buffers])), groups=2)
+    kernels.run("Wide", name, dict(enumerate([group_uniforms, table, *buffers])), groups=2)
 
     w, *state, g = map(wide, values)
     for k, (x, bits) in enumerate(zip(state, buffers[1:], strict=False), start=1):
@@ -205,8 +205,8 @@ def test_a_rule_of_many_arrays_and_hyperparameters():
 @pytest.mark.parametrize("step", [1, 2, 10, 100, 1000, 100_000, 2**24 + 1])
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 0.999, 0.99999])
 def test_bias_correction_holds_at_any_step(beta, step):
-    frame = kernels.prepare("AdamW", [beta, beta, 1e-8, 0.0, 1.0], 1.0, step)
-    step_size, denominator_scale = frame[15:17]
+    uniforms = kernels.prepare("AdamW", [beta, beta, 1e-8, 0.0, 1.0], 1.0, step)
+    step_size, denominator_scale = uniforms[15:17]
     correction = 1 - np.float64(beta) ** step
     assert step_size == pytest.approx(1 / correction, rel=1e-6)
     assert denominator_scale == pytest.approx(1 / np.sqrt(correction), rel=1e-6)
@@ -224,8 +224,8 @@ def huge_operands(size, places, places_of_gradient):
 
 
 def run_huge(way, arguments, w, g, end):
-    frame = kernels.prepare("SGD", [0.0], LEARNING_RATE, 1)
-    slots = dict(enumerate([frame, arguments, w, g]))
+    uniforms = kernels.prepare("SGD", [0.0], LEARNING_RATE, 1)
+    slots = dict(enumerate([uniforms, arguments, w, g]))
     kernels.run("SGD", f"{way}1_bf16_bf16_to_bf16at0", slots, end, first=end - 2)
 
 

@@ -14,7 +14,7 @@ from two_pass import (
     Tensor,
     all_kernels,
     direction,
-    frames_of,
+    group_uniforms_of,
     in_place,
     run,
     run_rates,
@@ -37,7 +37,7 @@ def each_kernel(wanted):
 @each_kernel(lambda names: not names.scaling)
 def test_a_step(names):
     tensor = Tensor(names, shape_for(names))
-    run([tensor], frames_of())
+    run([tensor], group_uniforms_of())
     tensor.assert_updated()
 
 
@@ -45,14 +45,14 @@ def test_a_step(names):
 @each_dtype
 def test_flat(dtype, size):
     tensor = Tensor(in_place(dtype), (size,))
-    run([tensor], frames_of())
+    run([tensor], group_uniforms_of())
     tensor.assert_updated()
 
 
 @each_dtype
 def test_flat_at_an_offset_that_no_vector_can_be_loaded_from(dtype):
     tensor = Tensor(in_place(dtype), (CHUNK + 5,), lead=1)
-    run([tensor], frames_of(), vectors=False)
+    run([tensor], group_uniforms_of(), vectors=False)
     tensor.assert_updated()
 
 
@@ -60,7 +60,7 @@ def test_flat_at_an_offset_that_no_vector_can_be_loaded_from(dtype):
 @each_dtype
 def test_transposed(dtype, shape):
     tensor = Tensor(in_place(dtype, "transposed"), shape)
-    run([tensor], frames_of())
+    run([tensor], group_uniforms_of())
     tensor.assert_updated()
 
 
@@ -73,7 +73,7 @@ def test_each_tensor_of_a_pack_has_rates_of_its_own(dtype):
             Tensor(names, (size,), seed=10 * k, scale=2.0 ** (k - 3))
             for k, size in enumerate(sizes[:count])
         ]
-        run(tensors, frames_of())
+        run(tensors, group_uniforms_of())
         for tensor in tensors:
             tensor.assert_updated()
 
@@ -84,7 +84,7 @@ def test_the_tensors_of_a_pack_have_groups_of_their_own():
     tensors = [
         Tensor(names, (CHUNK + 3,), seed=10 * k, group=group) for k, group in enumerate(groups)
     ]
-    run(tensors, frames_of(GROUPS))
+    run(tensors, group_uniforms_of(GROUPS))
     for tensor in tensors:
         tensor.assert_updated(*GROUPS[tensor.group])
 
@@ -94,14 +94,14 @@ def test_the_tensors_of_a_pack_have_groups_of_their_own():
 def test_each_way_takes_the_scalars_of_the_tensors_group(way, group):
     for names in all_kernels(lambda names: names.way == way and not names.scaling)[:3]:
         tensor = Tensor(names, shape_for(names), group=group)
-        run([tensor], frames_of(GROUPS))
+        run([tensor], group_uniforms_of(GROUPS))
         tensor.assert_updated(*GROUPS[group])
 
 
 @each_kernel(lambda names: names.scaling)
 def test_the_gradients_are_scaled(names):
     tensor = Tensor(names, shape_for(names))
-    run([tensor], frames_of(scale=0.3))
+    run([tensor], group_uniforms_of(scale=0.3))
     tensor.assert_updated(scale=0.3)
 
 
@@ -109,20 +109,20 @@ def test_the_gradients_are_scaled(names):
 @each_kernel(lambda names: names.scaling == "if_finite")
 def test_a_step_whose_scale_is_not_finite_is_skipped(names, scale):
     tensor = Tensor(names, shape_for(names))
-    run([tensor], frames_of(scale=scale))
+    run([tensor], group_uniforms_of(scale=scale))
     tensor.assert_kept()
 
 
 def test_traced_hyperparameters():
     tensor = Tensor(in_place(mx.float32), (1000,))
-    run([tensor], frames_of(traced=True))
+    run([tensor], group_uniforms_of(traced=True))
     tensor.assert_updated([np.float64(np.float32(x)) for x in HYPERS])
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_a_parameter_of_zeros_moves_by_the_learning_rate(scale):
     tensor = Tensor(in_place(mx.float32), (100,), scale=scale)
-    run([tensor], frames_of())
+    run([tensor], group_uniforms_of())
     tensor.assert_updated()
 
 
@@ -131,7 +131,7 @@ def test_what_threadgroups_leave_is_within_a_millionth(way):
     shape = {"flat": (3 * CHUNK + 5,), "transposed": (70, 90)}.get(way, (17, 5, 61))
     tensor = Tensor(in_place(mx.float32, way), shape)
     sums = np.full((tensor.groups, SUMS), np.nan, np.float32)
-    run_state([tensor], frames_of(), sums)
+    run_state([tensor], group_uniforms_of(), sums)
     exact = np.sum(wide(tensor.values[0]) ** 2)
     assert np.sum(sums[:, 0], dtype=np.float64) == pytest.approx(exact, rel=1e-6)
 
@@ -140,7 +140,7 @@ def rates_of(sums_of_squares):
     """From what threadgroups have left of one tensor, pairs of sums."""
     sums = np.asarray(sums_of_squares, np.float32).reshape(-1)
     shares = np.array([(0, len(sums_of_squares), 0)], SHARE)
-    return run_rates(shares, frames_of(), sums)[0]
+    return run_rates(shares, group_uniforms_of(), sums)[0]
 
 
 def test_the_sums_of_millions_of_threadgroups():
@@ -168,7 +168,7 @@ def test_a_norm_of_zero_leaves_the_learning_rate(left, trust):
 def test_a_tensor_takes_no_sums_of_others():
     left = np.array([[1, 1], [4, 1], [5, 1], [16, 1], [1, 100]], np.float32)
     shares = np.array([(0, 1, 0), (1, 2, 1), (3, 2, 0)], SHARE)
-    rates = run_rates(shares, frames_of(GROUPS), left.reshape(-1))
+    rates = run_rates(shares, group_uniforms_of(GROUPS), left.reshape(-1))
     expected = [0.01, 0.5 * np.sqrt(9 / 2), 0.01 * np.sqrt(17 / 101)]
     assert np.allclose(rates, expected, rtol=1e-6)
 
@@ -197,7 +197,7 @@ class Huge:
 
     def run(self, name, table, shared, operands, end):
         """The last two threadgroups."""
-        slots = dict(enumerate([frames_of(), table, shared, *operands]))
+        slots = dict(enumerate([group_uniforms_of(), table, shared, *operands]))
         kernels.run(RULE, name, slots, end, first=end - 2)
 
     def assert_state(self, way, table, end, operands=None):

@@ -129,9 +129,9 @@ class Scalars:
         self.given.append(np.array([x], np.float32))
         return 0, 0, 0, len(self.given) - 1
 
-    def run(self, rule, groups, frames):
+    def run(self, rule, groups, group_uniforms):
         capacity = min(n for n in PREPARE_CAPACITIES if n >= len(self.given))
-        buffers = {0: frames, 1: self.table}
+        buffers = {0: group_uniforms, 1: self.table}
         for k in range(capacity):
             buffers[OPERANDS_SLOT + k] = self.given[min(k, len(self.given) - 1)]
         run(rule, f"prepare{capacity}", buffers, groups, threads=1)
@@ -141,21 +141,21 @@ UNTOUCHED = 0x7FDEADBE
 
 
 @cache
-def frame_floats(rule, hypers):
+def uniforms_floats(rule, hypers):
     """Of a group of a rule: as many as `prepare` writes."""
-    frames = np.full(1000, UNTOUCHED, np.uint32)
-    Scalars([Group([1.0] * hypers, 1.0)], 1, None).run(rule, 1, frames)
-    return int(np.argmax(frames == UNTOUCHED))
+    group_uniforms = np.full(1000, UNTOUCHED, np.uint32)
+    Scalars([Group([1.0] * hypers, 1.0)], 1, None).run(rule, 1, group_uniforms)
+    return int(np.argmax(group_uniforms == UNTOUCHED))
 
 
 def prepare_groups(rule, groups, step, scale=None):
-    """The frames of a step."""
-    floats = frame_floats(rule, len(groups[0].hypers))
-    frames = np.full(len(groups) * floats, np.nan, np.float32)
-    Scalars(groups, step, scale).run(rule, len(groups), frames)
-    return frames
+    """The uniforms of all groups of a step."""
+    floats = uniforms_floats(rule, len(groups[0].hypers))
+    group_uniforms = np.full(len(groups) * floats, np.nan, np.float32)
+    Scalars(groups, step, scale).run(rule, len(groups), group_uniforms)
+    return group_uniforms
 
 
 def prepare(rule, hypers, learning_rate, step, traced=False, scale=None):
-    """The frame of a step of one group."""
+    """The uniforms of a step of one group."""
     return prepare_groups(rule, [Group(hypers, learning_rate, traced)], step, scale)

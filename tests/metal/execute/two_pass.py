@@ -115,7 +115,7 @@ class Tensor:
         apart = [x for x, place in zip(written, name.written, strict=True) if place is None]
         return dict(enumerate(read + apart, start=first))
 
-    def moments_slots(self, first=OPERANDS_SLOT):
+    def state_slots(self, first=OPERANDS_SLOT):
         return self.slots(self.names.state, self.buffers, self.state, first)
 
     def parameter_slots(self, first=OPERANDS_SLOT):
@@ -165,7 +165,7 @@ class Tensor:
             assert same_bits(got, x.astype(dtype).reshape(self.shape))
 
 
-def frames_of(groups=((HYPERS, LEARNING_RATE),), scale=None, traced=False):
+def group_uniforms_of(groups=((HYPERS, LEARNING_RATE),), scale=None, traced=False):
     given = [kernels.Group(hypers, rate, traced) for hypers, rate in groups]
     return kernels.prepare_groups(RULE, given, STEP, scale)
 
@@ -209,7 +209,7 @@ def slots_of(tensors, slots):
     return buffers
 
 
-def run_state(tensors, frames, sums, vectors=True):
+def run_state(tensors, group_uniforms, sums, vectors=True):
     first = tensors[0]
     name = first.names.state
     if name.way == "flat":
@@ -220,34 +220,36 @@ def run_state(tensors, frames, sums, vectors=True):
     else:
         first.scatter()
         table = strided_of(first, 4)
-    buffers = {0: frames, 1: table, SUMS_SLOT: sums} | slots_of(tensors, Tensor.moments_slots)
+    buffers = {0: group_uniforms, 1: table, SUMS_SLOT: sums} | slots_of(tensors, Tensor.state_slots)
     groups = sum(tensor.groups for tensor in tensors)
     kernels.run(RULE, f"state_{name.text}", buffers, groups)
 
 
-def run_rates(shares, frames, sums):
+def run_rates(shares, group_uniforms, sums):
     rates = np.full(len(shares) * RATES, np.nan, np.float32)
-    buffers = {0: frames, 1: shares, SUMS_SLOT: sums, NEW_RATES_SLOT: rates}
+    buffers = {0: group_uniforms, 1: shares, SUMS_SLOT: sums, NEW_RATES_SLOT: rates}
     kernels.run(RULE, "rates", buffers, len(shares))
     return rates
 
 
-def run_parameter(tensors, frames, rates, vectors=True):
+def run_parameter(tensors, group_uniforms, rates, vectors=True):
     first = tensors[0]
     name = first.names.parameter
     table = table_of(tensors, vectors) if name.way == "flat" else strided_of(first, 1)
-    buffers = {0: frames, 1: table, RATES_SLOT: rates} | slots_of(tensors, Tensor.parameter_slots)
+    buffers = {0: group_uniforms, 1: table, RATES_SLOT: rates} | slots_of(
+        tensors, Tensor.parameter_slots
+    )
     groups = sum(chunks(tensor.size) for tensor in tensors)
     kernels.run(RULE, f"parameter_{name.text}", buffers, groups)
 
 
-def run(tensors, frames, vectors=True):
+def run(tensors, group_uniforms, vectors=True):
     """A step over the tensors of one dispatch a pass."""
     counts = [tensor.groups for tensor in tensors]
     sums = np.full(sum(counts) * SUMS, np.nan, np.float32)
     shares = np.zeros(len(tensors), SHARE)
     shares["first"], shares["count"] = np.cumsum([0, *counts[:-1]]), counts
     shares["group"] = [tensor.group for tensor in tensors]
-    run_state(tensors, frames, sums, vectors)
-    rates = run_rates(shares, frames, sums)
-    run_parameter(tensors, frames, rates, vectors)
+    run_state(tensors, group_uniforms, sums, vectors)
+    rates = run_rates(shares, group_uniforms, sums)
+    run_parameter(tensors, group_uniforms, rates, vectors)

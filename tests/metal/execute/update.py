@@ -133,23 +133,23 @@ class Tensor:
             assert same_bits(kernels.loaded(bits, dtype), x.astype(dtype).reshape(-1))
 
 
-def frame_of(case, traced=False, scale=None):
+def uniforms_of(case, traced=False, scale=None):
     rule = primitive(case)
     return kernels.prepare(rule.name, rule.hypers, LEARNING_RATE, STEP, traced, scale)
 
 
-def frames_of(cases, learning_rates, traced=False):
+def group_uniforms_of(cases, learning_rates, traced=False):
     """Of groups, each with the hyperparameters of a case; all are of one rule."""
     rules = [primitive(case) for case in cases]
     groups = [Group(r.hypers, x, traced) for r, x in zip(rules, learning_rates, strict=True)]
     return kernels.prepare_groups(rules[0].name, groups, STEP)
 
 
-def run_pack(tensors, frames, vectors=True, groups=(0,)):
+def run_pack(tensors, group_uniforms, vectors=True, groups=(0,)):
     """One dispatch over several tensors; unused places repeat the last, as the host has it."""
     name = tensors[0].name
     table = np.zeros(name.capacity, kernels.TENSOR)
-    buffers, count, width = {0: frames, 1: table}, 0, len(tensors[0].slots())
+    buffers, count, width = {0: group_uniforms, 1: table}, 0, len(tensors[0].slots())
     for k in range(name.capacity):
         tensor = tensors[min(k, len(tensors) - 1)]
         buffers |= tensor.slots(OPERANDS_SLOT + k * width)
@@ -160,7 +160,7 @@ def run_pack(tensors, frames, vectors=True, groups=(0,)):
     kernels.run(primitive(tensors[0].case).name, name.text, buffers, count)
 
 
-def run_transposed(tensor, frames, group=0):
+def run_transposed(tensor, group_uniforms, group=0):
     rows, columns = tensor.shape
     matrix = np.zeros(1, kernels.MATRIX)
     matrix[["rows", *kernels.MATRIX_COUNTS]] = (
@@ -168,11 +168,11 @@ def run_transposed(tensor, frames, group=0):
     gradient = tensor.buffers[-1].reshape(tensor.shape)
     tensor.buffers[-1] = np.array(gradient.T, order="C").reshape(-1)
     groups = -(-rows // TILE) * -(-columns // TILE)
-    buffers = {0: frames, 1: matrix} | tensor.slots()
+    buffers = {0: group_uniforms, 1: matrix} | tensor.slots()
     kernels.run(primitive(tensor.case).name, tensor.name.text, buffers, groups)
 
 
-def run_strided(tensor, frames, group=0):
+def run_strided(tensor, group_uniforms, group=0):
     """Every operand but those overwritten and the parameter has its dimensions in another order."""
     layout = np.zeros(1, kernels.strided(len(tensor.buffers)))
     layout["size"], layout["group"], layout["dims"] = tensor.size, group, 3
@@ -183,18 +183,18 @@ def run_strided(tensor, frames, group=0):
         places = x.transpose(np.argsort(order))
         layout["strides"][0, k, :3] = np.array(places.strides) // x.itemsize
         tensor.buffers[k] = x.reshape(-1)
-    buffers = {0: frames, 1: layout} | tensor.slots()
+    buffers = {0: group_uniforms, 1: layout} | tensor.slots()
     kernels.run(primitive(tensor.case).name, tensor.name.text, buffers, chunks(tensor.size))
 
 
-def run(tensor, frames, group=0):
+def run(tensor, group_uniforms, group=0):
     """The kernel that the tensor is for, alone."""
     if tensor.name.way == "flat":
-        run_pack([tensor], frames, groups=[group])
+        run_pack([tensor], group_uniforms, groups=[group])
     elif tensor.name.way == "transposed":
-        run_transposed(tensor, frames, group)
+        run_transposed(tensor, group_uniforms, group)
     else:
-        run_strided(tensor, frames, group)
+        run_strided(tensor, group_uniforms, group)
 
 
 def shape_for(name):

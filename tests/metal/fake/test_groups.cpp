@@ -1,8 +1,8 @@
 // Steps whose tensors have groups with scalars of their own, and what of them Metal has no room
 // for.
 #include "mlx_opt/backend/find.h"
-#include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/backend/metal/uniforms.h"
 #include "tensors.h"
 
 using namespace mlx_opt;
@@ -261,9 +261,10 @@ TEST_CASE("what Metal has no room for is refused") {
   const std::vector<Group> groups = {{std::vector<double>(30, 0.5), 0.1f, true}};
   const auto scalars = inputs_of(groups, std::nullopt);
   auto& device = mx::metal::device(gpu_stream.device);
-  const metal::FrameShape shape{"Wide", 30, 1};
+  const metal::UniformsShape shape{"Wide", 30, 1};
   CHECK_THROWS_WITH_AS(
-      metal::Frames(shape, spec_of(Rule::SGD, groups, {}), pointers_to(scalars).data(), device),
+      metal::GroupUniforms(
+          shape, spec_of(Rule::SGD, groups, {}), pointers_to(scalars).data(), device),
       doctest::Contains("30 hyperparameters and reads 32 scalars"),
       std::runtime_error);
 }

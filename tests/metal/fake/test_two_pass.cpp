@@ -15,7 +15,7 @@ namespace {
 
 constexpr int width = 4; // of a tensor: the parameter, two slots and the gradient
 
-// Each pass's dispatches behind that of the frames, in their order.
+// Each pass's dispatches behind that of the uniforms, in their order.
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
   for (const auto& dispatch : fake::log().dispatches) {

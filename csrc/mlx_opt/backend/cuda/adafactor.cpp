@@ -4,12 +4,12 @@
 
 #include "mlx/backend/cuda/device.h"
 #include "mlx_opt/backend/cuda/adafactor_tensors.h"
-#include "mlx_opt/backend/cuda/frame.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
 #include "mlx_opt/backend/cuda/module.h"
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/records.h"
+#include "mlx_opt/backend/cuda/uniforms.h"
 #include "mlx_opt/rules/adafactor.h"
 
 namespace mlx_opt::cuda {
@@ -17,7 +17,7 @@ namespace {
 
 namespace cu = mx::cu;
 
-const FrameShape frame_shape = {
+const UniformsShape uniforms_shape = {
     "Adafactor",
     sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper),
     sizeof(MLX_OPT_LEVEL::Adafactor::Scalars) / sizeof(float)};
@@ -48,7 +48,7 @@ class AdafactorStep : public Prepared {
 
   mx::Stream stream_;
   cu::CommandEncoder& encoder_;
-  mx::array frames_;
+  mx::array group_uniforms_;
   FactorShares shares_;
   std::vector<std::array<CUfunction, factor_passes>> functions_;
   mx::array scratch_;
@@ -62,14 +62,14 @@ AdafactorStep::AdafactorStep(
     mx::Stream stream)
     : stream_(stream),
       encoder_(cu::get_command_encoder(stream)),
-      frames_(new_frames(frame_shape, spec, stream)),
+      group_uniforms_(new_group_uniforms(uniforms_shape, spec, stream)),
       shares_(spec, inputs, dtypes),
       scratch_(scratch_array(shares_.scratch_bytes(), stream)),
       skip_nonfinite_(spec.scaling == Scaling::if_finite) {
   find_functions();
   wait_for_last_but_one(stream);
   const size_t operands = spec.operand_count();
-  launch_prepare(encoder_, frame_shape, spec, &inputs[operands], frames_);
+  launch_prepare(encoder_, uniforms_shape, spec, &inputs[operands], group_uniforms_);
   // What is written needs no mention: the step is committed, so what follows is behind it.
   for (size_t i = 0; i < operands; ++i) {
     encoder_.set_input_array(*inputs[i]);
@@ -94,7 +94,7 @@ void AdafactorStep::find_functions() {
 template <typename Args>
 void AdafactorStep::launch_passes(
     const FactorShare& share, const CUfunction* functions, Args& args) {
-  args.frames = address<float>(frames_);
+  args.group_uniforms = address<float>(group_uniforms_);
   args.skip_nonfinite = skip_nonfinite_;
   for (int pass = 0; pass < factor_passes; ++pass) {
     const FactorPass kind = share.kernels[pass].pass;
@@ -106,7 +106,7 @@ void AdafactorStep::launch_passes(
       blocks += share.blocks(pass, tensor);
     }
     if (blocks > 0) {
-      encoder_.set_input_array(frames_);
+      encoder_.set_input_array(group_uniforms_);
       encoder_.set_output_array(scratch_);
       const bool many = means || kind == FactorPass::rates;
       launch(encoder_, functions[pass], blocks, many ? factor_threads : threads, &args);
@@ -141,7 +141,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
     share.layouts.empty() ? launch_tables(share, functions_[i].data())
                           : launch_strided(share, functions_[i].data());
   }
-  encoder_.add_temporary(frames_);
+  encoder_.add_temporary(group_uniforms_);
   encoder_.add_temporary(scratch_);
   encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
   // Now, so that the GPU is at work while the host goes through the results.

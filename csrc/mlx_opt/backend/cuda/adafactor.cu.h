@@ -12,14 +12,14 @@ using cuda::threads;
 constexpr int warps = threads / warp;
 
 template <typename Table>
-MLX_OPT_FN const Frame<Adafactor>& frame_of(const Table& table, const FactorTensor& tensor) {
-  return frame_of<Adafactor>(table.frames, tensor.group);
+MLX_OPT_FN const Uniforms<Adafactor>& uniforms_of(const Table& table, const FactorTensor& tensor) {
+  return uniforms_of<Adafactor>(table.group_uniforms, tensor.group);
 }
 
 // The scale is that of all groups.
 template <typename Table>
 MLX_OPT_FN bool is_applied(const Table& table) {
-  return !table.skip_nonfinite || is_finite(frame_of<Adafactor>(table.frames, 0).scale);
+  return !table.skip_nonfinite || is_finite(uniforms_of<Adafactor>(table.group_uniforms, 0).scale);
 }
 
 // The operands of elements, as FactorStrided has their strides.
@@ -200,12 +200,12 @@ template <int lanes>
 MLX_OPT_FN void average_line(
     float (&v)[lanes],
     const float (&g)[lanes],
-    const Frame<Adafactor>& frame,
+    const Uniforms<Adafactor>& uniforms,
     float (&factors)[lanes]) {
 #pragma unroll
   for (int lane = 0; lane < lanes; ++lane) {
-    const float x = frame.scale * g[lane];
-    v[lane] = Adafactor::average(v[lane], x * x, frame.hypers, frame.scalars);
+    const float x = uniforms.scale * g[lane];
+    v[lane] = Adafactor::average(v[lane], x * x, uniforms.hypers, uniforms.scalars);
     factors[lane] = Adafactor::factor(v[lane]);
   }
 }

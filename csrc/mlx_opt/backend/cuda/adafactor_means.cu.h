@@ -73,10 +73,10 @@ struct FactorMeans {
     const double sum = sum_parts(Sums::of(t, rows, matrix, lanes), own, count, part, split, each);
     float value[1] = {0.0f};
     if (mine) {
-      const Frame<Adafactor>& frame = frame_of(table, t);
+      const Uniforms<Adafactor>& uniforms = uniforms_of(table, t);
       const auto square = static_cast<float>(sum / (rows ? t.columns : t.rows));
       load<Format>(from, place_of_mean<rows>(table, place), value);
-      value[0] = Adafactor::average(value[0], square, frame.hypers, frame.scalars);
+      value[0] = Adafactor::average(value[0], square, uniforms.hypers, uniforms.scalars);
       store<New>(to, place, value);
       if (rows) {
         t.scratch.row_means[place] = value[0];
@@ -137,12 +137,12 @@ MLX_OPT_FN void factor_rates(const Table& table) {
   __syncthreads();
   const double update = sum_over_block<cuda::factor_threads>(sums[1]);
   if (threadIdx.x == 0) {
-    const Frame<Adafactor>& frame = frame_of(table, t);
+    const Uniforms<Adafactor>& uniforms = uniforms_of(table, t);
     const auto rates = Adafactor::rates(
         static_cast<float>(sqrt(parameter / t.size)),
         static_cast<float>(sqrt(update / t.size)),
-        frame.hypers,
-        frame.scalars);
+        uniforms.hypers,
+        uniforms.scalars);
     t.scratch.rates[0] = rates.update;
     t.scratch.rates[1] = rates.decay;
   }

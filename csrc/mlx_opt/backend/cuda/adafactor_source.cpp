@@ -70,7 +70,7 @@ Program program_of(const FactorKernel& kernel) {
            "adafactor_tables.h",
            "storage.cu.h",
            "find.cu.h",
-           "frame.cu.h",
+           "uniforms.cu.h",
            "block_sum.cu.h",
            "adafactor.cu.h",
            definition_of(kernel.pass).file}),

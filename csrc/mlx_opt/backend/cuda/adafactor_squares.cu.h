@@ -21,7 +21,7 @@ struct FactorSquares : SquaresPass<lanes> {
     }
     const auto tile = Own::tile_of(table);
     const FactorTensor& t = tile.tensor;
-    const float scale = frame_of(table, t).scale;
+    const float scale = uniforms_of(table, t).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
     float columns[lanes] = {};
     float total = 0.0f;
@@ -105,7 +105,7 @@ struct FactorUpdateSquares : Pass<lanes> {
  private:
   template <typename Table>
   MLX_OPT_FN float factored(const Table& table, const Tile<lanes>& tile) {
-    const float scale = frame_of(table, tile.tensor).scale;
+    const float scale = uniforms_of(table, tile.tensor).scale;
     const bool vectors = tile.template allows_vectors<G>(tile.tensor.in[4]);
     const auto factors = Factors<lanes>::of(tile, vectors);
     float total = 0.0f;
@@ -133,7 +133,7 @@ struct FactorUpdateSquares : Pass<lanes> {
 
   template <typename Table>
   MLX_OPT_FN float unfactored(const Table& table, const Tile<lanes>& tile) {
-    const Frame<Adafactor> frame = frame_of(table, tile.tensor);
+    const Uniforms<Adafactor> uniforms = uniforms_of(table, tile.tensor);
     const bool vectors = tile.template allows_vectors<V, G>(tile.tensor.in[1], tile.tensor.in[4]);
     float total = 0.0f;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
@@ -144,11 +144,11 @@ struct FactorUpdateSquares : Pass<lanes> {
       float v[lanes], g[lanes], factors[lanes];
       stored_v.widen(v);
       stored_g.widen(g);
-      average_line(v, g, frame, factors);
+      average_line(v, g, uniforms, factors);
       const int count = tile.width_of(line);
 #pragma unroll
       for (int lane = 0; lane < lanes; ++lane) {
-        const float u = factors[lane] * (frame.scale * g[lane]);
+        const float u = factors[lane] * (uniforms.scale * g[lane]);
         total = tile.column_of(lane, vectors) < count ? fma(u, u, total) : total;
       }
     }

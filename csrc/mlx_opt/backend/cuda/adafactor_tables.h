@@ -37,11 +37,11 @@ struct FactorTensor {
   unsigned short group;
 };
 
-// `frames`: as of Table. `skip_nonfinite`: true if the step is skipped where the gradients' scale
-// is not finite.
+// `group_uniforms`: as of Table. `skip_nonfinite`: true if the step is skipped where the gradients'
+// scale is not finite.
 template <int capacity>
 struct FactorTable {
-  const float* frames;
+  const float* group_uniforms;
   int count;
   int skip_nonfinite;
   FactorTensor tensors[capacity];
@@ -50,7 +50,7 @@ struct FactorTable {
 // A tensor with operands of any layout. That of the elements has the strides of the parameter, the
 // running means, the first moment and the gradient.
 struct FactorStrided {
-  const float* frames;
+  const float* group_uniforms;
   int count;
   int skip_nonfinite;
   FactorTensor tensors[1];

@@ -45,12 +45,12 @@ struct FactorUpdate : Pass<lanes> {
       float (&w)[count],
       float (&m)[count],
       const float (&u)[count],
-      const Frame<Adafactor>& frame,
+      const Uniforms<Adafactor>& uniforms,
       Adafactor::Rates rates) {
 #pragma unroll
     for (int lane = 0; lane < count; ++lane) {
-      const auto e =
-          Adafactor::update({w[lane], has_moment ? m[lane] : 0.0f}, u[lane], frame.hypers, rates);
+      const auto e = Adafactor::update(
+          {w[lane], has_moment ? m[lane] : 0.0f}, u[lane], uniforms.hypers, rates);
       w[lane] = e.w;
       m[lane] = e.m;
     }
@@ -63,7 +63,7 @@ struct FactorUpdate : Pass<lanes> {
   template <typename Table>
   MLX_OPT_FN void factored(const Table& table, const Tile<lanes>& tile) {
     const FactorTensor& t = tile.tensor;
-    const Frame<Adafactor> frame = frame_of(table, t);
+    const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, G, NewW>(t.in[0], t.in[4], t.out[0]) &&
                          (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
@@ -92,9 +92,9 @@ struct FactorUpdate : Pass<lanes> {
         const float of_line = factors.of_line(line);
 #pragma unroll
         for (int lane = 0; lane < lanes; ++lane) {
-          u[lane] = of_line * factors.of_columns[lane] * (frame.scale * g[lane]);
+          u[lane] = of_line * factors.of_columns[lane] * (uniforms.scale * g[lane]);
         }
-        apply(w, m, u, frame, rates);
+        apply(w, m, u, uniforms, rates);
         tile.template store_line<NewW>(t.out[0], line, vectors, w);
         if (has_moment) {
           tile.template store_line<NewM>(t.out[3], line, vectors, m);
@@ -184,18 +184,18 @@ struct FactorUpdate : Pass<lanes> {
         }
       }
     }
-    const Frame<Adafactor> frame = frame_of(table, t);
+    const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
 #pragma unroll
     for (int k = 0; k < count * parts; ++k) {
       const int row = threadIdx.x / warp + k / parts * warps;
       const float of_row = __shfl_sync(0xffffffffu, factors.of_rows, (top + row) / warps);
       if (inside(row, k % parts)) {
-        const float g = frame.scale * strip[row][own + k % parts * warp];
+        const float g = uniforms.scale * strip[row][own + k % parts * warp];
         const float u[1] = {of_row * factors.of_columns[k % parts] * g};
         auto& new_w = w[k / parts][k % parts];
         auto& new_m = m[k / parts][k % parts];
-        apply(new_w, new_m, u, frame, rates);
+        apply(new_w, new_m, u, uniforms, rates);
         store<NewW>(t.out[0], place(row, k % parts), new_w);
         if (has_moment) {
           store<NewM>(t.out[3], place(row, k % parts), new_m);
@@ -207,7 +207,7 @@ struct FactorUpdate : Pass<lanes> {
   template <typename Table>
   MLX_OPT_FN void unfactored(const Table& table, const Tile<lanes>& tile) {
     const FactorTensor& t = tile.tensor;
-    const Frame<Adafactor> frame = frame_of(table, t);
+    const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, V, G, NewW, NewV>(
                              t.in[0], t.in[1], t.in[4], t.out[0], t.out[1]) &&
@@ -228,12 +228,12 @@ struct FactorUpdate : Pass<lanes> {
       stored_v.widen(v);
       stored_m.widen(m);
       stored_g.widen(g);
-      average_line(v, g, frame, factors);
+      average_line(v, g, uniforms, factors);
 #pragma unroll
       for (int lane = 0; lane < lanes; ++lane) {
-        g[lane] = factors[lane] * (frame.scale * g[lane]);
+        g[lane] = factors[lane] * (uniforms.scale * g[lane]);
       }
-      apply(w, m, g, frame, rates);
+      apply(w, m, g, uniforms, rates);
       tile.template store_line<NewW>(t.out[0], line, vectors, w);
       tile.template store_line<NewV>(t.out[1], line, vectors, v);
       if (has_moment) {

@@ -76,7 +76,7 @@ void launch_dense(
       chunks += static_cast<unsigned>(chunks_of(tensors[i]));
     }
     Parameter parameter;
-    parameter.add(static_cast<const float*>(nullptr)); // no frames
+    parameter.add(static_cast<const float*>(nullptr)); // no uniforms
     parameter.add(static_cast<int64_t>(end - begin));
     parameter.add(&tensors[begin], (end - begin) * sizeof(Dense));
     encoder.set_output_array(sums);

@@ -7,10 +7,11 @@ namespace MLX_OPT_LEVEL {
 // A block, of one thread, for each group.
 template <typename Rule, int count, int capacity>
 MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
-  // The host sizes the frames so.
+  // The host allocates this size.
   static_assert(
-      sizeof(Frame<Rule>) == count * sizeof(Hyper) + sizeof(typename Rule::Scalars) + sizeof(float),
-      "a frame is hyperparameters, scalars and the scale");
+      sizeof(Uniforms<Rule>) ==
+          count * sizeof(Hyper) + sizeof(typename Rule::Scalars) + sizeof(float),
+      "uniforms are hyperparameters, scalars and the scale");
   const auto& group = table.groups[blockIdx.x];
   Hyper hypers[count];
 #pragma unroll
@@ -22,13 +23,13 @@ MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
       hypers[k] = {*from.traced, static_cast<float>(1.0 - x), static_cast<float>(log(x))};
     }
   }
-  Frame<Rule> frame;
-  memcpy(&frame.hypers, hypers, sizeof hypers);
+  Uniforms<Rule> uniforms;
+  memcpy(&uniforms.hypers, hypers, sizeof hypers);
   const float rate = group.learning_rate ? *group.learning_rate : 0.0f;
   const float step = group.step ? static_cast<float>(*group.step) : 0.0f;
-  frame.scalars = Rule::prepare(frame.hypers, rate, step);
-  frame.scale = table.scale ? *table.scale : 1.0f;
-  reinterpret_cast<Frame<Rule>*>(table.frames)[blockIdx.x] = frame;
+  uniforms.scalars = Rule::prepare(uniforms.hypers, rate, step);
+  uniforms.scale = table.scale ? *table.scale : 1.0f;
+  reinterpret_cast<Uniforms<Rule>*>(table.group_uniforms)[blockIdx.x] = uniforms;
 }
 
 } // namespace MLX_OPT_LEVEL

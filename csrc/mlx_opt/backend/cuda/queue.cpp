@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "mlx_opt/backend/cuda/frame.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
+#include "mlx_opt/backend/cuda/uniforms.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -13,7 +13,7 @@ size_t layout_bytes(int inputs) {
   return sizeof(AnyLayout) - (max_operands - inputs) * sizeof(AnyLayout::strides[0]);
 }
 
-FrameShape frame_shape(Rule rule) {
+UniformsShape uniforms_shape(Rule rule) {
   return {info(rule).name, info(rule).hypers, info(rule).scalars};
 }
 
@@ -22,12 +22,12 @@ FrameShape frame_shape(Rule rule) {
 StepQueue::StepQueue(const StepSpec& spec, mx::Stream stream)
     : stream_(stream),
       encoder_(mx::cu::get_command_encoder(stream)),
-      frames_(new_frames(frame_shape(spec.rule), spec, stream)) {}
+      group_uniforms_(new_group_uniforms(uniforms_shape(spec.rule), spec, stream)) {}
 
 void StepQueue::begin(const StepSpec& spec, const Pointers& inputs) {
   wait_for_last_but_one(stream_);
   const auto* scalars = &inputs[spec.operand_count()];
-  launch_prepare(encoder_, frame_shape(spec.rule), spec, scalars, frames_);
+  launch_prepare(encoder_, uniforms_shape(spec.rule), spec, scalars, group_uniforms_);
 }
 
 void StepQueue::read_operands(const StepSpec& spec, const Pointers& inputs) {
@@ -50,7 +50,7 @@ void StepQueue::launch(Share& share, size_t begin, size_t end) {
   const Walk walk = share.kernel.walk;
   if (walk == Walk::strided) {
     Parameter parameter;
-    parameter.add(address<float>(frames_));
+    parameter.add(address<float>(group_uniforms_));
     parameter.add(records.at(begin), records.bytes());
     parameter.add(&share.layouts[begin], layout_bytes(share.kernel.inputs()));
     launch_next(share.function, chunks_of(walk, records[begin]), threads, parameter.data());
@@ -74,21 +74,21 @@ void StepQueue::launch(
     unsigned blocks,
     int threads) {
   Parameter parameter;
-  parameter.add(address<float>(frames_));
+  parameter.add(address<float>(group_uniforms_));
   parameter.add(static_cast<int64_t>(end - begin));
   parameter.add(records.at(begin), (end - begin) * records.bytes());
   launch_next(function, blocks, threads, parameter.data());
 }
 
-// Behind the launch before, as if that had written the frames. The driver answers questions about
+// Behind the launch before, as if that had written the uniforms. The driver answers questions about
 // events four times slower once it has run a graph with branches.
 void StepQueue::launch_next(CUfunction function, unsigned blocks, int threads, void* parameter) {
-  encoder_.set_output_array(frames_);
+  encoder_.set_output_array(group_uniforms_);
   cuda::launch(encoder_, function, blocks, threads, parameter);
 }
 
 void StepQueue::end(std::shared_ptr<void> keep_alive) {
-  encoder_.add_temporary(frames_);
+  encoder_.add_temporary(group_uniforms_);
   encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
   // Now, so that the GPU is at work while the host goes through the results.
   encoder_.commit();

@@ -10,7 +10,7 @@ namespace mlx_opt::cuda {
 
 class StepQueue {
  public:
-  /// Allocates the frames of a step's groups.
+  /// Allocates the uniforms of a step's groups.
   StepQueue(const StepSpec& spec, mx::Stream stream);
 
   mx::cu::CommandEncoder& encoder() {
@@ -47,7 +47,7 @@ class StepQueue {
 
   mx::Stream stream_;
   mx::cu::CommandEncoder& encoder_;
-  mx::array frames_;
+  mx::array group_uniforms_;
 };
 
 } // namespace mlx_opt::cuda

@@ -19,11 +19,11 @@ struct GroupTable {
   HyperSource hypers[count];
 };
 
-// `scale`, where it is not null, is the gradients'. `frames`: of these groups.
+// `scale`, where it is not null, is the gradients'. `group_uniforms`: of these groups.
 template <int hypers, int capacity>
 struct ScalarTable {
   const float* scale;
-  float* frames;
+  float* group_uniforms;
   GroupTable<hypers> groups[capacity];
 };
 

@@ -42,7 +42,7 @@ std::string called(const char* name, std::initializer_list<std::string> argument
 Program program_of(const PrepareKernel& kernel) {
   return {
       joined(texts(), {"portable.h"}) + std::string(header_of(texts(), kernel.rule)) +
-          joined(texts(), {"scalar_tables.h", "frame.cu.h", "prepare.cu.h"}),
+          joined(texts(), {"scalar_tables.h", "uniforms.cu.h", "prepare.cu.h"}),
       "ScalarTable<" + std::to_string(kernel.hypers) + ", " + std::to_string(kernel.capacity) + ">",
       "prepare<" + std::string(kernel.rule) + ">",
       ""};
@@ -72,7 +72,8 @@ std::string pass_of(const UpdateKernel& kernel) {
 std::string files_of_passes(std::string_view rule_header, bool two_passes) {
   const std::string rule = joined(texts(), {"portable.h"}) + std::string(rule_header);
   const std::string walks = joined(
-      texts(), {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "frame.cu.h", "walk.cu.h"});
+      texts(),
+      {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "uniforms.cu.h", "walk.cu.h"});
   return rule + walks +
          (two_passes ? joined(texts(), {"block_sum.cu.h", "two_pass.cu.h"})
                      : joined(texts(), {"update.cu.h"}));

@@ -33,10 +33,11 @@ struct Tensor : Extent {
   void* out[outputs];
 };
 
-// The tensors of a launch. `frames`: what the kernel of the scalars has written for each group.
+// The tensors of a launch. `group_uniforms`: what the kernel of the scalars has written for each
+// group.
 template <int inputs, int outputs, int capacity>
 struct Table {
-  const float* frames;
+  const float* group_uniforms;
   long long count;
   Tensor<inputs, outputs> tensors[capacity];
 };
@@ -52,7 +53,7 @@ struct Layout {
 // A tensor with operands of any layout; its results are row-contiguous.
 template <int inputs, int outputs>
 struct Strided {
-  const float* frames;
+  const float* group_uniforms;
   Tensor<inputs, outputs> tensor;
   Layout<inputs> layout;
 };

@@ -8,7 +8,7 @@ namespace MLX_OPT_LEVEL {
 // The first: the state takes its step, and each chunk leaves its sums.
 // W, State, Format: formats of the parameter, its state and the gradient; New: of the new state.
 template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
-struct UpdateState : Framed<Rule, scaling> {
+struct UpdateState : PassBase<Rule, scaling> {
   using Gradient = Format;
   using Rows = typename List<W>::template Then<State>;
   using Kept = State;
@@ -22,8 +22,8 @@ struct UpdateState : Framed<Rule, scaling> {
   // Over this thread's elements.
   float sums[count_of_sums] = {};
 
-  __device__ __forceinline__ UpdateState(const float* frames, const Tensor& tensor)
-      : Framed<Rule, scaling>(frames, tensor.group) {}
+  __device__ __forceinline__ UpdateState(const float* group_uniforms, const Tensor& tensor)
+      : PassBase<Rule, scaling>(group_uniforms, tensor.group) {}
 
   MLX_OPT_FN unsigned block() {
     return blockIdx.x;
@@ -31,17 +31,17 @@ struct UpdateState : Framed<Rule, scaling> {
 
   template <int count>
   __device__ __forceinline__ void apply(float (&x)[In::count][count]) {
-    const Frame<Rule>& frame = this->frame;
+    const Uniforms<Rule>& uniforms = this->uniforms;
 #pragma unroll
     for (int lane = 0; lane < count; ++lane) {
       const auto before = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Rows::count][lane]);
-      put(Rule::update_state(before, g, frame.hypers, frame.scalars), lane, x);
+      put(Rule::update_state(before, g, uniforms.hypers, uniforms.scalars), lane, x);
       // The second pass reads the state as it is stored, so the sums are of that.
       Out::round_lane(x + first, lane);
       const auto e = take<typename Rule::Element>(x, lane);
       float added[count_of_sums][1];
-      put(Rule::sums(e, frame.hypers, frame.scalars), 0, added);
+      put(Rule::sums(e, uniforms.hypers, uniforms.scalars), 0, added);
 #pragma unroll
       for (int k = 0; k < count_of_sums; ++k) {
         sums[k] += added[k][0];
@@ -89,16 +89,16 @@ MLX_OPT_FN void rates(const Table& table) {
     for (int k = 0; k < count; ++k) {
       narrow[k][0] = static_cast<float>(totals[k]);
     }
-    const Frame<Rule>& frame = frame_of<Rule>(table.frames, tensor.group);
+    const Uniforms<Rule>& uniforms = uniforms_of<Rule>(table.group_uniforms, tensor.group);
     *static_cast<typename Rule::Rates*>(tensor.out[0]) =
-        Rule::rates(take<typename Rule::Sums>(narrow, 0), frame.hypers, frame.scalars);
+        Rule::rates(take<typename Rule::Sums>(narrow, 0), uniforms.hypers, uniforms.scalars);
   }
 }
 
 // The second: the parameter takes its step, from the state that the first has left.
 // W, State: formats of the parameter and its new state; New: of the new parameter.
 template <typename Rule, typename W, typename State, typename New, Scaling scaling>
-struct Finish : Framed<Rule, scaling> {
+struct Finish : PassBase<Rule, scaling> {
   using Kept = List<W>;
   using In = typename List<W>::template Then<State>;
   using Out = List<New>;
@@ -108,8 +108,8 @@ struct Finish : Framed<Rule, scaling> {
 
   const typename Rule::Rates rates;
 
-  __device__ __forceinline__ Finish(const float* frames, const Tensor& tensor)
-      : Framed<Rule, scaling>(frames, tensor.group),
+  __device__ __forceinline__ Finish(const float* group_uniforms, const Tensor& tensor)
+      : PassBase<Rule, scaling>(group_uniforms, tensor.group),
         rates(*static_cast<const typename Rule::Rates*>(tensor.out[1])) {}
 
   // The last first: what the first pass has read and written last may still be in the cache.
@@ -122,7 +122,7 @@ struct Finish : Framed<Rule, scaling> {
 #pragma unroll
     for (int lane = 0; lane < count; ++lane) {
       const auto e = take<typename Rule::Element>(x, lane);
-      x[0][lane] = Rule::update(e, this->frame.hypers, this->frame.scalars, rates);
+      x[0][lane] = Rule::update(e, this->uniforms.hypers, this->uniforms.scalars, rates);
     }
   }
 

@@ -6,7 +6,7 @@ namespace MLX_OPT_LEVEL {
 
 // Fields: formats of the parameter and its state; New: of their new values.
 template <typename Rule, typename Fields, typename Format, typename New, Scaling scaling>
-struct Update : Framed<Rule, scaling> {
+struct Update : PassBase<Rule, scaling> {
   using Gradient = Format;
   using Rows = Fields;
   using Kept = Fields;
@@ -15,8 +15,8 @@ struct Update : Framed<Rule, scaling> {
   using Tensor = cuda::Tensor<In::count, Out::count>;
   static constexpr int first = 0;
 
-  __device__ __forceinline__ Update(const float* frames, const Tensor& tensor)
-      : Framed<Rule, scaling>(frames, tensor.group) {}
+  __device__ __forceinline__ Update(const float* group_uniforms, const Tensor& tensor)
+      : PassBase<Rule, scaling>(group_uniforms, tensor.group) {}
 
   MLX_OPT_FN unsigned block() {
     return blockIdx.x;
@@ -28,7 +28,7 @@ struct Update : Framed<Rule, scaling> {
     for (int lane = 0; lane < count; ++lane) {
       const auto e = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Fields::count][lane]);
-      put(Rule::update(e, g, this->frame.hypers, this->frame.scalars), lane, x);
+      put(Rule::update(e, g, this->uniforms.hypers, this->uniforms.scalars), lane, x);
     }
   }
 

@@ -8,20 +8,20 @@ using cuda::chunk;
 using cuda::threads;
 using cuda::tile;
 
-// What all passes have of the frame of a tensor's group.
+// What all passes share: the uniforms of a tensor's group.
 template <typename Rule, Scaling scaling>
-struct Framed {
-  const Frame<Rule> frame;
+struct PassBase {
+  const Uniforms<Rule> uniforms;
 
-  __device__ __forceinline__ Framed(const float* frames, unsigned group)
-      : frame(frame_of<Rule>(frames, group)) {}
+  __device__ __forceinline__ PassBase(const float* group_uniforms, unsigned group)
+      : uniforms(uniforms_of<Rule>(group_uniforms, group)) {}
 
   __device__ __forceinline__ bool is_applied() const {
-    return scaling != Scaling::if_finite || is_finite(frame.scale);
+    return scaling != Scaling::if_finite || is_finite(uniforms.scale);
   }
 
   __device__ __forceinline__ float scaled(float gradient) const {
-    return scaling == Scaling::none ? gradient : frame.scale * gradient;
+    return scaling == Scaling::none ? gradient : uniforms.scale * gradient;
   }
 };
 
@@ -56,8 +56,9 @@ MLX_OPT_FN void put(const Element& e, int lane, float (&x)[operands][count]) {
 //   Kept, first: the formats of the operands that the results replace, and the first of them;
 //   Rows, Gradient: where there is a gradient, the formats of the operands before it and of it;
 //   block(): which chunk of a launch this block takes;
-//   Pass(frames, tensor), is_applied(), apply(x): puts the results in the place of the operands;
-//   end(tensor, index): called by all threads behind the elements of chunk `index` of a tensor.
+//   Pass(group_uniforms, tensor), is_applied(), apply(x): puts the results in the place of the
+//   operands; end(tensor, index): called by all threads behind the elements of chunk `index` of a
+//   tensor.
 template <typename Pass>
 struct Walks {
   using Tensor = typename Pass::Tensor;
@@ -99,7 +100,7 @@ struct Walks {
   MLX_OPT_FN void flat(const Table& table) {
     const unsigned block = Pass::block();
     const Tensor& tensor = find<&Tensor::first_chunk>(table, block);
-    Pass pass(table.frames, tensor);
+    Pass pass(table.group_uniforms, tensor);
     const Index begin = static_cast<Index>(block - tensor.first_chunk) * chunk;
     const Index left = size_of(tensor) - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;
@@ -122,7 +123,7 @@ struct Walks {
   MLX_OPT_FN void transposed(const Table& table) {
     __shared__ float gradient[tile][tile + 1];
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
-    Pass pass(table.frames, tensor);
+    Pass pass(table.group_uniforms, tensor);
     const int columns = tensor.columns;
     const Index rows = size_of(tensor) / columns;
     const unsigned across = (columns + tile - 1) / tile;
@@ -208,7 +209,7 @@ struct Walks {
   template <int outputs>
   MLX_OPT_FN void strided(const cuda::Strided<operands, outputs>& args) {
     const Tensor& tensor = args.tensor;
-    Pass pass(args.frames, tensor);
+    Pass pass(args.group_uniforms, tensor);
     const Index begin = static_cast<Index>(blockIdx.x) * chunk;
     const Index left = size_of(tensor) - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;

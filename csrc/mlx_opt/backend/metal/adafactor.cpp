@@ -5,15 +5,15 @@
 
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/adafactor_tensor.h"
-#include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/uniforms.h"
 #include "mlx_opt/rules/adafactor.h"
 
 namespace mlx_opt::metal {
 namespace {
 
-constexpr FrameShape frame_shape = {
+constexpr UniformsShape uniforms_shape = {
     "Adafactor",
     sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper),
     sizeof(MLX_OPT_LEVEL::Adafactor::Scalars) / sizeof(float)};
@@ -33,7 +33,7 @@ class AdafactorStep : public Prepared {
   void encode(
       const FactorPlan& tensor,
       const FactorPass& pass,
-      const mx::array& frames,
+      const mx::array& group_uniforms,
       mx::array& scratch,
       const Buffers& outputs);
 
@@ -41,7 +41,7 @@ class AdafactorStep : public Prepared {
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
   std::vector<FactorPlan> tensors_;
-  std::optional<Frames> frames_;
+  std::optional<GroupUniforms> group_uniforms_;
 };
 
 AdafactorStep::AdafactorStep(
@@ -74,7 +74,7 @@ AdafactorStep::AdafactorStep(
     }
   }
   if (find_pipelines()) {
-    frames_.emplace(frame_shape, spec, operands, device_);
+    group_uniforms_.emplace(uniforms_shape, spec, operands, device_);
   }
 }
 
@@ -103,11 +103,11 @@ bool AdafactorStep::find_pipelines() {
 void AdafactorStep::encode(
     const FactorPlan& tensor,
     const FactorPass& pass,
-    const mx::array& frames,
+    const mx::array& group_uniforms,
     mx::array& scratch,
     const Buffers& outputs) {
   encoder_.set_compute_pipeline_state(pass.pipeline);
-  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(group_uniforms, uniforms_slot);
   if (pass.kernel.strided) {
     encoder_.set_bytes(tensor.arguments, arguments_slot);
   } else {
@@ -132,10 +132,10 @@ void AdafactorStep::encode(
 // Pass after pass over all tensors, so that MLX inserts one barrier a pass: a tensor's scratch is
 // its own, and different tensors overlap.
 void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
-  if (!frames_) {
+  if (!group_uniforms_) {
     return;
   }
-  const mx::array frames = frames_->encode(encoder_);
+  const mx::array group_uniforms = group_uniforms_->encode(encoder_);
   std::vector<mx::array> scratch;
   scratch.reserve(tensors_.size());
   for (const FactorPlan& tensor : tensors_) {
@@ -145,7 +145,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
   for (int pass = 0; pass < factor_passes; ++pass) {
     for (size_t t = 0; t < tensors_.size(); ++t) {
       if (tensors_[t].passes[pass].groups > 0) {
-        encode(tensors_[t], tensors_[t].passes[pass], frames, scratch[t], outputs);
+        encode(tensors_[t], tensors_[t].passes[pass], group_uniforms, scratch[t], outputs);
       }
     }
   }

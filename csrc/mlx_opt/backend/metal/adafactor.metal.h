@@ -57,8 +57,8 @@ MLX_OPT_FN ulong place_of_mean(constant FactorStrided& arguments, ulong i) {
   return static_cast<ulong>(place[0]);
 }
 
-MLX_OPT_FN bool is_applied(constant FactorTensor& t, Frame<Adafactor> frame) {
-  return !t.skip_nonfinite || is_finite(frame.scale);
+MLX_OPT_FN bool is_applied(constant FactorTensor& t, Uniforms<Adafactor> uniforms) {
+  return !t.skip_nonfinite || is_finite(uniforms.scale);
 }
 
 MLX_OPT_FN uint parts_of(uint count, uint each) {

@@ -31,28 +31,28 @@ struct FactorMeans {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     const uint row_groups = parts_of(t.rows, threads / t.row_split);
     const uint groups = row_groups + parts_of(t.columns, threads / t.column_split);
     const uint matrix = group / groups;
     const uint own = group % groups;
     if (own < row_groups) {
       const float mean =
-          average<Row, NewRow, true>(arguments, frame, scratch, at, matrix, own, index, staged);
+          average<Row, NewRow, true>(arguments, uniforms, scratch, at, matrix, own, index, staged);
       const float total = sum_over_group(mean, index, staged);
       if (index == 0) {
         scratch[t.scratch.totals + static_cast<ulong>(matrix) * row_groups + own] = total;
       }
     } else {
       average<Column, NewColumn, false>(
-          arguments, frame, scratch, at, matrix, own - row_groups, index, staged);
+          arguments, uniforms, scratch, at, matrix, own - row_groups, index, staged);
     }
   }
 
@@ -61,7 +61,7 @@ struct FactorMeans {
   template <typename Format, typename New, bool rows, typename Arguments>
   MLX_OPT_FN float average(
       constant Arguments& arguments,
-      Frame<Adafactor> frame,
+      Uniforms<Adafactor> uniforms,
       device float* scratch,
       FactorOperands at,
       uint matrix,
@@ -77,7 +77,7 @@ struct FactorMeans {
     const ulong place = static_cast<ulong>(matrix) * count + own;
     const device uchar* from = at.in[rows ? 0 : 1];
     device uchar* to = at.out[rows ? 0 : 1];
-    if (!is_applied(t, frame) || t.size == 0) {
+    if (!is_applied(t, uniforms) || t.size == 0) {
       if (mine) {
         Copy<Format, New>::run(from, place_of_mean<rows>(arguments, place), to, place);
       }
@@ -91,7 +91,7 @@ struct FactorMeans {
     float mean;
     Access<Format, 1>::load(from, place_of_mean<rows>(arguments, place), &mean);
     const float square = sum / static_cast<float>(rows ? t.columns : t.rows);
-    mean = Adafactor::average(mean, square, frame.hypers, frame.scalars);
+    mean = Adafactor::average(mean, square, uniforms.hypers, uniforms.scalars);
     Access<New, 1>::store(to, place, &mean);
     if (rows) {
       scratch[t.scratch.row_means + place] = mean;
@@ -132,15 +132,15 @@ struct FactorMeans {
 struct FactorRates {
   MLX_OPT_FN void run(
       constant FactorArguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* scratch,
       FactorOperands,
       uint,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_applied(t, frame)) {
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
+    if (!is_applied(t, uniforms)) {
       return;
     }
     const ulong parameter = t.scratch.parameter_squares;
@@ -148,17 +148,18 @@ struct FactorRates {
     const float of_w = sum_of(scratch, parameter, t.parts, index, staged);
     const float of_u = sum_of(scratch, update, t.parts, index, staged);
     if (index == 0) {
-      const auto rates = of(of_w, of_u, t.size, frame);
+      const auto rates = of(of_w, of_u, t.size, uniforms);
       scratch[t.scratch.rates] = rates.update;
       scratch[t.scratch.rates + 1] = rates.decay;
     }
   }
 
   // From the sums of the squares of parameter and update.
-  MLX_OPT_FN Adafactor::Rates of(float of_w, float of_u, ulong count, Frame<Adafactor> frame) {
+  MLX_OPT_FN Adafactor::Rates of(
+      float of_w, float of_u, ulong count, Uniforms<Adafactor> uniforms) {
     const float size = static_cast<float>(count);
     return Adafactor::rates(
-        square_root(of_w / size), square_root(of_u / size), frame.hypers, frame.scalars);
+        square_root(of_w / size), square_root(of_u / size), uniforms.hypers, uniforms.scalars);
   }
 };
 

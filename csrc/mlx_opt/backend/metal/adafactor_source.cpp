@@ -122,7 +122,7 @@ std::string kernel_of(const FactorKernel& kernel) {
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
          (staged ? "  threadgroup float staged[" + std::to_string(staged) + "];\n" : "") +
          "  const FactorOperands at = {" + in.names + ", " + out.names + "};\n  " +
-         pass_of(kernel) + "(arguments, frames, scratch, at, group, index" +
+         pass_of(kernel) + "(arguments, group_uniforms, scratch, at, group, index" +
          (staged ? ", staged" : "") + ");\n}\n";
 }
 

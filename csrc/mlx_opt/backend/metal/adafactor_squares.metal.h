@@ -10,21 +10,21 @@ struct FactorSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_applied(t, frame)) {
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
+    if (!is_applied(t, uniforms)) {
       return;
     }
     if (t.vectors) {
-      of_tile<lanes>(arguments, frame.scale, scratch, at, group, index, staged);
+      of_tile<lanes>(arguments, uniforms.scale, scratch, at, group, index, staged);
     } else {
-      of_tile<1>(arguments, frame.scale, scratch, at, group, index, staged);
+      of_tile<1>(arguments, uniforms.scale, scratch, at, group, index, staged);
     }
   }
 
@@ -132,15 +132,15 @@ struct FactorUpdateSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_applied(t, frame)) {
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
+    if (!is_applied(t, uniforms)) {
       return;
     }
     const FactorTile tile = FactorTile::of(t, group);
@@ -156,7 +156,7 @@ struct FactorUpdateSquares {
         scratch,
         tile,
         Factors::of(t, tile.matrix, mean),
-        frame.scale,
+        uniforms.scale,
         {},
         0.0f,
         0.0f};
@@ -205,10 +205,10 @@ struct FactorUpdateSquares {
 // The new running means of elements, and their factors.
 template <int count>
 MLX_OPT_FN void average_elements(
-    thread float* v, thread const float* g, Frame<Adafactor> frame, thread float* factors) {
+    thread float* v, thread const float* g, Uniforms<Adafactor> uniforms, thread float* factors) {
   for (int lane = 0; lane < count; ++lane) {
-    const float x = frame.scale * g[lane];
-    v[lane] = Adafactor::average(v[lane], x * x, frame.hypers, frame.scalars);
+    const float x = uniforms.scale * g[lane];
+    v[lane] = Adafactor::average(v[lane], x * x, uniforms.hypers, uniforms.scalars);
     factors[lane] = Adafactor::factor(v[lane]);
   }
 }
@@ -220,18 +220,18 @@ struct ElementSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* scratch,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
-    if (!is_applied(t, frame)) {
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
+    if (!is_applied(t, uniforms)) {
       return;
     }
-    const Sums sums = of_chunk(arguments, frame, at, group, index, staged);
+    const Sums sums = of_chunk(arguments, uniforms, at, group, index, staged);
     if (index == 0) {
       scratch[t.scratch.parameter_squares + group] = sums.parameter;
       scratch[t.scratch.update_squares + group] = sums.update;
@@ -245,13 +245,13 @@ struct ElementSquares {
   template <typename Arguments>
   MLX_OPT_FN Sums of_chunk(
       constant Arguments& arguments,
-      Frame<Adafactor> frame,
+      Uniforms<Adafactor> uniforms,
       FactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {&arguments, at, frame, 0.0f, 0.0f};
+    Chunk<Arguments> each = {&arguments, at, uniforms, 0.0f, 0.0f};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
     const float parameter = sum_over_group(each.parameter_sum, index, staged);
     return {parameter, sum_over_group(each.update_sum, index, staged)};
@@ -262,7 +262,7 @@ struct ElementSquares {
   struct Chunk {
     constant Arguments* arguments;
     FactorOperands at;
-    Frame<Adafactor> frame;
+    Uniforms<Adafactor> uniforms;
     float parameter_sum, update_sum;
 
     template <int count>
@@ -272,9 +272,9 @@ struct ElementSquares {
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);
       Access<V, count>::load(at.in[2], from.of[2], v);
-      average_elements<count>(v, g, frame, factors);
+      average_elements<count>(v, g, uniforms, factors);
       for (int lane = 0; lane < count; ++lane) {
-        const float u = factors[lane] * (frame.scale * g[lane]);
+        const float u = factors[lane] * (uniforms.scale * g[lane]);
         parameter_sum = fma(w[lane], w[lane], parameter_sum);
         update_sum = fma(u, u, update_sum);
       }

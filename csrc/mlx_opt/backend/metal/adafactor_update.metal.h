@@ -6,15 +6,15 @@ namespace MLX_OPT_LEVEL {
 
 // What the update of each tensor takes besides its operands.
 struct FactorStep {
-  Frame<Adafactor> frame;
+  Uniforms<Adafactor> uniforms;
   Adafactor::Rates rates;
   bool applied;
 
   MLX_OPT_FN FactorStep
-  of(constant FactorTensor& t, constant float* frames, device const float* scratch) {
-    const auto frame = frame_of<Adafactor>(frames, t.group);
+  of(constant FactorTensor& t, constant float* group_uniforms, device const float* scratch) {
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     device const float* rates = scratch + t.scratch.rates;
-    return {frame, {rates[0], rates[1]}, is_applied(t, frame)};
+    return {uniforms, {rates[0], rates[1]}, is_applied(t, uniforms)};
   }
 };
 
@@ -42,7 +42,7 @@ struct FactorElements {
     thread float* m = x + (has_moment ? moment * count : 0);
     for (int lane = 0; lane < count; ++lane) {
       const Adafactor::Element old = {x[lane], has_moment ? m[lane] : 0.0f};
-      const auto e = Adafactor::update(old, u[lane], step.frame.hypers, step.rates);
+      const auto e = Adafactor::update(old, u[lane], step.uniforms.hypers, step.rates);
       if (has_moment) {
         m[lane] = e.m;
       }
@@ -68,7 +68,7 @@ struct FactorUpdate {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* scratch,
       FactorOperands at,
       uint group,
@@ -82,7 +82,7 @@ struct FactorUpdate {
         scratch,
         tile,
         Factors::of(t, tile.matrix, mean),
-        FactorStep::of(t, frames, scratch),
+        FactorStep::of(t, group_uniforms, scratch),
         {},
         0.0f};
     if (t.vectors) {
@@ -96,7 +96,7 @@ struct FactorUpdate {
   // rows.
   MLX_OPT_FN void transposed(
       constant FactorArguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* scratch,
       FactorOperands at,
       uint group,
@@ -109,7 +109,7 @@ struct FactorUpdate {
     const ulong first = static_cast<ulong>(matrix) * t.rows * t.columns;
     const auto factors = Factors::of(t, matrix, scratch[t.scratch.means + matrix]);
     TransposedElements each = {
-        at, scratch, first, t.columns, factors, FactorStep::of(t, frames, scratch)};
+        at, scratch, first, t.columns, factors, FactorStep::of(t, group_uniforms, scratch)};
     device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
     if (t.vectors) {
       stage<G, lanes>(gradient, t.rows, own, index, staged);
@@ -151,7 +151,7 @@ struct FactorUpdate {
       float u[count], x[Elements::fields * count];
       Elements::template load<count>(at, from, u, x);
       for (int lane = 0; lane < count; ++lane) {
-        u[lane] = of_line * of_columns[own + lane] * (step.frame.scale * u[lane]);
+        u[lane] = of_line * of_columns[own + lane] * (step.uniforms.scale * u[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }
@@ -185,7 +185,7 @@ struct FactorUpdate {
       Elements::template load_behind<count>(at, from, x);
       for (int lane = 0; lane < count; ++lane) {
         const float of_column = Factors::of_column(factors, scratch, column + lane);
-        u[lane] = of_row * of_column * (step.frame.scale * staged[lane]);
+        u[lane] = of_row * of_column * (step.uniforms.scale * staged[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }
@@ -198,13 +198,13 @@ struct ElementUpdate {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* scratch,
       FactorOperands at,
       uint group,
       uint index) {
     constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, frames, scratch)};
+    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, group_uniforms, scratch)};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
   }
 
@@ -212,18 +212,18 @@ struct ElementUpdate {
   template <typename Squares, typename Arguments>
   MLX_OPT_FN void alone(
       constant Arguments& arguments,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float*,
       FactorOperands at,
       uint,
       uint index,
       threadgroup float* staged) {
     constant FactorTensor& t = arguments.tensor;
-    const auto frame = frame_of<Adafactor>(frames, t.group);
-    FactorStep step = {frame, {0.0f, 0.0f}, is_applied(t, frame)};
+    const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
+    FactorStep step = {uniforms, {0.0f, 0.0f}, is_applied(t, uniforms)};
     if (step.applied) {
-      const auto sums = Squares::of_chunk(arguments, frame, at, 0, index, staged);
-      step.rates = FactorRates::of(sums.parameter, sums.update, t.size, frame);
+      const auto sums = Squares::of_chunk(arguments, uniforms, at, 0, index, staged);
+      step.rates = FactorRates::of(sums.parameter, sums.update, t.size, uniforms);
     }
     Chunk<Arguments> each = {&arguments, at, step};
     over_chunk(each, 0, t.size, t.vectors, index);
@@ -247,9 +247,9 @@ struct ElementUpdate {
       }
       float u[count], factors[count], x[Elements::fields * count];
       Elements::template load<count>(at, from, u, x);
-      average_elements<count>(x + count, u, step.frame, factors);
+      average_elements<count>(x + count, u, step.uniforms, factors);
       for (int lane = 0; lane < count; ++lane) {
-        u[lane] = factors[lane] * (step.frame.scale * u[lane]);
+        u[lane] = factors[lane] * (step.uniforms.scale * u[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }

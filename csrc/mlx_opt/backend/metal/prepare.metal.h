@@ -16,13 +16,14 @@ MLX_OPT_FN float value_of(constant Source* source, const device uchar* const thr
 // By one thread. `scalars`: where those lie that are read when the step runs.
 template <typename Rule>
 MLX_OPT_FN void prepare(
-    device float* frames,
+    device float* group_uniforms,
     constant Source* sources,
     const device uchar* const thread* scalars,
     uint group) {
-  // The host sizes the frames so.
-  static_assert(sizeof(Frame<Rule>) == Frame<Rule>::floats * sizeof(float), "floats and no gaps");
-  const uint count = Frame<Rule>::hypers_count;
+  // The host allocates this size.
+  static_assert(
+      sizeof(Uniforms<Rule>) == Uniforms<Rule>::floats * sizeof(float), "floats and no gaps");
+  const uint count = Uniforms<Rule>::hypers_count;
   constant Source* own = sources + group * (count + 3);
   float hypers[3 * count];
   for (uint k = 0; k < count; ++k) {
@@ -34,13 +35,13 @@ MLX_OPT_FN void prepare(
     hypers[3 * k + 2] = given ? ::metal::precise::log(x) : source->log;
   }
   const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
-  const Frame<Rule> frame = {
+  const Uniforms<Rule> uniforms = {
       h,
       Rule::prepare(h, value_of<float>(own + 1, scalars), value_of<ulong>(own, scalars)),
       value_of<float>(own + 2 + count, scalars)};
-  thread const float* from = reinterpret_cast<thread const float*>(&frame);
-  device float* to = frames + group * Frame<Rule>::floats;
-  for (uint k = 0; k < Frame<Rule>::floats; ++k) {
+  thread const float* from = reinterpret_cast<thread const float*>(&uniforms);
+  device float* to = group_uniforms + group * Uniforms<Rule>::floats;
+  for (uint k = 0; k < Uniforms<Rule>::floats; ++k) {
     to[k] = from[k];
   }
 }

@@ -28,12 +28,13 @@ std::string slot(int index) {
 
 std::string beginning_of(
     const std::string& name,
-    const char* frames,
+    const char* address_space,
     const std::string& arguments,
     unsigned threads_of_group) {
   return "\n[[kernel, max_total_threads_per_threadgroup(" + std::to_string(threads_of_group) +
-         ")]] void " + name + "(\n    " + frames + " float* frames" + slot(frames_slot) +
-         "    constant mlx_opt::metal::" + arguments + " arguments" + slot(arguments_slot);
+         ")]] void " + name + "(\n    " + address_space + " float* group_uniforms" +
+         slot(uniforms_slot) + "    constant mlx_opt::metal::" + arguments + " arguments" +
+         slot(arguments_slot);
 }
 
 std::string files_of(std::string_view rule_header) {
@@ -44,7 +45,7 @@ std::string files_of(std::string_view rule_header) {
               "scalar_tables.h",
               "storage.metal.h",
               "walks.metal.h",
-              "frame.metal.h",
+              "uniforms.metal.h",
               "prepare.metal.h"});
 }
 

@@ -23,11 +23,11 @@ std::string versioned(std::string what);
 /// The attribute of a kernel's parameter, and its end.
 std::string slot(int index);
 
-/// A kernel's text up to its second parameter. `frames`: the address space of the first;
+/// A kernel's text up to its second parameter. `address_space`: of the first;
 /// `arguments`: the type of the second, a reference or a pointer.
 std::string beginning_of(
     const std::string& name,
-    const char* frames,
+    const char* address_space,
     const std::string& arguments,
     unsigned threads_of_group);
 

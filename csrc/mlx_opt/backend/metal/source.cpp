@@ -29,13 +29,13 @@ std::string operands_of(const Operands& operands, int tensor) {
 std::string call_of(Walk walk) {
   switch (walk) {
     case Walk::flat:
-      return "flat(at, arguments.tensors[which], frames, group, index)";
+      return "flat(at, arguments.tensors[which], group_uniforms, group, index)";
     case Walk::transposed:
-      return "transposed(at, arguments, frames, group, index, staged)";
+      return "transposed(at, arguments, group_uniforms, group, index, staged)";
     case Walk::strided:
-      return "strided<uint>(at, arguments, frames, group, index)";
+      return "strided<uint>(at, arguments, group_uniforms, group, index)";
     case Walk::strided_long:
-      return "strided<ulong>(at, arguments, frames, group, index)";
+      return "strided<ulong>(at, arguments, group_uniforms, group, index)";
   }
   return "";
 }
@@ -72,7 +72,7 @@ std::string prepare_of(const PrepareKernel& kernel) {
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
          "  device const uchar* const scalars[] = {" +
          all + "};\n  prepare<" + std::string(kernel.rule) +
-         ">(frames, arguments, scalars, group);\n}\n";
+         ">(group_uniforms, arguments, scalars, group);\n}\n";
 }
 
 } // namespace

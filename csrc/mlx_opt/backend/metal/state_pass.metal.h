@@ -43,12 +43,12 @@ struct UpdateState {
   MLX_OPT_FN void flat(
       Operands at,
       constant Tensor& tensor,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* sums,
       uint group,
       uint index,
       threadgroup float* staged) {
-    Each each = {at, frame_of<Rule>(frames, tensor.group), 0, {}};
+    Each each = {at, uniforms_of<Rule>(group_uniforms, tensor.group), 0, {}};
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
     leave(each.sums, sums, group, index, staged);
@@ -58,12 +58,12 @@ struct UpdateState {
   MLX_OPT_FN void transposed(
       Operands at,
       constant Matrix& matrix,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* sums,
       uint group,
       uint index,
       threadgroup float* staged) {
-    Each each = {at, frame_of<Rule>(frames, matrix.group), matrix.columns, {}};
+    Each each = {at, uniforms_of<Rule>(group_uniforms, matrix.group), matrix.columns, {}};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     device const uchar* gradient = at.in[Of::fields];
     if (matrix.gradient_vectors) {
@@ -84,12 +84,12 @@ struct UpdateState {
   MLX_OPT_FN void strided(
       Operands at,
       constant Strided<Of::fields + 1>& tensor,
-      constant float* frames,
+      constant float* group_uniforms,
       device float* sums,
       uint group,
       uint index,
       threadgroup float* staged) {
-    Each each = {at, frame_of<Rule>(frames, tensor.group), 0, {}};
+    Each each = {at, uniforms_of<Rule>(group_uniforms, tensor.group), 0, {}};
     over_strided<Index>(each, tensor, group, index);
     leave(each.sums, sums, group, index, staged);
   }
@@ -121,11 +121,11 @@ struct UpdateState {
 
   // Returns what the elements add to the sums.
   template <int count>
-  MLX_OPT_FN Sums apply(thread float* x, thread const float* g, Frame<Rule> frame) {
+  MLX_OPT_FN Sums apply(thread float* x, thread const float* g, Uniforms<Rule> uniforms) {
     for (int lane = 0; lane < count; ++lane) {
-      const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
+      const float gradient = scaling == Scaling::none ? g[lane] : uniforms.scale * g[lane];
       const auto e = Rule::update_state(
-          Of::template element<count>(x, lane), gradient, frame.hypers, frame.scalars);
+          Of::template element<count>(x, lane), gradient, uniforms.hypers, uniforms.scalars);
       thread const float* values = reinterpret_cast<thread const float*>(&e);
       for (uint k = 1; k < Of::fields; ++k) {
         x[k * count + lane] = values[k];
@@ -136,7 +136,7 @@ struct UpdateState {
     float added[Of::sums] = {};
     for (int lane = 0; lane < count; ++lane) {
       const Sums own =
-          Rule::sums(Of::template element<count>(x, lane), frame.hypers, frame.scalars);
+          Rule::sums(Of::template element<count>(x, lane), uniforms.hypers, uniforms.scalars);
       thread const float* terms = reinterpret_cast<thread const float*>(&own);
       for (uint k = 0; k < Of::sums; ++k) {
         added[k] += terms[k];
@@ -148,8 +148,8 @@ struct UpdateState {
   // The same; the new state goes to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN Sums
-  elements(Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
-    if (scaling == Scaling::if_finite && !is_finite(frame.scale)) {
+  elements(Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
+    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale)) {
       copy_through<count>(at, from, to);
       const Sums nothing = {};
       return nothing;
@@ -157,14 +157,14 @@ struct UpdateState {
     float x[Of::fields * count];
     Access<W, count>::load(at.in[0], from.of[0], x);
     State::template load<count>(at.in + 1, from.of + 1, x + count);
-    const Sums added = apply<count>(x, g, frame);
+    const Sums added = apply<count>(x, g, uniforms);
     Out::template store<count>(at.out, to, x + count);
     return added;
   }
 
   struct Each {
     Operands at;
-    Frame<Rule> frame;
+    Uniforms<Rule> uniforms;
     ulong columns;        // of a matrix
     float sums[Of::sums]; // of this thread's elements
 
@@ -172,7 +172,7 @@ struct UpdateState {
     void elements(ulong i) {
       float g[count];
       Access<Gradient, count>::load(at.in[Of::fields], i, g);
-      add(UpdateState::elements<count>(at, everywhere(i), i, g, frame));
+      add(UpdateState::elements<count>(at, everywhere(i), i, g, uniforms));
     }
 
     template <int count>
@@ -182,7 +182,7 @@ struct UpdateState {
         g[lane] = staged[lane];
       }
       const ulong i = row * columns + column;
-      add(UpdateState::elements<count>(at, everywhere(i), i, g, frame));
+      add(UpdateState::elements<count>(at, everywhere(i), i, g, uniforms));
     }
 
     void element(thread const long* places, ulong i) {
@@ -192,7 +192,7 @@ struct UpdateState {
       }
       float g[1];
       Access<Gradient, 1>::load(at.in[Of::fields], static_cast<ulong>(places[Of::fields]), g);
-      add(UpdateState::elements<1>(at, from, i, g, frame));
+      add(UpdateState::elements<1>(at, from, i, g, uniforms));
     }
 
     void add(Sums own) {

@@ -4,9 +4,9 @@
 #include <optional>
 
 #include "mlx_opt/backend/metal/dispatch.h"
-#include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/backend/metal/uniforms.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -29,14 +29,14 @@ class MetalStep : public Prepared {
 
  private:
   void find_updates();
-  void encode(const Update& update, const mx::array& frames, const Buffers& outputs);
+  void encode(const Update& update, const mx::array& group_uniforms, const Buffers& outputs);
 
   mx::Stream stream_;
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
   std::vector<Leaf> leaves_;
   std::vector<Update> updates_;
-  std::optional<Frames> frames_;
+  std::optional<GroupUniforms> group_uniforms_;
 };
 
 MetalStep::MetalStep(
@@ -51,8 +51,8 @@ MetalStep::MetalStep(
   if (!leaves_.empty()) {
     find_updates();
     const auto& rule = info(spec.rule);
-    const FrameShape shape{rule.name, rule.hypers, rule.scalars};
-    frames_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
+    const UniformsShape shape{rule.name, rule.hypers, rule.scalars};
+    group_uniforms_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
   }
 }
 
@@ -70,10 +70,11 @@ void MetalStep::find_updates() {
   }
 }
 
-void MetalStep::encode(const Update& update, const mx::array& frames, const Buffers& outputs) {
+void MetalStep::encode(
+    const Update& update, const mx::array& group_uniforms, const Buffers& outputs) {
   const auto& [dispatch, pipeline] = update;
   encoder_.set_compute_pipeline_state(pipeline);
-  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(group_uniforms, uniforms_slot);
   const uint64_t groups = set_arguments(encoder_, dispatch);
   const auto places_of = [&](const Leaf& leaf) { return Places{leaf.in, leaf.out(outputs)}; };
   set_operands(encoder_, dispatch.kernel, dispatch, places_of, operands_slot);
@@ -91,9 +92,9 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive
   if (!as_expected) {
     find_updates();
   }
-  const mx::array frames = frames_->encode(encoder_);
+  const mx::array group_uniforms = group_uniforms_->encode(encoder_);
   for (const Update& update : updates_) {
-    encode(update, frames, outputs);
+    encode(update, group_uniforms, outputs);
   }
   auto* commands = encoder_.get_command_buffer();
   commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});

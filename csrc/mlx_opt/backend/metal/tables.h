@@ -16,8 +16,8 @@ enum : int { max_dims = 16 };
 
 // Buffer slots of a kernel.
 enum : int {
-  frames_slot = 0, // what `prepare` has written: of each group Hypers, Scalars and the scale
-  result_slot = 0, // the same of the kernels of the norm: what they write
+  uniforms_slot = 0, // what `prepare` has written: of each group Hypers, Scalars and the scale
+  result_slot = 0,   // the same of the kernels of the norm: what they write
   arguments_slot = 1,
   operands_slot = 2, // the first of them
   slots = 31,

@@ -7,11 +7,11 @@
 
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/dispatch.h"
-#include "mlx_opt/backend/metal/frame.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/two_pass_source.h"
 #include "mlx_opt/backend/metal/two_pass_tables.h"
+#include "mlx_opt/backend/metal/uniforms.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -77,13 +77,17 @@ class TwoPassStep : public Prepared {
 
  private:
   void find_passes();
-  void encode(std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs);
+  void encode(
+      std::vector<Scratch>& scratch, const mx::array& group_uniforms, const Buffers& outputs);
   void encode_state(
-      const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs);
-  void encode_rates(const mx::array& frames, Scratch& scratch);
+      const Passes& passes,
+      const mx::array& group_uniforms,
+      mx::array& sums,
+      const Buffers& outputs);
+  void encode_rates(const mx::array& group_uniforms, Scratch& scratch);
   void encode_parameter(
       const Passes& passes,
-      const mx::array& frames,
+      const mx::array& group_uniforms,
       const mx::array& rates,
       const Buffers& outputs);
 
@@ -94,7 +98,7 @@ class TwoPassStep : public Prepared {
   std::vector<Leaf> leaves_;
   std::vector<Passes> passes_;
   Pipeline rates_pipeline_ = nullptr;
-  std::optional<Frames> frames_;
+  std::optional<GroupUniforms> group_uniforms_;
 };
 
 TwoPassStep::TwoPassStep(
@@ -110,8 +114,8 @@ TwoPassStep::TwoPassStep(
   if (!leaves_.empty()) {
     find_passes();
     rates_pipeline_ = pipeline(RatesKernel{rule_.name}, device_);
-    const FrameShape shape{rule_.name, rule_.hypers, rule_.scalars};
-    frames_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
+    const UniformsShape shape{rule_.name, rule_.hypers, rule_.scalars};
+    group_uniforms_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
   }
 }
 
@@ -131,23 +135,26 @@ void TwoPassStep::find_passes() {
 }
 
 void TwoPassStep::encode_state(
-    const Passes& passes, const mx::array& frames, mx::array& sums, const Buffers& outputs) {
+    const Passes& passes,
+    const mx::array& group_uniforms,
+    mx::array& sums,
+    const Buffers& outputs) {
   const auto places_of = [&](const Leaf& leaf) {
     Places places{leaf.in, leaf.out(outputs)};
     places.out.erase(places.out.begin());
     return places;
   };
   encoder_.set_compute_pipeline_state(passes.state_pipeline);
-  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(group_uniforms, uniforms_slot);
   encoder_.set_output_array(sums, sums_slot);
   const uint64_t groups = set_arguments(encoder_, passes.dispatch);
   set_operands(encoder_, passes.state.update, passes.dispatch, places_of, pass_operands_slot);
   encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
-void TwoPassStep::encode_rates(const mx::array& frames, Scratch& scratch) {
+void TwoPassStep::encode_rates(const mx::array& group_uniforms, Scratch& scratch) {
   encoder_.set_compute_pipeline_state(rates_pipeline_);
-  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(group_uniforms, uniforms_slot);
   encoder_.set_vector_bytes(scratch.shares, arguments_slot);
   encoder_.set_input_array(scratch.sums, sums_slot);
   encoder_.set_output_array(scratch.rates, new_rates_slot);
@@ -155,7 +162,10 @@ void TwoPassStep::encode_rates(const mx::array& frames, Scratch& scratch) {
 }
 
 void TwoPassStep::encode_parameter(
-    const Passes& passes, const mx::array& frames, const mx::array& rates, const Buffers& outputs) {
+    const Passes& passes,
+    const mx::array& group_uniforms,
+    const mx::array& rates,
+    const Buffers& outputs) {
   const Dispatch& dispatch = passes.dispatch;
   const auto places_of = [&](const Leaf& leaf) {
     Places places{leaf.out(outputs), {}};
@@ -163,7 +173,7 @@ void TwoPassStep::encode_parameter(
     return places;
   };
   encoder_.set_compute_pipeline_state(passes.parameter_pipeline);
-  encoder_.set_input_array(frames, frames_slot);
+  encoder_.set_input_array(group_uniforms, uniforms_slot);
   encoder_.set_input_array(rates, rates_slot);
   uint64_t groups = 0;
   if (const auto& layout = dispatch.leaves[0]->parameter) {
@@ -178,15 +188,15 @@ void TwoPassStep::encode_parameter(
 
 // Pass after pass over all tensors, so that MLX inserts one barrier a pass.
 void TwoPassStep::encode(
-    std::vector<Scratch>& scratch, const mx::array& frames, const Buffers& outputs) {
+    std::vector<Scratch>& scratch, const mx::array& group_uniforms, const Buffers& outputs) {
   for (size_t k = 0; k < passes_.size(); ++k) {
-    encode_state(passes_[k], frames, scratch[k].sums, outputs);
+    encode_state(passes_[k], group_uniforms, scratch[k].sums, outputs);
   }
   for (Scratch& own : scratch) {
-    encode_rates(frames, own);
+    encode_rates(group_uniforms, own);
   }
   for (size_t k = 0; k < passes_.size(); ++k) {
-    encode_parameter(passes_[k], frames, scratch[k].rates, outputs);
+    encode_parameter(passes_[k], group_uniforms, scratch[k].rates, outputs);
   }
 }
 
@@ -206,7 +216,7 @@ void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_ali
   for (const Passes& passes : passes_) {
     scratch.push_back(scratch_for(passes.dispatch));
   }
-  encode(scratch, frames_->encode(encoder_), outputs);
+  encode(scratch, group_uniforms_->encode(encoder_), outputs);
   for (Scratch& own : scratch) {
     encoder_.add_temporary(std::move(own.sums));
     encoder_.add_temporary(std::move(own.rates));

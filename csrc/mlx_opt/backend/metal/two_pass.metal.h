@@ -56,7 +56,7 @@ struct TensorRates {
 
   MLX_OPT_FN void run(
       constant Share& share,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* sums,
       device float* rates,
       uint index,
@@ -70,9 +70,9 @@ struct TensorRates {
       totals[k] = sum_over_group(value_of(sum), index, staged);
     }
     if (index == 0) {
-      const auto frame = frame_of<Rule>(frames, share.group);
+      const auto uniforms = uniforms_of<Rule>(group_uniforms, share.group);
       const auto own =
-          Rule::rates(gathered<typename Rule::Sums>(&totals[0]), frame.hypers, frame.scalars);
+          Rule::rates(gathered<typename Rule::Sums>(&totals[0]), uniforms.hypers, uniforms.scalars);
       thread const float* from = reinterpret_cast<thread const float*>(&own);
       for (uint k = 0; k < Of::rates; ++k) {
         rates[k] = from[k];
@@ -96,11 +96,11 @@ struct Parameter {
   MLX_OPT_FN void flat(
       Operands at,
       constant Tensor& tensor,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* rates,
       uint group,
       uint index) {
-    Each each = each_of(at, frames, tensor.group, rates);
+    Each each = each_of(at, group_uniforms, tensor.group, rates);
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
   }
@@ -110,40 +110,40 @@ struct Parameter {
   MLX_OPT_FN void strided(
       Operands at,
       constant Strided<1>& tensor,
-      constant float* frames,
+      constant float* group_uniforms,
       device const float* rates,
       uint group,
       uint index) {
-    Each each = each_of(at, frames, tensor.group, rates);
+    Each each = each_of(at, group_uniforms, tensor.group, rates);
     over_strided<Index>(each, tensor, group, index);
   }
 
  private:
   struct Each {
     Operands at;
-    Frame<Rule> frame;
+    Uniforms<Rule> uniforms;
     typename Rule::Rates rates;
 
     template <int count>
     void elements(ulong i) {
-      Parameter::elements<count>(at, i, i, frame, rates);
+      Parameter::elements<count>(at, i, i, uniforms, rates);
     }
 
     void element(thread const long* places, ulong i) {
-      Parameter::elements<1>(at, static_cast<ulong>(places[0]), i, frame, rates);
+      Parameter::elements<1>(at, static_cast<ulong>(places[0]), i, uniforms, rates);
     }
   };
 
   MLX_OPT_FN Each
-  each_of(Operands at, constant float* frames, uint group, device const float* rates) {
-    return {at, frame_of<Rule>(frames, group), gathered<typename Rule::Rates>(rates)};
+  each_of(Operands at, constant float* group_uniforms, uint group, device const float* rates) {
+    return {at, uniforms_of<Rule>(group_uniforms, group), gathered<typename Rule::Rates>(rates)};
   }
 
   // `from`: the parameter's place; the results go to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN void elements(
-      Operands at, ulong from, ulong to, Frame<Rule> frame, typename Rule::Rates rates) {
-    if (scaling == Scaling::if_finite && !is_finite(frame.scale)) {
+      Operands at, ulong from, ulong to, Uniforms<Rule> uniforms, typename Rule::Rates rates) {
+    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale)) {
       for (int lane = 0; lane < count; ++lane) {
         Copy<W, Out>::run(at.in[0], from + lane, at.out[0], to + lane);
       }
@@ -157,8 +157,8 @@ struct Parameter {
     Access<W, count>::load(at.in[0], from, x);
     State::template load<count>(at.in + 1, places, x + count);
     for (int lane = 0; lane < count; ++lane) {
-      x[lane] =
-          Rule::update(Of::template element<count>(x, lane), frame.hypers, frame.scalars, rates);
+      x[lane] = Rule::update(
+          Of::template element<count>(x, lane), uniforms.hypers, uniforms.scalars, rates);
     }
     Access<Out, count>::store(at.out[0], to, x);
   }

@@ -78,7 +78,7 @@ std::string kernel_of(const PassKernel& kernel) {
     text += "  threadgroup float staged[" + std::to_string(staged) + "];\n";
   }
   const char* which = update.walk == Walk::flat ? " + which * Step::Of::rates" : "";
-  return text + choice_of(update, at) + "  Step::" + walk_of(update.walk) + "frames, " +
+  return text + choice_of(update, at) + "  Step::" + walk_of(update.walk) + "group_uniforms, " +
          (first ? "sums, group, index, staged" : std::string("rates") + which + ", group, index") +
          ");\n}\n";
 }
@@ -93,7 +93,8 @@ std::string kernel_of(const RatesKernel& kernel) {
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
          "  threadgroup float staged[" +
          std::to_string(threads) + "];\n  using Step = TensorRates<" + rule +
-         ">;\n  Step::run(arguments[group], frames, sums, rates + group * Step::Of::rates, index, "
+         ">;\n  Step::run(arguments[group], group_uniforms, sums, rates + group * Step::Of::rates, "
+         "index, "
          "staged);\n}\n";
 }
 

@@ -38,15 +38,15 @@ struct Update {
   }
 
   template <int count>
-  MLX_OPT_FN void apply(thread float* x, thread const float* g, Frame<Rule> frame) {
+  MLX_OPT_FN void apply(thread float* x, thread const float* g, Uniforms<Rule> uniforms) {
     for (int lane = 0; lane < count; ++lane) {
       Element e;
       thread float* values = reinterpret_cast<thread float*>(&e);
       for (int k = 0; k < fields; ++k) {
         values[k] = x[k * count + lane];
       }
-      const float gradient = scaling == Scaling::none ? g[lane] : frame.scale * g[lane];
-      e = Rule::update(e, gradient, frame.hypers, frame.scalars);
+      const float gradient = scaling == Scaling::none ? g[lane] : uniforms.scale * g[lane];
+      e = Rule::update(e, gradient, uniforms.hypers, uniforms.scalars);
       for (int k = 0; k < fields; ++k) {
         x[k * count + lane] = values[k];
       }
@@ -71,21 +71,25 @@ struct Update {
   // Results go to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN void elements(
-      Operands at, Places from, ulong to, thread const float* g, Frame<Rule> frame) {
-    if (!is_applied(frame.scale)) {
+      Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
+    if (!is_applied(uniforms.scale)) {
       copy_through<count>(at, from, to);
       return;
     }
     float x[fields * count];
     In::template load<count>(at.in, from.of, x);
-    apply<count>(x, g, frame);
+    apply<count>(x, g, uniforms);
     Out::template store<count>(at.out, to, x);
   }
 
   // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
   MLX_OPT_FN void flat(
-      Operands at, constant Tensor& tensor, constant float* frames, uint group, uint index) {
-    Flat each = {at, frame_of<Rule>(frames, tensor.group)};
+      Operands at,
+      constant Tensor& tensor,
+      constant float* group_uniforms,
+      uint group,
+      uint index) {
+    Flat each = {at, uniforms_of<Rule>(group_uniforms, tensor.group)};
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
   }
@@ -95,11 +99,11 @@ struct Update {
   MLX_OPT_FN void transposed(
       Operands at,
       constant Matrix& matrix,
-      constant float* frames,
+      constant float* group_uniforms,
       uint group,
       uint index,
       threadgroup float* staged) {
-    TransposedElements each = {at, frame_of<Rule>(frames, matrix.group), matrix.columns};
+    TransposedElements each = {at, uniforms_of<Rule>(group_uniforms, matrix.group), matrix.columns};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
       stage<Gradient, lanes>(at.gradient, matrix.rows, t, index, staged);
@@ -119,10 +123,10 @@ struct Update {
   MLX_OPT_FN void strided(
       Operands at,
       constant Strided<fields + 1>& tensor,
-      constant float* frames,
+      constant float* group_uniforms,
       uint group,
       uint index) {
-    const Frame<Rule> frame = frame_of<Rule>(frames, tensor.group);
+    const Uniforms<Rule> uniforms = uniforms_of<Rule>(group_uniforms, tensor.group);
     const ulong begin = static_cast<ulong>(group) * chunk;
     const uint count = at_most(tensor.size - begin, chunk);
     for (uint i = index; i < count; i += threads) {
@@ -134,26 +138,26 @@ struct Update {
       }
       float g[1];
       Access<Gradient, 1>::load(at.gradient, static_cast<ulong>(places[fields]), g);
-      elements<1>(at, from, begin + i, g, frame);
+      elements<1>(at, from, begin + i, g, uniforms);
     }
   }
 
  private:
   struct Flat {
     Operands at;
-    Frame<Rule> frame;
+    Uniforms<Rule> uniforms;
 
     template <int count>
     void elements(ulong i) {
       float g[count];
       Access<Gradient, count>::load(at.gradient, i, g);
-      Update::elements<count>(at, everywhere(i), i, g, frame);
+      Update::elements<count>(at, everywhere(i), i, g, uniforms);
     }
   };
 
   struct TransposedElements {
     Operands at;
-    Frame<Rule> frame;
+    Uniforms<Rule> uniforms;
     ulong columns;
 
     template <int count>
@@ -163,7 +167,7 @@ struct Update {
       for (int lane = 0; lane < count; ++lane) {
         g[lane] = staged[lane];
       }
-      Update::elements<count>(at, everywhere(place), place, g, frame);
+      Update::elements<count>(at, everywhere(place), place, g, uniforms);
     }
   };
 };

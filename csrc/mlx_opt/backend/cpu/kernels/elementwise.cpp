@@ -34,7 +34,7 @@ struct Driver {
   static constexpr int fields = fields_of<Rule>;
 
   // What all elements of a step share.
-  struct Frame {
+  struct Uniforms {
     Hypers h;
     Scalars s;
     float scale; // 1 leaves every gradient as it is, so one loop serves steps with and without
@@ -47,28 +47,28 @@ struct Driver {
       const float* hypers,
       const float* scalars,
       float scale) {
-    Frame frame;
-    __builtin_memcpy(&frame.h, hypers, sizeof frame.h);
-    __builtin_memcpy(&frame.s, scalars, sizeof frame.s);
-    frame.scale = scale;
-    dispatch(tensor, begin, end, frame);
+    Uniforms uniforms;
+    __builtin_memcpy(&uniforms.h, hypers, sizeof uniforms.h);
+    __builtin_memcpy(&uniforms.s, scalars, sizeof uniforms.s);
+    uniforms.scale = scale;
+    dispatch(tensor, begin, end, uniforms);
   }
 
-  static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
+  static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     if (all_are(tensor, Storage::float32)) {
-      in_place<Float32>(tensor, begin, end, frame);
+      in_place<Float32>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::bfloat16)) {
-      in_place<BFloat16>(tensor, begin, end, frame);
+      in_place<BFloat16>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float16)) {
-      in_place<Float16>(tensor, begin, end, frame);
+      in_place<Float16>(tensor, begin, end, uniforms);
     } else if (cpu::is_transposed(tensor.in[fields])) {
       const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
-        staged(tensor, first, count, gradient, frame);
+        staged(tensor, first, count, gradient, uniforms);
       };
       for_each_row_of_panels(tensor.in[fields], begin, end, visit);
     } else {
       for (; begin < end; begin += block) {
-        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, frame);
+        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, uniforms);
       }
     }
   }
@@ -85,7 +85,7 @@ struct Driver {
   }
 
   template <typename Format>
-  static void in_place(const Tensor& tensor, int64_t begin, int64_t end, const Frame& frame) {
+  static void in_place(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     using Stored = typename Format::Stored;
     const Stored* in[fields + 1];
     Stored* out[fields];
@@ -95,7 +95,7 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       out[k] = at<Stored>(tensor.out[k], begin);
     }
-    loop<Format, by_hand>(in, out, end - begin, frame);
+    loop<Format, by_hand>(in, out, end - begin, uniforms);
   }
 
   // At most `block` elements; `gradient` if it has been loaded.
@@ -104,7 +104,7 @@ struct Driver {
       int64_t begin,
       int64_t count,
       const float* gradient,
-      const Frame& frame) {
+      const Uniforms& uniforms) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
     float* out[fields];
@@ -113,7 +113,7 @@ struct Driver {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
-    loop<Float32, false>(in, out, count, frame); // load has prefetched
+    loop<Float32, false>(in, out, count, uniforms); // load has prefetched
     for (int k = 0; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
     }
@@ -124,7 +124,7 @@ struct Driver {
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t count,
-      const Frame frame) {
+      const Uniforms uniforms) {
     int64_t i = 0;
     MLX_OPT_INDEPENDENT
     for (; i + lanes <= count; i += lanes) {
@@ -133,10 +133,10 @@ struct Driver {
           prefetch(in[k] + i);
         }
       }
-      update<Format>(in, out, i, frame);
+      update<Format>(in, out, i, uniforms);
     }
     if (i < count) {
-      tail<Format>(in, out, i, count - i, frame);
+      tail<Format>(in, out, i, count - i, uniforms);
     }
   }
 
@@ -147,7 +147,7 @@ struct Driver {
       Stored* const (&out)[fields],
       int64_t from,
       int64_t count,
-      const Frame& frame) {
+      const Uniforms& uniforms) {
     Stored values[fields + 1][lanes] = {};
     const Stored* padded_in[fields + 1];
     Stored* padded_out[fields];
@@ -158,7 +158,7 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       padded_out[k] = values[k];
     }
-    update<Format>(padded_in, padded_out, 0, frame);
+    update<Format>(padded_in, padded_out, 0, uniforms);
     for (int k = 0; k < fields; ++k) {
       __builtin_memcpy(out[k] + from, values[k], count * sizeof(Stored));
     }
@@ -170,15 +170,15 @@ struct Driver {
       const Stored* const (&in)[fields + 1],
       Stored* const (&out)[fields],
       int64_t i,
-      const Frame& frame) {
+      const Uniforms& uniforms) {
     float from[fields + 1][lanes];
     float to[fields][lanes];
     for (int k = 0; k <= fields; ++k) {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = frame.scale * from[fields][lane];
-      put(to, lane, Rule::update(take<Element>(from, lane), g, frame.h, frame.s));
+      const float g = uniforms.scale * from[fields][lane];
+      put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 0; k < fields; ++k) {
       narrow_lanes<Format>(to[k], out[k] + i);

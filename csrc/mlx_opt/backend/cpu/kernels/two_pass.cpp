@@ -19,11 +19,11 @@ struct TwoPass {
   static_assert(sums <= max_sums && sizeof(Rates) <= max_sums * sizeof(float));
 
   // What all elements of a tensor share.
-  struct Frame {
+  struct Uniforms {
     Hypers h;
     Scalars s;
 
-    Frame(const float* hypers, const float* scalars) {
+    Uniforms(const float* hypers, const float* scalars) {
       __builtin_memcpy(&h, hypers, sizeof h);
       __builtin_memcpy(&s, scalars, sizeof s);
     }
@@ -37,17 +37,17 @@ struct TwoPass {
       const float* scalars,
       float scale,
       double* totals) {
-    const Frame frame(hypers, scalars);
+    const Uniforms uniforms(hypers, scalars);
     if (cpu::is_transposed(tensor.in[fields])) {
       const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
-        sum_block(tensor, first, count, gradient, frame, scale, totals);
+        sum_block(tensor, first, count, gradient, uniforms, scale, totals);
       };
       for_each_row_of_panels(tensor.in[fields], begin, end, visit);
       return;
     }
     for (; begin < end; begin += block) {
       const int64_t count = end - begin < block ? end - begin : block;
-      sum_block(tensor, begin, count, nullptr, frame, scale, totals);
+      sum_block(tensor, begin, count, nullptr, uniforms, scale, totals);
     }
   }
 
@@ -57,7 +57,7 @@ struct TwoPass {
       int64_t begin,
       int64_t count,
       const float* gradient,
-      const Frame& frame,
+      const Uniforms& uniforms,
       float scale,
       double* totals) {
     alignas(64) float buffers[fields + 1][block];
@@ -71,7 +71,7 @@ struct TwoPass {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     for (int64_t i = 0; i < count; i += lanes) {
-      update_state(in, out, i, valid_lanes(count - i), frame, scale);
+      update_state(in, out, i, valid_lanes(count - i), uniforms, scale);
     }
     // The second pass makes the direction of the state as it is stored, so the sums are of that.
     const float* now[fields] = {in[0]};
@@ -81,7 +81,7 @@ struct TwoPass {
     }
     alignas(64) float partial[sums][lanes] = {};
     for (int64_t i = 0; i < count; i += lanes) {
-      add_sums(now, i, valid_lanes(count - i), frame, partial);
+      add_sums(now, i, valid_lanes(count - i), uniforms, partial);
     }
     for (int k = 0; k < sums; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
@@ -101,7 +101,7 @@ struct TwoPass {
       float* const (&out)[fields],
       int64_t i,
       int valid,
-      const Frame& frame,
+      const Uniforms& uniforms,
       float scale) {
     float from[fields + 1][lanes] = {};
     float to[fields][lanes];
@@ -110,7 +110,7 @@ struct TwoPass {
     }
     for (int lane = 0; lane < lanes; ++lane) {
       const float g = scale * from[fields][lane];
-      put(to, lane, Rule::update_state(take<Element>(from, lane), g, frame.h, frame.s));
+      put(to, lane, Rule::update_state(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 1; k < fields; ++k) {
       copy_lanes(to[k], out[k] + i, valid);
@@ -121,7 +121,7 @@ struct TwoPass {
       const float* const (&now)[fields],
       int64_t i,
       int valid,
-      const Frame& frame,
+      const Uniforms& uniforms,
       float (&partial)[sums][lanes]) {
     float from[fields][lanes] = {};
     float added[sums][lanes];
@@ -129,7 +129,7 @@ struct TwoPass {
       copy_lanes(now[k] + i, from[k], valid);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      put(added, lane, Rule::sums(take<Element>(from, lane), frame.h, frame.s));
+      put(added, lane, Rule::sums(take<Element>(from, lane), uniforms.h, uniforms.s));
     }
     for (int k = 0; k < sums; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
@@ -147,14 +147,14 @@ struct TwoPass {
   }
 
   static void rates(const double* totals, const float* hypers, const float* scalars, float* out) {
-    const Frame frame(hypers, scalars);
+    const Uniforms uniforms(hypers, scalars);
     float narrow[sums];
     for (int k = 0; k < sums; ++k) {
       narrow[k] = static_cast<float>(totals[k]);
     }
     Sums s;
     __builtin_memcpy(&s, narrow, sizeof s);
-    const Rates r = Rule::rates(s, frame.h, frame.s);
+    const Rates r = Rule::rates(s, uniforms.h, uniforms.s);
     __builtin_memcpy(out, &r, sizeof r);
   }
 
@@ -165,18 +165,22 @@ struct TwoPass {
       const float* hypers,
       const float* scalars,
       const float* rates) {
-    const Frame frame(hypers, scalars);
+    const Uniforms uniforms(hypers, scalars);
     Rates r;
     __builtin_memcpy(&r, rates, sizeof r);
     for (; begin < end; begin += block) {
       const int64_t count = end - begin < block ? end - begin : block;
-      finish_block(tensor, begin, count, frame, r);
+      finish_block(tensor, begin, count, uniforms, r);
     }
   }
 
   // The state is read where the first pass has written it.
   static void finish_block(
-      const Tensor& tensor, int64_t begin, int64_t count, const Frame& frame, const Rates& rates) {
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t count,
+      const Uniforms& uniforms,
+      const Rates& rates) {
     alignas(64) float buffers[fields][block];
     const float* in[fields];
     in[0] = load(tensor.in[0], begin, count, buffers[0]);
@@ -192,7 +196,7 @@ struct TwoPass {
         copy_lanes(in[k] + i, from[k], valid);
       }
       for (int lane = 0; lane < lanes; ++lane) {
-        to[lane] = Rule::update(take<Element>(from, lane), frame.h, frame.s, rates);
+        to[lane] = Rule::update(take<Element>(from, lane), uniforms.h, uniforms.s, rates);
       }
       copy_lanes(to, out + i, valid);
     }

@@ -5,15 +5,15 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 template <typename Rule>
-struct Frame {
+struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
   float scale; // of the gradients
 };
 
 template <typename Rule>
-MLX_OPT_FN const Frame<Rule>& frame_of(const float* frames, unsigned group) {
-  return reinterpret_cast<const Frame<Rule>*>(frames)[group];
+MLX_OPT_FN const Uniforms<Rule>& uniforms_of(const float* group_uniforms, unsigned group) {
+  return reinterpret_cast<const Uniforms<Rule>*>(group_uniforms)[group];
 }
 
 // True if a step that skips scales that are not finite is applied.

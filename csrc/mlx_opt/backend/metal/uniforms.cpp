@@ -1,4 +1,4 @@
-#include "mlx_opt/backend/metal/frame.h"
+#include "mlx_opt/backend/metal/uniforms.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -29,13 +29,13 @@ int capacity_for(size_t scalars) {
 
 } // namespace
 
-bool Frames::Dispatch::has_room(size_t more_sources, size_t more_scalars) const {
+bool GroupUniforms::Dispatch::has_room(size_t more_sources, size_t more_scalars) const {
   return (sources.size() + more_sources) * sizeof(Source) <= max_argument_bytes &&
          scalars.size() + more_scalars <= static_cast<size_t>(scalar_slots);
 }
 
 // Groups that share a scalar, as they do the scale, share its slot.
-void Frames::Dispatch::add(const mx::array* scalar, Source otherwise) {
+void GroupUniforms::Dispatch::add(const mx::array* scalar, Source otherwise) {
   if (!scalar) {
     sources.push_back(otherwise);
     return;
@@ -48,8 +48,8 @@ void Frames::Dispatch::add(const mx::array* scalar, Source otherwise) {
   }
 }
 
-Frames::Frames(
-    const FrameShape& shape,
+GroupUniforms::GroupUniforms(
+    const UniformsShape& shape,
     const StepSpec& spec,
     const mx::array* const* scalars,
     mx::metal::Device& device)
@@ -64,7 +64,7 @@ Frames::Frames(
   }
 }
 
-void Frames::add_group(
+void GroupUniforms::add_group(
     const GroupSources& group, const GroupInputs& inputs, const mx::array* scale) {
   const size_t sources = group.hypers.size() + other_sources;
   const size_t read = inputs.traced.size() + (inputs.step != nullptr) +
@@ -96,23 +96,24 @@ void Frames::add_group(
   ++groups_;
 }
 
-mx::array Frames::encode(mx::metal::CommandEncoder& encoder) const {
+mx::array GroupUniforms::encode(mx::metal::CommandEncoder& encoder) const {
   const auto floats = static_cast<int>(groups_ * shape_.floats());
-  mx::array frames(mx::allocator::malloc(floats * sizeof(float)), {floats}, mx::float32);
+  mx::array group_uniforms(mx::allocator::malloc(floats * sizeof(float)), {floats}, mx::float32);
   for (const Dispatch& dispatch : dispatches_) {
     const auto first = static_cast<int64_t>(dispatch.first_group * shape_.floats());
     encoder.set_compute_pipeline_state(dispatch.pipeline);
-    encoder.set_output_array(frames, frames_slot, first * static_cast<int64_t>(sizeof(float)));
+    encoder.set_output_array(
+        group_uniforms, uniforms_slot, first * static_cast<int64_t>(sizeof(float)));
     encoder.set_vector_bytes(dispatch.sources, arguments_slot);
     // Every slot of a kernel has to be bound: those that are not read to anything.
     const auto count = static_cast<int>(dispatch.scalars.size());
     for (int k = 0; k < dispatch.capacity; ++k) {
-      encoder.set_input_array(k < count ? dispatch.scalars[k] : frames, operands_slot + k);
+      encoder.set_input_array(k < count ? dispatch.scalars[k] : group_uniforms, operands_slot + k);
     }
     encoder.dispatch_threadgroups(MTL::Size(dispatch.groups, 1, 1), MTL::Size(1, 1, 1));
   }
-  encoder.add_temporary(frames);
-  return frames;
+  encoder.add_temporary(group_uniforms);
+  return group_uniforms;
 }
 
 } // namespace mlx_opt::metal

@@ -1,10 +1,10 @@
-// The scalars of a step, where the GPU finds them: a frame for each group of tensors.
+// The scalars of a step, where the GPU finds them: uniforms for each group of tensors.
 #pragma once
 
 #include <vector>
 
 #include "mlx/backend/metal/device.h"
-#include "mlx_opt/backend/gpu/frame_shape.h"
+#include "mlx_opt/backend/gpu/uniforms_shape.h"
 #include "mlx_opt/backend/metal/scalar_tables.h"
 #include "mlx_opt/step/spec.h"
 
@@ -12,15 +12,15 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-using gpu::FrameShape;
+using gpu::UniformsShape;
 
-/// The frames of a step, which are computed when it runs.
-class Frames {
+/// The uniforms of a step, which are computed when it runs.
+class GroupUniforms {
  public:
   /// `scalars`: the inputs behind the operands, as StepSpec has them. Finds the kernels. Throws
   /// std::runtime_error if a group has more scalars than a kernel has room for.
-  Frames(
-      const FrameShape& shape,
+  GroupUniforms(
+      const UniformsShape& shape,
       const StepSpec& spec,
       const mx::array* const* scalars,
       mx::metal::Device& device);
@@ -30,7 +30,7 @@ class Frames {
   mx::array encode(mx::metal::CommandEncoder& encoder) const;
 
  private:
-  // Computes the frames of some groups, one behind the other.
+  // Computes the uniforms of some groups, one behind the other.
   struct Dispatch {
     size_t first_group = 0;
     size_t groups = 0;
@@ -45,7 +45,7 @@ class Frames {
 
   void add_group(const GroupSources& group, const GroupInputs& inputs, const mx::array* scale);
 
-  FrameShape shape_;
+  UniformsShape shape_;
   size_t groups_ = 0;
   std::vector<Dispatch> dispatches_;
 };

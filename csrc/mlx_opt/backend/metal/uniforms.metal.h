@@ -5,7 +5,7 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 template <typename Rule>
-struct Frame {
+struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
   float scale; // of the gradients
@@ -28,8 +28,8 @@ MLX_OPT_FN T gathered(Pointer from) {
 }
 
 template <typename Rule>
-MLX_OPT_FN Frame<Rule> frame_of(constant float* frames, uint group) {
-  return gathered<Frame<Rule>>(frames + group * Frame<Rule>::floats);
+MLX_OPT_FN Uniforms<Rule> uniforms_of(constant float* group_uniforms, uint group) {
+  return gathered<Uniforms<Rule>>(group_uniforms + group * Uniforms<Rule>::floats);
 }
 
 MLX_OPT_FN bool is_finite(float x) {

@@ -1,4 +1,4 @@
-#include "mlx_opt/backend/cuda/frame.h"
+#include "mlx_opt/backend/cuda/uniforms.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -15,7 +15,7 @@ namespace {
 constexpr size_t head = sizeof(ScalarTable<1, 1>) - sizeof(GroupTable<1>);
 
 // The most groups of a launch.
-int groups_of_a_launch(const FrameShape& shape, size_t groups) {
+int groups_of_a_launch(const UniformsShape& shape, size_t groups) {
   const size_t group = 2 * sizeof(const float*) + shape.hypers * sizeof(HyperSource);
   const int max_groups = capacity_of(small_parameter, head, group);
   if (max_groups == 0) {
@@ -27,7 +27,7 @@ int groups_of_a_launch(const FrameShape& shape, size_t groups) {
   return groups == 1 ? 1 : max_groups;
 }
 
-void check(const FrameShape& shape, const StepSpec& spec) {
+void check(const UniformsShape& shape, const StepSpec& spec) {
   size_t tensors = 0;
   for (const Run& run : spec.runs) {
     tensors += run.tensors;
@@ -70,7 +70,7 @@ void add_group(const GroupSources& sources, const GroupInputs& inputs, Parameter
 
 } // namespace
 
-mx::array new_frames(const FrameShape& shape, const StepSpec& spec, mx::Stream stream) {
+mx::array new_group_uniforms(const UniformsShape& shape, const StepSpec& spec, mx::Stream stream) {
   check(shape, spec);
   const auto bytes = static_cast<int>(spec.sources.size() * shape.floats() * sizeof(float));
   return mx::array(device_memory(bytes, stream), {bytes}, mx::uint8);
@@ -78,10 +78,10 @@ mx::array new_frames(const FrameShape& shape, const StepSpec& spec, mx::Stream s
 
 void launch_prepare(
     mx::cu::CommandEncoder& encoder,
-    const FrameShape& shape,
+    const UniformsShape& shape,
     const StepSpec& spec,
     const mx::array* const* scalars,
-    const mx::array& frames) {
+    const mx::array& group_uniforms) {
   const ScalarInputs inputs(spec, scalars);
   const size_t groups = spec.sources.size();
   const int capacity = groups_of_a_launch(shape, groups);
@@ -92,14 +92,14 @@ void launch_prepare(
     const size_t end = std::min(begin + capacity, groups);
     Parameter parameter;
     parameter.add(scale);
-    parameter.add(address<float>(frames) + begin * shape.floats());
+    parameter.add(address<float>(group_uniforms) + begin * shape.floats());
     for (size_t group = begin; group < end; ++group) {
       add_group(spec.sources[group], inputs.groups[group], parameter);
     }
     for (const mx::array* x : inputs.all()) {
       encoder.set_input_array(*x);
     }
-    encoder.set_output_array(frames);
+    encoder.set_output_array(group_uniforms);
     launch(encoder, prepare, static_cast<unsigned>(end - begin), 1, parameter.data());
   }
 }

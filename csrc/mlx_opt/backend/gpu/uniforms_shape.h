@@ -5,8 +5,8 @@
 
 namespace mlx_opt::gpu {
 
-/// What a rule's frame is made of.
-struct FrameShape {
+/// What a rule's uniforms consist of.
+struct UniformsShape {
   std::string_view rule;
   int hypers;
   int scalars;
