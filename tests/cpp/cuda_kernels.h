@@ -150,15 +150,24 @@ inline std::vector<Kernel> norm_kernels() {
 /// Those of a step of Adafactor. `in`: parameter, means, first moment, gradient; the results are
 /// the same but for the parameter.
 inline std::vector<Kernel> adafactor_kernels(
-    std::array<Storage, 4> in, Storage parameter, bool first_moment, int lanes, int capacity) {
+    std::array<Storage, 4> in,
+    Storage parameter,
+    bool first_moment,
+    int vector_width,
+    int capacity) {
   const auto [w, v, m, g] = in;
   return {
-      FactorKernel{FactorPass::squares, false, lanes, capacity, {w, g}, {}},
-      FactorKernel{FactorPass::means, false, lanes, capacity, {v, v}, {v, v}},
-      FactorKernel{FactorPass::update_squares, false, lanes, capacity, {v, g}, {}},
+      FactorKernel{FactorPass::squares, false, vector_width, capacity, {w, g}, {}},
+      FactorKernel{FactorPass::means, false, vector_width, capacity, {v, v}, {v, v}},
+      FactorKernel{FactorPass::update_squares, false, vector_width, capacity, {v, g}, {}},
       FactorKernel{FactorPass::rates, false, 0, capacity, {}, {}},
       FactorKernel{
-          FactorPass::update, first_moment, lanes, capacity, {w, v, m, g}, {parameter, v, m}}};
+          FactorPass::update,
+          first_moment,
+          vector_width,
+          capacity,
+          {w, v, m, g},
+          {parameter, v, m}}};
 }
 
 inline std::vector<Kernel> adafactor_kernels() {
@@ -169,8 +178,8 @@ inline std::vector<Kernel> adafactor_kernels() {
   };
   for (Storage s : storages) {
     for (bool first_moment : {false, true}) {
-      const int lanes = s == Storage::float32 ? 4 : 8;
-      add(std::array{s, s, s, s}, s, first_moment, lanes, 177);
+      const int vector_width = s == Storage::float32 ? 4 : 8;
+      add(std::array{s, s, s, s}, s, first_moment, vector_width, 177);
       add(std::array{s, s, s, s}, s, first_moment, 1, 0);
       add(std::array{Storage::float32, Storage::bfloat16, s, Storage::float16},
           s,

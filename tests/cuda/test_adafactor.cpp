@@ -145,7 +145,8 @@ TEST_CASE("Adafactor with operands of any layout") {
   check_against_cpu(tensors);
 }
 
-// At 4 or 8 lanes vectors are read; a matrix that begins elsewhere goes by elements.
+// Vectors are read at multiples of 4 or 8 elements; a matrix that begins elsewhere goes by
+// elements.
 TEST_CASE("Adafactor with operands that are not aligned") {
   Tensors tensors{false};
   tensors.add({64, 68}, true, halves);

@@ -2,7 +2,7 @@
 
 import kernels
 import numpy as np
-from kernels import CHUNK, LANES, THREADS, TILE
+from kernels import CHUNK, THREADS, TILE, VECTOR_WIDTH
 
 LINES, COLUMNS = 64, 256
 SCRATCH_SLOT = 2
@@ -59,8 +59,8 @@ class Plan:
         self.arguments["size"] = size
         self.arguments[COUNTS] = (
             rows, columns, matrices, self.tiles, split, split, transposed,
-            aligned and across % LANES == 0,
-            aligned and columns % LANES == 0, skip_nonfinite, group)  # fmt: skip
+            aligned and across % VECTOR_WIDTH == 0,
+            aligned and columns % VECTOR_WIDTH == 0, skip_nonfinite, group)  # fmt: skip
         counts = [self.tiles, self.tiles, 2, matrices, matrices * self.row_groups]
         counts += [self.across * matrices * lines, matrices * down * across]
         counts += [matrices * rows, matrices * columns]

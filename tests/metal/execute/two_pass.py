@@ -3,7 +3,7 @@
 import kernels
 import mlx.core as mx
 import numpy as np
-from kernels import LANES, TILE
+from kernels import TILE, VECTOR_WIDTH
 from update import NO_CHUNK, Name, chunks
 
 from cases import assert_exact, normal, same_bits, wide
@@ -183,8 +183,9 @@ def table_of(tensors, vectors):
 def matrix_of(tensor):
     rows, columns = tensor.shape
     table = np.zeros(1, kernels.MATRIX)
-    table[["rows", *kernels.MATRIX_COUNTS]] = (
-        rows, columns, tensor.group, columns % LANES == 0, rows % LANES == 0)  # fmt: skip
+    along_rows, down_columns = columns % VECTOR_WIDTH == 0, rows % VECTOR_WIDTH == 0
+    counts = (rows, columns, tensor.group, along_rows, down_columns)
+    table[["rows", *kernels.MATRIX_COUNTS]] = counts
     return table
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import kernels
 import mlx.core as mx
 import numpy as np
-from kernels import CHUNK, LANES, OPERANDS_SLOT, TILE, Group
+from kernels import CHUNK, OPERANDS_SLOT, TILE, VECTOR_WIDTH, Group
 
 from cases import CASES as ALL_CASES
 from cases import RULES as ALL_RULES
@@ -164,7 +164,7 @@ def run_transposed(tensor, group_uniforms, group=0):
     rows, columns = tensor.shape
     matrix = np.zeros(1, kernels.MATRIX)
     matrix[["rows", *kernels.MATRIX_COUNTS]] = (
-        rows, columns, group, columns % LANES == 0, rows % LANES == 0)  # fmt: skip
+        rows, columns, group, columns % VECTOR_WIDTH == 0, rows % VECTOR_WIDTH == 0)  # fmt: skip
     gradient = tensor.buffers[-1].reshape(tensor.shape)
     tensor.buffers[-1] = np.array(gradient.T, order="C").reshape(-1)
     groups = -(-rows // TILE) * -(-columns // TILE)

@@ -41,9 +41,9 @@ MLX_OPT_FN Index place_of(const FactorStrided& args, Index i) {
 
 // A tile of the matrices of a tensor as its gradient lies, or of the rows that what is not factored
 // is cut into.
-template <int lanes>
+template <int vector_width>
 struct Tile {
-  static constexpr int width = warp * lanes;
+  static constexpr int width = warp * vector_width;
 
   const FactorTensor& tensor;
   unsigned index;        // among the tensor's tiles
@@ -96,17 +96,17 @@ struct Tile {
   // The column of the tile that lane `lane` of this thread is: neighbours where vectors are read.
   __device__ __forceinline__ int column_of(int lane, bool vectors) const {
     const int own = threadIdx.x % warp;
-    return vectors ? own * lanes + lane : own + lane * warp;
+    return vectors ? own * vector_width + lane : own + lane * warp;
   }
 
   // This thread's part of a line; 0 behind its end.
   template <int operand, typename Format, typename Table>
   __device__ __forceinline__ void load_line(
-      const Table& table, int line, bool vectors, Raw<Format, lanes>& to) const {
+      const Table& table, int line, bool vectors, Raw<Format, vector_width>& to) const {
     const void* from = tensor.in[in_tensor[operand]];
     const Index begin = begin_of(line);
     const int count = line < height ? width_of(line) : 0;
-    if constexpr (lanes > 1) {
+    if constexpr (vector_width > 1) {
       if (vectors) {
         if (column_of(0, true) < count) {
           to.load(from, begin + column_of(0, true));
@@ -115,7 +115,7 @@ struct Tile {
       }
     }
 #pragma unroll
-    for (int lane = 0; lane < lanes; ++lane) {
+    for (int lane = 0; lane < vector_width; ++lane) {
       if (column_of(lane, false) < count) {
         to.load_lane(lane, from, place_of<operand>(table, begin + column_of(lane, false)));
       }
@@ -124,17 +124,17 @@ struct Tile {
 
   template <typename Format>
   __device__ __forceinline__ void store_line(
-      void* to, int line, bool vectors, const float (&from)[lanes]) const {
+      void* to, int line, bool vectors, const float (&from)[vector_width]) const {
     const Index begin = begin_of(line);
     const int count = line < height ? width_of(line) : 0;
-    if (lanes > 1 && vectors) {
+    if (vector_width > 1 && vectors) {
       if (column_of(0, true) < count) {
         store<Format>(to, begin + column_of(0, true), from);
       }
       return;
     }
 #pragma unroll
-    for (int lane = 0; lane < lanes; ++lane) {
+    for (int lane = 0; lane < vector_width; ++lane) {
       const float x[1] = {from[lane]};
       if (column_of(lane, false) < count) {
         store<Format>(to, begin + column_of(lane, false), x);
@@ -146,8 +146,8 @@ struct Tile {
   template <typename... Formats, typename... Operands>
   __device__ __forceinline__ bool allows_vectors(const Operands*... operands) const {
     const void* const all[] = {operands...};
-    return lanes > 1 && columns % lanes == 0 && tensor.size % lanes == 0 &&
-           List<Formats...>::template aligned<lanes>(all);
+    return vector_width > 1 && columns % vector_width == 0 && tensor.size % vector_width == 0 &&
+           List<Formats...>::template aligned<vector_width>(all);
   }
 };
 
@@ -165,20 +165,20 @@ MLX_OPT_FN float mean_row(const FactorTensor& t, unsigned matrix) {
 
 // The factors of a thread's columns, and of its warp's lines: line `warps * k` after the warp's
 // first has that of lane k.
-template <int lanes>
+template <int vector_width>
 struct Factors {
-  float of_columns[lanes];
+  float of_columns[vector_width];
   float of_lines;
   static_assert(cuda::factor_rows / warps <= warp, "a lane for each line of a warp");
 
-  MLX_OPT_FN Factors of(const Tile<lanes>& tile, bool vectors) {
+  MLX_OPT_FN Factors of(const Tile<vector_width>& tile, bool vectors) {
     const FactorTensor& t = tile.tensor;
     const float* rows = t.scratch.row_means + tile.matrix * t.rows;
     const float* columns = t.scratch.column_factors + tile.matrix * t.columns;
     const float mean = mean_row(t, tile.matrix);
     Factors factors;
 #pragma unroll
-    for (int lane = 0; lane < lanes; ++lane) {
+    for (int lane = 0; lane < vector_width; ++lane) {
       const Index column = tile.left + tile.column_of(lane, vectors);
       const float x = column < tile.columns ? (t.transposed ? rows : columns)[column] : 1.0f;
       factors.of_columns[lane] = t.transposed ? Adafactor::row_factor(x, mean) : x;
@@ -196,14 +196,14 @@ struct Factors {
 };
 
 // The new running means of a part of a line, and their factors.
-template <int lanes>
+template <int vector_width>
 MLX_OPT_FN void average_line(
-    float (&v)[lanes],
-    const float (&g)[lanes],
+    float (&v)[vector_width],
+    const float (&g)[vector_width],
     const Uniforms<Adafactor>& uniforms,
-    float (&factors)[lanes]) {
+    float (&factors)[vector_width]) {
 #pragma unroll
-  for (int lane = 0; lane < lanes; ++lane) {
+  for (int lane = 0; lane < vector_width; ++lane) {
     const float x = uniforms.scale * g[lane];
     v[lane] = Adafactor::average(v[lane], x * x, uniforms.hypers, uniforms.scalars);
     factors[lane] = Adafactor::factor(v[lane]);
@@ -212,18 +212,18 @@ MLX_OPT_FN void average_line(
 
 // What is common to the passes over tiles. So many `lines` of a warp are loaded at once, so that
 // enough is on its way.
-template <int lanes, int lines = lanes == 1 ? 1 : 4>
+template <int vector_width, int lines = vector_width == 1 ? 1 : 4>
 struct Pass {
   static constexpr int at_once = lines;
   static constexpr int strip = at_once * warps;
 
   template <typename Table>
-  MLX_OPT_FN Tile<lanes> tile_of(const Table& table) {
+  MLX_OPT_FN Tile<vector_width> tile_of(const Table& table) {
     const FactorTensor& tensor = find<&FactorTensor::first_tile>(table, blockIdx.x);
-    return Tile<lanes>::of(tensor, blockIdx.x - tensor.first_tile);
+    return Tile<vector_width>::of(tensor, blockIdx.x - tensor.first_tile);
   }
 
-  MLX_OPT_FN void put_squares(const Tile<lanes>& tile, unsigned behind, double sum) {
+  MLX_OPT_FN void put_squares(const Tile<vector_width>& tile, unsigned behind, double sum) {
     const double total = sum_over_block<threads>(sum);
     if (threadIdx.x == 0) {
       tile.tensor.scratch.squares[behind + tile.index] = total;

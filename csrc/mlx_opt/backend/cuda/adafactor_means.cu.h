@@ -11,11 +11,11 @@ struct Sums {
   unsigned parts; // of each sum
   Index stride;   // from part to part
 
-  MLX_OPT_FN Sums of(const FactorTensor& t, bool rows, unsigned matrix, int lanes) {
+  MLX_OPT_FN Sums of(const FactorTensor& t, bool rows, unsigned matrix, int vector_width) {
     const Index lines = t.transposed ? t.columns : t.rows;
     const Index columns = t.transposed ? t.rows : t.columns;
     if (rows != static_cast<bool>(t.transposed)) {
-      const Index width = warp * lanes;
+      const Index width = warp * vector_width;
       const auto across = static_cast<unsigned>((columns + width - 1) / width);
       return {t.scratch.line_sums + matrix * lines, across, t.matrices * lines};
     }
@@ -26,7 +26,7 @@ struct Sums {
 
 // A block takes some rows or columns of a matrix, `split` threads each, and leaves the rows' new
 // means or the columns' factors.
-template <typename Row, typename Column, typename NewRow, typename NewColumn, int lanes>
+template <typename Row, typename Column, typename NewRow, typename NewColumn, int vector_width>
 struct FactorMeans {
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
@@ -70,7 +70,8 @@ struct FactorMeans {
       }
       return 0.0;
     }
-    const double sum = sum_parts(Sums::of(t, rows, matrix, lanes), own, count, part, split, each);
+    const double sum =
+        sum_parts(Sums::of(t, rows, matrix, vector_width), own, count, part, split, each);
     float value[1] = {0.0f};
     if (mine) {
       const Uniforms<Adafactor>& uniforms = uniforms_of(table, t);

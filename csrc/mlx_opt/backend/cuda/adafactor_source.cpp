@@ -55,7 +55,7 @@ std::string call_of(const FactorKernel& kernel) {
   if (kernel.pass == FactorPass::update) {
     text += kernel.first_moment ? "true, " : "false, ";
   }
-  return text + std::to_string(kernel.lanes) + ">::run";
+  return text + std::to_string(kernel.vector_width) + ">::run";
 }
 
 } // namespace

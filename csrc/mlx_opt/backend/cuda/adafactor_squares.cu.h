@@ -5,13 +5,13 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 // Sums of columns take registers, so fewer lines of halves are loaded at once.
-template <int lanes>
-using SquaresPass = Pass<lanes, lanes == 1 ? 1 : 16 / lanes>;
+template <int vector_width>
+using SquaresPass = Pass<vector_width, vector_width == 1 ? 1 : 16 / vector_width>;
 
 // W, G: the formats of the parameter and of the gradient.
-template <typename W, typename G, int lanes>
-struct FactorSquares : SquaresPass<lanes> {
-  using Own = SquaresPass<lanes>;
+template <typename W, typename G, int vector_width>
+struct FactorSquares : SquaresPass<vector_width> {
+  using Own = SquaresPass<vector_width>;
   using Own::at_once;
 
   template <typename Table>
@@ -23,11 +23,11 @@ struct FactorSquares : SquaresPass<lanes> {
     const FactorTensor& t = tile.tensor;
     const float scale = uniforms_of(table, t).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
-    float columns[lanes] = {};
+    float columns[vector_width] = {};
     float total = 0.0f;
     for (int strip = threadIdx.x / warp; strip < tile.height; strip += Own::strip) {
-      Raw<W, lanes> stored_w[at_once];
-      Raw<G, lanes> stored_g[at_once];
+      Raw<W, vector_width> stored_w[at_once];
+      Raw<G, vector_width> stored_g[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         tile.template load_line<parameter>(table, strip + k * warps, vectors, stored_w[k]);
@@ -35,12 +35,12 @@ struct FactorSquares : SquaresPass<lanes> {
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        float w[lanes], g[lanes];
+        float w[vector_width], g[vector_width];
         stored_w[k].widen(w);
         stored_g[k].widen(g);
         float line = 0.0f;
 #pragma unroll
-        for (int lane = 0; lane < lanes; ++lane) {
+        for (int lane = 0; lane < vector_width; ++lane) {
           const float x = scale * g[lane];
           total = fma(w[lane], w[lane], total);
           line = fma(x, x, line);
@@ -58,18 +58,19 @@ struct FactorSquares : SquaresPass<lanes> {
   }
 
  private:
-  MLX_OPT_FN void put_line(const Tile<lanes>& tile, int line, float sum) {
+  MLX_OPT_FN void put_line(const Tile<vector_width>& tile, int line, float sum) {
     const FactorTensor& t = tile.tensor;
     if (threadIdx.x % warp == 0 && line < tile.height) {
       t.scratch.line_sums[tile.across * (t.matrices * tile.lines) + tile.top + line] = sum;
     }
   }
 
-  MLX_OPT_FN void put_columns(const Tile<lanes>& tile, bool vectors, const float (&sums)[lanes]) {
-    constexpr int width = Tile<lanes>::width;
+  MLX_OPT_FN void put_columns(
+      const Tile<vector_width>& tile, bool vectors, const float (&sums)[vector_width]) {
+    constexpr int width = Tile<vector_width>::width;
     __shared__ float of_warps[warps][width];
 #pragma unroll
-    for (int lane = 0; lane < lanes; ++lane) {
+    for (int lane = 0; lane < vector_width; ++lane) {
       of_warps[threadIdx.x / warp][tile.column_of(lane, vectors)] = sums[lane];
     }
     __syncthreads();
@@ -87,42 +88,42 @@ struct FactorSquares : SquaresPass<lanes> {
 };
 
 // V, G: the formats of the means of the squares of elements and of the gradient.
-template <typename V, typename G, int lanes>
-struct FactorUpdateSquares : Pass<lanes> {
-  using Pass<lanes>::at_once;
+template <typename V, typename G, int vector_width>
+struct FactorUpdateSquares : Pass<vector_width> {
+  using Pass<vector_width>::at_once;
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
     if (!is_applied(table)) {
       return;
     }
-    const auto tile = Pass<lanes>::tile_of(table);
+    const auto tile = Pass<vector_width>::tile_of(table);
     const FactorTensor& t = tile.tensor;
     const double sum = t.factored ? factored(table, tile) : unfactored(table, tile);
-    Pass<lanes>::put_squares(tile, t.tiles, sum);
+    Pass<vector_width>::put_squares(tile, t.tiles, sum);
   }
 
  private:
   template <typename Table>
-  MLX_OPT_FN float factored(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN float factored(const Table& table, const Tile<vector_width>& tile) {
     const float scale = uniforms_of(table, tile.tensor).scale;
     const bool vectors = tile.template allows_vectors<G>(tile.tensor.in[4]);
-    const auto factors = Factors<lanes>::of(tile, vectors);
+    const auto factors = Factors<vector_width>::of(tile, vectors);
     float total = 0.0f;
-    for (int strip = 0; strip < tile.height; strip += Pass<lanes>::strip) {
+    for (int strip = 0; strip < tile.height; strip += Pass<vector_width>::strip) {
       const int first = strip + threadIdx.x / warp;
-      Raw<G, lanes> stored[at_once];
+      Raw<G, vector_width> stored[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         tile.template load_line<gradient>(table, first + k * warps, vectors, stored[k]);
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        float g[lanes];
+        float g[vector_width];
         stored[k].widen(g);
         const float of_line = factors.of_line(first + k * warps);
 #pragma unroll
-        for (int lane = 0; lane < lanes; ++lane) {
+        for (int lane = 0; lane < vector_width; ++lane) {
           const float u = of_line * factors.of_columns[lane] * (scale * g[lane]);
           total = fma(u, u, total);
         }
@@ -132,22 +133,22 @@ struct FactorUpdateSquares : Pass<lanes> {
   }
 
   template <typename Table>
-  MLX_OPT_FN float unfactored(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN float unfactored(const Table& table, const Tile<vector_width>& tile) {
     const Uniforms<Adafactor> uniforms = uniforms_of(table, tile.tensor);
     const bool vectors = tile.template allows_vectors<V, G>(tile.tensor.in[1], tile.tensor.in[4]);
     float total = 0.0f;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
-      Raw<V, lanes> stored_v;
-      Raw<G, lanes> stored_g;
+      Raw<V, vector_width> stored_v;
+      Raw<G, vector_width> stored_g;
       tile.template load_line<mean>(table, line, vectors, stored_v);
       tile.template load_line<gradient>(table, line, vectors, stored_g);
-      float v[lanes], g[lanes], factors[lanes];
+      float v[vector_width], g[vector_width], factors[vector_width];
       stored_v.widen(v);
       stored_g.widen(g);
       average_line(v, g, uniforms, factors);
       const int count = tile.width_of(line);
 #pragma unroll
-      for (int lane = 0; lane < lanes; ++lane) {
+      for (int lane = 0; lane < vector_width; ++lane) {
         const float u = factors[lane] * (uniforms.scale * g[lane]);
         total = tile.column_of(lane, vectors) < count ? fma(u, u, total) : total;
       }

@@ -29,11 +29,11 @@ short split_of(int64_t parts) {
 struct Tiling {
   int64_t lines, columns, down, across;
 
-  Tiling(const FactorTensor& t, int lanes)
+  Tiling(const FactorTensor& t, int vector_width)
       : lines(t.transposed ? t.columns : t.rows),
         columns(t.transposed ? t.rows : t.columns),
         down(divided_up(lines, factor_rows)),
-        across(divided_up(columns, warp_size * lanes)) {}
+        across(divided_up(columns, warp_size * vector_width)) {}
 };
 
 int64_t row_blocks(const FactorTensor& t) {
@@ -65,12 +65,12 @@ class Allotment {
   int64_t bytes_ = 0;
 };
 
-FactorScratch scratch_of(const FactorTensor& t, int lanes, Allotment& allotment) {
+FactorScratch scratch_of(const FactorTensor& t, int vector_width, Allotment& allotment) {
   FactorScratch scratch{};
   scratch.squares = allotment.take<double>(2 * static_cast<int64_t>(t.tiles));
   scratch.rates = allotment.take<float>(2);
   if (t.factored) {
-    const Tiling tiling(t, lanes);
+    const Tiling tiling(t, vector_width);
     scratch.totals = allotment.take<double>(t.matrices * row_blocks(t));
     scratch.line_sums = allotment.take<float>(tiling.across * t.matrices * tiling.lines);
     scratch.column_sums = allotment.take<float>(t.matrices * tiling.down * tiling.columns);
@@ -118,13 +118,18 @@ struct Operands {
 std::array<FactorKernel, factor_passes> kernels_of(const FactorKey& key, bool first_moment) {
   const auto& [w, rows, columns, m, g] = key.from;
   const auto& [new_w, new_rows, new_columns, new_m] = key.to;
-  const int lanes = key.lanes;
+  const int vector_width = key.vector_width;
   return {{
-      {FactorPass::squares, false, lanes, 0, {w, g}, {}},
-      {FactorPass::means, false, lanes, 0, {rows, columns}, {new_rows, new_columns}},
-      {FactorPass::update_squares, false, lanes, 0, {rows, g}, {}},
+      {FactorPass::squares, false, vector_width, 0, {w, g}, {}},
+      {FactorPass::means, false, vector_width, 0, {rows, columns}, {new_rows, new_columns}},
+      {FactorPass::update_squares, false, vector_width, 0, {rows, g}, {}},
       {FactorPass::rates, false, 0, 0, {}, {}},
-      {FactorPass::update, first_moment, lanes, 0, {w, rows, m, g}, {new_w, new_rows, new_m}},
+      {FactorPass::update,
+       first_moment,
+       vector_width,
+       0,
+       {w, rows, m, g},
+       {new_w, new_rows, new_m}},
   }};
 }
 
@@ -138,7 +143,7 @@ FactorStrided layouts_of(const Operands& x, bool factored) {
 }
 
 // The shape of its matrices, or of the rows that what is not factored is cut into.
-void set_shape(FactorTensor& tensor, const mx::array& w, int lanes) {
+void set_shape(FactorTensor& tensor, const mx::array& w, int vector_width) {
   tensor.size = static_cast<int64_t>(w.size());
   if (tensor.factored) {
     tensor.rows = w.shape(-2);
@@ -146,11 +151,11 @@ void set_shape(FactorTensor& tensor, const mx::array& w, int lanes) {
     tensor.matrices =
         std::accumulate(w.shape().begin(), w.shape().end() - 2, int64_t{1}, std::multiplies<>());
   } else {
-    tensor.columns = warp_size * lanes;
+    tensor.columns = warp_size * vector_width;
     tensor.rows = divided_up(tensor.size, tensor.columns);
     tensor.matrices = 1;
   }
-  const Tiling tiling(tensor, lanes);
+  const Tiling tiling(tensor, vector_width);
   tensor.tiles = static_cast<unsigned>(tensor.matrices * tiling.down * tiling.across);
   tensor.row_split = split_of(tensor.transposed ? tiling.down : tiling.across);
   tensor.column_split = split_of(tensor.transposed ? tiling.across : tiling.down);
@@ -203,8 +208,8 @@ void FactorShares::add(
   tensor.factored = factored;
   tensor.transposed = factored && contiguous && !flat && has_transposed_matrices(*operands.in[4]);
   const bool strided = !flat && !tensor.transposed;
-  operands.key.lanes = strided ? 1 : operands.all_are_halves() ? 8 : 4;
-  set_shape(tensor, *arrays[0], operands.key.lanes);
+  operands.key.vector_width = strided ? 1 : operands.all_are_halves() ? 8 : 4;
+  set_shape(tensor, *arrays[0], operands.key.vector_width);
   for (int k = 0; k < 5; ++k) {
     tensor.in[k] = address<void>(*operands.in[k]);
   }
@@ -228,7 +233,7 @@ int64_t FactorShares::scratch_bytes() const {
   Allotment allotment(nullptr);
   for (const FactorShare& share : shares_) {
     for (const FactorTensor& tensor : share.tensors) {
-      scratch_of(tensor, share.key.lanes, allotment);
+      scratch_of(tensor, share.key.vector_width, allotment);
     }
   }
   return allotment.bytes();
@@ -239,7 +244,7 @@ void FactorShares::place(char* scratch, const Buffers& outputs) {
   for (FactorShare& share : shares_) {
     for (size_t i = 0; i < share.tensors.size(); ++i) {
       FactorTensor& tensor = share.tensors[i];
-      tensor.scratch = scratch_of(tensor, share.key.lanes, allotment);
+      tensor.scratch = scratch_of(tensor, share.key.vector_width, allotment);
       // FactorTensor has room for means of columns; not every tensor has them.
       size_t position = share.positions[i];
       for (int k = 0; k < 4; ++k) {

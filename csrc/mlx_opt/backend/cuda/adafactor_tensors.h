@@ -25,7 +25,7 @@ inline constexpr int factor_passes = 5;
 struct FactorKey {
   std::array<Storage, 5> from;
   std::array<Storage, 4> to;
-  int lanes = 0;
+  int vector_width = 0;
 
   bool operator==(const FactorKey&) const = default;
 };

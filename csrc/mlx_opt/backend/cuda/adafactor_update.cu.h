@@ -15,16 +15,16 @@ template <
     typename NewV,
     typename NewM,
     bool has_moment,
-    int lanes>
-struct FactorUpdate : Pass<lanes> {
-  using Pass<lanes>::at_once;
+    int vector_width>
+struct FactorUpdate : Pass<vector_width> {
+  using Pass<vector_width>::at_once;
   // A transposed gradient goes through shared memory by so many of its rows.
   static constexpr int rows_at_once = warp;
   static constexpr int parts = cuda::factor_rows / warp;
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
-    const auto tile = Pass<lanes>::tile_of(table);
+    const auto tile = Pass<vector_width>::tile_of(table);
     const FactorTensor& t = tile.tensor;
     if (!is_applied(table)) {
       copy_through(table, tile);
@@ -32,7 +32,7 @@ struct FactorUpdate : Pass<lanes> {
     }
     if (!t.factored) {
       unfactored(table, tile);
-    } else if (lanes > 1 && t.transposed) {
+    } else if (vector_width > 1 && t.transposed) {
       transposed(table, tile);
     } else {
       factored(table, tile);
@@ -61,18 +61,18 @@ struct FactorUpdate : Pass<lanes> {
   }
 
   template <typename Table>
-  MLX_OPT_FN void factored(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void factored(const Table& table, const Tile<vector_width>& tile) {
     const FactorTensor& t = tile.tensor;
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, G, NewW>(t.in[0], t.in[4], t.out[0]) &&
                          (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
-    const auto factors = Factors<lanes>::of(tile, vectors);
-    for (int strip = 0; strip < tile.height; strip += Pass<lanes>::strip) {
+    const auto factors = Factors<vector_width>::of(tile, vectors);
+    for (int strip = 0; strip < tile.height; strip += Pass<vector_width>::strip) {
       const int first = strip + threadIdx.x / warp;
-      Raw<W, lanes> stored_w[at_once];
-      Raw<M, lanes> stored_m[at_once];
-      Raw<G, lanes> stored_g[at_once];
+      Raw<W, vector_width> stored_w[at_once];
+      Raw<M, vector_width> stored_m[at_once];
+      Raw<G, vector_width> stored_g[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         const int line = first + k * warps;
@@ -85,13 +85,13 @@ struct FactorUpdate : Pass<lanes> {
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         const int line = first + k * warps;
-        float w[lanes], m[lanes], g[lanes], u[lanes];
+        float w[vector_width], m[vector_width], g[vector_width], u[vector_width];
         stored_w[k].widen(w);
         stored_m[k].widen(m);
         stored_g[k].widen(g);
         const float of_line = factors.of_line(line);
 #pragma unroll
-        for (int lane = 0; lane < lanes; ++lane) {
+        for (int lane = 0; lane < vector_width; ++lane) {
           u[lane] = of_line * factors.of_columns[lane] * (uniforms.scale * g[lane]);
         }
         apply(w, m, u, uniforms, rates);
@@ -106,12 +106,13 @@ struct FactorUpdate : Pass<lanes> {
   // The tile's lines are columns of the matrix, and its columns the rows. The gradient is read down
   // the columns into shared memory, the rest along the rows.
   template <typename Table>
-  MLX_OPT_FN void transposed(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void transposed(const Table& table, const Tile<vector_width>& tile) {
     __shared__ float strip[rows_at_once][cuda::factor_rows + 1];
     const FactorTensor& t = tile.tensor;
     const Index first_column = static_cast<Index>(tile.down) * cuda::factor_rows;
     const Index left = t.rows - tile.left;
-    const int height = left < Tile<lanes>::width ? static_cast<int>(left) : Tile<lanes>::width;
+    const int height =
+        left < Tile<vector_width>::width ? static_cast<int>(left) : Tile<vector_width>::width;
     const TransposedFactors factors = transposed_factors(tile, first_column, height);
     for (int top = 0; top < height; top += rows_at_once) {
       __syncthreads();
@@ -135,8 +136,8 @@ struct FactorUpdate : Pass<lanes> {
   };
 
   MLX_OPT_FN TransposedFactors
-  transposed_factors(const Tile<lanes>& tile, Index first_column, int height) {
-    static_assert(Tile<lanes>::width / warps <= warp, "a lane for each row of a warp");
+  transposed_factors(const Tile<vector_width>& tile, Index first_column, int height) {
+    static_assert(Tile<vector_width>::width / warps <= warp, "a lane for each row of a warp");
     const FactorTensor& t = tile.tensor;
     const int own = threadIdx.x % warp;
     TransposedFactors factors;
@@ -157,7 +158,7 @@ struct FactorUpdate : Pass<lanes> {
   template <typename Table>
   MLX_OPT_FN void update_strip(
       const Table& table,
-      const Tile<lanes>& tile,
+      const Tile<vector_width>& tile,
       Index first_column,
       int top,
       int height,
@@ -205,7 +206,7 @@ struct FactorUpdate : Pass<lanes> {
   }
 
   template <typename Table>
-  MLX_OPT_FN void unfactored(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void unfactored(const Table& table, const Tile<vector_width>& tile) {
     const FactorTensor& t = tile.tensor;
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
@@ -213,24 +214,25 @@ struct FactorUpdate : Pass<lanes> {
                              t.in[0], t.in[1], t.in[4], t.out[0], t.out[1]) &&
                          (!has_moment || tile.template allows_vectors<M, NewM>(t.in[3], t.out[3]));
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
-      Raw<W, lanes> stored_w;
-      Raw<V, lanes> stored_v;
-      Raw<M, lanes> stored_m;
-      Raw<G, lanes> stored_g;
+      Raw<W, vector_width> stored_w;
+      Raw<V, vector_width> stored_v;
+      Raw<M, vector_width> stored_m;
+      Raw<G, vector_width> stored_g;
       tile.template load_line<parameter>(table, line, vectors, stored_w);
       tile.template load_line<mean>(table, line, vectors, stored_v);
       tile.template load_line<gradient>(table, line, vectors, stored_g);
       if (has_moment) {
         tile.template load_line<first_moment>(table, line, vectors, stored_m);
       }
-      float w[lanes], v[lanes], m[lanes], g[lanes], factors[lanes];
+      float w[vector_width], v[vector_width], m[vector_width], g[vector_width],
+          factors[vector_width];
       stored_w.widen(w);
       stored_v.widen(v);
       stored_m.widen(m);
       stored_g.widen(g);
       average_line(v, g, uniforms, factors);
 #pragma unroll
-      for (int lane = 0; lane < lanes; ++lane) {
+      for (int lane = 0; lane < vector_width; ++lane) {
         g[lane] = factors[lane] * (uniforms.scale * g[lane]);
       }
       apply(w, m, g, uniforms, rates);
@@ -244,7 +246,7 @@ struct FactorUpdate : Pass<lanes> {
 
   // What stands for the update where the step is skipped.
   template <typename Table>
-  MLX_OPT_FN void copy_through(const Table& table, const Tile<lanes>& tile) {
+  MLX_OPT_FN void copy_through(const Table& table, const Tile<vector_width>& tile) {
     const FactorTensor& t = tile.tensor;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
       const int count = tile.width_of(line);

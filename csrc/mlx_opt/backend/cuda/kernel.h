@@ -135,7 +135,7 @@ enum class FactorPass : uint8_t { squares, means, update_squares, rates, update 
 struct FactorKernel {
   FactorPass pass;
   bool first_moment; // whether there is one; false but for FactorPass::update
-  int lanes;         // elements of a thread in a line; 0 for FactorPass::rates
+  int vector_width;  // elements of a thread in a line; 0 for FactorPass::rates
   int capacity;
   Storages in;
   Storages out;

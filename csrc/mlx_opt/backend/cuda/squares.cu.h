@@ -8,7 +8,7 @@ namespace MLX_OPT_LEVEL {
 template <typename Format>
 struct Squares {
   using Tensor = cuda::Tensor<1, 1>;
-  static constexpr int lanes = 16 / sizeof(typename Format::Stored);
+  static constexpr int vector_width = 16 / sizeof(typename Format::Stored);
 
   template <int count>
   MLX_OPT_FN double of(const void* operand, Index i) {
@@ -32,11 +32,11 @@ struct Squares {
     const int count = left < cuda::norm_chunk ? static_cast<int>(left) : cuda::norm_chunk;
     double sum = 0.0;
     int done = 0;
-    if (List<Format>::template aligned<lanes>(tensor.in)) {
-      done = count / lanes * lanes;
+    if (List<Format>::template aligned<vector_width>(tensor.in)) {
+      done = count / vector_width * vector_width;
 #pragma unroll 4
-      for (int i = threadIdx.x * lanes; i < done; i += cuda::threads * lanes) {
-        sum += of<lanes>(tensor.in[0], begin + i);
+      for (int i = threadIdx.x * vector_width; i < done; i += cuda::threads * vector_width) {
+        sum += of<vector_width>(tensor.in[0], begin + i);
       }
     }
     for (int i = done + threadIdx.x; i < count; i += cuda::threads) {

@@ -118,15 +118,15 @@ MLX_OPT_FN unsigned word_of(float x) {
 
 // Elements as they are stored. To widen them is to wait for them; behind a branch that would be
 // before the next ones are asked for.
-template <typename Format, int lanes>
+template <typename Format, int vector_width>
 struct Raw {
   using Stored = typename Format::Stored;
   static constexpr int in_word = 4 / sizeof(Stored);
-  static constexpr int words = (lanes + in_word - 1) / in_word;
+  static constexpr int words = (vector_width + in_word - 1) / in_word;
 
   unsigned stored[words] = {};
 
-  // Elements [i, i + lanes) of an operand, whole words.
+  // Elements [i, i + vector_width) of an operand, whole words.
   __device__ __forceinline__ void load(const void* operand, Index i) {
     read<words>(static_cast<const Stored*>(operand) + i, stored);
   }
@@ -137,8 +137,8 @@ struct Raw {
     stored[lane / in_word] |= bits << lane % in_word * 16;
   }
 
-  __device__ __forceinline__ void widen(float (&to)[lanes]) const {
-    if constexpr (lanes < in_word) {
+  __device__ __forceinline__ void widen(float (&to)[vector_width]) const {
+    if constexpr (vector_width < in_word) {
       to[0] = Format::widen(static_cast<Stored>(stored[0]));
     } else {
 #pragma unroll
@@ -149,11 +149,11 @@ struct Raw {
   }
 };
 
-// Elements [i, i + lanes) of an operand as floats, and back.
-template <typename Format, int lanes>
-MLX_OPT_FN void load(const void* operand, Index i, float (&to)[lanes]) {
-  Raw<Format, lanes> raw;
-  if constexpr (lanes == 1) {
+// Elements [i, i + vector_width) of an operand as floats, and back.
+template <typename Format, int vector_width>
+MLX_OPT_FN void load(const void* operand, Index i, float (&to)[vector_width]) {
+  Raw<Format, vector_width> raw;
+  if constexpr (vector_width == 1) {
     raw.load_lane(0, operand, i);
   } else {
     raw.load(operand, i);
@@ -161,17 +161,17 @@ MLX_OPT_FN void load(const void* operand, Index i, float (&to)[lanes]) {
   raw.widen(to);
 }
 
-template <typename Format, int lanes>
-MLX_OPT_FN void store(void* operand, Index i, const float (&from)[lanes]) {
+template <typename Format, int vector_width>
+MLX_OPT_FN void store(void* operand, Index i, const float (&from)[vector_width]) {
   auto* to = static_cast<typename Format::Stored*>(operand) + i;
-  if constexpr (lanes == 1) {
+  if constexpr (vector_width == 1) {
     *to = Format::narrow(from[0]);
   } else {
-    constexpr int words = lanes * sizeof(typename Format::Stored) / 4;
+    constexpr int words = vector_width * sizeof(typename Format::Stored) / 4;
     unsigned stored[words];
 #pragma unroll
     for (int k = 0; k < words; ++k) {
-      stored[k] = Format::narrow(from + k * (lanes / words));
+      stored[k] = Format::narrow(from + k * (vector_width / words));
     }
     write<words>(to, stored);
   }
@@ -206,8 +206,8 @@ struct List {
   template <typename Other>
   using Then = decltype(joined(Other{}));
 
-  template <int lanes>
-  MLX_OPT_FN void load_all(const void* const* operands, Index i, float (*to)[lanes]) {
+  template <int vector_width>
+  MLX_OPT_FN void load_all(const void* const* operands, Index i, float (*to)[vector_width]) {
     (load<Formats>(*operands++, i, *to++), ...);
   }
 
@@ -215,14 +215,14 @@ struct List {
     (load<Formats>(*operands++, *at++, *to++), ...);
   }
 
-  template <int lanes>
-  MLX_OPT_FN void store_all(void* const* operands, Index i, const float (*from)[lanes]) {
+  template <int vector_width>
+  MLX_OPT_FN void store_all(void* const* operands, Index i, const float (*from)[vector_width]) {
     (store<Formats>(*operands++, i, *from++), ...);
   }
 
   // One element of each as it is once it has been stored.
-  template <int lanes>
-  MLX_OPT_FN void round_lane(float (*x)[lanes], int lane) {
+  template <int vector_width>
+  MLX_OPT_FN void round_lane(float (*x)[vector_width], int lane) {
     (((*x)[lane] = Formats::widen(Formats::narrow((*x)[lane])), ++x), ...);
   }
 
@@ -243,12 +243,12 @@ struct List {
     (copy<From, Formats>(*operands++, *from++, *results++, to), ...);
   }
 
-  // Whether vectors of `lanes` elements can be read from all the operands.
-  template <int lanes>
+  // Whether vectors of `vector_width` elements can be read from all the operands.
+  template <int vector_width>
   MLX_OPT_FN bool aligned(const void* const* operands) {
     return (
         (reinterpret_cast<unsigned long long>(*operands++) %
-             (lanes * sizeof(typename Formats::Stored)) ==
+             (vector_width * sizeof(typename Formats::Stored)) ==
          0) &&
         ...);
   }

@@ -67,7 +67,7 @@ struct Walks {
   static constexpr int operands = In::count;
   static constexpr int first = Pass::first;
   // As many elements as 16 bytes hold of the widest operand.
-  static constexpr int lanes = In::all_halves && Out::all_halves ? 8 : 4;
+  static constexpr int vector_width = In::all_halves && Out::all_halves ? 8 : 4;
 
   // What stands for the results where the step is skipped.
   template <int count>
@@ -105,10 +105,11 @@ struct Walks {
     const Index left = size_of(tensor) - begin;
     const int count = left < chunk ? static_cast<int>(left) : chunk;
     int done = 0;
-    if (In::template aligned<lanes>(tensor.in) && Out::template aligned<lanes>(tensor.out)) {
-      done = count / lanes * lanes;
-      for (int i = threadIdx.x * lanes; i < done; i += threads * lanes) {
-        element<lanes>(tensor, begin + i, pass);
+    if (In::template aligned<vector_width>(tensor.in) &&
+        Out::template aligned<vector_width>(tensor.out)) {
+      done = count / vector_width * vector_width;
+      for (int i = threadIdx.x * vector_width; i < done; i += threads * vector_width) {
+        element<vector_width>(tensor, begin + i, pass);
       }
     }
     for (int i = done + threadIdx.x; i < count; i += threads) {
@@ -134,15 +135,16 @@ struct Walks {
     const int width = columns - left < tile ? columns - left : tile;
 
     using Source = List<typename Pass::Gradient>;
-    if (rows % lanes == 0 && Source::template aligned<lanes>(tensor.in + operands - 1)) {
-      transpose<lanes>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
+    if (rows % vector_width == 0 &&
+        Source::template aligned<vector_width>(tensor.in + operands - 1)) {
+      transpose<vector_width>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
     } else {
       transpose<1>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
     }
     __syncthreads();
-    if (columns % lanes == 0 && Pass::Rows::template aligned<lanes>(tensor.in) &&
-        Out::template aligned<lanes>(tensor.out)) {
-      take_tile<lanes>(tensor, top, left, height, width, gradient, pass);
+    if (columns % vector_width == 0 && Pass::Rows::template aligned<vector_width>(tensor.in) &&
+        Out::template aligned<vector_width>(tensor.out)) {
+      take_tile<vector_width>(tensor, top, left, height, width, gradient, pass);
     } else {
       take_tile<1>(tensor, top, left, height, width, gradient, pass);
     }

@@ -22,7 +22,7 @@ struct FactorSquares {
       return;
     }
     if (t.vectors) {
-      of_tile<lanes>(arguments, uniforms.scale, scratch, at, group, index, staged);
+      of_tile<vector_width>(arguments, uniforms.scale, scratch, at, group, index, staged);
     } else {
       of_tile<1>(arguments, uniforms.scale, scratch, at, group, index, staged);
     }
@@ -160,7 +160,7 @@ struct FactorUpdateSquares {
         {},
         0.0f,
         0.0f};
-    const float own = t.vectors ? own_sum<lanes>(each, index) : own_sum<1>(each, index);
+    const float own = t.vectors ? own_sum<vector_width>(each, index) : own_sum<1>(each, index);
     const float sum = sum_over_group(own, index, staged);
     if (index == 0) {
       scratch[t.scratch.update_squares + group] = sum;

@@ -91,8 +91,8 @@ void FactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
   t.row_split = split_of(transposed ? tiling.down : tiling.across);
   t.column_split = split_of(transposed ? tiling.across : tiling.down);
   const bool fit = !strided && vectors_fit(arrays, fields.place_of(gradient) + 1);
-  t.vectors = fit && tiling.columns % lanes == 0;
-  t.row_vectors = fit && t.columns % lanes == 0;
+  t.vectors = fit && tiling.columns % vector_width == 0;
+  t.row_vectors = fit && t.columns % vector_width == 0;
 }
 
 void FactorPlan::set_layouts(const mx::array* const* arrays) {

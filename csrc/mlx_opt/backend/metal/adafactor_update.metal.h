@@ -86,7 +86,7 @@ struct FactorUpdate {
         {},
         0.0f};
     if (t.vectors) {
-      over<lanes>(each, index);
+      over<vector_width>(each, index);
     } else {
       over<1>(each, index);
     }
@@ -112,13 +112,13 @@ struct FactorUpdate {
         at, scratch, first, t.columns, factors, FactorStep::of(t, group_uniforms, scratch)};
     device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
     if (t.vectors) {
-      stage<G, lanes>(gradient, t.rows, own, index, staged);
+      stage<G, vector_width>(gradient, t.rows, own, index, staged);
     } else {
       stage<G, 1>(gradient, t.rows, own, index, staged);
     }
     wait_for_group();
     if (t.row_vectors) {
-      over_tile<lanes>(each, own, index, staged);
+      over_tile<vector_width>(each, own, index, staged);
     } else {
       over_tile<1>(each, own, index, staged);
     }

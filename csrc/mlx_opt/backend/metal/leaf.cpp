@@ -81,8 +81,8 @@ void Leaf::set_walk(const mx::array* const* arrays) {
         height,
         columns,
         group,
-        columns % lanes == 0 && vectors_fit(arrays, fields),
-        height % lanes == 0 && vectors_fit(gradient)});
+        columns % vector_width == 0 && vectors_fit(arrays, fields),
+        height % vector_width == 0 && vectors_fit(gradient)});
   } else {
     const bool small = size <= std::numeric_limits<uint32_t>::max();
     kernel.walk = small ? Walk::strided : Walk::strided_long;

@@ -14,7 +14,7 @@ using metal::Sum;
 using metal::Tensor;
 
 // Elements that a thread has in hand, scaled alike.
-enum : uint { batch = 4 * lanes };
+enum : uint { batch = 4 * vector_width };
 
 // A struct's functions may be unused without a warning.
 struct Sums {
@@ -109,9 +109,9 @@ struct Squares {
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * norm_chunk;
     const uint count = chunk_at(begin, tensor.size);
     Sum sum = Sums::nothing();
-    for (uint from = index * lanes; from < count; from += batch * threads) {
+    for (uint from = index * vector_width; from < count; from += batch * threads) {
       float x[batch] = {};
-      for (uint k = 0; k < batch; k += lanes) {
+      for (uint k = 0; k < batch; k += vector_width) {
         const uint i = from + k * threads;
         load(operand, begin + i, i < count ? count - i : 0, tensor.vectors != 0, x + k);
       }
@@ -154,11 +154,11 @@ struct Squares {
   // At most `left` elements from i on.
   MLX_OPT_FN void load(
       device const uchar* operand, ulong i, uint left, bool vectors, thread float* x) {
-    if (vectors && left >= lanes) {
-      Access<Format, lanes>::load(operand, i, x);
+    if (vectors && left >= vector_width) {
+      Access<Format, vector_width>::load(operand, i, x);
       return;
     }
-    for (uint lane = 0; lane < lanes && lane < left; ++lane) {
+    for (uint lane = 0; lane < vector_width && lane < left; ++lane) {
       Access<Format, 1>::load(operand, i + lane, x + lane);
     }
   }

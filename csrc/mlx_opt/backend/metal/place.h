@@ -33,7 +33,7 @@ struct Place {
 
 /// True if vectors can be loaded from the array; from all.
 inline bool vectors_fit(const mx::array& x) {
-  return x.offset() % static_cast<int64_t>(lanes * x.itemsize()) == 0;
+  return x.offset() % static_cast<int64_t>(vector_width * x.itemsize()) == 0;
 }
 
 inline bool vectors_fit(const mx::array* const* operands, int count) {

@@ -67,13 +67,13 @@ struct UpdateState {
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     device const uchar* gradient = at.in[Of::fields];
     if (matrix.gradient_vectors) {
-      stage<Gradient, lanes>(gradient, matrix.rows, t, index, staged);
+      stage<Gradient, vector_width>(gradient, matrix.rows, t, index, staged);
     } else {
       stage<Gradient, 1>(gradient, matrix.rows, t, index, staged);
     }
     wait_for_group();
     if (matrix.vectors) {
-      over_tile<lanes>(each, t, index, staged);
+      over_tile<vector_width>(each, t, index, staged);
     } else {
       over_tile<1>(each, t, index, staged);
     }

@@ -6,10 +6,10 @@ namespace mlx_opt {
 namespace metal {
 
 enum : unsigned {
-  chunk = 4096,  // elements that a threadgroup updates
-  threads = 256, // of a threadgroup
-  lanes = 4,     // elements that a thread loads at once
-  tile = 32,     // a transposed gradient is taken by square tiles of as many elements
+  chunk = 4096,     // elements that a threadgroup updates
+  threads = 256,    // of a threadgroup
+  vector_width = 4, // elements that a thread loads at once
+  tile = 32,        // a transposed gradient is taken by square tiles of as many elements
 };
 
 enum : int { max_dims = 16 };

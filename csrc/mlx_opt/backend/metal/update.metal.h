@@ -106,13 +106,13 @@ struct Update {
     TransposedElements each = {at, uniforms_of<Rule>(group_uniforms, matrix.group), matrix.columns};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
-      stage<Gradient, lanes>(at.gradient, matrix.rows, t, index, staged);
+      stage<Gradient, vector_width>(at.gradient, matrix.rows, t, index, staged);
     } else {
       stage<Gradient, 1>(at.gradient, matrix.rows, t, index, staged);
     }
     wait_for_group();
     if (matrix.vectors) {
-      over_tile<lanes>(each, t, index, staged);
+      over_tile<vector_width>(each, t, index, staged);
     } else {
       over_tile<1>(each, t, index, staged);
     }

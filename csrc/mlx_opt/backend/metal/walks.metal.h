@@ -5,10 +5,10 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 using metal::chunk;
-using metal::lanes;
 using metal::Layout;
 using metal::threads;
 using metal::tile;
+using metal::vector_width;
 
 MLX_OPT_FN uint at_most(ulong x, uint limit) {
   return x < limit ? static_cast<uint>(x) : limit;
@@ -35,9 +35,9 @@ MLX_OPT_FN void locate(constant Layout<count>& layout, Index i, thread long* pla
 template <typename Each>
 MLX_OPT_FN void over_chunk(thread Each& each, ulong begin, ulong size, bool vectors, uint index) {
   const uint count = at_most(size - begin, chunk);
-  const uint done = vectors ? count / lanes * lanes : 0u;
-  for (uint i = index * lanes; i < done; i += threads * lanes) {
-    each.template elements<lanes>(begin + i);
+  const uint done = vectors ? count / vector_width * vector_width : 0u;
+  for (uint i = index * vector_width; i < done; i += threads * vector_width) {
+    each.template elements<vector_width>(begin + i);
   }
   for (uint i = done + index; i < count; i += threads) {
     each.template elements<1>(begin + i);
