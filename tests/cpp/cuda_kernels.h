@@ -157,12 +157,12 @@ inline std::vector<Kernel> adafactor_kernels(
     int capacity) {
   const auto [w, v, m, g] = in;
   return {
-      FactorKernel{FactorPass::squares, false, vector_width, capacity, {w, g}, {}},
-      FactorKernel{FactorPass::means, false, vector_width, capacity, {v, v}, {v, v}},
-      FactorKernel{FactorPass::update_squares, false, vector_width, capacity, {v, g}, {}},
-      FactorKernel{FactorPass::rates, false, 0, capacity, {}, {}},
-      FactorKernel{
-          FactorPass::update,
+      AdafactorKernel{AdafactorPass::squares, false, vector_width, capacity, {w, g}, {}},
+      AdafactorKernel{AdafactorPass::means, false, vector_width, capacity, {v, v}, {v, v}},
+      AdafactorKernel{AdafactorPass::update_squares, false, vector_width, capacity, {v, g}, {}},
+      AdafactorKernel{AdafactorPass::rates, false, 0, capacity, {}, {}},
+      AdafactorKernel{
+          AdafactorPass::update,
           first_moment,
           vector_width,
           capacity,

@@ -158,26 +158,27 @@ std::vector<PrepareKernel> prepare_kernels() {
 
 // Adafactor's passes, over a parameter, its means, its first moment and its gradient of storages of
 // their own. The results are of the parameter's, its moment of the moment's.
-void push_passes(std::vector<FactorKernel>& kernels, Storage w, Storage v, Storage m, Storage g) {
-  kernels.push_back({FactorKind::rates, {}, {}});
+void push_passes(
+    std::vector<AdafactorKernel>& kernels, Storage w, Storage v, Storage m, Storage g) {
+  kernels.push_back({AdafactorKind::rates, {}, {}});
   for (bool strided : {false, true}) {
-    kernels.push_back({FactorKind::squares, {g, w}, {}, strided});
-    kernels.push_back({FactorKind::means, {v, m}, {w, v}, strided});
-    kernels.push_back({FactorKind::update_squares, {g}, {}, strided});
-    kernels.push_back({FactorKind::update, {g, w}, {w}, strided});
-    kernels.push_back({FactorKind::update, {g, w, m}, {w, m}, strided});
-    kernels.push_back({FactorKind::element_squares, {g, w, v}, {}, strided});
-    for (FactorKind kind : {FactorKind::element_update, FactorKind::element_step}) {
+    kernels.push_back({AdafactorKind::squares, {g, w}, {}, strided});
+    kernels.push_back({AdafactorKind::means, {v, m}, {w, v}, strided});
+    kernels.push_back({AdafactorKind::update_squares, {g}, {}, strided});
+    kernels.push_back({AdafactorKind::update, {g, w}, {w}, strided});
+    kernels.push_back({AdafactorKind::update, {g, w, m}, {w, m}, strided});
+    kernels.push_back({AdafactorKind::element_squares, {g, w, v}, {}, strided});
+    for (AdafactorKind kind : {AdafactorKind::element_update, AdafactorKind::element_step}) {
       kernels.push_back({kind, {g, w, v}, {w, v}, strided});
       kernels.push_back({kind, {g, w, v, m}, {w, v, m}, strided});
     }
   }
-  kernels.push_back({FactorKind::transposed_update, {g, w}, {w}});
-  kernels.push_back({FactorKind::transposed_update, {g, w, m}, {w, m}});
+  kernels.push_back({AdafactorKind::transposed_update, {g, w}, {w}});
+  kernels.push_back({AdafactorKind::transposed_update, {g, w, m}, {w, m}});
 }
 
-std::vector<FactorKernel> factor_kernels() {
-  std::vector<FactorKernel> kernels;
+std::vector<AdafactorKernel> adafactor_kernels() {
+  std::vector<AdafactorKernel> kernels;
   for (Storage storage : storages) {
     push_passes(kernels, storage, storage, storage, storage);
   }
@@ -271,7 +272,8 @@ int main(int count, char** arguments) {
   std::filesystem::create_directories(folder);
   if (!write(update_kernels(), folder) || !write(prepare_kernels(), folder) ||
       !write(pass_kernels(), folder) || !write(rates_kernels(), folder) ||
-      !write(factor_kernels(), folder) || !write(norm_kernels(), folder) || !write_wide(folder)) {
+      !write(adafactor_kernels(), folder) || !write(norm_kernels(), folder) ||
+      !write_wide(folder)) {
     std::cerr << "cannot write to " << folder << "\n";
     return 1;
   }

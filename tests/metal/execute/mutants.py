@@ -109,8 +109,8 @@ MUTANTS = [
     ),
     Mutant(
         "a tile of Adafactor's has too many lines",
-        "tile.height = at_most(tile.lines - tile.top, factor_lines);",
-        "tile.height = factor_lines;",
+        "tile.height = at_most(tile.lines - tile.top, adafactor_lines);",
+        "tile.height = adafactor_lines;",
         "check_adafactor and test_a_step and matrix",
         ASAN,
         "Adafactor",

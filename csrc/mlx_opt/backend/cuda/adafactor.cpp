@@ -22,7 +22,7 @@ const UniformsShape uniforms_shape = {
     sizeof(MLX_OPT_LEVEL::Adafactor::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper),
     sizeof(MLX_OPT_LEVEL::Adafactor::Scalars) / sizeof(float)};
 
-constexpr int largest_table = capacity_of(large_parameter, table_head, sizeof(FactorTensor));
+constexpr int largest_table = capacity_of(large_parameter, table_head, sizeof(AdafactorTensor));
 
 mx::array scratch_array(int64_t bytes, mx::Stream stream) {
   return mx::array(device_memory(std::max<int64_t>(bytes, 1), stream), {1}, mx::uint8);
@@ -40,17 +40,17 @@ class AdafactorStep : public Prepared {
 
  private:
   void find_functions();
-  void launch_tables(const FactorShare& share, const CUfunction* functions);
-  void launch_strided(const FactorShare& share, const CUfunction* functions);
+  void launch_tables(const AdafactorShare& share, const CUfunction* functions);
+  void launch_strided(const AdafactorShare& share, const CUfunction* functions);
 
   template <typename Args>
-  void launch_passes(const FactorShare& share, const CUfunction* functions, Args& args);
+  void launch_passes(const AdafactorShare& share, const CUfunction* functions, Args& args);
 
   mx::Stream stream_;
   cu::CommandEncoder& encoder_;
   mx::array group_uniforms_;
-  FactorShares shares_;
-  std::vector<std::array<CUfunction, factor_passes>> functions_;
+  AdafactorShares shares_;
+  std::vector<std::array<CUfunction, adafactor_passes>> functions_;
   mx::array scratch_;
   bool skip_nonfinite_;
 };
@@ -77,13 +77,13 @@ AdafactorStep::AdafactorStep(
 }
 
 void AdafactorStep::find_functions() {
-  for (FactorShare& share : shares_.all()) {
+  for (AdafactorShare& share : shares_.all()) {
     const bool table = share.layouts.empty();
     auto& functions = functions_.emplace_back();
-    for (int pass = 0; pass < factor_passes; ++pass) {
+    for (int pass = 0; pass < adafactor_passes; ++pass) {
       if (table) {
         share.kernels[pass].capacity =
-            table_capacity(sizeof(FactorTensor), share.tensors.size(), encoder_.device());
+            table_capacity(sizeof(AdafactorTensor), share.tensors.size(), encoder_.device());
       }
       functions[pass] = function(share.kernels[pass], encoder_.device());
     }
@@ -93,29 +93,29 @@ void AdafactorStep::find_functions() {
 // One after the other: they depend on the scratch memory.
 template <typename Args>
 void AdafactorStep::launch_passes(
-    const FactorShare& share, const CUfunction* functions, Args& args) {
+    const AdafactorShare& share, const CUfunction* functions, Args& args) {
   args.group_uniforms = address<float>(group_uniforms_);
   args.skip_nonfinite = skip_nonfinite_;
-  for (int pass = 0; pass < factor_passes; ++pass) {
-    const FactorPass kind = share.kernels[pass].pass;
-    const bool means = kind == FactorPass::means;
+  for (int pass = 0; pass < adafactor_passes; ++pass) {
+    const AdafactorPass kind = share.kernels[pass].pass;
+    const bool means = kind == AdafactorPass::means;
     unsigned blocks = 0;
     for (int i = 0; i < args.count; ++i) {
-      FactorTensor& tensor = args.tensors[i];
+      AdafactorTensor& tensor = args.tensors[i];
       (means ? tensor.first_means : tensor.first_tile) = blocks;
       blocks += share.blocks(pass, tensor);
     }
     if (blocks > 0) {
       encoder_.set_input_array(group_uniforms_);
       encoder_.set_output_array(scratch_);
-      const bool many = means || kind == FactorPass::rates;
-      launch(encoder_, functions[pass], blocks, many ? factor_threads : threads, &args);
+      const bool many = means || kind == AdafactorPass::rates;
+      launch(encoder_, functions[pass], blocks, many ? adafactor_threads : threads, &args);
     }
   }
 }
 
-void AdafactorStep::launch_tables(const FactorShare& share, const CUfunction* functions) {
-  FactorTable<largest_table> table;
+void AdafactorStep::launch_tables(const AdafactorShare& share, const CUfunction* functions) {
+  AdafactorTable<largest_table> table;
   const size_t capacity = share.kernels[0].capacity;
   for (size_t begin = 0; begin < share.tensors.size(); begin += capacity) {
     const size_t count = std::min(capacity, share.tensors.size() - begin);
@@ -125,9 +125,9 @@ void AdafactorStep::launch_tables(const FactorShare& share, const CUfunction* fu
   }
 }
 
-void AdafactorStep::launch_strided(const FactorShare& share, const CUfunction* functions) {
+void AdafactorStep::launch_strided(const AdafactorShare& share, const CUfunction* functions) {
   for (size_t i = 0; i < share.tensors.size(); ++i) {
-    FactorStrided args = share.layouts[i];
+    AdafactorStrided args = share.layouts[i];
     args.count = 1;
     args.tensors[0] = share.tensors[i];
     launch_passes(share, functions, args);
@@ -137,7 +137,7 @@ void AdafactorStep::launch_strided(const FactorShare& share, const CUfunction* f
 void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   shares_.place(address<char>(scratch_), outputs);
   for (size_t i = 0; i < functions_.size(); ++i) {
-    const FactorShare& share = shares_.all()[i];
+    const AdafactorShare& share = shares_.all()[i];
     share.layouts.empty() ? launch_tables(share, functions_[i].data())
                           : launch_strided(share, functions_[i].data());
   }

@@ -4,15 +4,16 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-using cuda::FactorStrided;
-using cuda::FactorTable;
-using cuda::FactorTensor;
+using cuda::AdafactorStrided;
+using cuda::AdafactorTable;
+using cuda::AdafactorTensor;
 using cuda::threads;
 
 constexpr int warps = threads / warp;
 
 template <typename Table>
-MLX_OPT_FN const Uniforms<Adafactor>& uniforms_of(const Table& table, const FactorTensor& tensor) {
+MLX_OPT_FN const Uniforms<Adafactor>& uniforms_of(
+    const Table& table, const AdafactorTensor& tensor) {
   return uniforms_of<Adafactor>(table.group_uniforms, tensor.group);
 }
 
@@ -22,18 +23,18 @@ MLX_OPT_FN bool is_applied(const Table& table) {
   return !table.skip_nonfinite || is_finite(uniforms_of<Adafactor>(table.group_uniforms, 0).scale);
 }
 
-// The operands of elements, as FactorStrided has their strides.
+// The operands of elements, as AdafactorStrided has their strides.
 enum : int { parameter, mean, first_moment, gradient };
 
 constexpr int in_tensor[] = {0, 1, 3, 4};
 
 template <int operand, int capacity>
-MLX_OPT_FN Index place_of(const FactorTable<capacity>&, Index i) {
+MLX_OPT_FN Index place_of(const AdafactorTable<capacity>&, Index i) {
   return i;
 }
 
 template <int operand>
-MLX_OPT_FN Index place_of(const FactorStrided& args, Index i) {
+MLX_OPT_FN Index place_of(const AdafactorStrided& args, Index i) {
   Index at[4];
   locate(args.elements, i, at);
   return at[operand];
@@ -45,7 +46,7 @@ template <int vector_width>
 struct Tile {
   static constexpr int width = warp * vector_width;
 
-  const FactorTensor& tensor;
+  const AdafactorTensor& tensor;
   unsigned index;        // among the tensor's tiles
   unsigned matrix;       // that it is of
   unsigned down, across; // its place there
@@ -55,17 +56,17 @@ struct Tile {
   Index left;            // its first column
   int height;
 
-  MLX_OPT_FN Tile of(const FactorTensor& t, unsigned index) {
+  MLX_OPT_FN Tile of(const AdafactorTensor& t, unsigned index) {
     const Index lines = t.transposed ? t.columns : t.rows;
     const Index columns = t.transposed ? t.rows : t.columns;
     const auto tiles_down =
-        static_cast<unsigned>((lines + cuda::factor_rows - 1) / cuda::factor_rows);
+        static_cast<unsigned>((lines + cuda::adafactor_rows - 1) / cuda::adafactor_rows);
     const auto tiles_across = static_cast<unsigned>((columns + width - 1) / width);
     const unsigned row_of_tiles = index / tiles_across;
     const unsigned matrix = row_of_tiles / tiles_down;
     const unsigned down = row_of_tiles % tiles_down;
     const unsigned across = index % tiles_across;
-    const Index first = static_cast<Index>(down) * cuda::factor_rows;
+    const Index first = static_cast<Index>(down) * cuda::adafactor_rows;
     const Index left = lines - first;
     return {
         t,
@@ -78,7 +79,7 @@ struct Tile {
         columns,
         matrix * lines + first,
         static_cast<Index>(across) * width,
-        left < cuda::factor_rows ? static_cast<int>(left) : cuda::factor_rows};
+        left < cuda::adafactor_rows ? static_cast<int>(left) : cuda::adafactor_rows};
   }
 
   // The first element of line `line` of the tile, and how many it has there.
@@ -152,8 +153,8 @@ struct Tile {
 };
 
 // The mean of the new means of a matrix's rows. All lanes have it.
-MLX_OPT_FN float mean_row(const FactorTensor& t, unsigned matrix) {
-  const int rows = cuda::factor_threads / t.row_split;
+MLX_OPT_FN float mean_row(const AdafactorTensor& t, unsigned matrix) {
+  const int rows = cuda::adafactor_threads / t.row_split;
   const Index blocks = (t.rows + rows - 1) / rows;
   const double* totals = t.scratch.totals + matrix * blocks;
   double sum = 0.0;
@@ -169,10 +170,10 @@ template <int vector_width>
 struct Factors {
   float of_columns[vector_width];
   float of_lines;
-  static_assert(cuda::factor_rows / warps <= warp, "a lane for each line of a warp");
+  static_assert(cuda::adafactor_rows / warps <= warp, "a lane for each line of a warp");
 
   MLX_OPT_FN Factors of(const Tile<vector_width>& tile, bool vectors) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const float* rows = t.scratch.row_means + tile.matrix * t.rows;
     const float* columns = t.scratch.column_factors + tile.matrix * t.columns;
     const float mean = mean_row(t, tile.matrix);
@@ -184,7 +185,7 @@ struct Factors {
       factors.of_columns[lane] = t.transposed ? Adafactor::row_factor(x, mean) : x;
     }
     const int line = threadIdx.x / warp + warps * (threadIdx.x % warp);
-    const Index place = static_cast<Index>(tile.down) * cuda::factor_rows + line;
+    const Index place = static_cast<Index>(tile.down) * cuda::adafactor_rows + line;
     const float x = line < tile.height ? (t.transposed ? columns : rows)[place] : 1.0f;
     factors.of_lines = t.transposed ? x : Adafactor::row_factor(x, mean);
     return factors;
@@ -219,7 +220,7 @@ struct Pass {
 
   template <typename Table>
   MLX_OPT_FN Tile<vector_width> tile_of(const Table& table) {
-    const FactorTensor& tensor = find<&FactorTensor::first_tile>(table, blockIdx.x);
+    const AdafactorTensor& tensor = find<&AdafactorTensor::first_tile>(table, blockIdx.x);
     return Tile<vector_width>::of(tensor, blockIdx.x - tensor.first_tile);
   }
 

@@ -11,7 +11,7 @@ struct Sums {
   unsigned parts; // of each sum
   Index stride;   // from part to part
 
-  MLX_OPT_FN Sums of(const FactorTensor& t, bool rows, unsigned matrix, int vector_width) {
+  MLX_OPT_FN Sums of(const AdafactorTensor& t, bool rows, unsigned matrix, int vector_width) {
     const Index lines = t.transposed ? t.columns : t.rows;
     const Index columns = t.transposed ? t.rows : t.columns;
     if (rows != static_cast<bool>(t.transposed)) {
@@ -19,7 +19,8 @@ struct Sums {
       const auto across = static_cast<unsigned>((columns + width - 1) / width);
       return {t.scratch.line_sums + matrix * lines, across, t.matrices * lines};
     }
-    const auto down = static_cast<unsigned>((lines + cuda::factor_rows - 1) / cuda::factor_rows);
+    const auto down =
+        static_cast<unsigned>((lines + cuda::adafactor_rows - 1) / cuda::adafactor_rows);
     return {t.scratch.column_sums + static_cast<Index>(matrix) * down * columns, down, columns};
   }
 };
@@ -27,10 +28,10 @@ struct Sums {
 // A block takes some rows or columns of a matrix, `split` threads each, and leaves the rows' new
 // means or the columns' factors.
 template <typename Row, typename Column, typename NewRow, typename NewColumn, int vector_width>
-struct FactorMeans {
+struct AdafactorMeans {
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
-    const FactorTensor& t = find<&FactorTensor::first_means>(table, blockIdx.x);
+    const AdafactorTensor& t = find<&AdafactorTensor::first_means>(table, blockIdx.x);
     const Index row_blocks = blocks_of(t.rows, t.row_split);
     const Index all_blocks = row_blocks + blocks_of(t.columns, t.column_split);
     const Index index = blockIdx.x - t.first_means;
@@ -48,15 +49,15 @@ struct FactorMeans {
 
  private:
   MLX_OPT_FN Index blocks_of(Index count, int split) {
-    const int each = cuda::factor_threads / split;
+    const int each = cuda::adafactor_threads / split;
     return (count + each - 1) / each;
   }
 
   // Thread 0 has the sum of the new means.
   template <typename Format, typename New, bool rows, typename Table>
   MLX_OPT_FN double average(
-      const Table& table, const FactorTensor& t, unsigned matrix, Index block, int split) {
-    const int each = cuda::factor_threads / split;
+      const Table& table, const AdafactorTensor& t, unsigned matrix, Index block, int split) {
+    const int each = cuda::adafactor_threads / split;
     const Index count = rows ? t.rows : t.columns;
     const Index own = block * each + threadIdx.x % each;
     const int part = threadIdx.x / each;
@@ -85,13 +86,13 @@ struct FactorMeans {
         t.scratch.column_factors[place] = Adafactor::factor(value[0]);
       }
     }
-    return rows ? sum_over_block<cuda::factor_threads>(value[0]) : 0.0;
+    return rows ? sum_over_block<cuda::adafactor_threads>(value[0]) : 0.0;
   }
 
   // The thread of part 0 has the sum.
   MLX_OPT_FN double sum_parts(
       const Sums& sums, Index own, Index count, int part, int split, int each) {
-    __shared__ double partial[cuda::factor_threads];
+    __shared__ double partial[cuda::adafactor_threads];
     double sum = 0.0;
     if (own < count) {
 #pragma unroll 8
@@ -110,12 +111,12 @@ struct FactorMeans {
   }
 
   template <bool rows, int capacity>
-  MLX_OPT_FN Index place_of_mean(const FactorTable<capacity>&, Index i) {
+  MLX_OPT_FN Index place_of_mean(const AdafactorTable<capacity>&, Index i) {
     return i;
   }
 
   template <bool rows>
-  MLX_OPT_FN Index place_of_mean(const FactorStrided& args, Index i) {
+  MLX_OPT_FN Index place_of_mean(const AdafactorStrided& args, Index i) {
     Index at[1];
     locate(rows ? args.row_means : args.column_means, i, at);
     return at[0];
@@ -124,19 +125,19 @@ struct FactorMeans {
 
 // A block for each tensor.
 template <typename Table>
-MLX_OPT_FN void factor_rates(const Table& table) {
-  const FactorTensor& t = table.tensors[blockIdx.x];
+MLX_OPT_FN void adafactor_rates(const Table& table) {
+  const AdafactorTensor& t = table.tensors[blockIdx.x];
   if (!is_applied(table)) {
     return;
   }
   double sums[2] = {};
-  for (unsigned i = threadIdx.x; i < t.tiles; i += cuda::factor_threads) {
+  for (unsigned i = threadIdx.x; i < t.tiles; i += cuda::adafactor_threads) {
     sums[0] += t.scratch.squares[i];
     sums[1] += t.scratch.squares[t.tiles + i];
   }
-  const double parameter = sum_over_block<cuda::factor_threads>(sums[0]);
+  const double parameter = sum_over_block<cuda::adafactor_threads>(sums[0]);
   __syncthreads();
-  const double update = sum_over_block<cuda::factor_threads>(sums[1]);
+  const double update = sum_over_block<cuda::adafactor_threads>(sums[1]);
   if (threadIdx.x == 0) {
     const Uniforms<Adafactor>& uniforms = uniforms_of(table, t);
     const auto rates = Adafactor::rates(

@@ -11,39 +11,39 @@ struct Definition {
   const char* name;
 };
 
-Definition definition_of(FactorPass pass) {
+Definition definition_of(AdafactorPass pass) {
   switch (pass) {
-    case FactorPass::squares:
-      return {"adafactor_squares.cu.h", "FactorSquares"};
-    case FactorPass::means:
-      return {"adafactor_means.cu.h", "FactorMeans"};
-    case FactorPass::update_squares:
-      return {"adafactor_squares.cu.h", "FactorUpdateSquares"};
-    case FactorPass::rates:
-      return {"adafactor_means.cu.h", "factor_rates"};
-    case FactorPass::update:
-      return {"adafactor_update.cu.h", "FactorUpdate"};
+    case AdafactorPass::squares:
+      return {"adafactor_squares.cu.h", "AdafactorSquares"};
+    case AdafactorPass::means:
+      return {"adafactor_means.cu.h", "AdafactorMeans"};
+    case AdafactorPass::update_squares:
+      return {"adafactor_squares.cu.h", "AdafactorUpdateSquares"};
+    case AdafactorPass::rates:
+      return {"adafactor_means.cu.h", "adafactor_rates"};
+    case AdafactorPass::update:
+      return {"adafactor_update.cu.h", "AdafactorUpdate"};
   }
   return {};
 }
 
-std::string bounds_of(FactorPass pass) {
+std::string bounds_of(AdafactorPass pass) {
   switch (pass) {
-    case FactorPass::squares:
-    case FactorPass::update_squares:
+    case AdafactorPass::squares:
+    case AdafactorPass::update_squares:
       return "threads, 4";
-    case FactorPass::update:
+    case AdafactorPass::update:
       return "threads, 2";
-    case FactorPass::means:
-    case FactorPass::rates:
+    case AdafactorPass::means:
+    case AdafactorPass::rates:
       break;
   }
-  return "factor_threads";
+  return "adafactor_threads";
 }
 
-std::string call_of(const FactorKernel& kernel) {
+std::string call_of(const AdafactorKernel& kernel) {
   std::string text = definition_of(kernel.pass).name;
-  if (kernel.pass == FactorPass::rates) {
+  if (kernel.pass == AdafactorPass::rates) {
     return text;
   }
   text += "<";
@@ -52,7 +52,7 @@ std::string call_of(const FactorKernel& kernel) {
       text += std::string(gpu::format_of(storages[k])) + ", ";
     }
   }
-  if (kernel.pass == FactorPass::update) {
+  if (kernel.pass == AdafactorPass::update) {
     text += kernel.first_moment ? "true, " : "false, ";
   }
   return text + std::to_string(kernel.vector_width) + ">::run";
@@ -60,7 +60,7 @@ std::string call_of(const FactorKernel& kernel) {
 
 } // namespace
 
-Program program_of(const FactorKernel& kernel) {
+Program program_of(const AdafactorKernel& kernel) {
   return {
       gpu::joined(
           texts(),
@@ -74,7 +74,8 @@ Program program_of(const FactorKernel& kernel) {
            "block_sum.cu.h",
            "adafactor.cu.h",
            definition_of(kernel.pass).file}),
-      kernel.capacity ? "FactorTable<" + std::to_string(kernel.capacity) + ">" : "FactorStrided",
+      kernel.capacity ? "AdafactorTable<" + std::to_string(kernel.capacity) + ">"
+                      : "AdafactorStrided",
       call_of(kernel),
       bounds_of(kernel.pass)};
 }

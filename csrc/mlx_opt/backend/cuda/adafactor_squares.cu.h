@@ -10,7 +10,7 @@ using SquaresPass = Pass<vector_width, vector_width == 1 ? 1 : 16 / vector_width
 
 // W, G: the formats of the parameter and of the gradient.
 template <typename W, typename G, int vector_width>
-struct FactorSquares : SquaresPass<vector_width> {
+struct AdafactorSquares : SquaresPass<vector_width> {
   using Own = SquaresPass<vector_width>;
   using Own::at_once;
 
@@ -20,7 +20,7 @@ struct FactorSquares : SquaresPass<vector_width> {
       return;
     }
     const auto tile = Own::tile_of(table);
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const float scale = uniforms_of(table, t).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
     float columns[vector_width] = {};
@@ -59,7 +59,7 @@ struct FactorSquares : SquaresPass<vector_width> {
 
  private:
   MLX_OPT_FN void put_line(const Tile<vector_width>& tile, int line, float sum) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     if (threadIdx.x % warp == 0 && line < tile.height) {
       t.scratch.line_sums[tile.across * (t.matrices * tile.lines) + tile.top + line] = sum;
     }
@@ -89,7 +89,7 @@ struct FactorSquares : SquaresPass<vector_width> {
 
 // V, G: the formats of the means of the squares of elements and of the gradient.
 template <typename V, typename G, int vector_width>
-struct FactorUpdateSquares : Pass<vector_width> {
+struct AdafactorUpdateSquares : Pass<vector_width> {
   using Pass<vector_width>::at_once;
 
   template <typename Table>
@@ -98,7 +98,7 @@ struct FactorUpdateSquares : Pass<vector_width> {
       return;
     }
     const auto tile = Pass<vector_width>::tile_of(table);
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const double sum = t.factored ? factored(table, tile) : unfactored(table, tile);
     Pass<vector_width>::put_squares(tile, t.tiles, sum);
   }

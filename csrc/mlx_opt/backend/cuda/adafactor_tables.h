@@ -8,11 +8,11 @@ namespace cuda {
 // Its matrices are cut into tiles of as many rows, and of as many columns as a warp takes at once;
 // what is not factored lies in rows of that width. As many threads make the means of rows and
 // columns, and the rates of a tensor.
-constexpr int factor_rows = 128;
-constexpr int factor_threads = 1024;
+constexpr int adafactor_rows = 128;
+constexpr int adafactor_threads = 1024;
 
 // Where a tensor's sums, means and rates are between the passes.
-struct FactorScratch {
+struct AdafactorScratch {
   double* squares;       // of the parameter, then of the update: a sum for each tile
   double* totals;        // of the rows' new means: a sum for each block that makes them
   float* line_sums;      // of squares, as the gradient lies: [tiles across][lines of all matrices]
@@ -25,10 +25,10 @@ struct FactorScratch {
 // Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
 // transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
 // of a column.
-struct FactorTensor {
+struct AdafactorTensor {
   const void* in[5]; // parameter; means of rows or of elements; of columns; first moment; gradient
   void* out[4];
-  FactorScratch scratch;
+  AdafactorScratch scratch;
   long long size, rows, columns, matrices;
   unsigned first_tile, tiles;
   unsigned first_means;
@@ -40,20 +40,20 @@ struct FactorTensor {
 // `group_uniforms`: as of Table. `skip_nonfinite`: true if the step is skipped where the gradients'
 // scale is not finite.
 template <int capacity>
-struct FactorTable {
+struct AdafactorTable {
   const float* group_uniforms;
   int count;
   int skip_nonfinite;
-  FactorTensor tensors[capacity];
+  AdafactorTensor tensors[capacity];
 };
 
 // A tensor with operands of any layout. That of the elements has the strides of the parameter, the
 // running means, the first moment and the gradient.
-struct FactorStrided {
+struct AdafactorStrided {
   const float* group_uniforms;
   int count;
   int skip_nonfinite;
-  FactorTensor tensors[1];
+  AdafactorTensor tensors[1];
   Layout<4> elements;
   Layout<1> row_means, column_means;
 };

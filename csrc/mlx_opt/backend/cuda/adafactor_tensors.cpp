@@ -29,19 +29,19 @@ short split_of(int64_t parts) {
 struct Tiling {
   int64_t lines, columns, down, across;
 
-  Tiling(const FactorTensor& t, int vector_width)
+  Tiling(const AdafactorTensor& t, int vector_width)
       : lines(t.transposed ? t.columns : t.rows),
         columns(t.transposed ? t.rows : t.columns),
-        down(divided_up(lines, factor_rows)),
+        down(divided_up(lines, adafactor_rows)),
         across(divided_up(columns, warp_size * vector_width)) {}
 };
 
-int64_t row_blocks(const FactorTensor& t) {
-  return divided_up(t.rows, factor_threads / t.row_split);
+int64_t row_blocks(const AdafactorTensor& t) {
+  return divided_up(t.rows, adafactor_threads / t.row_split);
 }
 
-int64_t column_blocks(const FactorTensor& t) {
-  return divided_up(t.columns, factor_threads / t.column_split);
+int64_t column_blocks(const AdafactorTensor& t) {
+  return divided_up(t.columns, adafactor_threads / t.column_split);
 }
 
 // Gives out the parts of a tensor's scratch from `at` on, or, with null, counts the bytes.
@@ -65,8 +65,8 @@ class Allotment {
   int64_t bytes_ = 0;
 };
 
-FactorScratch scratch_of(const FactorTensor& t, int vector_width, Allotment& allotment) {
-  FactorScratch scratch{};
+AdafactorScratch scratch_of(const AdafactorTensor& t, int vector_width, Allotment& allotment) {
+  AdafactorScratch scratch{};
   scratch.squares = allotment.take<double>(2 * static_cast<int64_t>(t.tiles));
   scratch.rates = allotment.take<float>(2);
   if (t.factored) {
@@ -80,11 +80,11 @@ FactorScratch scratch_of(const FactorTensor& t, int vector_width, Allotment& all
   return scratch;
 }
 
-// Operands as FactorTensor has them. What there is not is another, so that it tells no kernels
+// Operands as AdafactorTensor has them. What there is not is another, so that it tells no kernels
 // apart.
 struct Operands {
   const mx::array* in[5];
-  FactorKey key;
+  AdafactorKey key;
 
   Operands(
       const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, bool first_moment) {
@@ -115,16 +115,17 @@ struct Operands {
   }
 };
 
-std::array<FactorKernel, factor_passes> kernels_of(const FactorKey& key, bool first_moment) {
+std::array<AdafactorKernel, adafactor_passes> kernels_of(
+    const AdafactorKey& key, bool first_moment) {
   const auto& [w, rows, columns, m, g] = key.from;
   const auto& [new_w, new_rows, new_columns, new_m] = key.to;
   const int vector_width = key.vector_width;
   return {{
-      {FactorPass::squares, false, vector_width, 0, {w, g}, {}},
-      {FactorPass::means, false, vector_width, 0, {rows, columns}, {new_rows, new_columns}},
-      {FactorPass::update_squares, false, vector_width, 0, {rows, g}, {}},
-      {FactorPass::rates, false, 0, 0, {}, {}},
-      {FactorPass::update,
+      {AdafactorPass::squares, false, vector_width, 0, {w, g}, {}},
+      {AdafactorPass::means, false, vector_width, 0, {rows, columns}, {new_rows, new_columns}},
+      {AdafactorPass::update_squares, false, vector_width, 0, {rows, g}, {}},
+      {AdafactorPass::rates, false, 0, 0, {}, {}},
+      {AdafactorPass::update,
        first_moment,
        vector_width,
        0,
@@ -133,8 +134,8 @@ std::array<FactorKernel, factor_passes> kernels_of(const FactorKey& key, bool fi
   }};
 }
 
-FactorStrided layouts_of(const Operands& x, bool factored) {
-  FactorStrided args{};
+AdafactorStrided layouts_of(const Operands& x, bool factored) {
+  AdafactorStrided args{};
   const mx::array* const elements[] = {x.in[0], x.in[factored ? 0 : 1], x.in[3], x.in[4]};
   args.elements = common_layout<Layout<4>>(elements, 4);
   args.row_means = layout_of<Layout<1>>(*x.in[1]);
@@ -143,7 +144,7 @@ FactorStrided layouts_of(const Operands& x, bool factored) {
 }
 
 // The shape of its matrices, or of the rows that what is not factored is cut into.
-void set_shape(FactorTensor& tensor, const mx::array& w, int vector_width) {
+void set_shape(AdafactorTensor& tensor, const mx::array& w, int vector_width) {
   tensor.size = static_cast<int64_t>(w.size());
   if (tensor.factored) {
     tensor.rows = w.shape(-2);
@@ -163,20 +164,20 @@ void set_shape(FactorTensor& tensor, const mx::array& w, int vector_width) {
 
 } // namespace
 
-unsigned FactorShare::blocks(int pass, const FactorTensor& tensor) const {
+unsigned AdafactorShare::blocks(int pass, const AdafactorTensor& tensor) const {
   switch (kernels[pass].pass) {
-    case FactorPass::means:
+    case AdafactorPass::means:
       return tensor.factored ? static_cast<unsigned>(
                                    tensor.matrices * (row_blocks(tensor) + column_blocks(tensor)))
                              : 0;
-    case FactorPass::rates:
+    case AdafactorPass::rates:
       return 1;
     default:
       return tensor.tiles;
   }
 }
 
-FactorShares::FactorShares(
+AdafactorShares::AdafactorShares(
     const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
     : first_moment_(spec.runs.at(0).operands == 4) {
   const mx::array* const* operands = inputs.data();
@@ -194,7 +195,7 @@ FactorShares::FactorShares(
   }
 }
 
-void FactorShares::add(
+void AdafactorShares::add(
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     bool factored,
@@ -203,7 +204,7 @@ void FactorShares::add(
   Operands operands(arrays, dtypes, factored, first_moment_);
   const bool contiguous = operands.all_are_contiguous(4);
   const bool flat = contiguous && is_contiguous(*operands.in[4]);
-  FactorTensor tensor{};
+  AdafactorTensor tensor{};
   tensor.group = group;
   tensor.factored = factored;
   tensor.transposed = factored && contiguous && !flat && has_transposed_matrices(*operands.in[4]);
@@ -213,7 +214,7 @@ void FactorShares::add(
   for (int k = 0; k < 5; ++k) {
     tensor.in[k] = address<void>(*operands.in[k]);
   }
-  FactorShare& share = share_of(operands.key);
+  AdafactorShare& share = share_of(operands.key);
   share.tensors.push_back(tensor);
   share.positions.push_back(position);
   if (strided) {
@@ -221,31 +222,31 @@ void FactorShares::add(
   }
 }
 
-FactorShare& FactorShares::share_of(const FactorKey& key) {
+AdafactorShare& AdafactorShares::share_of(const AdafactorKey& key) {
   const auto share = std::find_if(
-      shares_.begin(), shares_.end(), [&](const FactorShare& s) { return s.key == key; });
+      shares_.begin(), shares_.end(), [&](const AdafactorShare& s) { return s.key == key; });
   return share != shares_.end()
              ? *share
-             : shares_.emplace_back(FactorShare{key, kernels_of(key, first_moment_)});
+             : shares_.emplace_back(AdafactorShare{key, kernels_of(key, first_moment_)});
 }
 
-int64_t FactorShares::scratch_bytes() const {
+int64_t AdafactorShares::scratch_bytes() const {
   Allotment allotment(nullptr);
-  for (const FactorShare& share : shares_) {
-    for (const FactorTensor& tensor : share.tensors) {
+  for (const AdafactorShare& share : shares_) {
+    for (const AdafactorTensor& tensor : share.tensors) {
       scratch_of(tensor, share.key.vector_width, allotment);
     }
   }
   return allotment.bytes();
 }
 
-void FactorShares::place(char* scratch, const Buffers& outputs) {
+void AdafactorShares::place(char* scratch, const Buffers& outputs) {
   Allotment allotment(scratch);
-  for (FactorShare& share : shares_) {
+  for (AdafactorShare& share : shares_) {
     for (size_t i = 0; i < share.tensors.size(); ++i) {
-      FactorTensor& tensor = share.tensors[i];
+      AdafactorTensor& tensor = share.tensors[i];
       tensor.scratch = scratch_of(tensor, share.key.vector_width, allotment);
-      // FactorTensor has room for means of columns; not every tensor has them.
+      // AdafactorTensor has room for means of columns; not every tensor has them.
       size_t position = share.positions[i];
       for (int k = 0; k < 4; ++k) {
         if ((k == 2 && !tensor.factored) || (k == 3 && !first_moment_)) {

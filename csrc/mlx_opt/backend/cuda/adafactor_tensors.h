@@ -18,41 +18,43 @@ namespace mlx_opt::cuda {
 namespace mx = mlx::core;
 
 /// Launches of a step behind that of the scalars.
-inline constexpr int factor_passes = 5;
+inline constexpr int adafactor_passes = 5;
 
-/// What tells the kernels of tensors apart: storages of the operands of FactorTensor, and elements
-/// of a thread in a line.
-struct FactorKey {
+/// What tells the kernels of tensors apart: storages of the operands of AdafactorTensor, and
+/// elements of a thread in a line.
+struct AdafactorKey {
   std::array<Storage, 5> from;
   std::array<Storage, 4> to;
   int vector_width = 0;
 
-  bool operator==(const FactorKey&) const = default;
+  bool operator==(const AdafactorKey&) const = default;
 };
 
 /// The tensors that the same kernels serve.
-struct FactorShare {
-  FactorKey key;
-  std::array<FactorKernel, factor_passes> kernels;
-  std::vector<FactorTensor> tensors = {};
-  std::vector<FactorStrided> layouts = {}; // of each tensor, where operands may lie anyhow; or none
-  std::vector<size_t> positions = {};      // of each tensor's parameter among the outputs
+struct AdafactorShare {
+  AdafactorKey key;
+  std::array<AdafactorKernel, adafactor_passes> kernels;
+  std::vector<AdafactorTensor> tensors = {};
+  std::vector<AdafactorStrided> layouts =
+      {};                             // of each tensor, where operands may lie anyhow; or none
+  std::vector<size_t> positions = {}; // of each tensor's parameter among the outputs
 
   /// Blocks of a pass for a tensor.
-  unsigned blocks(int pass, const FactorTensor& tensor) const;
+  unsigned blocks(int pass, const AdafactorTensor& tensor) const;
 };
 
-class FactorShares {
+class AdafactorShares {
  public:
   /// `spec`: its runs are of vectors and of matrices. `dtypes`: of the outputs.
-  FactorShares(const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
+  AdafactorShares(
+      const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
 
   int64_t scratch_bytes() const;
 
   /// Where the tensors' scratch and results are to be.
   void place(char* scratch, const Buffers& outputs);
 
-  std::vector<FactorShare>& all() {
+  std::vector<AdafactorShare>& all() {
     return shares_;
   }
 
@@ -63,10 +65,10 @@ class FactorShares {
       bool factored,
       uint16_t group,
       size_t position);
-  FactorShare& share_of(const FactorKey& key);
+  AdafactorShare& share_of(const AdafactorKey& key);
 
   bool first_moment_;
-  std::vector<FactorShare> shares_;
+  std::vector<AdafactorShare> shares_;
 };
 
 } // namespace mlx_opt::cuda

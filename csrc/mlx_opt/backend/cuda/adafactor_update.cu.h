@@ -16,16 +16,16 @@ template <
     typename NewM,
     bool has_moment,
     int vector_width>
-struct FactorUpdate : Pass<vector_width> {
+struct AdafactorUpdate : Pass<vector_width> {
   using Pass<vector_width>::at_once;
   // A transposed gradient goes through shared memory by so many of its rows.
   static constexpr int rows_at_once = warp;
-  static constexpr int parts = cuda::factor_rows / warp;
+  static constexpr int parts = cuda::adafactor_rows / warp;
 
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
     const auto tile = Pass<vector_width>::tile_of(table);
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     if (!is_applied(table)) {
       copy_through(table, tile);
       return;
@@ -56,13 +56,13 @@ struct FactorUpdate : Pass<vector_width> {
     }
   }
 
-  MLX_OPT_FN Adafactor::Rates rates_of(const FactorTensor& t) {
+  MLX_OPT_FN Adafactor::Rates rates_of(const AdafactorTensor& t) {
     return {t.scratch.rates[0], t.scratch.rates[1]};
   }
 
   template <typename Table>
   MLX_OPT_FN void factored(const Table& table, const Tile<vector_width>& tile) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, G, NewW>(t.in[0], t.in[4], t.out[0]) &&
@@ -107,9 +107,9 @@ struct FactorUpdate : Pass<vector_width> {
   // the columns into shared memory, the rest along the rows.
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table, const Tile<vector_width>& tile) {
-    __shared__ float strip[rows_at_once][cuda::factor_rows + 1];
-    const FactorTensor& t = tile.tensor;
-    const Index first_column = static_cast<Index>(tile.down) * cuda::factor_rows;
+    __shared__ float strip[rows_at_once][cuda::adafactor_rows + 1];
+    const AdafactorTensor& t = tile.tensor;
+    const Index first_column = static_cast<Index>(tile.down) * cuda::adafactor_rows;
     const Index left = t.rows - tile.left;
     const int height =
         left < Tile<vector_width>::width ? static_cast<int>(left) : Tile<vector_width>::width;
@@ -138,7 +138,7 @@ struct FactorUpdate : Pass<vector_width> {
   MLX_OPT_FN TransposedFactors
   transposed_factors(const Tile<vector_width>& tile, Index first_column, int height) {
     static_assert(Tile<vector_width>::width / warps <= warp, "a lane for each row of a warp");
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const int own = threadIdx.x % warp;
     TransposedFactors factors;
 #pragma unroll
@@ -162,9 +162,9 @@ struct FactorUpdate : Pass<vector_width> {
       Index first_column,
       int top,
       int height,
-      const float (&strip)[rows_at_once][cuda::factor_rows + 1],
+      const float (&strip)[rows_at_once][cuda::adafactor_rows + 1],
       const TransposedFactors& factors) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const Index first_row = tile.matrix * t.rows + tile.left;
     const int own = threadIdx.x % warp;
     const auto place = [&](int row, int part) {
@@ -207,7 +207,7 @@ struct FactorUpdate : Pass<vector_width> {
 
   template <typename Table>
   MLX_OPT_FN void unfactored(const Table& table, const Tile<vector_width>& tile) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
     const bool vectors = tile.template allows_vectors<W, V, G, NewW, NewV>(
@@ -247,7 +247,7 @@ struct FactorUpdate : Pass<vector_width> {
   // What stands for the update where the step is skipped.
   template <typename Table>
   MLX_OPT_FN void copy_through(const Table& table, const Tile<vector_width>& tile) {
-    const FactorTensor& t = tile.tensor;
+    const AdafactorTensor& t = tile.tensor;
     for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
       const int count = tile.width_of(line);
       for (int column = threadIdx.x % warp; column < count; column += warp) {

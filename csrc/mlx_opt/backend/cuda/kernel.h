@@ -127,20 +127,20 @@ struct ClipKernel {
 };
 
 /// The launches of Adafactor behind that of the scalars, in order.
-enum class FactorPass : uint8_t { squares, means, update_squares, rates, update };
+enum class AdafactorPass : uint8_t { squares, means, update_squares, rates, update };
 
 /// A pass over tensors in tables of `capacity`, which is 0 for one that is strided. Storages are,
 /// in this order, where the pass has them: of the parameter, of the means of the squares of
 /// elements (or of rows, then of columns), of the first moment and of the gradient.
-struct FactorKernel {
-  FactorPass pass;
-  bool first_moment; // whether there is one; false but for FactorPass::update
-  int vector_width;  // elements of a thread in a line; 0 for FactorPass::rates
+struct AdafactorKernel {
+  AdafactorPass pass;
+  bool first_moment; // whether there is one; false but for AdafactorPass::update
+  int vector_width;  // elements of a thread in a line; 0 for AdafactorPass::rates
   int capacity;
   Storages in;
   Storages out;
 
-  auto operator<=>(const FactorKernel&) const = default;
+  auto operator<=>(const AdafactorKernel&) const = default;
 };
 
 /// Kernels are the same if all of this is.
@@ -151,6 +151,6 @@ using Kernel = std::variant<
     SquaresKernel,
     NormKernel,
     ClipKernel,
-    FactorKernel>;
+    AdafactorKernel>;
 
 } // namespace mlx_opt::cuda

@@ -16,7 +16,7 @@ namespace {
 namespace cu = mlx::core::cu;
 
 static_assert(sizeof(Strided<max_operands, max_operands>) <= small_parameter);
-static_assert(sizeof(FactorStrided) <= small_parameter);
+static_assert(sizeof(AdafactorStrided) <= small_parameter);
 constexpr int large_parameters_since = 12010;
 
 std::string load_error(CUresult result, const cu::Device& device) {

@@ -19,6 +19,6 @@ struct Program {
       bounds; // arguments of __launch_bounds__, the first of namespace mlx_opt::cuda; or empty
 };
 
-Program program_of(const FactorKernel& kernel);
+Program program_of(const AdafactorKernel& kernel);
 
 } // namespace mlx_opt::cuda

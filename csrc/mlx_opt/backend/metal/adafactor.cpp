@@ -31,8 +31,8 @@ class AdafactorStep : public Prepared {
  private:
   bool find_pipelines();
   void encode(
-      const FactorPlan& tensor,
-      const FactorPass& pass,
+      const AdafactorPlan& tensor,
+      const AdafactorPass& pass,
       const mx::array& group_uniforms,
       mx::array& scratch,
       const Buffers& outputs);
@@ -40,7 +40,7 @@ class AdafactorStep : public Prepared {
   mx::Stream stream_;
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
-  std::vector<FactorPlan> tensors_;
+  std::vector<AdafactorPlan> tensors_;
   std::optional<GroupUniforms> group_uniforms_;
 };
 
@@ -62,7 +62,7 @@ AdafactorStep::AdafactorStep(
       // A matrix of nothing may have means that are to be kept.
       if (operands[0]->size() || factored) {
         tensors_.emplace_back(
-            FactorFields{factored, first_moment},
+            AdafactorFields{factored, first_moment},
             operands,
             &dtypes[position],
             position,
@@ -81,9 +81,9 @@ AdafactorStep::AdafactorStep(
 // Throws what the compiler has against a kernel, while the operands are as they were. Returns false
 // if there is nothing to do.
 bool AdafactorStep::find_pipelines() {
-  std::vector<const FactorPass*> found;
-  for (FactorPlan& tensor : tensors_) {
-    for (FactorPass& pass : tensor.passes) {
+  std::vector<const AdafactorPass*> found;
+  for (AdafactorPlan& tensor : tensors_) {
+    for (AdafactorPass& pass : tensor.passes) {
       if (pass.groups == 0) {
         continue;
       }
@@ -101,8 +101,8 @@ bool AdafactorStep::find_pipelines() {
 }
 
 void AdafactorStep::encode(
-    const FactorPlan& tensor,
-    const FactorPass& pass,
+    const AdafactorPlan& tensor,
+    const AdafactorPass& pass,
     const mx::array& group_uniforms,
     mx::array& scratch,
     const Buffers& outputs) {
@@ -111,16 +111,16 @@ void AdafactorStep::encode(
   if (pass.kernel.strided) {
     encoder_.set_bytes(tensor.arguments, arguments_slot);
   } else {
-    encoder_.set_bytes(FactorArguments{tensor.arguments.tensor}, arguments_slot);
+    encoder_.set_bytes(AdafactorArguments{tensor.arguments.tensor}, arguments_slot);
   }
   encoder_.set_output_array(scratch, scratch_slot);
   int slot = scratch_slot + 1;
-  for (FactorOperand operand : pass.in) {
+  for (AdafactorOperand operand : pass.in) {
     const Place& place = tensor.in[tensor.fields.place_of(operand)];
     // What is of no elements may have no buffer.
     encoder_.set_input_array(place.data_size ? place.array() : scratch, slot++);
   }
-  for (FactorOperand operand : pass.out) {
+  for (AdafactorOperand operand : pass.out) {
     const int k = tensor.fields.place_of(operand);
     const size_t size = tensor.in[k].data_size;
     mx::array out = size ? Place(outputs[tensor.first_output + k], size).array() : scratch;
@@ -138,11 +138,11 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
   const mx::array group_uniforms = group_uniforms_->encode(encoder_);
   std::vector<mx::array> scratch;
   scratch.reserve(tensors_.size());
-  for (const FactorPlan& tensor : tensors_) {
+  for (const AdafactorPlan& tensor : tensors_) {
     const size_t bytes = tensor.scratch_floats * sizeof(float);
     scratch.emplace_back(mx::allocator::malloc(bytes), mx::Shape{1}, mx::uint8);
   }
-  for (int pass = 0; pass < factor_passes; ++pass) {
+  for (int pass = 0; pass < adafactor_passes; ++pass) {
     for (size_t t = 0; t < tensors_.size(); ++t) {
       if (tensors_[t].passes[pass].groups > 0) {
         encode(tensors_[t], tensors_[t].passes[pass], group_uniforms, scratch[t], outputs);

@@ -5,35 +5,35 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-using metal::factor_across;
-using metal::factor_columns;
-using metal::factor_lines;
-using metal::factor_own;
-using metal::factor_pitch;
-using metal::FactorArguments;
-using metal::FactorStrided;
-using metal::FactorTensor;
+using metal::adafactor_across;
+using metal::adafactor_columns;
+using metal::adafactor_lines;
+using metal::adafactor_own;
+using metal::adafactor_pitch;
+using metal::AdafactorArguments;
+using metal::AdafactorStrided;
+using metal::AdafactorTensor;
 
-// Where a tensor lies. In: in the order of FactorStrided::elements, or the means of rows and of
+// Where a tensor lies. In: in the order of AdafactorStrided::elements, or the means of rows and of
 // columns; out: the same of the results. One may be an input's buffer: an element is written by the
 // thread that has read it.
-struct FactorOperands {
+struct AdafactorOperands {
   const device uchar* in[4];
   device uchar* out[3];
 };
 
 // The places of an element in the operands, by that in the results.
-struct FactorPlaces {
+struct AdafactorPlaces {
   ulong of[4];
 
-  MLX_OPT_FN FactorPlaces by(constant FactorArguments&, ulong i) {
+  MLX_OPT_FN AdafactorPlaces by(constant AdafactorArguments&, ulong i) {
     return {{i, i, i, i}};
   }
 
-  MLX_OPT_FN FactorPlaces by(constant FactorStrided& arguments, ulong i) {
+  MLX_OPT_FN AdafactorPlaces by(constant AdafactorStrided& arguments, ulong i) {
     long places[4];
     locate(arguments.elements, i, places);
-    FactorPlaces at;
+    AdafactorPlaces at;
     for (int k = 0; k < 4; ++k) {
       at.of[k] = static_cast<ulong>(places[k]);
     }
@@ -42,12 +42,12 @@ struct FactorPlaces {
 };
 
 template <bool rows>
-MLX_OPT_FN ulong place_of_mean(constant FactorArguments&, ulong i) {
+MLX_OPT_FN ulong place_of_mean(constant AdafactorArguments&, ulong i) {
   return i;
 }
 
 template <bool rows>
-MLX_OPT_FN ulong place_of_mean(constant FactorStrided& arguments, ulong i) {
+MLX_OPT_FN ulong place_of_mean(constant AdafactorStrided& arguments, ulong i) {
   long place[1];
   if (rows) {
     locate(arguments.row_means, i, place);
@@ -57,7 +57,7 @@ MLX_OPT_FN ulong place_of_mean(constant FactorStrided& arguments, ulong i) {
   return static_cast<ulong>(place[0]);
 }
 
-MLX_OPT_FN bool is_applied(constant FactorTensor& t, Uniforms<Adafactor> uniforms) {
+MLX_OPT_FN bool is_applied(constant AdafactorTensor& t, Uniforms<Adafactor> uniforms) {
   return !t.skip_nonfinite || is_finite(uniforms.scale);
 }
 
@@ -76,29 +76,29 @@ MLX_OPT_FN float sum_of(
 }
 
 // A tile of a tensor's matrices as its gradient lies. Of each of its lines a thread takes, `count`
-// together, factor_own elements.
-struct FactorTile {
+// together, adafactor_own elements.
+struct AdafactorTile {
   uint matrix, lines, columns;
   uint down, across, tiles_down; // its place in the matrix, and of how many
   uint top, left, height, width;
 
-  MLX_OPT_FN FactorTile of(constant FactorTensor& t, uint group) {
-    FactorTile tile;
+  MLX_OPT_FN AdafactorTile of(constant AdafactorTensor& t, uint group) {
+    AdafactorTile tile;
     tile.lines = t.transposed ? t.columns : t.rows;
     tile.columns = t.transposed ? t.rows : t.columns;
-    tile.tiles_down = parts_of(tile.lines, factor_lines);
-    const uint tiles_across = parts_of(tile.columns, factor_columns);
+    tile.tiles_down = parts_of(tile.lines, adafactor_lines);
+    const uint tiles_across = parts_of(tile.columns, adafactor_columns);
     tile.across = group % tiles_across;
     tile.down = group / tiles_across % tile.tiles_down;
     tile.matrix = group / tiles_across / tile.tiles_down;
-    tile.top = tile.down * factor_lines;
-    tile.left = tile.across * factor_columns;
-    tile.height = at_most(tile.lines - tile.top, factor_lines);
-    tile.width = at_most(tile.columns - tile.left, factor_columns);
+    tile.top = tile.down * adafactor_lines;
+    tile.left = tile.across * adafactor_columns;
+    tile.height = at_most(tile.lines - tile.top, adafactor_lines);
+    tile.width = at_most(tile.columns - tile.left, adafactor_columns);
     return tile;
   }
 
-  MLX_OPT_FN ulong begin_of(FactorTile tile, uint line) {
+  MLX_OPT_FN ulong begin_of(AdafactorTile tile, uint line) {
     return (static_cast<ulong>(tile.matrix) * tile.lines + tile.top + line) * tile.columns +
            tile.left;
   }
@@ -106,19 +106,20 @@ struct FactorTile {
   // Of this thread's elements [own, own + count) the first one's column.
   template <int count>
   MLX_OPT_FN uint column_of(uint own, uint index) {
-    return own * factor_across + index % factor_across * count;
+    return own * adafactor_across + index % adafactor_across * count;
   }
 };
 
 // `each.begin_line(line)`, then `each.elements<count>(own, column, place)` for a thread's elements
 // of the line, then `each.end_line(line)`, for its lines of a tile.
 template <int count, typename Each>
-MLX_OPT_FN void over_lines(thread Each& each, FactorTile tile, uint index) {
-  for (uint line = index / factor_across; line < tile.height; line += threads / factor_across) {
-    const ulong begin = FactorTile::begin_of(tile, line);
+MLX_OPT_FN void over_lines(thread Each& each, AdafactorTile tile, uint index) {
+  for (uint line = index / adafactor_across; line < tile.height;
+       line += threads / adafactor_across) {
+    const ulong begin = AdafactorTile::begin_of(tile, line);
     each.begin_line(line);
-    for (uint own = 0; own < factor_own; own += count) {
-      const uint column = FactorTile::column_of<count>(own, index);
+    for (uint own = 0; own < adafactor_own; own += count) {
+      const uint column = AdafactorTile::column_of<count>(own, index);
       if (column < tile.width) {
         each.template elements<count>(own, begin + column);
       }
@@ -133,7 +134,7 @@ struct Factors {
   float mean;          // of the rows' means
   bool transposed;
 
-  MLX_OPT_FN Factors of(constant FactorTensor& t, uint matrix, float mean) {
+  MLX_OPT_FN Factors of(constant AdafactorTensor& t, uint matrix, float mean) {
     return {
         t.scratch.row_means + static_cast<ulong>(matrix) * t.rows,
         t.scratch.column_factors + static_cast<ulong>(matrix) * t.columns,
@@ -157,10 +158,10 @@ struct Factors {
   // Of this thread's elements of a tile's lines.
   template <int count>
   MLX_OPT_FN void of_columns(
-      Factors f, device const float* scratch, FactorTile tile, uint index, thread float* to) {
-    for (uint own = 0; own < factor_own; own += count) {
+      Factors f, device const float* scratch, AdafactorTile tile, uint index, thread float* to) {
+    for (uint own = 0; own < adafactor_own; own += count) {
       for (int lane = 0; lane < count; ++lane) {
-        const uint column = tile.left + FactorTile::column_of<count>(own, index) + lane;
+        const uint column = tile.left + AdafactorTile::column_of<count>(own, index) + lane;
         if (column < tile.columns) {
           to[own + lane] =
               f.transposed ? of_row(f, scratch, column) : of_column(f, scratch, column);

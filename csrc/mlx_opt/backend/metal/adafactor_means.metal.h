@@ -5,21 +5,21 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 // The sums of the squares of the rows, or of the columns, of one of a tensor's matrices.
-struct FactorParts {
+struct AdafactorParts {
   ulong first;
   uint parts;   // of each sum
   ulong stride; // from part to part
 
-  MLX_OPT_FN FactorParts of(constant FactorTensor& t, bool rows, uint matrix) {
+  MLX_OPT_FN AdafactorParts of(constant AdafactorTensor& t, bool rows, uint matrix) {
     const uint lines = t.transposed ? t.columns : t.rows;
     const uint columns = t.transposed ? t.rows : t.columns;
     if (rows != (t.transposed != 0)) {
       return {
           t.scratch.line_sums + static_cast<ulong>(matrix) * lines,
-          parts_of(columns, factor_columns),
+          parts_of(columns, adafactor_columns),
           static_cast<ulong>(t.matrices) * lines};
     }
-    const uint down = parts_of(lines, factor_lines);
+    const uint down = parts_of(lines, adafactor_lines);
     return {t.scratch.column_sums + static_cast<ulong>(matrix) * down * columns, down, columns};
   }
 };
@@ -27,17 +27,17 @@ struct FactorParts {
 // A threadgroup takes some rows or columns of a matrix, `split` threads each, and leaves the rows'
 // new means or the columns' factors.
 template <typename Row, typename Column, typename NewRow, typename NewColumn>
-struct FactorMeans {
+struct AdafactorMeans {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
       constant float* group_uniforms,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     const uint row_groups = parts_of(t.rows, threads / t.row_split);
     const uint groups = row_groups + parts_of(t.columns, threads / t.column_split);
@@ -63,12 +63,12 @@ struct FactorMeans {
       constant Arguments& arguments,
       Uniforms<Adafactor> uniforms,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint matrix,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const uint count = rows ? t.rows : t.columns;
     const uint split = rows ? t.row_split : t.column_split;
     const uint each = threads / split;
@@ -83,7 +83,7 @@ struct FactorMeans {
       }
       return 0.0f;
     }
-    const FactorParts parts = FactorParts::of(t, rows, matrix);
+    const AdafactorParts parts = AdafactorParts::of(t, rows, matrix);
     const float sum = sum_of_parts(parts, scratch, own, own < count, split, index, staged);
     if (!mine) {
       return 0.0f;
@@ -103,7 +103,7 @@ struct FactorMeans {
 
   // The first thread of the `split` has the sum.
   MLX_OPT_FN float sum_of_parts(
-      FactorParts parts,
+      AdafactorParts parts,
       device const float* scratch,
       uint own,
       bool exists,
@@ -129,16 +129,16 @@ struct FactorMeans {
 };
 
 // The rates of a tensor, by one threadgroup.
-struct FactorRates {
+struct AdafactorRates {
   MLX_OPT_FN void run(
-      constant FactorArguments& arguments,
+      constant AdafactorArguments& arguments,
       constant float* group_uniforms,
       device float* scratch,
-      FactorOperands,
+      AdafactorOperands,
       uint,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     if (!is_applied(t, uniforms)) {
       return;

@@ -6,25 +6,25 @@
 namespace mlx_opt::metal {
 namespace {
 
-const char* name_of(FactorKind kind) {
+const char* name_of(AdafactorKind kind) {
   switch (kind) {
-    case FactorKind::squares:
+    case AdafactorKind::squares:
       return "squares";
-    case FactorKind::means:
+    case AdafactorKind::means:
       return "means";
-    case FactorKind::update_squares:
+    case AdafactorKind::update_squares:
       return "update_squares";
-    case FactorKind::rates:
+    case AdafactorKind::rates:
       return "rates";
-    case FactorKind::update:
+    case AdafactorKind::update:
       return "update";
-    case FactorKind::transposed_update:
+    case AdafactorKind::transposed_update:
       return "transposed_update";
-    case FactorKind::element_squares:
+    case AdafactorKind::element_squares:
       return "element_squares";
-    case FactorKind::element_update:
+    case AdafactorKind::element_update:
       return "element_update";
-    case FactorKind::element_step:
+    case AdafactorKind::element_step:
       return "element_step";
   }
   return "";
@@ -40,32 +40,32 @@ std::string formats_of(const std::vector<Storage>& storages) {
 }
 
 // The gradient's format, then lists of the other operands' and of the results'.
-std::string update_of(const FactorKernel& kernel) {
+std::string update_of(const AdafactorKernel& kernel) {
   return std::string("<") + format_of(kernel.in[0]) + ", " +
          list_of(&kernel.in[1], static_cast<int>(kernel.in.size()) - 1) + ", " +
          list_of(kernel.out.data(), static_cast<int>(kernel.out.size())) + ">";
 }
 
-std::string pass_of(const FactorKernel& kernel) {
+std::string pass_of(const AdafactorKernel& kernel) {
   const std::string in = "<" + formats_of(kernel.in);
   switch (kernel.kind) {
-    case FactorKind::squares:
-      return "FactorSquares" + in + ">::run";
-    case FactorKind::means:
-      return "FactorMeans" + in + ", " + formats_of(kernel.out) + ">::run";
-    case FactorKind::update_squares:
-      return "FactorUpdateSquares" + in + ">::run";
-    case FactorKind::rates:
-      return "FactorRates::run";
-    case FactorKind::update:
-      return "FactorUpdate" + update_of(kernel) + "::run";
-    case FactorKind::transposed_update:
-      return "FactorUpdate" + update_of(kernel) + "::transposed";
-    case FactorKind::element_squares:
+    case AdafactorKind::squares:
+      return "AdafactorSquares" + in + ">::run";
+    case AdafactorKind::means:
+      return "AdafactorMeans" + in + ", " + formats_of(kernel.out) + ">::run";
+    case AdafactorKind::update_squares:
+      return "AdafactorUpdateSquares" + in + ">::run";
+    case AdafactorKind::rates:
+      return "AdafactorRates::run";
+    case AdafactorKind::update:
+      return "AdafactorUpdate" + update_of(kernel) + "::run";
+    case AdafactorKind::transposed_update:
+      return "AdafactorUpdate" + update_of(kernel) + "::transposed";
+    case AdafactorKind::element_squares:
       return "ElementSquares" + in + ">::run";
-    case FactorKind::element_update:
+    case AdafactorKind::element_update:
       return "ElementUpdate" + update_of(kernel) + "::run";
-    case FactorKind::element_step:
+    case AdafactorKind::element_step:
       return "ElementUpdate" + update_of(kernel) + "::alone<ElementSquares<" +
              formats_of({kernel.in.begin(), kernel.in.begin() + 3}) + ">>";
   }
@@ -73,14 +73,14 @@ std::string pass_of(const FactorKernel& kernel) {
 }
 
 // Floats that the threads of a group share.
-unsigned staged_by(FactorKind kind) {
+unsigned staged_by(AdafactorKind kind) {
   switch (kind) {
-    case FactorKind::update:
-    case FactorKind::element_update:
+    case AdafactorKind::update:
+    case AdafactorKind::element_update:
       return 0;
-    case FactorKind::squares:
-      return factor_staged;
-    case FactorKind::transposed_update:
+    case AdafactorKind::squares:
+      return adafactor_staged;
+    case AdafactorKind::transposed_update:
       return tile * (tile + 1);
     default:
       return threads;
@@ -105,7 +105,7 @@ Parameters parameters_of(const char* type, const char* kind, size_t count, int f
   return operands;
 }
 
-std::string kernel_of(const FactorKernel& kernel) {
+std::string kernel_of(const AdafactorKernel& kernel) {
   const int first = scratch_slot + 1;
   const auto in = parameters_of("device const uchar*", "in", kernel.in.size(), first);
   const int second = first + static_cast<int>(kernel.in.size());
@@ -114,21 +114,21 @@ std::string kernel_of(const FactorKernel& kernel) {
   return beginning_of(
              name(kernel),
              "constant",
-             kernel.strided ? "FactorStrided&" : "FactorArguments&",
+             kernel.strided ? "AdafactorStrided&" : "AdafactorArguments&",
              threads) +
          "    device float* scratch" + slot(scratch_slot) + in.text + out.text +
          "    uint group [[threadgroup_position_in_grid]],\n"
          "    uint index [[thread_index_in_threadgroup]]) {\n"
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n" +
          (staged ? "  threadgroup float staged[" + std::to_string(staged) + "];\n" : "") +
-         "  const FactorOperands at = {" + in.names + ", " + out.names + "};\n  " +
+         "  const AdafactorOperands at = {" + in.names + ", " + out.names + "};\n  " +
          pass_of(kernel) + "(arguments, group_uniforms, scratch, at, group, index" +
          (staged ? ", staged" : "") + ");\n}\n";
 }
 
 } // namespace
 
-std::string name(const FactorKernel& kernel) {
+std::string name(const AdafactorKernel& kernel) {
   std::string text = versioned(std::string("Adafactor_") + name_of(kernel.kind));
   text += kernel.strided ? "_strided" : "";
   for (Storage storage : kernel.in) {
@@ -141,7 +141,7 @@ std::string name(const FactorKernel& kernel) {
   return text;
 }
 
-std::string source(const FactorKernel& kernel) {
+std::string source(const AdafactorKernel& kernel) {
   return program_of(
       files_of(texts().at("adafactor.h")) + gpu::joined(
                                                 texts(),

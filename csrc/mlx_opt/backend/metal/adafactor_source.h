@@ -12,7 +12,7 @@ namespace mlx_opt::metal {
 /// The passes of a tensor in the order of their dispatches: squares, means, update_squares, rates
 /// and update or transposed_update; or where nothing is factored element_squares, rates and
 /// element_update, or for one chunk element_step alone.
-enum class FactorKind : uint8_t {
+enum class AdafactorKind : uint8_t {
   squares,
   means,
   update_squares,
@@ -27,17 +27,17 @@ enum class FactorKind : uint8_t {
 /// Which kernel: a pass over a tensor of these storages. `in`: of what the pass reads, in this
 /// order: the gradient, the parameter, the means of the squares of elements and the first moment;
 /// or the means of rows and of columns. `out`: of what of these it writes.
-struct FactorKernel {
-  FactorKind kind;
+struct AdafactorKernel {
+  AdafactorKind kind;
   std::vector<Storage> in;
   std::vector<Storage> out;
   bool strided = false; // operands of any layout
 
-  bool operator==(const FactorKernel&) const = default;
+  bool operator==(const AdafactorKernel&) const = default;
 };
 
 /// As those of UpdateKernel.
-std::string name(const FactorKernel& kernel);
-std::string source(const FactorKernel& kernel);
+std::string name(const AdafactorKernel& kernel);
+std::string source(const AdafactorKernel& kernel);
 
 } // namespace mlx_opt::metal

@@ -6,17 +6,17 @@ namespace MLX_OPT_LEVEL {
 
 // G, W: the formats of the gradient and of the parameter.
 template <typename G, typename W>
-struct FactorSquares {
+struct AdafactorSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
       constant float* group_uniforms,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     if (!is_applied(t, uniforms)) {
       return;
@@ -32,11 +32,11 @@ struct FactorSquares {
   template <typename Arguments>
   struct Lines {
     constant Arguments* arguments;
-    FactorOperands at;
+    AdafactorOperands at;
     float scale;
     uint index;
     threadgroup float* staged;
-    float columns[factor_own];
+    float columns[adafactor_own];
     float line_sum, parameter_sum;
 
     void begin_line(uint) {
@@ -44,7 +44,7 @@ struct FactorSquares {
     }
     template <int count>
     void elements(uint own, ulong i) {
-      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      const AdafactorPlaces from = AdafactorPlaces::by(*arguments, i);
       float g[count], w[count];
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);
@@ -56,7 +56,7 @@ struct FactorSquares {
       }
     }
     void end_line(uint line) {
-      staged[line * factor_pitch + index % factor_across] = line_sum;
+      staged[line * adafactor_pitch + index % adafactor_across] = line_sum;
     }
   };
 
@@ -65,21 +65,22 @@ struct FactorSquares {
       constant Arguments& arguments,
       float scale,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
-    const FactorTile tile = FactorTile::of(t, group);
+    constant AdafactorTensor& t = arguments.tensor;
+    const AdafactorTile tile = AdafactorTile::of(t, group);
     Lines<Arguments> each = {&arguments, at, scale, index, staged, {}, 0.0f, 0.0f};
     over_lines<count>(each, tile, index);
     wait_for_group();
     put_lines(t, tile, scratch, index, staged);
     wait_for_group();
-    for (uint own = 0; own < factor_own; own += count) {
-      const uint column = FactorTile::column_of<count>(own, index);
+    for (uint own = 0; own < adafactor_own; own += count) {
+      const uint column = AdafactorTile::column_of<count>(own, index);
       for (int lane = 0; lane < count; ++lane) {
-        staged[index / factor_across * factor_columns + column + lane] = each.columns[own + lane];
+        staged[index / adafactor_across * adafactor_columns + column + lane] =
+            each.columns[own + lane];
       }
     }
     wait_for_group();
@@ -91,8 +92,8 @@ struct FactorSquares {
   }
 
   MLX_OPT_FN void put_lines(
-      constant FactorTensor& t,
-      FactorTile tile,
+      constant AdafactorTensor& t,
+      AdafactorTile tile,
       device float* scratch,
       uint index,
       threadgroup const float* staged) {
@@ -101,16 +102,16 @@ struct FactorSquares {
                         static_cast<ulong>(tile.matrix) * tile.lines + tile.top;
     for (uint line = index; line < tile.height; line += threads) {
       float sum = 0.0f;
-      for (uint k = 0; k < factor_across; ++k) {
-        sum += staged[line * factor_pitch + k];
+      for (uint k = 0; k < adafactor_across; ++k) {
+        sum += staged[line * adafactor_pitch + k];
       }
       scratch[first + line] = sum;
     }
   }
 
   MLX_OPT_FN void put_columns(
-      constant FactorTensor& t,
-      FactorTile tile,
+      constant AdafactorTensor& t,
+      AdafactorTile tile,
       device float* scratch,
       uint index,
       threadgroup const float* staged) {
@@ -118,8 +119,8 @@ struct FactorSquares {
     const ulong first = t.scratch.column_sums + row * tile.columns + tile.left;
     for (uint column = index; column < tile.width; column += threads) {
       float sum = 0.0f;
-      for (uint k = 0; k < threads / factor_across; ++k) {
-        sum += staged[k * factor_columns + column];
+      for (uint k = 0; k < threads / adafactor_across; ++k) {
+        sum += staged[k * adafactor_columns + column];
       }
       scratch[first + column] = sum;
     }
@@ -128,22 +129,22 @@ struct FactorSquares {
 
 // G: the format of the gradient.
 template <typename G>
-struct FactorUpdateSquares {
+struct AdafactorUpdateSquares {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
       constant float* group_uniforms,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     if (!is_applied(t, uniforms)) {
       return;
     }
-    const FactorTile tile = FactorTile::of(t, group);
+    const AdafactorTile tile = AdafactorTile::of(t, group);
     const uint totals = parts_of(t.rows, threads / t.row_split);
     const ulong first = t.scratch.totals + static_cast<ulong>(tile.matrix) * totals;
     const float mean = sum_of(scratch, first, totals, index, staged) / static_cast<float>(t.rows);
@@ -171,12 +172,12 @@ struct FactorUpdateSquares {
   template <typename Arguments>
   struct Lines {
     constant Arguments* arguments;
-    FactorOperands at;
+    AdafactorOperands at;
     device const float* scratch;
-    FactorTile tile;
+    AdafactorTile tile;
     Factors factors;
     float scale;
-    float of_columns[factor_own];
+    float of_columns[adafactor_own];
     float of_line, total;
 
     void begin_line(uint line) {
@@ -185,7 +186,7 @@ struct FactorUpdateSquares {
     template <int count>
     void elements(uint own, ulong i) {
       float g[count];
-      Access<G, count>::load(at.in[0], FactorPlaces::by(*arguments, i).of[0], g);
+      Access<G, count>::load(at.in[0], AdafactorPlaces::by(*arguments, i).of[0], g);
       for (int lane = 0; lane < count; ++lane) {
         const float u = of_line * of_columns[own + lane] * (scale * g[lane]);
         total = fma(u, u, total);
@@ -222,11 +223,11 @@ struct ElementSquares {
       constant Arguments& arguments,
       constant float* group_uniforms,
       device float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     if (!is_applied(t, uniforms)) {
       return;
@@ -246,11 +247,11 @@ struct ElementSquares {
   MLX_OPT_FN Sums of_chunk(
       constant Arguments& arguments,
       Uniforms<Adafactor> uniforms,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     Chunk<Arguments> each = {&arguments, at, uniforms, 0.0f, 0.0f};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
     const float parameter = sum_over_group(each.parameter_sum, index, staged);
@@ -261,13 +262,13 @@ struct ElementSquares {
   template <typename Arguments>
   struct Chunk {
     constant Arguments* arguments;
-    FactorOperands at;
+    AdafactorOperands at;
     Uniforms<Adafactor> uniforms;
     float parameter_sum, update_sum;
 
     template <int count>
     void elements(ulong i) {
-      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      const AdafactorPlaces from = AdafactorPlaces::by(*arguments, i);
       float g[count], w[count], v[count], factors[count];
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);

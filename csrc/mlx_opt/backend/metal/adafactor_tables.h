@@ -9,18 +9,18 @@ namespace metal {
 // Adafactor's matrices are cut into tiles, as their gradient lies; what is not factored into
 // chunks.
 enum : unsigned {
-  factor_lines = 64, // of a tile
-  factor_columns = 256,
-  factor_across = 32, // threads side by side in a line
-  factor_own = factor_columns / factor_across,
-  factor_pitch = factor_across + 1, // threads that go down a column then use different banks
-  factor_staged = factor_lines * factor_pitch, // floats of a threadgroup
+  adafactor_lines = 64, // of a tile
+  adafactor_columns = 256,
+  adafactor_across = 32, // threads side by side in a line
+  adafactor_own = adafactor_columns / adafactor_across,
+  adafactor_pitch = adafactor_across + 1, // threads that go down a column then use different banks
+  adafactor_staged = adafactor_lines * adafactor_pitch, // floats of a threadgroup
 };
 
 enum : int { scratch_slot = operands_slot }; // of a pass; behind it its operands
 
 // Where a tensor's sums, means and rates are in its scratch, in floats.
-struct FactorScratch {
+struct AdafactorScratch {
   unsigned long parameter_squares; // a sum for each part of the tensor: a tile, or a chunk
   unsigned long update_squares;
   unsigned long rates;
@@ -35,9 +35,9 @@ struct FactorScratch {
 // Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
 // transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
 // of a column.
-struct FactorTensor {
+struct AdafactorTensor {
   unsigned long size;
-  FactorScratch scratch;
+  AdafactorScratch scratch;
   unsigned rows, columns, matrices;
   unsigned parts;
   unsigned row_split, column_split;
@@ -49,14 +49,14 @@ struct FactorTensor {
 };
 
 // What a pass takes: of operands that lie as the results do, or with a transposed gradient.
-struct FactorArguments {
-  FactorTensor tensor;
+struct AdafactorArguments {
+  AdafactorTensor tensor;
 };
 
 // Of operands of any layout. `elements`: of the gradient, the parameter, the means of the squares
 // of elements and the first moment, where a tensor has them.
-struct FactorStrided {
-  FactorTensor tensor;
+struct AdafactorStrided {
+  AdafactorTensor tensor;
   Layout<4> elements;
   Layout<1> row_means, column_means;
 };

@@ -26,30 +26,30 @@ unsigned split_of(uint64_t parts) {
 struct Tiling {
   uint64_t lines, columns, down, across;
 
-  explicit Tiling(const FactorTensor& t)
+  explicit Tiling(const AdafactorTensor& t)
       : lines(t.transposed ? t.columns : t.rows),
         columns(t.transposed ? t.rows : t.columns),
-        down(divided_up(lines, factor_lines)),
-        across(divided_up(columns, factor_columns)) {}
+        down(divided_up(lines, adafactor_lines)),
+        across(divided_up(columns, adafactor_columns)) {}
 };
 
-uint64_t row_groups(const FactorTensor& t) {
+uint64_t row_groups(const AdafactorTensor& t) {
   return divided_up(t.rows, threads / t.row_split);
 }
 
-uint64_t column_groups(const FactorTensor& t) {
+uint64_t column_groups(const AdafactorTensor& t) {
   return divided_up(t.columns, threads / t.column_split);
 }
 
 } // namespace
 
-int FactorFields::place_of(FactorOperand operand) const {
+int AdafactorFields::place_of(AdafactorOperand operand) const {
   const int places[] = {0, 1, 2, 2 + factored, 2 + factored + has_moment};
   return places[operand];
 }
 
-FactorPlan::FactorPlan(
-    FactorFields own_fields,
+AdafactorPlan::AdafactorPlan(
+    AdafactorFields own_fields,
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     size_t position,
@@ -74,8 +74,8 @@ FactorPlan::FactorPlan(
   set_passes(arrays, dtypes);
 }
 
-void FactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
-  FactorTensor& t = arguments.tensor;
+void AdafactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
+  AdafactorTensor& t = arguments.tensor;
   const mx::array& w = *arrays[0];
   t.size = w.size();
   t.transposed = transposed;
@@ -95,8 +95,8 @@ void FactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
   t.row_vectors = fit && t.columns % vector_width == 0;
 }
 
-void FactorPlan::set_layouts(const mx::array* const* arrays) {
-  const auto array = [&](FactorOperand operand) { return arrays[fields.place_of(operand)]; };
+void AdafactorPlan::set_layouts(const mx::array* const* arrays) {
+  const auto array = [&](AdafactorOperand operand) { return arrays[fields.place_of(operand)]; };
   Pointers elements{array(gradient), array(parameter)};
   if (fields.factored) {
     arguments.row_means = layout_of<Layout<1>>(*array(means));
@@ -110,15 +110,15 @@ void FactorPlan::set_layouts(const mx::array* const* arrays) {
   arguments.elements = common_layout<Layout<4>>(elements.data(), static_cast<int>(elements.size()));
 }
 
-void FactorPlan::set_scratch() {
-  const FactorTensor& t = arguments.tensor;
+void AdafactorPlan::set_scratch() {
+  const AdafactorTensor& t = arguments.tensor;
   const Tiling tiling(t);
   const auto take = [&](uint64_t count) {
     const uint64_t place = scratch_floats;
     scratch_floats += count;
     return place;
   };
-  FactorScratch& scratch = arguments.tensor.scratch;
+  AdafactorScratch& scratch = arguments.tensor.scratch;
   scratch.parameter_squares = take(t.parts);
   scratch.update_squares = take(t.parts);
   scratch.rates = take(2);
@@ -130,18 +130,18 @@ void FactorPlan::set_scratch() {
   scratch.column_factors = take(static_cast<uint64_t>(t.matrices) * t.columns);
 }
 
-void FactorPlan::set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes) {
-  using Operands = std::vector<FactorOperand>;
-  const FactorTensor& t = arguments.tensor;
-  const auto pass = [&](FactorKind kind, Operands from, Operands to, uint64_t groups) {
-    FactorKernel kernel{kind, {}, {}, strided && kind != FactorKind::rates};
-    for (FactorOperand operand : from) {
+void AdafactorPlan::set_passes(const mx::array* const* arrays, const mx::Dtype* dtypes) {
+  using Operands = std::vector<AdafactorOperand>;
+  const AdafactorTensor& t = arguments.tensor;
+  const auto pass = [&](AdafactorKind kind, Operands from, Operands to, uint64_t groups) {
+    AdafactorKernel kernel{kind, {}, {}, strided && kind != AdafactorKind::rates};
+    for (AdafactorOperand operand : from) {
       kernel.in.push_back(storage_of(arrays[fields.place_of(operand)]->dtype()));
     }
-    for (FactorOperand operand : to) {
+    for (AdafactorOperand operand : to) {
       kernel.out.push_back(storage_of(dtypes[fields.place_of(operand)]));
     }
-    return FactorPass{std::move(kernel), std::move(from), std::move(to), groups};
+    return AdafactorPass{std::move(kernel), std::move(from), std::move(to), groups};
   };
   const auto with_moment = [&](Operands operands) {
     if (fields.has_moment) {
@@ -153,22 +153,23 @@ void FactorPlan::set_passes(const mx::array* const* arrays, const mx::Dtype* dty
   const Operands read = with_moment(squared);
   const Operands written = with_moment({parameter, means});
   if (!fields.factored && t.parts == 1) {
-    passes[0] = pass(FactorKind::element_step, read, written, 1);
+    passes[0] = pass(AdafactorKind::element_step, read, written, 1);
     return;
   }
-  passes[3] = pass(FactorKind::rates, {}, {}, t.size ? 1 : 0);
+  passes[3] = pass(AdafactorKind::rates, {}, {}, t.size ? 1 : 0);
   if (!fields.factored) {
-    passes[0] = pass(FactorKind::element_squares, squared, {}, t.parts);
-    passes[4] = pass(FactorKind::element_update, read, written, t.parts);
+    passes[0] = pass(AdafactorKind::element_squares, squared, {}, t.parts);
+    passes[4] = pass(AdafactorKind::element_update, read, written, t.parts);
     return;
   }
   const Operands both = {means, column_means};
   const uint64_t tiles = divided_up(t.rows, tile) * divided_up(t.columns, tile);
-  passes[0] = pass(FactorKind::squares, {gradient, parameter}, {}, t.parts);
-  passes[1] = pass(FactorKind::means, both, both, t.matrices * (row_groups(t) + column_groups(t)));
-  passes[2] = pass(FactorKind::update_squares, {gradient}, {}, t.parts);
+  passes[0] = pass(AdafactorKind::squares, {gradient, parameter}, {}, t.parts);
+  passes[1] =
+      pass(AdafactorKind::means, both, both, t.matrices * (row_groups(t) + column_groups(t)));
+  passes[2] = pass(AdafactorKind::update_squares, {gradient}, {}, t.parts);
   passes[4] = pass(
-      t.transposed ? FactorKind::transposed_update : FactorKind::update,
+      t.transposed ? AdafactorKind::transposed_update : AdafactorKind::update,
       with_moment({gradient, parameter}),
       with_moment({parameter}),
       t.transposed ? t.matrices * tiles : t.parts);

@@ -13,41 +13,41 @@
 namespace mlx_opt::metal {
 
 /// Passes of a tensor, each behind a barrier from the one before.
-inline constexpr int factor_passes = 5;
+inline constexpr int adafactor_passes = 5;
 
 /// What a tensor has; means are of the squares of rows, or of elements.
-enum FactorOperand : int { parameter, means, column_means, first_moment, gradient };
+enum AdafactorOperand : int { parameter, means, column_means, first_moment, gradient };
 
 /// A kernel over a tensor, of as many threadgroups; none where the tensor has no such pass.
-struct FactorPass {
-  FactorKernel kernel;
-  std::vector<FactorOperand> in;
-  std::vector<FactorOperand> out;
+struct AdafactorPass {
+  AdafactorKernel kernel;
+  std::vector<AdafactorOperand> in;
+  std::vector<AdafactorOperand> out;
   uint64_t groups = 0;
   MTL::ComputePipelineState* pipeline = nullptr;
 };
 
 /// Which of the operands a tensor has, and which place each has among them.
-struct FactorFields {
+struct AdafactorFields {
   bool factored;
   bool has_moment;
 
-  int place_of(FactorOperand operand) const;
+  int place_of(AdafactorOperand operand) const;
 };
 
-struct FactorPlan {
-  FactorFields fields;
-  FactorStrided arguments{}; // the layouts only where `strided`
+struct AdafactorPlan {
+  AdafactorFields fields;
+  AdafactorStrided arguments{}; // the layouts only where `strided`
   bool strided = false;
   std::vector<Place> in; // by place
   size_t first_output;
   uint64_t scratch_floats = 0;
-  std::array<FactorPass, factor_passes> passes;
+  std::array<AdafactorPass, adafactor_passes> passes;
 
   /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skip_nonfinite`: true if the
   /// step is skipped where the gradients' scale is not finite.
-  FactorPlan(
-      FactorFields fields,
+  AdafactorPlan(
+      AdafactorFields fields,
       const mx::array* const* arrays,
       const mx::Dtype* dtypes,
       size_t first_output,

@@ -5,13 +5,13 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 // What the update of each tensor takes besides its operands.
-struct FactorStep {
+struct AdafactorTensorStep {
   Uniforms<Adafactor> uniforms;
   Adafactor::Rates rates;
   bool applied;
 
-  MLX_OPT_FN FactorStep
-  of(constant FactorTensor& t, constant float* group_uniforms, device const float* scratch) {
+  MLX_OPT_FN AdafactorTensorStep
+  of(constant AdafactorTensor& t, constant float* group_uniforms, device const float* scratch) {
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
     device const float* rates = scratch + t.scratch.rates;
     return {uniforms, {rates[0], rates[1]}, is_applied(t, uniforms)};
@@ -21,24 +21,29 @@ struct FactorStep {
 // G: the format of the gradient; In: of the operands behind it, of which the first moment, if there
 // is one, has place `moment`; Out: of the results.
 template <typename G, typename In, typename Out, int moment>
-struct FactorElements {
+struct AdafactorElements {
   enum : int { fields = In::size, has_moment = moment < fields };
 
   template <int count>
-  MLX_OPT_FN void load(FactorOperands at, FactorPlaces from, thread float* g, thread float* x) {
+  MLX_OPT_FN void load(
+      AdafactorOperands at, AdafactorPlaces from, thread float* g, thread float* x) {
     Access<G, count>::load(at.in[0], from.of[0], g);
     load_behind<count>(at, from, x);
   }
 
   template <int count>
-  MLX_OPT_FN void load_behind(FactorOperands at, FactorPlaces from, thread float* x) {
+  MLX_OPT_FN void load_behind(AdafactorOperands at, AdafactorPlaces from, thread float* x) {
     In::template load<count>(at.in + 1, from.of + 1, x);
   }
 
   // `x`: what is loaded of the operands; `u`: the updates.
   template <int count>
   MLX_OPT_FN void put(
-      FactorOperands at, ulong to, thread float* x, thread const float* u, FactorStep step) {
+      AdafactorOperands at,
+      ulong to,
+      thread float* x,
+      thread const float* u,
+      AdafactorTensorStep step) {
     thread float* m = x + (has_moment ? moment * count : 0);
     for (int lane = 0; lane < count; ++lane) {
       const Adafactor::Element old = {x[lane], has_moment ? m[lane] : 0.0f};
@@ -53,7 +58,7 @@ struct FactorElements {
 
   // What stands for the update where the step is skipped.
   template <int count>
-  MLX_OPT_FN void copy_through(FactorOperands at, FactorPlaces from, ulong to) {
+  MLX_OPT_FN void copy_through(AdafactorOperands at, AdafactorPlaces from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
       In::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
       for (int k = 1; k <= fields; ++k) {
@@ -64,17 +69,17 @@ struct FactorElements {
 };
 
 template <typename G, typename In, typename Out>
-struct FactorUpdate {
+struct AdafactorUpdate {
   template <typename Arguments>
   MLX_OPT_FN void run(
       constant Arguments& arguments,
       constant float* group_uniforms,
       device const float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index) {
-    constant FactorTensor& t = arguments.tensor;
-    const FactorTile tile = FactorTile::of(t, group);
+    constant AdafactorTensor& t = arguments.tensor;
+    const AdafactorTile tile = AdafactorTile::of(t, group);
     const float mean = scratch[t.scratch.means + tile.matrix];
     Lines<Arguments> each = {
         &arguments,
@@ -82,7 +87,7 @@ struct FactorUpdate {
         scratch,
         tile,
         Factors::of(t, tile.matrix, mean),
-        FactorStep::of(t, group_uniforms, scratch),
+        AdafactorTensorStep::of(t, group_uniforms, scratch),
         {},
         0.0f};
     if (t.vectors) {
@@ -95,21 +100,26 @@ struct FactorUpdate {
   // Where the gradient is transposed: it is read down its columns into `staged`, the rest along the
   // rows.
   MLX_OPT_FN void transposed(
-      constant FactorArguments& arguments,
+      constant AdafactorArguments& arguments,
       constant float* group_uniforms,
       device const float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const uint tiles = parts_of(t.rows, tile) * parts_of(t.columns, tile);
     const uint matrix = group / tiles;
     const Tile own = Tile::of(t.rows, t.columns, group % tiles);
     const ulong first = static_cast<ulong>(matrix) * t.rows * t.columns;
     const auto factors = Factors::of(t, matrix, scratch[t.scratch.means + matrix]);
     TransposedElements each = {
-        at, scratch, first, t.columns, factors, FactorStep::of(t, group_uniforms, scratch)};
+        at,
+        scratch,
+        first,
+        t.columns,
+        factors,
+        AdafactorTensorStep::of(t, group_uniforms, scratch)};
     device const uchar* gradient = at.in[0] + first * sizeof(typename G::Stored);
     if (t.vectors) {
       stage<G, vector_width>(gradient, t.rows, own, index, staged);
@@ -125,17 +135,17 @@ struct FactorUpdate {
   }
 
  private:
-  using Elements = FactorElements<G, In, Out, 1>;
+  using Elements = AdafactorElements<G, In, Out, 1>;
 
   template <typename Arguments>
   struct Lines {
     constant Arguments* arguments;
-    FactorOperands at;
+    AdafactorOperands at;
     device const float* scratch;
-    FactorTile tile;
+    AdafactorTile tile;
     Factors factors;
-    FactorStep step;
-    float of_columns[factor_own];
+    AdafactorTensorStep step;
+    float of_columns[adafactor_own];
     float of_line;
 
     void begin_line(uint line) {
@@ -143,7 +153,7 @@ struct FactorUpdate {
     }
     template <int count>
     void elements(uint own, ulong i) {
-      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      const AdafactorPlaces from = AdafactorPlaces::by(*arguments, i);
       if (!step.applied) {
         Elements::template copy_through<count>(at, from, i);
         return;
@@ -165,17 +175,17 @@ struct FactorUpdate {
   }
 
   struct TransposedElements {
-    FactorOperands at;
+    AdafactorOperands at;
     device const float* scratch;
     ulong first;
     ulong columns;
     Factors factors;
-    FactorStep step;
+    AdafactorTensorStep step;
 
     template <int count>
     void elements(ulong row, uint column, threadgroup const float* staged) {
       const ulong i = first + row * columns + column;
-      const FactorPlaces from = {{i, i, i, i}};
+      const AdafactorPlaces from = {{i, i, i, i}};
       if (!step.applied) {
         Elements::template copy_through<count>(at, from, i);
         return;
@@ -200,11 +210,11 @@ struct ElementUpdate {
       constant Arguments& arguments,
       constant float* group_uniforms,
       device const float* scratch,
-      FactorOperands at,
+      AdafactorOperands at,
       uint group,
       uint index) {
-    constant FactorTensor& t = arguments.tensor;
-    Chunk<Arguments> each = {&arguments, at, FactorStep::of(t, group_uniforms, scratch)};
+    constant AdafactorTensor& t = arguments.tensor;
+    Chunk<Arguments> each = {&arguments, at, AdafactorTensorStep::of(t, group_uniforms, scratch)};
     over_chunk(each, static_cast<ulong>(group) * chunk, t.size, t.vectors, index);
   }
 
@@ -214,33 +224,33 @@ struct ElementUpdate {
       constant Arguments& arguments,
       constant float* group_uniforms,
       device const float*,
-      FactorOperands at,
+      AdafactorOperands at,
       uint,
       uint index,
       threadgroup float* staged) {
-    constant FactorTensor& t = arguments.tensor;
+    constant AdafactorTensor& t = arguments.tensor;
     const auto uniforms = uniforms_of<Adafactor>(group_uniforms, t.group);
-    FactorStep step = {uniforms, {0.0f, 0.0f}, is_applied(t, uniforms)};
+    AdafactorTensorStep step = {uniforms, {0.0f, 0.0f}, is_applied(t, uniforms)};
     if (step.applied) {
       const auto sums = Squares::of_chunk(arguments, uniforms, at, 0, index, staged);
-      step.rates = FactorRates::of(sums.parameter, sums.update, t.size, uniforms);
+      step.rates = AdafactorRates::of(sums.parameter, sums.update, t.size, uniforms);
     }
     Chunk<Arguments> each = {&arguments, at, step};
     over_chunk(each, 0, t.size, t.vectors, index);
   }
 
  private:
-  using Elements = FactorElements<G, In, Out, 2>;
+  using Elements = AdafactorElements<G, In, Out, 2>;
 
   template <typename Arguments>
   struct Chunk {
     constant Arguments* arguments;
-    FactorOperands at;
-    FactorStep step;
+    AdafactorOperands at;
+    AdafactorTensorStep step;
 
     template <int count>
     void elements(ulong i) {
-      const FactorPlaces from = FactorPlaces::by(*arguments, i);
+      const AdafactorPlaces from = AdafactorPlaces::by(*arguments, i);
       if (!step.applied) {
         Elements::template copy_through<count>(at, from, i);
         return;
