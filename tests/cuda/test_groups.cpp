@@ -70,7 +70,7 @@ std::vector<mx::array> overwrite(
   }
   operands.insert(operands.end(), scalars.begin(), scalars.end());
   gpu::find_backend()
-      .backend->prepare(spec, pointers_to(operands), dtypes, fake::gpu_stream, Start::whole)
+      .backend->prepare(spec, pointers_to(operands), dtypes, fake::gpu_stream, LaunchMode::whole)
       ->enqueue(buffers, nullptr);
   fake::finish(fake::gpu_stream);
   return results;

@@ -172,7 +172,8 @@ TEST_CASE("a step that starts early is sent off in two parts, and is the same") 
   const std::weak_ptr<int> watched = keep_alive;
   const int before = fake::commits(fake::gpu_stream);
   gpu::find_backend()
-      .backend->prepare(sgd(parameters.size(), 0.1), inputs, dtypes, fake::gpu_stream, Start::early)
+      .backend
+      ->prepare(sgd(parameters.size(), 0.1), inputs, dtypes, fake::gpu_stream, LaunchMode::split)
       ->enqueue(overwritten, std::move(keep_alive));
   CHECK(fake::commits(fake::gpu_stream) == before + 2);
   CHECK(!watched.expired());
@@ -196,7 +197,8 @@ TEST_CASE("a step is queued behind the last, and the host is at most two ahead")
     auto keep_alive = std::make_shared<int>(0);
     watched.push_back(keep_alive);
     backend
-        ->prepare(sgd(1, 0.0), pointers_to(inputs), {mx::float32}, fake::gpu_stream, Start::whole)
+        ->prepare(
+            sgd(1, 0.0), pointers_to(inputs), {mx::float32}, fake::gpu_stream, LaunchMode::whole)
         ->enqueue({operands[0].buffer()}, std::move(keep_alive));
   }
   CHECK(watched[0].expired());

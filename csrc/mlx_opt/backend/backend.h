@@ -28,7 +28,7 @@ class Backend {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start start) const = 0;
+      LaunchMode mode) const = 0;
 
   /// A buffer in the device's own memory.
   virtual mx::array::Data allocate(size_t bytes, mx::Stream stream) const = 0;

@@ -27,7 +27,7 @@ struct Task {
 // What one evaluation runs.
 struct Work {
   std::vector<Task> tasks;
-  Start start;
+  LaunchMode mode;
   std::shared_ptr<InFlightStep> in_flight;
 };
 
@@ -36,7 +36,7 @@ void enqueue(
     std::vector<Task>& tasks,
     const std::vector<mx::array>& scalars,
     mx::Stream stream,
-    Start start,
+    LaunchMode mode,
     const std::shared_ptr<void>& keep_alive) {
   // A step that starts early reads its inputs' addresses when it is queued.
   std::vector<Pointers> all_inputs;
@@ -48,7 +48,7 @@ void enqueue(
     for (size_t i = 0; i < task.scalars; ++i) {
       inputs.push_back(&*first++);
     }
-    prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream, start));
+    prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream, mode));
   }
   for (size_t i = 0; i < prepared.size(); ++i) {
     prepared[i]->enqueue(tasks[i].overwritten, keep_alive);
@@ -65,7 +65,7 @@ class StepInPlace : public mx::Primitive {
     outputs[0].set_data(mx::allocator::malloc(0));
     auto release = [in_flight = work_.in_flight](void*) { in_flight->release(); };
     const std::shared_ptr<void> keep_alive(nullptr, std::move(release));
-    enqueue(work_.tasks, scalars, stream(), work_.start, keep_alive);
+    enqueue(work_.tasks, scalars, stream(), work_.mode, keep_alive);
   }
 
   void eval_gpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
@@ -224,12 +224,12 @@ bool run_in_place(
     }
   }
   if (runs_at_once(work.tasks, targets, scalars, last.get(), stream)) {
-    enqueue(work.tasks, scalars, stream, Start::at_once, nullptr);
+    enqueue(work.tasks, scalars, stream, LaunchMode::on_calling_thread, nullptr);
     evaluate_lazy(counters, {});
     return true;
   }
   const bool idle = parameter.is_available() && outlasts_the_host(targets, stream);
-  work.start = idle && work.tasks.size() == 1 ? Start::early : Start::whole;
+  work.mode = idle && work.tasks.size() == 1 ? LaunchMode::split : LaunchMode::whole;
   const auto in_flight =
       std::make_shared<InFlightStep>(data_of(targets.overwritten), data_of(targets.read));
   work.in_flight = in_flight;

@@ -32,15 +32,15 @@ std::unique_ptr<Prepared> prepare(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start) {
+    LaunchMode mode) {
   if (stream.device == mx::Device::cpu) {
-    return cpu::prepare(spec, inputs, dtypes, stream, start);
+    return cpu::prepare(spec, inputs, dtypes, stream, mode);
   }
   const auto& [backend, reason] = gpu::find_backend();
   if (!backend) {
     throw std::runtime_error("mlx_opt: no backend for the GPU: " + reason);
   }
-  return backend->prepare(spec, inputs, dtypes, stream, start);
+  return backend->prepare(spec, inputs, dtypes, stream, mode);
 }
 
 size_t StepPrimitive::input_of(size_t position) const {
@@ -62,7 +62,7 @@ void StepPrimitive::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
     const std::function<mx::array::Data(size_t)>& allocate) {
-  auto step = prepare(spec_, pointers_to(inputs), dtypes_, stream(), Start::whole);
+  auto step = prepare(spec_, pointers_to(inputs), dtypes_, stream(), LaunchMode::whole);
   const auto& held = attach(assign_output_buffers(inputs, spec_.runs, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
 }

@@ -110,6 +110,6 @@ std::unique_ptr<Prepared> prepare(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start);
+    LaunchMode mode);
 
 } // namespace mlx_opt

@@ -13,11 +13,11 @@ namespace mx = mlx::core;
 using Buffers = std::vector<mx::allocator::Buffer>;
 
 /// When a step begins.
-enum class Start {
+enum class LaunchMode {
   whole, // once all of it is ready
-  early, // with its first tensors, while the others are made ready: the GPU has nothing else to do.
+  split, // with its first tensors, while the others are made ready: the GPU has nothing else to do.
          // Its results overwrite its inputs, which stay where they are until it is queued
-  at_once, // on the calling thread, before `enqueue` returns; on the CPU only
+  on_calling_thread, // on the calling thread, before `enqueue` returns; on the CPU only
 };
 
 /// A step in two moves, because placing the outputs takes the buffers away from the inputs: making

@@ -65,7 +65,7 @@ void run(
   std::vector<mx::array> inputs = operands;
   inputs.insert(inputs.end(), scalars.begin(), scalars.end());
   gpu::find_backend()
-      .backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, Start::whole)
+      .backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
       ->enqueue(outputs, nullptr);
 }
 

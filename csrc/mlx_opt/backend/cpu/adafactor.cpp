@@ -121,8 +121,8 @@ class Step : public Prepared {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start start)
-      : stream_(stream), at_once_(start == Start::at_once) {
+      LaunchMode mode)
+      : stream_(stream), on_calling_thread_(mode == LaunchMode::on_calling_thread) {
     const auto& [vectors, matrices] = std::pair(spec.runs.at(0), spec.runs.at(1));
     const bool first_moment = vectors.operands == 4;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
@@ -149,7 +149,7 @@ class Step : public Prepared {
       buffers += 2 + item.factored + work_->first_moment;
     }
     work_->keep_alive = std::move(keep_alive);
-    if (at_once_) {
+    if (on_calling_thread_) {
       work_->run();
       return;
     }
@@ -158,7 +158,7 @@ class Step : public Prepared {
 
  private:
   mx::Stream stream_;
-  bool at_once_;
+  bool on_calling_thread_;
   std::shared_ptr<Work> work_;
 };
 
@@ -169,8 +169,8 @@ std::unique_ptr<Prepared> prepare_adafactor(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start) {
-  return std::make_unique<Step>(spec, inputs, dtypes, stream, start);
+    LaunchMode mode) {
+  return std::make_unique<Step>(spec, inputs, dtypes, stream, mode);
 }
 
 } // namespace mlx_opt::cpu

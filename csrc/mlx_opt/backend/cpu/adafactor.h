@@ -18,6 +18,6 @@ std::unique_ptr<Prepared> prepare_adafactor(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start);
+    LaunchMode mode);
 
 } // namespace mlx_opt::cpu

@@ -149,8 +149,8 @@ class Step : public Prepared {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start start)
-      : stream_(stream), at_once_(start == Start::at_once) {
+      LaunchMode mode)
+      : stream_(stream), on_calling_thread_(mode == LaunchMode::on_calling_thread) {
     const auto [tensors, width] = spec.runs.at(0);
     const int fields = width - 1;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
@@ -173,7 +173,7 @@ class Step : public Prepared {
       }
     }
     work_->keep_alive = std::move(keep_alive);
-    if (at_once_) {
+    if (on_calling_thread_) {
       work_->run();
       return;
     }
@@ -182,7 +182,7 @@ class Step : public Prepared {
 
  private:
   mx::Stream stream_;
-  bool at_once_;
+  bool on_calling_thread_;
   std::shared_ptr<Work> work_;
 };
 
@@ -193,11 +193,11 @@ std::unique_ptr<Prepared> prepare(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start) {
+    LaunchMode mode) {
   if (spec.rule == Rule::Adafactor) {
-    return prepare_adafactor(spec, inputs, dtypes, stream, start);
+    return prepare_adafactor(spec, inputs, dtypes, stream, mode);
   }
-  return std::make_unique<Step>(spec, inputs, dtypes, stream, start);
+  return std::make_unique<Step>(spec, inputs, dtypes, stream, mode);
 }
 
 } // namespace mlx_opt::cpu

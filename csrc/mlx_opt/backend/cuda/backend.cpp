@@ -18,9 +18,9 @@ class Backend : public gpu::Backend {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start start) const override {
+      LaunchMode mode) const override {
     if (is_elementwise(spec.rule)) {
-      return prepare_update(spec, inputs, dtypes, stream, start);
+      return prepare_update(spec, inputs, dtypes, stream, mode);
     }
     return has_two_passes(spec.rule) ? prepare_two_passes(spec, inputs, dtypes, stream)
                                      : prepare_adafactor_step(spec, inputs, dtypes, stream);

@@ -9,8 +9,8 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// The tensors of an early start: few, so that they are ready soon.
-constexpr size_t vanguard = 16;
+// The tensors of the early launch: few, so that the GPU has work soon.
+constexpr size_t early_tensors = 16;
 
 class CudaStep : public Prepared {
  public:
@@ -19,7 +19,7 @@ class CudaStep : public Prepared {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start start);
+      LaunchMode mode);
 
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override;
 
@@ -30,7 +30,7 @@ class CudaStep : public Prepared {
   void place(Share& share, size_t index, const Buffers& outputs) const;
 
   StepQueue queue_;
-  bool early_;
+  bool split_;
   const mx::array* const* inputs_; // valid as long as they are to be noted
   std::vector<Position> positions_;
   Shares shares_;
@@ -41,12 +41,12 @@ CudaStep::CudaStep(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start)
-    : queue_(spec, stream), early_(start == Start::early), inputs_(inputs.data()) {
+    LaunchMode mode)
+    : queue_(spec, stream), split_(mode == LaunchMode::split), inputs_(inputs.data()) {
   add_tensors(spec, inputs, dtypes);
   shares_.find_functions(queue_.encoder().device());
   queue_.begin(spec, inputs);
-  if (early_) {
+  if (split_) {
     return; // what it reads has been committed before
   }
   for (Share& share : shares_.all()) {
@@ -85,7 +85,7 @@ void CudaStep::note_inputs(Share& share, size_t index) const {
 
 // Gives the tensor all its addresses.
 void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
-  if (early_) {
+  if (split_) {
     note_inputs(share, index);
   }
   const size_t first = positions_[share.tensors[index]].output;
@@ -95,17 +95,17 @@ void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
 }
 
 void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
-  bool first_of_early = early_;
+  bool is_early_launch = split_;
   for (Share& share : shares_.all()) {
     for (size_t begin = 0, end = 0; begin < share.records.count(); begin = end) {
       const size_t max_count =
-          first_of_early ? std::min(vanguard, share.capacity()) : share.capacity();
+          is_early_launch ? std::min(early_tensors, share.capacity()) : share.capacity();
       end = std::min(begin + max_count, share.records.count());
       for (size_t i = begin; i < end; ++i) {
         place(share, i, outputs);
       }
       queue_.launch(share, begin, end);
-      if (std::exchange(first_of_early, false)) {
+      if (std::exchange(is_early_launch, false)) {
         queue_.encoder().commit();
       }
     }
@@ -120,8 +120,8 @@ std::unique_ptr<Prepared> prepare_update(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start) {
-  return std::make_unique<CudaStep>(spec, inputs, dtypes, stream, start);
+    LaunchMode mode) {
+  return std::make_unique<CudaStep>(spec, inputs, dtypes, stream, mode);
 }
 
 } // namespace mlx_opt::cuda

@@ -12,6 +12,6 @@ std::unique_ptr<Prepared> prepare_update(
     const Pointers& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
-    Start start);
+    LaunchMode mode);
 
 } // namespace mlx_opt::cuda

@@ -19,7 +19,7 @@ class Backend : public gpu::Backend {
       const Pointers& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
-      Start) const override {
+      LaunchMode) const override {
     if (has_two_passes(spec.rule)) {
       return prepare_two_passes(spec, inputs, dtypes, stream);
     }
