@@ -35,7 +35,7 @@ std::vector<mx::array> scalars_of(
 
 StepSpec spec_of(
     Rule rule,
-    std::vector<Run> runs,
+    std::vector<TensorRun> runs,
     std::vector<uint16_t> group_of,
     const std::vector<Group>& groups,
     const std::optional<GradientScale>& scale) {
@@ -59,7 +59,7 @@ std::vector<mx::array> overwrite(
   std::vector<mx::Dtype> dtypes;
   Buffers buffers;
   size_t next = 0;
-  for (const Run& run : spec.runs) {
+  for (const TensorRun& run : spec.runs) {
     for (size_t i = 0; i < run.tensors * run.operands; ++i, ++next) {
       if (i % run.operands != static_cast<size_t>(run.operands - 1)) {
         results.push_back(operands[next]);
@@ -70,7 +70,7 @@ std::vector<mx::array> overwrite(
   }
   operands.insert(operands.end(), scalars.begin(), scalars.end());
   gpu::find_backend()
-      .backend->prepare(spec, pointers_to(operands), dtypes, fake::gpu_stream, LaunchMode::whole)
+      .backend->prepare(spec, refs_to(operands), dtypes, fake::gpu_stream, LaunchMode::whole)
       ->enqueue(buffers, nullptr);
   fake::finish(fake::gpu_stream);
   return results;

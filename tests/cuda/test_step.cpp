@@ -166,7 +166,7 @@ TEST_CASE("a step that starts early is sent off in two parts, and is the same") 
   }
   const Scalars scalars;
   operands.push_back(scalars.learning_rate);
-  const Pointers inputs = pointers_to(operands);
+  const ArrayRefs inputs = refs_to(operands);
   const std::vector<mx::Dtype> dtypes(parameters.size(), mx::float32);
   auto keep_alive = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep_alive;
@@ -197,8 +197,7 @@ TEST_CASE("a step is queued behind the last, and the host is at most two ahead")
     auto keep_alive = std::make_shared<int>(0);
     watched.push_back(keep_alive);
     backend
-        ->prepare(
-            sgd(1, 0.0), pointers_to(inputs), {mx::float32}, fake::gpu_stream, LaunchMode::whole)
+        ->prepare(sgd(1, 0.0), refs_to(inputs), {mx::float32}, fake::gpu_stream, LaunchMode::whole)
         ->enqueue({operands[0].buffer()}, std::move(keep_alive));
   }
   CHECK(watched[0].expired());

@@ -25,7 +25,7 @@ class Backend {
   /// `dtypes`: of the outputs. Throws std::runtime_error if there are no kernels to be had.
   virtual std::unique_ptr<Prepared> prepare(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       LaunchMode mode) const = 0;

@@ -5,10 +5,10 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
+#include "mlx_opt/eager/accesses.h"
 #include "mlx_opt/eager/in_flight.h"
 #include "mlx_opt/eager/merge.h"
 #include "mlx_opt/eager/pacing.h"
-#include "mlx_opt/eager/targets.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
 
@@ -19,13 +19,13 @@ namespace {
 struct Task {
   StepSpec spec;
   std::vector<mx::Dtype> dtypes;
-  Pointers operands;
+  ArrayRefs operands;
   Buffers overwritten;
   size_t scalars; // number of its scalar inputs
 };
 
 // What one evaluation runs.
-struct Work {
+struct InPlaceTasks {
   std::vector<Task> tasks;
   LaunchMode mode;
   std::shared_ptr<InFlightStep> in_flight;
@@ -39,12 +39,12 @@ void enqueue(
     LaunchMode mode,
     const std::shared_ptr<void>& keep_alive) {
   // A step that starts early reads its inputs' addresses when it is queued.
-  std::vector<Pointers> all_inputs;
+  std::vector<ArrayRefs> all_inputs;
   all_inputs.reserve(tasks.size());
   std::vector<std::unique_ptr<Prepared>> prepared;
   auto first = scalars.begin();
   for (Task& task : tasks) {
-    Pointers& inputs = all_inputs.emplace_back(std::move(task.operands));
+    ArrayRefs& inputs = all_inputs.emplace_back(std::move(task.operands));
     for (size_t i = 0; i < task.scalars; ++i) {
       inputs.push_back(&*first++);
     }
@@ -57,9 +57,10 @@ void enqueue(
 
 // The step as MLX evaluates it. Only the scalars are its inputs: the operands are ready, and what
 // is not in the graph need not be walked. It is evaluated once.
-class StepInPlace : public mx::Primitive {
+class InPlacePrimitive : public mx::Primitive {
  public:
-  StepInPlace(mx::Stream stream, Work work) : mx::Primitive(stream), work_(std::move(work)) {}
+  InPlacePrimitive(mx::Stream stream, InPlaceTasks work)
+      : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
     outputs[0].set_data(mx::allocator::malloc(0));
@@ -73,15 +74,15 @@ class StepInPlace : public mx::Primitive {
   }
 
   const char* name() const override {
-    return "mlx_opt::StepInPlace";
+    return "mlx_opt::InPlacePrimitive";
   }
 
  private:
-  Work work_;
+  InPlaceTasks work_;
 };
 
 // True if all arrays may be overwritten by results of `dtypes`.
-bool all_free(const Pointers& arrays, const std::vector<mx::Dtype>& dtypes, InFlightStep* last) {
+bool all_free(const ArrayRefs& arrays, const std::vector<mx::Dtype>& dtypes, InFlightStep* last) {
   InFlightStep::Count count(last);
   for (size_t i = 0; i < arrays.size(); ++i) {
     const mx::array& x = *arrays[i];
@@ -93,7 +94,7 @@ bool all_free(const Pointers& arrays, const std::vector<mx::Dtype>& dtypes, InFl
   return true;
 }
 
-std::vector<SharedData> data_of(const Pointers& arrays) {
+std::vector<SharedData> data_of(const ArrayRefs& arrays) {
   std::vector<SharedData> data;
   data.reserve(arrays.size());
   for (const mx::array* x : arrays) {
@@ -139,7 +140,7 @@ bool can_run(const Part& part, mx::Stream stream) {
 // than the waking of a thread.
 bool runs_at_once(
     const std::vector<Task>& tasks,
-    const Targets& targets,
+    const Accesses& accesses,
     const std::vector<mx::array>& scalars,
     InFlightStep* last,
     mx::Stream stream) {
@@ -150,7 +151,7 @@ bool runs_at_once(
     return is_elementwise(task.spec.rule) || has_two_passes(task.spec.rule);
   });
   size_t elements = 0;
-  for (const mx::array* x : targets.read) {
+  for (const mx::array* x : accesses.read) {
     elements += x->size();
   }
   return short_tensors && elements <= small_step() &&
@@ -171,7 +172,7 @@ void evaluate_lazy(const std::vector<mx::array*>& counters, std::vector<mx::arra
 }
 
 // The arrays have their new values once the token is available.
-void mark_overwritten(const Pointers& arrays, const mx::array& token) {
+void mark_overwritten(const ArrayRefs& arrays, const mx::array& token) {
   for (const mx::array* pointer : arrays) {
     auto& x = const_cast<mx::array&>(*pointer);
     x.set_status(mx::array::Status::evaluated);
@@ -190,8 +191,8 @@ bool run_in_place(
     }
   }
   parts = merged(std::move(parts));
-  Work work;
-  Targets targets;
+  InPlaceTasks work;
+  Accesses accesses;
   std::vector<mx::array> scalars;
   std::vector<mx::Dtype> dtypes;
   for (const Part& part : parts) {
@@ -204,44 +205,44 @@ bool run_in_place(
          part.leaves.operands(),
          {},
          checked.scalars.size()});
-    targets.add(part.leaves);
+    accesses.add(part.leaves);
   }
-  if (targets.overwritten.empty()) {
+  if (accesses.overwritten.empty()) {
     return false;
   }
-  const mx::array& parameter = *targets.overwritten[0];
+  const mx::array& parameter = *accesses.overwritten[0];
   const auto last = last_in_flight(stream);
   if (last) {
     lower_streak(*last, parameter);
   }
-  if (!all_free(targets.overwritten, dtypes, last.get())) {
+  if (!all_free(accesses.overwritten, dtypes, last.get())) {
     return false;
   }
-  auto next = targets.overwritten.begin();
+  auto next = accesses.overwritten.begin();
   for (Task& task : work.tasks) {
     for (size_t i = 0; i < task.dtypes.size(); ++i) {
       task.overwritten.push_back(const_cast<mx::array&>(**next++).buffer());
     }
   }
-  if (runs_at_once(work.tasks, targets, scalars, last.get(), stream)) {
+  if (runs_at_once(work.tasks, accesses, scalars, last.get(), stream)) {
     enqueue(work.tasks, scalars, stream, LaunchMode::on_calling_thread, nullptr);
     evaluate_lazy(counters, {});
     return true;
   }
-  const bool idle = parameter.is_available() && outlasts_the_host(targets, stream);
+  const bool idle = parameter.is_available() && outlasts_the_host(accesses, stream);
   work.mode = idle && work.tasks.size() == 1 ? LaunchMode::split : LaunchMode::whole;
   const auto in_flight =
-      std::make_shared<InFlightStep>(data_of(targets.overwritten), data_of(targets.read));
+      std::make_shared<InFlightStep>(data_of(accesses.overwritten), data_of(accesses.read));
   work.in_flight = in_flight;
   continue_streak(last.get(), *in_flight, idle);
-  auto primitive = std::make_shared<StepInPlace>(stream, std::move(work));
+  auto primitive = std::make_shared<InPlacePrimitive>(stream, std::move(work));
   const mx::array token(mx::Shape{}, mx::uint8, std::move(primitive), std::move(scalars));
   evaluate_lazy(counters, {token});
   if (last) {
     last->hand_over(*in_flight);
   }
   set_last_in_flight(stream, in_flight);
-  mark_overwritten(targets.overwritten, token);
+  mark_overwritten(accesses.overwritten, token);
   if (is_waited_for(*in_flight) && !counters.empty()) {
     *counters[0] = mx::stop_gradient(*counters[0], stream);
     in_flight->lazy_result = *counters[0];

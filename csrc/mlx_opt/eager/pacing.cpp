@@ -52,17 +52,17 @@ bool release_lazy_result(mx::Stream stream) {
   return true;
 }
 
-bool outlasts_the_host(const Targets& targets, mx::Stream stream) {
+bool outlasts_the_host(const Accesses& accesses, mx::Stream stream) {
   if (stream.device != mx::Device::gpu) {
     return false;
   }
   size_t bytes = 0;
-  for (const Pointers* arrays : {&targets.overwritten, &targets.read}) {
+  for (const ArrayRefs* arrays : {&accesses.overwritten, &accesses.read}) {
     for (const mx::array* x : *arrays) {
       bytes += x->nbytes();
     }
   }
-  return bytes / (targets.overwritten.size() + targets.read.size()) >= large_operand;
+  return bytes / (accesses.overwritten.size() + accesses.read.size()) >= large_operand;
 }
 
 void continue_streak(const InFlightStep* last, InFlightStep& next, bool idle) {

@@ -2,8 +2,8 @@
 // fill the memory.
 #pragma once
 
+#include "mlx_opt/eager/accesses.h"
 #include "mlx_opt/eager/in_flight.h"
-#include "mlx_opt/eager/targets.h"
 #include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
@@ -27,7 +27,7 @@ MLX_OPT_API void set_small_step(size_t elements);
 
 /// True if a GPU is busy for longer than the host: while the host prepares a large step, and after
 /// that while MLX walks over the results.
-bool outlasts_the_host(const Targets& targets, mx::Stream stream);
+bool outlasts_the_host(const Accesses& accesses, mx::Stream stream);
 
 /// Counts a step of which `idle` says if it found the GPU idle.
 void continue_streak(const InFlightStep* last, InFlightStep& next, bool idle);

@@ -154,8 +154,8 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   return checked;
 }
 
-Pointers Leaves::operands() const {
-  Pointers operands;
+ArrayRefs Leaves::operands() const {
+  ArrayRefs operands;
   size_t count = 0;
   for (const Kind& kind : kinds_) {
     count += kind.arrays.size();

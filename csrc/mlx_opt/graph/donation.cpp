@@ -33,7 +33,7 @@ Buffers OutputBuffers::written() const {
 }
 
 void wait_for_donatable_buffers(
-    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs) {
+    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<TensorRun>& runs) {
   if (mx::is_available(mx::Device::gpu)) {
     return;
   }
@@ -53,7 +53,7 @@ void wait_for_donatable_buffers(
 
 OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
-    const std::vector<Run>& runs,
+    const std::vector<TensorRun>& runs,
     const std::vector<mx::Dtype>& dtypes,
     const std::function<mx::array::Data(size_t)>& allocate) {
   OutputBuffers result;

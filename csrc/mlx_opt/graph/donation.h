@@ -24,7 +24,7 @@ struct OutputBuffers {
 /// the forward pass's parameters and all that async_eval was given, until the task is done. Waiting
 /// is safe where every stream is a CPU stream: all that this one waits for is queued.
 void wait_for_donatable_buffers(
-    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<Run>& runs);
+    mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<TensorRun>& runs);
 
 /// For each tensor of `runs` (its inputs: parameter, slots, gradient) the buffers of its outputs:
 /// the parameter's and the slots' own where nobody else holds them; for a parameter that is held,
@@ -33,7 +33,7 @@ void wait_for_donatable_buffers(
 /// could not be taken again by the next step.
 OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
-    const std::vector<Run>& runs,
+    const std::vector<TensorRun>& runs,
     const std::vector<mx::Dtype>& dtypes,
     const std::function<mx::array::Data(size_t)>& allocate);
 

@@ -20,7 +20,7 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
 
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
   std::vector<mx::array> inputs;
-  const Pointers operands = leaves.operands();
+  const ArrayRefs operands = leaves.operands();
   inputs.reserve(operands.size() + 8);
   for (const mx::array* x : operands) {
     inputs.push_back(*x);

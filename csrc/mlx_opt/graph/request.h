@@ -63,7 +63,7 @@ class MLX_OPT_API Leaves {
   }
 
   /// All operands in the order of a step's inputs.
-  Pointers operands() const;
+  ArrayRefs operands() const;
 
   /// The leaves in that order.
   std::vector<size_t> order() const;

@@ -29,7 +29,7 @@ OutputBuffers& buffers_of(const mx::array& token) {
 
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode) {
@@ -62,7 +62,7 @@ void StepPrimitive::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
     const std::function<mx::array::Data(size_t)>& allocate) {
-  auto step = prepare(spec_, pointers_to(inputs), dtypes_, stream(), LaunchMode::whole);
+  auto step = prepare(spec_, refs_to(inputs), dtypes_, stream(), LaunchMode::whole);
   const auto& held = attach(assign_output_buffers(inputs, spec_.runs, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
 }

@@ -107,7 +107,7 @@ std::vector<mx::array> outputs_of(const mx::array& token);
 /// no kernels to be had.
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode);

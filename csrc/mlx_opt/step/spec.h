@@ -13,7 +13,7 @@ namespace mlx_opt {
 
 /// Tensors that lie behind one another, each of as many operands: the parameter, its slots and its
 /// gradient. All but the gradient have a successor among the outputs.
-struct Run {
+struct TensorRun {
   size_t tensors;
   int operands;
 };
@@ -32,7 +32,7 @@ struct GroupSources {
 /// the operands are 0-d.
 struct StepSpec {
   Rule rule;
-  std::vector<Run> runs;
+  std::vector<TensorRun> runs;
   std::vector<uint16_t>
       groups; // of each tensor, in the order of the runs; empty: all are in group 0
   std::vector<GroupSources> sources; // of each group
@@ -40,7 +40,7 @@ struct StepSpec {
 
   size_t operand_count() const {
     size_t count = 0;
-    for (const Run& run : runs) {
+    for (const TensorRun& run : runs) {
       count += run.tensors * run.operands;
     }
     return count;

@@ -13,10 +13,10 @@
 namespace mlx_opt {
 
 /// Arrays, where their owners have them.
-using Pointers = std::vector<const mlx::core::array*>;
+using ArrayRefs = std::vector<const mlx::core::array*>;
 
-inline Pointers pointers_to(const std::vector<mlx::core::array>& arrays) {
-  Pointers pointers;
+inline ArrayRefs refs_to(const std::vector<mlx::core::array>& arrays) {
+  ArrayRefs pointers;
   pointers.reserve(arrays.size());
   for (const auto& x : arrays) {
     pointers.push_back(&x);

@@ -256,7 +256,7 @@ TEST_CASE("Adafactor lets go of what it has in its hands when it is done") {
   const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
   const auto* backend = gpu::find_backend().backend;
-  backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
+  backend->prepare(spec, refs_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
       ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);

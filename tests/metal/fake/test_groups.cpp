@@ -36,7 +36,7 @@ std::vector<mx::array> inputs_of(const std::vector<Group>& groups, std::optional
   return inputs;
 }
 
-StepSpec spec_of(Rule rule, const std::vector<Group>& groups, std::vector<Run> runs) {
+StepSpec spec_of(Rule rule, const std::vector<Group>& groups, std::vector<TensorRun> runs) {
   StepSpec spec{rule, std::move(runs), {}, {}, Scaling::none};
   for (const Group& group : groups) {
     std::vector<int> traced;
@@ -65,7 +65,7 @@ void run(
   std::vector<mx::array> inputs = operands;
   inputs.insert(inputs.end(), scalars.begin(), scalars.end());
   gpu::find_backend()
-      .backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
+      .backend->prepare(spec, refs_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
       ->enqueue(outputs, nullptr);
 }
 
@@ -263,8 +263,7 @@ TEST_CASE("what Metal has no room for is refused") {
   auto& device = mx::metal::device(gpu_stream.device);
   const metal::UniformsShape shape{"Wide", 30, 1};
   CHECK_THROWS_WITH_AS(
-      metal::GroupUniforms(
-          shape, spec_of(Rule::SGD, groups, {}), pointers_to(scalars).data(), device),
+      metal::GroupUniforms(shape, spec_of(Rule::SGD, groups, {}), refs_to(scalars).data(), device),
       doctest::Contains("30 hyperparameters and reads 32 scalars"),
       std::runtime_error);
 }

@@ -171,7 +171,7 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
   auto keep_alive = std::make_shared<int>(0);
   const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
-  backend->prepare(sgd(1, 0.1), pointers_to(inputs), {mx::float32}, gpu_stream, LaunchMode::whole)
+  backend->prepare(sgd(1, 0.1), refs_to(inputs), {mx::float32}, gpu_stream, LaunchMode::whole)
       ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   backend->wait_for_turn(gpu_stream);

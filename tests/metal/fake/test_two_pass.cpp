@@ -237,7 +237,7 @@ TEST_CASE("what two passes have in their hands is let go when they are done") {
   const std::weak_ptr<int> watched = keep_alive;
   fake::begin();
   gpu::find_backend()
-      .backend->prepare(spec, pointers_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
+      .backend->prepare(spec, refs_to(inputs), dtypes, gpu_stream, LaunchMode::whole)
       ->enqueue(outputs, std::move(keep_alive));
   CHECK(watched.expired());
   check_clean();

@@ -12,7 +12,7 @@ namespace {
 
 using Rule = MLX_OPT_LEVEL::Adafactor;
 
-struct Work {
+struct AdafactorTask {
   const AdafactorKernel& kernel;
   bool first_moment;
   StepScalars scalars;
@@ -28,7 +28,7 @@ struct Work {
 
 // `arrays`: the parameter; the running means of rows and columns, or of elements; the first moment,
 // if there is one; the gradient.
-void Work::add(
+void AdafactorTask::add(
     const mx::array* const* arrays, const mx::Dtype* dtypes, bool factored, uint16_t group) {
   const mx::array& w = **arrays;
   Item& item = items.emplace_back();
@@ -58,7 +58,7 @@ void Work::add(
   t.g = operands.of(**arrays);
 }
 
-void Work::place(Item& item, const mx::allocator::Buffer* buffers) {
+void AdafactorTask::place(Item& item, const mx::allocator::Buffer* buffers) {
   auto take = [&](Operand& out) {
     auto buffer = *buffers++;
     out.data = buffer.raw_ptr();
@@ -75,7 +75,7 @@ void Work::place(Item& item, const mx::allocator::Buffer* buffers) {
   }
 }
 
-void Work::copy_all(const Item& item) const {
+void AdafactorTask::copy_all(const Item& item) const {
   const AdafactorTensor& t = item.tensor;
   auto copy = [&](const Operand& from, const Operand& to, int64_t size) {
     if (size && from.data != to.data) {
@@ -89,7 +89,7 @@ void Work::copy_all(const Item& item) const {
   copy(item.column, item.column_out, item.column_size);
 }
 
-void Work::run() {
+void AdafactorTask::run() {
   if (!scalars.is_applied()) {
     parallel_for(items.size(), [&](int64_t i) { copy_all(items[i]); });
     return;
@@ -118,7 +118,7 @@ class Step : public Prepared {
  public:
   Step(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       LaunchMode mode)
@@ -127,15 +127,15 @@ class Step : public Prepared {
     const bool first_moment = vectors.operands == 4;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
     num_threads();
-    work_ = std::make_shared<Work>(
-        Work{adafactor_kernel(), first_moment, StepScalars(spec, &inputs[spec.operand_count()])});
+    task_ = std::make_shared<AdafactorTask>(AdafactorTask{
+        adafactor_kernel(), first_moment, StepScalars(spec, &inputs[spec.operand_count()])});
     const mx::array* const* operands = inputs.data();
     const mx::Dtype* results = dtypes.data();
     size_t tensor = 0;
-    for (const Run& run : {vectors, matrices}) {
+    for (const TensorRun& run : {vectors, matrices}) {
       for (size_t t = 0; t < run.tensors; ++t, ++tensor) {
         const bool factored = run.operands == matrices.operands;
-        work_->add(operands, results, factored, spec.group_of(tensor));
+        task_->add(operands, results, factored, spec.group_of(tensor));
         operands += run.operands;
         results += run.operands - 1;
       }
@@ -144,29 +144,29 @@ class Step : public Prepared {
 
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
     const auto* buffers = outputs.data();
-    for (Item& item : work_->items) {
-      work_->place(item, buffers);
-      buffers += 2 + item.factored + work_->first_moment;
+    for (Item& item : task_->items) {
+      task_->place(item, buffers);
+      buffers += 2 + item.factored + task_->first_moment;
     }
-    work_->keep_alive = std::move(keep_alive);
+    task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {
-      work_->run();
+      task_->run();
       return;
     }
-    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
+    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(task_)] { work->run(); });
   }
 
  private:
   mx::Stream stream_;
   bool on_calling_thread_;
-  std::shared_ptr<Work> work_;
+  std::shared_ptr<AdafactorTask> task_;
 };
 
 } // namespace
 
 std::unique_ptr<Prepared> prepare_adafactor(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode) {

@@ -15,7 +15,7 @@ namespace mx = mlx::core;
 
 std::unique_ptr<Prepared> prepare_adafactor(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode);

@@ -37,7 +37,7 @@ struct Group {
 using Rates = std::array<float, max_sums>;
 
 // Everything the task reads, gathered while the arrays exist. MLX keeps their buffers.
-struct Work {
+struct StepTask {
   int fields; // of a tensor: the parameter and its slots
   const Kernel* kernel;
   int threads;
@@ -63,7 +63,7 @@ struct Work {
   void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
-void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
+void StepTask::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
   Tensor& tensor = tensors.emplace_back();
   for (int k = 0; k <= fields; ++k) {
     tensor.in[k] = operands.of(*arrays[k]);
@@ -77,7 +77,7 @@ void Work::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
   extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
 }
 
-std::vector<Group> Work::prepare_groups() const {
+std::vector<Group> StepTask::prepare_groups() const {
   std::vector<Group> prepared;
   for (const GroupScalars& group : scalars.groups()) {
     Group& added = prepared.emplace_back(Group{group.hypers(), {}});
@@ -86,7 +86,7 @@ std::vector<Group> Work::prepare_groups() const {
   return prepared;
 }
 
-void Work::run() const {
+void StepTask::run() const {
   int64_t total = 0;
   for (const auto& extent : extents) {
     total += extent.size;
@@ -106,12 +106,12 @@ void Work::run() const {
 }
 
 template <typename Visit>
-void Work::visit(int64_t chunk, Visit&& visit) const {
+void StepTask::visit(int64_t chunk, Visit&& visit) const {
   const Plan plan(extents, std::clamp(chunk, shortest_chunk, longest_chunk));
   parallel_for(plan.chunks(), [&](int64_t index) { plan.visit(index, visit); });
 }
 
-void Work::update(const std::vector<Group>& prepared, int64_t total) const {
+void StepTask::update(const std::vector<Group>& prepared, int64_t total) const {
   const float scale = scalars.scale();
   visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
     const Group& group = prepared[group_of(tensor)];
@@ -119,7 +119,7 @@ void Work::update(const std::vector<Group>& prepared, int64_t total) const {
   });
 }
 
-void Work::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
+void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
   // The pieces do not depend on the number of threads, and so neither do the sums.
   const int64_t chunk = std::clamp(total / max_chunks, shortest_chunk, longest_chunk);
   Pieces pieces(Plan(extents, chunk));
@@ -146,7 +146,7 @@ class Step : public Prepared {
  public:
   Step(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       LaunchMode mode)
@@ -154,43 +154,43 @@ class Step : public Prepared {
     const auto [tensors, width] = spec.runs.at(0);
     const int fields = width - 1;
     // Finding the kernel and the threads may throw, so it is done here and not when they run.
-    work_ = std::make_shared<Work>(Work{
+    task_ = std::make_shared<StepTask>(StepTask{
         fields, &kernel(spec.rule), num_threads(), StepScalars(spec, &inputs[tensors * width])});
-    work_->groups = spec.groups;
-    work_->tensors.reserve(tensors);
-    work_->extents.reserve(tensors);
+    task_->groups = spec.groups;
+    task_->tensors.reserve(tensors);
+    task_->extents.reserve(tensors);
     for (size_t t = 0; t < tensors; ++t) {
-      work_->add_tensor(&inputs[t * width], &dtypes[t * fields]);
+      task_->add_tensor(&inputs[t * width], &dtypes[t * fields]);
     }
   }
 
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
     auto output = outputs.begin();
-    for (Tensor& tensor : work_->tensors) {
-      for (int k = 0; k < work_->fields; ++k, ++output) {
+    for (Tensor& tensor : task_->tensors) {
+      for (int k = 0; k < task_->fields; ++k, ++output) {
         auto buffer = *output;
         tensor.out[k].data = buffer.raw_ptr();
       }
     }
-    work_->keep_alive = std::move(keep_alive);
+    task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {
-      work_->run();
+      task_->run();
       return;
     }
-    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(work_)] { work->run(); });
+    mx::cpu::get_command_encoder(stream_).dispatch([work = std::move(task_)] { work->run(); });
   }
 
  private:
   mx::Stream stream_;
   bool on_calling_thread_;
-  std::shared_ptr<Work> work_;
+  std::shared_ptr<StepTask> task_;
 };
 
 } // namespace
 
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode) {

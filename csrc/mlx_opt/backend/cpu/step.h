@@ -16,7 +16,7 @@ namespace mx = mlx::core;
 /// A step over `inputs`, as StepSpec has them; `dtypes`: of the outputs.
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode);

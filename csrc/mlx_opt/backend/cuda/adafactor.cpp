@@ -32,7 +32,7 @@ class AdafactorStep : public Prepared {
  public:
   AdafactorStep(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -57,7 +57,7 @@ class AdafactorStep : public Prepared {
 
 AdafactorStep::AdafactorStep(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
@@ -153,7 +153,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
 
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<AdafactorStep>(spec, inputs, dtypes, stream);

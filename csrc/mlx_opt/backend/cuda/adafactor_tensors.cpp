@@ -178,7 +178,7 @@ unsigned AdafactorShare::blocks(int pass, const AdafactorTensor& tensor) const {
 }
 
 AdafactorShares::AdafactorShares(
-    const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
+    const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes)
     : first_moment_(spec.runs.at(0).operands == 4) {
   const mx::array* const* operands = inputs.data();
   size_t position = 0, tensor = 0;

@@ -47,7 +47,7 @@ class AdafactorShares {
  public:
   /// `spec`: its runs are of vectors and of matrices. `dtypes`: of the outputs.
   AdafactorShares(
-      const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
+      const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
   int64_t scratch_bytes() const;
 

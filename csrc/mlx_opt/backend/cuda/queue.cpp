@@ -24,13 +24,13 @@ StepQueue::StepQueue(const StepSpec& spec, mx::Stream stream)
       encoder_(mx::cu::get_command_encoder(stream)),
       group_uniforms_(new_group_uniforms(uniforms_shape(spec.rule), spec, stream)) {}
 
-void StepQueue::begin(const StepSpec& spec, const Pointers& inputs) {
+void StepQueue::begin(const StepSpec& spec, const ArrayRefs& inputs) {
   wait_for_last_but_one(stream_);
   const auto* scalars = &inputs[spec.operand_count()];
   launch_prepare(encoder_, uniforms_shape(spec.rule), spec, scalars, group_uniforms_);
 }
 
-void StepQueue::read_operands(const StepSpec& spec, const Pointers& inputs) {
+void StepQueue::read_operands(const StepSpec& spec, const ArrayRefs& inputs) {
   for (size_t i = 0; i < spec.operand_count(); ++i) {
     encoder_.set_input_array(*inputs[i]);
   }

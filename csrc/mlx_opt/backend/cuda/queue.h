@@ -18,11 +18,11 @@ class StepQueue {
   }
 
   /// Launches the kernel of the scalars, once the stream's last step but one is done.
-  void begin(const StepSpec& spec, const Pointers& inputs);
+  void begin(const StepSpec& spec, const ArrayRefs& inputs);
 
   /// Makes the next launch wait for the operands. What is written needs no mention: the step is
   /// committed, so what follows is behind it.
-  void read_operands(const StepSpec& spec, const Pointers& inputs);
+  void read_operands(const StepSpec& spec, const ArrayRefs& inputs);
 
   /// Launches the kernel of a share over its records [begin, end), at most `share.capacity()`.
   void launch(Share& share, size_t begin, size_t end);

@@ -8,7 +8,7 @@ namespace mlx_opt::cuda {
 
 void for_each_tensor(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::function<void(Position, int, const Extent&)>& visit) {
   Position position{};
   size_t tensor = 0;

@@ -23,7 +23,7 @@ struct Position {
 /// more operands than the kernels take.
 void for_each_tensor(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::function<void(Position position, int operands, const Extent& extent)>& visit);
 
 /// How many blocks a launch has for a tensor.

@@ -16,7 +16,7 @@ class CudaStep : public Prepared {
  public:
   CudaStep(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       LaunchMode mode);
@@ -25,7 +25,7 @@ class CudaStep : public Prepared {
 
  private:
   void add_tensors(
-      const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
+      const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
   void note_inputs(Share& share, size_t index) const;
   void place(Share& share, size_t index, const Buffers& outputs) const;
 
@@ -38,7 +38,7 @@ class CudaStep : public Prepared {
 
 CudaStep::CudaStep(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode)
@@ -58,7 +58,7 @@ CudaStep::CudaStep(
 }
 
 void CudaStep::add_tensors(
-    const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes) {
+    const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes) {
   UpdateKernel kernel{};
   kernel.rule = info(spec.rule).name;
   kernel.scaling = spec.scaling;
@@ -117,7 +117,7 @@ void CudaStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive)
 
 std::unique_ptr<Prepared> prepare_update(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode) {

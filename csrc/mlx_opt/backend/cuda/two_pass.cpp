@@ -26,7 +26,7 @@ AnyLayout layout_of_finish(const mx::array& parameter, int operands) {
 // The tensors of a step as each of its launches takes them.
 class Tensors {
  public:
-  Tensors(const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
+  Tensors(const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
   void find_functions(const mx::cu::Device& device);
 
@@ -78,7 +78,8 @@ class Tensors {
   Shares finish_;
 };
 
-Tensors::Tensors(const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes)
+Tensors::Tensors(
+    const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes)
     : bytes_of_sums_(two_pass_info(spec.rule).sums * sizeof(double)),
       bytes_of_rates_(two_pass_info(spec.rule).rates * sizeof(float)),
       rates_kernel_{info(spec.rule).name, 0} {
@@ -207,7 +208,7 @@ class TwoPassStep : public Prepared {
  public:
   TwoPassStep(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream)
       : queue_(spec, stream),
@@ -236,7 +237,7 @@ class TwoPassStep : public Prepared {
 
 std::unique_ptr<Prepared> prepare_two_passes(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<TwoPassStep>(spec, inputs, dtypes, stream);

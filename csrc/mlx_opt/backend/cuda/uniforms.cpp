@@ -29,7 +29,7 @@ int groups_of_a_launch(const UniformsShape& shape, size_t groups) {
 
 void check(const UniformsShape& shape, const StepSpec& spec) {
   size_t tensors = 0;
-  for (const Run& run : spec.runs) {
+  for (const TensorRun& run : spec.runs) {
     tensors += run.tensors;
   }
   const bool fits =

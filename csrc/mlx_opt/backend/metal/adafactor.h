@@ -10,7 +10,7 @@ namespace mx = mlx::core;
 /// The runs of `spec` are of the tensors that are not factored and of those that are.
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream);
 

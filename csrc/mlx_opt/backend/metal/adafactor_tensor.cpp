@@ -97,7 +97,7 @@ void AdafactorPlan::set_shape(const mx::array* const* arrays, bool transposed) {
 
 void AdafactorPlan::set_layouts(const mx::array* const* arrays) {
   const auto array = [&](AdafactorOperand operand) { return arrays[fields.place_of(operand)]; };
-  Pointers elements{array(gradient), array(parameter)};
+  ArrayRefs elements{array(gradient), array(parameter)};
   if (fields.factored) {
     arguments.row_means = layout_of<Layout<1>>(*array(means));
     arguments.column_means = layout_of<Layout<1>>(*array(column_means));

@@ -16,7 +16,7 @@ class Backend : public gpu::Backend {
  public:
   std::unique_ptr<Prepared> prepare(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream,
       LaunchMode) const override {

@@ -48,7 +48,7 @@ void set_tensor(
 } // namespace
 
 std::vector<Leaf> leaves_of(
-    const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes) {
+    const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes) {
   std::vector<Leaf> leaves;
   size_t tensor = 0, input = 0, output = 0;
   for (const auto& [tensors, operands] : spec.runs) {

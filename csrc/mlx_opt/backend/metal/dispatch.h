@@ -21,7 +21,7 @@ struct Dispatch {
 
 /// The tensors of a step, as StepSpec has its inputs; without those that are empty.
 std::vector<Leaf> leaves_of(
-    const StepSpec& spec, const Pointers& inputs, const std::vector<mx::Dtype>& dtypes);
+    const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
 /// `max_tensors`: how many tensors of such operands a dispatch has slots for; small ones share one.
 std::vector<Dispatch> dispatches_over(

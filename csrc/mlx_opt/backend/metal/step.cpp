@@ -21,7 +21,7 @@ class MetalStep : public Prepared {
  public:
   MetalStep(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -41,7 +41,7 @@ class MetalStep : public Prepared {
 
 MetalStep::MetalStep(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
@@ -105,7 +105,7 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive
 
 std::unique_ptr<Prepared> prepare_update(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<MetalStep>(spec, inputs, dtypes, stream);

@@ -69,7 +69,7 @@ class TwoPassStep : public Prepared {
  public:
   TwoPassStep(
       const StepSpec& spec,
-      const Pointers& inputs,
+      const ArrayRefs& inputs,
       const std::vector<mx::Dtype>& dtypes,
       mx::Stream stream);
 
@@ -103,7 +103,7 @@ class TwoPassStep : public Prepared {
 
 TwoPassStep::TwoPassStep(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream)
     : stream_(stream),
@@ -230,7 +230,7 @@ void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_ali
 
 std::unique_ptr<Prepared> prepare_two_passes(
     const StepSpec& spec,
-    const Pointers& inputs,
+    const ArrayRefs& inputs,
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream) {
   return std::make_unique<TwoPassStep>(spec, inputs, dtypes, stream);

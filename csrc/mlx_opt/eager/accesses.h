@@ -5,9 +5,9 @@
 
 namespace mlx_opt {
 
-struct Targets {
-  Pointers overwritten;
-  Pointers read;
+struct Accesses {
+  ArrayRefs overwritten;
+  ArrayRefs read;
 
   void add(const Leaves& leaves) {
     for (const Leaves::Kind& kind : leaves.kinds()) {
