@@ -123,7 +123,7 @@ CASES = [
 RULES = [Case(rule, options) for rule, options in references.CASES if references.is_any_shape(rule)]
 
 # Those that differ most, where each case costs seconds of compilation.
-FEW = [
+SLOW_SUBSET = [
     next(case for case in reversed(RULES) if case.rule == rule)
     for rule in ("SGD", "AdamW", "Lion", "AdEMAMix")
 ]
@@ -140,7 +140,7 @@ each_rule = pytest.mark.parametrize("case", RULES, ids=str)
 each_elementwise = pytest.mark.parametrize(
     "case", [case for case in RULES if references.is_elementwise(case.rule)], ids=str
 )
-each_of_few = pytest.mark.parametrize("case", FEW, ids=str)
+each_of_slow_subset = pytest.mark.parametrize("case", SLOW_SUBSET, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
 

@@ -16,7 +16,7 @@ from cases import (
     assert_close,
     assert_same,
     each_dtype,
-    each_of_few,
+    each_of_slow_subset,
     flat,
     normal,
     wide,
@@ -167,7 +167,7 @@ def test_a_clipped_step_is_a_step_of_clipped_gradients(make):
     assert_close(state, plain.state)
 
 
-@each_of_few
+@each_of_slow_subset
 def test_a_clipped_step_of_halves_does_not_round_the_scaled_gradient(case):
     ours, exact = case.ours(0.01), case.ours(0.01)
     gradients = tree_map(lambda g: g.astype(mx.bfloat16), tree(1))
@@ -215,7 +215,7 @@ def test_a_skipped_first_step_leaves_the_initial_state():
     assert not optimizer.state["weight"]["m"].any()
 
 
-@each_of_few
+@each_of_slow_subset
 @NOT_FINITE
 def test_without_skipping_a_norm_that_is_not_finite_does_as_with_mlx(case, bad):
     gradients = {"w": mx.array([1.0, bad]), "x": mx.array([1.0])}
@@ -344,7 +344,7 @@ def test_formulas_are_clipped_too():
     assert_same(ours["w"], stock.SGD(0.1).apply_gradients(clipped, w)["w"])
 
 
-@each_of_few
+@each_of_slow_subset
 def test_a_gradient_goes_through_a_clipped_step(case):
     def loss(package_optimizer, clip):
         def run(g):

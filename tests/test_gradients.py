@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import Case, assert_close, dtype_name, each_of_few, each_rule, normal, signature, wide
+from cases import (
+    Case,
+    assert_close,
+    dtype_name,
+    each_of_slow_subset,
+    each_rule,
+    normal,
+    signature,
+    wide,
+)
 from transforms import LR, alike, pair, step, total
 
 
@@ -123,7 +132,7 @@ def test_a_hyperparameter_has_a_derivative():
     assert_close(got, expected, 1e-5)
 
 
-@each_of_few
+@each_of_slow_subset
 def test_grad_inside_and_outside_compile(case):
     alike(lambda f: mx.compile(mx.grad(f, argnums=(0, 1))), case, *pair(4, 3))
     alike(lambda f: mx.grad(mx.compile(f), argnums=(0, 1)), case, *pair(4, 3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import copied, each_of_few, normal, same_bits, wide
+from cases import copied, each_of_slow_subset, normal, same_bits, wide
 
 SIZE = 96
 WAYS = {
@@ -29,7 +29,7 @@ def x(seed):
 @pytest.mark.parametrize("source", ["parameter", "gradient", "slot"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", list(WAYS))
-@each_of_few
+@each_of_slow_subset
 def test_what_a_function_returns_beside_the_step_keeps_its_value(case, way, when, source):
     name = case.slots[0]
 

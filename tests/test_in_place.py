@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten, tree_map
 import mlx_opt
 from cases import (
     DTYPES,
-    FEW,
     RULES,
+    SLOW_SUBSET,
     Case,
     assert_same,
     copied,
@@ -33,7 +33,7 @@ ADAFACTOR = [
     Case("Adafactor", {"warmup_init": True, "beta_1": 0.9}),
 ]
 each_rule = pytest.mark.parametrize("case", RULES + ADAFACTOR, ids=str)
-each_of_few = pytest.mark.parametrize("case", FEW + ADAFACTOR, ids=str)
+each_of_slow_subset = pytest.mark.parametrize("case", SLOW_SUBSET + ADAFACTOR, ids=str)
 SIZE = 96  # 9216 elements, as the ways of holding need: more than one chunk of work
 
 
@@ -167,7 +167,7 @@ def test_what_somebody_holds_keeps_its_value(way, case, source, dtype):
     assert_same((model.parameters(), optimizer.state), plain(case, dtype, 5))
 
 
-@each_of_few
+@each_of_slow_subset
 def test_an_array_in_two_places_of_a_model_is_not_overwritten_under_the_other(case):
     model, optimizer = begin(case)
     model.layers[0].weight = model.layers[1].weight
@@ -265,7 +265,7 @@ def test_an_error_leaves_everything_as_it_was():
     assert is_in_place(model, optimizer)
 
 
-@each_of_few
+@each_of_slow_subset
 def test_steps_on_another_stream_follow_those_before(case):
     model, optimizer = begin(case)
     streams = [mx.default_stream(mx.default_device()), mx.new_stream(mx.default_device())]
@@ -279,7 +279,7 @@ def test_steps_on_another_stream_follow_those_before(case):
     assert_same((model.parameters(), optimizer.state), plain(case, mx.float32, 12))
 
 
-@each_of_few
+@each_of_slow_subset
 def test_gradients_begun_on_another_stream_are_waited_for(case):
     model, optimizer = begin(case)
     for step in range(2, 6):

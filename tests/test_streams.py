@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import assert_same, copied, each_dtype, each_of_few, each_rule, normal
+from cases import assert_same, copied, each_dtype, each_of_slow_subset, each_rule, normal
 
 
 def tree(seed, dtype=mx.float32):
@@ -152,7 +152,7 @@ def run_in_threads(count, work):
 
 
 @pytest.mark.parametrize("own_stream", [True, False], ids=["own-stream", "default-stream"])
-@each_of_few
+@each_of_slow_subset
 def test_threads_train_side_by_side(case, own_stream):
     def work(index):
         optimizer = case.ours(0.1)

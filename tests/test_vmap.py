@@ -5,7 +5,7 @@ import mlx.optimizers as stock
 import pytest
 
 import mlx_opt
-from cases import Case, assert_close, each_of_few, each_rule, normal
+from cases import Case, assert_close, each_of_slow_subset, each_rule, normal
 from transforms import LR, alike, pair, step, total
 
 
@@ -59,7 +59,7 @@ def test_vmap_inside_vmap(case):
     assert_close(run(case.ours), run(case.stock), 3e-5)
 
 
-@each_of_few
+@each_of_slow_subset
 def test_vmap_of_compile_and_compile_of_vmap(case):
     alike(lambda f: mx.vmap(mx.compile(f)), case, *pair(3, 4))
     alike(lambda f: mx.compile(mx.vmap(f)), case, *pair(3, 4))

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cuda_kernels.h"
+#include "mlx_opt/backend/cuda/kernel_source.h"
 #include "mlx_opt/backend/cuda/nvrtc.h"
-#include "mlx_opt/backend/cuda/source.h"
 
 using namespace mlx_opt::cuda;
 using namespace cuda_kernels;

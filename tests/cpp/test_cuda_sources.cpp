@@ -6,9 +6,9 @@
 #include <set>
 
 #include "cuda_kernels.h"
-#include "mlx_opt/backend/cuda/program.h"
+#include "mlx_opt/backend/cuda/kernel_program.h"
+#include "mlx_opt/backend/cuda/kernel_source.h"
 #include "mlx_opt/backend/cuda/records.h"
-#include "mlx_opt/backend/cuda/source.h"
 
 using namespace cuda_kernels;
 

@@ -7,9 +7,9 @@
 #include "checks.h"
 #include "cuda_kernels.h"
 #include "mlx/backend/cuda/device.h"
+#include "mlx_opt/backend/cuda/kernel_source.h"
 #include "mlx_opt/backend/cuda/nvrtc.h"
 #include "mlx_opt/backend/cuda/records.h"
-#include "mlx_opt/backend/cuda/source.h"
 
 using namespace cuda_kernels;
 

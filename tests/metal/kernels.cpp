@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "mlx_opt/backend/metal/adafactor_source.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/norm_source.h"
-#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/backend/metal/two_pass_source.h"
 #include "mlx_opt/rules/registry.h"
 

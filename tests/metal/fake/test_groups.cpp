@@ -1,7 +1,7 @@
 // Steps whose tensors have groups with scalars of their own, and what of them Metal has no room
 // for.
 #include "mlx_opt/backend/find.h"
-#include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/uniforms.h"
 #include "tensors.h"
 

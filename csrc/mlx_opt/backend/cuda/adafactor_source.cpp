@@ -1,5 +1,5 @@
 // The programs of Adafactor's kernels.
-#include "mlx_opt/backend/cuda/program.h"
+#include "mlx_opt/backend/cuda/kernel_program.h"
 #include "mlx_opt/backend/gpu/formats.h"
 
 namespace mlx_opt::cuda {

@@ -1,6 +1,6 @@
 #include "mlx_opt/backend/cuda/in_flight.h"
 
-#include "mlx_opt/backend/cuda/driver.h"
+#include "mlx_opt/backend/cuda/cuda_errors.h"
 #include "mlx_opt/backend/gpu/in_flight.h"
 
 namespace mlx_opt::cuda {

@@ -5,10 +5,10 @@
 
 #include "mlx_opt/backend/cuda/adafactor_tables.h"
 #include "mlx_opt/backend/cuda/cache.h"
-#include "mlx_opt/backend/cuda/driver.h"
+#include "mlx_opt/backend/cuda/cuda_errors.h"
+#include "mlx_opt/backend/cuda/kernel_source.h"
 #include "mlx_opt/backend/cuda/nvrtc.h"
 #include "mlx_opt/backend/cuda/records.h"
-#include "mlx_opt/backend/cuda/source.h"
 
 namespace mlx_opt::cuda {
 namespace {

@@ -1,7 +1,7 @@
 #include "mlx_opt/backend/metal/adafactor_source.h"
 
 #include "mlx_opt/backend/metal/adafactor_tables.h"
-#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/kernel_program.h"
 
 namespace mlx_opt::metal {
 namespace {

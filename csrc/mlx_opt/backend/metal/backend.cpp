@@ -3,9 +3,9 @@
 #include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/adafactor.h"
 #include "mlx_opt/backend/metal/in_flight.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/norm.h"
-#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/backend/metal/step.h"
 #include "mlx_opt/backend/metal/two_pass.h"
 

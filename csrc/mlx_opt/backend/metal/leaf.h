@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/place.h"
-#include "mlx_opt/backend/metal/source.h"
 #include "mlx_opt/step/prepared.h"
 
 namespace mlx_opt::metal {

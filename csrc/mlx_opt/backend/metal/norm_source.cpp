@@ -1,6 +1,6 @@
 #include "mlx_opt/backend/metal/norm_source.h"
 
-#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/kernel_program.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/kernel_program.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -2,7 +2,7 @@
 // that it can be tested without.
 #pragma once
 
-#include "mlx_opt/backend/metal/source.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 
 namespace mlx_opt::metal {
 

@@ -5,8 +5,8 @@
 #include <string>
 
 #include "mlx/allocator.h"
+#include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/library.h"
-#include "mlx_opt/backend/metal/source.h"
 
 namespace mlx_opt::metal {
 namespace {

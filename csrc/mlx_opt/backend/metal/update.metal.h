@@ -1,5 +1,5 @@
 // The kernels of an update, generic over the rule and the storage of each operand. Metal compiles
-// this text when it is first used, behind the rule and the files that program.cpp names; it
+// this text when it is first used, behind the rule and the files that kernel_program.cpp names; it
 // includes nothing. C++14, and every pointer names its address space.
 #pragma once
 

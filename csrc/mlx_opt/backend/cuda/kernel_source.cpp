@@ -1,6 +1,6 @@
-#include "mlx_opt/backend/cuda/source.h"
+#include "mlx_opt/backend/cuda/kernel_source.h"
 
-#include "mlx_opt/backend/cuda/program.h"
+#include "mlx_opt/backend/cuda/kernel_program.h"
 #include "mlx_opt/backend/gpu/formats.h"
 
 namespace mlx_opt::cuda {

@@ -1,4 +1,4 @@
-#include "mlx_opt/backend/metal/program.h"
+#include "mlx_opt/backend/metal/kernel_program.h"
 
 namespace mlx_opt::metal {
 
