@@ -18,12 +18,12 @@ bool is_matrix(const mx::array& x) {
   return x.ndim() >= 2 && x.size() > 0;
 }
 
-// Of the first dimension by all others.
+// The first dimension by all others.
 mx::array matrix_of(const mx::array& x, mx::Stream stream) {
   return x.ndim() == 2 ? x : mx::reshape(x, {x.shape(0), -1}, stream);
 }
 
-// What the learning rate is multiplied with.
+// The factor of the learning rate.
 double adjustment(AdjustLr adjust_lr, const mx::array& x) {
   if (adjust_lr == AdjustLr::original) {
     return std::sqrt(std::max(1.0, double(x.shape(-2)) / x.shape(-1)));
@@ -32,7 +32,7 @@ double adjustment(AdjustLr adjust_lr, const mx::array& x) {
   return 0.2 * std::sqrt(std::max(rows, columns));
 }
 
-// Puts the orthogonal factors in the place of the matrices.
+// Replaces the matrices by their orthogonal factors.
 void orthogonalize(Arrays& directions, const Muon& hypers, size_t stack, mx::Stream stream) {
   Arrays matrices;
   std::vector<double> scales;
@@ -92,7 +92,8 @@ class MuonStep : public Composition {
       descent.push_back(std::move(parameters[i]));
       descent.push_back(std::move(directions[i]));
     }
-    // Plain descent with decay along a direction of length 1 is descent with decoupled decay.
+    // SGD adds the decay to its gradient, which is the direction here: that subtracts learning rate
+    // * decay * parameter, which is decoupled decay.
     Arrays successors = mlx_opt::step(
         Rule::SGD,
         std::move(descent),

@@ -7,8 +7,8 @@
 
 namespace mlx_opt {
 
-/// `stack`: see `orthogonalized`. Throws std::invalid_argument that names the option if one does
-/// not fit.
+/// `stack`: see `orthogonalized`. Throws std::invalid_argument with the option's name if an option
+/// is out of range.
 MLX_OPT_API Program muon_program(const Muon& options, size_t stack = stack_elements);
 
 } // namespace mlx_opt

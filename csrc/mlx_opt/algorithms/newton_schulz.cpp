@@ -10,7 +10,7 @@
 namespace mlx_opt {
 namespace {
 
-// Rows from which on a symmetric product is made of parts on the CPU.
+// From this number of rows on, the CPU computes a symmetric product by blocks.
 constexpr int symmetric = 128;
 
 mx::array transposed(const mx::array& x, mx::Stream s) {
@@ -31,7 +31,7 @@ mx::array gram(const mx::array& x, mx::Stream s) {
     return mx::matmul(x, transposed(x, s), s);
   }
   const int count = x.shape(1);
-  // MLX's CPU build may be slow at products with a transposed view.
+  // Products with a transposed view may be slow in MLX's CPU build.
   if (count < symmetric) {
     return mx::matmul(x, mx::contiguous(transposed(x, s), false, s), s);
   }
@@ -50,7 +50,7 @@ mx::array quadratic(const mx::array& x, double b, double c, mx::Stream s) {
   return mx::addmm(x, x, transposed(x, s), static_cast<float>(c), static_cast<float>(b), s);
 }
 
-// Row by row first, which gives a GPU more to do at once than all of a matrix.
+// Sums rows first, which gives a GPU more parallel work than one sum over the matrix.
 mx::array frobenius_norm(const mx::array& x, mx::Stream s) {
   const mx::array rows = mx::sum(mx::square(x, s), -1, true, s);
   return mx::sqrt(mx::sum(rows, -2, true, s), s);
@@ -95,7 +95,7 @@ const Coefficients& polar_express() {
         {2.300652019954817, -1.6689039845747493, 0.4188073119525673},
         {1.891301407787398, -1.2679958271945868, 0.37680408948524835},
         {1.8750014808534479, -1.2500016453999487, 0.3750001645474248}};
-    // For safety, so that rounding does not carry a singular value out of where they hold.
+    // A safety margin, so that rounding does not carry a singular value out of the valid range.
     for (auto& [a, b, c] : coefficients) {
       a /= 1.01;
       b /= std::pow(1.01, 3);

@@ -13,15 +13,15 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// Elements of a stack of matrices: what is made on the way takes a few times its memory.
+/// Default number of elements of a stack of matrices; temporaries take a few times its memory.
 inline constexpr size_t stack_elements = size_t{1} << 24;
 
-/// U V^T of each matrix U S V^T, roughly, times its scale.
+/// An approximation of U V^T for each matrix U S V^T, times its scale.
 ///
-/// `matrices`: of any shapes, float32, float16 or bfloat16. Those of one shape, or of one shape
-/// transposed, of one dtype and of one scale go through together, in stacks of up to `stack`
-/// elements. `scales`: one a matrix. `steps`: the iterations. `dtype`: of the products; bfloat16
-/// where the matrix is that, else float32, if left out.
+/// `matrices`: of any shapes; float32, float16 or bfloat16. Matrices of the same shape (or its
+/// transpose), dtype and scale are processed together, in stacks of up to `stack` elements.
+/// `scales`: one for each matrix. `steps`: the number of iterations. `dtype`: of the products; by
+/// default bfloat16 for bfloat16 matrices, else float32.
 ///
 /// Returns arrays of the matrices' shapes and dtypes.
 MLX_OPT_API std::vector<mx::array> orthogonalized(

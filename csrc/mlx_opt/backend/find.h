@@ -1,4 +1,4 @@
-// The backend of the running MLX's GPU.
+// Finds the backend of the running MLX's GPU.
 #pragma once
 
 #include <string>
@@ -9,13 +9,13 @@
 
 namespace mlx_opt::gpu {
 
-/// The backend, or null and why there is none.
+/// The backend, or null and the reason why there is none.
 struct Found {
   const Backend* backend;
   std::string reason;
 };
 
-/// Looks for the backend when first called.
+/// Looks for the backend on the first call.
 MLX_OPT_API const Found& find_backend();
 
 } // namespace mlx_opt::gpu

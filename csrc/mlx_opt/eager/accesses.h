@@ -1,4 +1,4 @@
-// The operands of all parts of a step, by what becomes of them.
+// The arrays that a step overwrites, and those that it only reads.
 #pragma once
 
 #include "mlx_opt/graph/request.h"

@@ -17,9 +17,10 @@ std::map<int, std::shared_ptr<InFlightStep>>& last_of_streams() {
 } // namespace
 
 void InFlightStep::release() {
-  // Not under the lock: the deleter of a foreign buffer may wait for something that waits for it.
+  // Outside the lock: the deleter of a foreign buffer may wait for something that waits for this
+  // lock.
   read_.clear();
-  // Under the lock: a reader who finds nothing here counts the arrays' own holders only.
+  // Under the lock, so that a reader who finds no buffers here counts only the arrays' own holders.
   const std::lock_guard lock(mutex_);
   overwritten_.clear();
 }
@@ -50,7 +51,7 @@ bool InFlightStep::Count::is_free(const mx::array& x, size_t position) {
   if (!step_ || position >= step_->overwritten_.size() || step_->overwritten_[position] != data) {
     return x.is_donatable();
   }
-  // MLX counts the holders, so the step is not one of them for that moment.
+  // MLX counts the holders, so the step gives up its own during the call.
   step_->overwritten_[position].reset();
   const bool free = x.is_donatable();
   step_->overwritten_[position] = data;

@@ -14,37 +14,38 @@ namespace mx = mlx::core;
 
 using SharedData = std::shared_ptr<mx::array::Data>;
 
-/// The buffers of a step in flight: those that it overwrites and those that it reads. It holds each
-/// one more time than its array does; the next step of the stream, which runs after it, may still
+/// The buffers of a step in flight: those that it overwrites and those that it only reads. Each has
+/// one holder more than its array. The stream's next step, which runs after this one, may still
 /// overwrite the former.
 class InFlightStep {
  public:
   InFlightStep(std::vector<SharedData> overwritten, std::vector<SharedData> read)
       : overwritten_(std::move(overwritten)), read_(std::move(read)) {}
 
-  /// Releases the buffers, once the step is done.
+  /// Releases the buffers. Called when the step is done.
   void release();
 
-  /// Releases what `next` overwrites, which runs after this and holds it from now on.
+  /// Releases the buffers that `next` overwrites. `next` runs after this step and holds them from
+  /// now on.
   void hand_over(InFlightStep& next);
 
   /// True if the step is not done yet.
   bool is_pending();
 
-  /// How many steps in a row, up to this one, found the GPU idle.
+  /// Number of consecutive steps, up to this one, that found the GPU idle.
   int sync_streak = 0;
 
-  /// A result left lazy so that mx.eval waits once; MLX holds the other results with it.
+  /// A result that is left lazy, so that mx.eval waits only once. MLX holds the other results with
+  /// it.
   std::optional<mx::array> lazy_result;
 
-  /// Holds off release() while holders are counted.
+  /// Blocks release() while holders are counted.
   class Count {
    public:
     /// `step`: the last step of the stream, or null.
     explicit Count(InFlightStep* step);
 
-    /// True if nothing holds the buffer of `x` but the array and that step, as its buffer
-    /// `position`.
+    /// True if only the array and that step, as its buffer `position`, hold the buffer of `x`.
     bool is_free(const mx::array& x, size_t position);
 
    private:

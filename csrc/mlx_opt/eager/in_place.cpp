@@ -15,7 +15,7 @@
 namespace mlx_opt {
 namespace {
 
-// One kernel launch's worth of leaves.
+// The leaves of one StepSpec.
 struct Task {
   StepSpec spec;
   std::vector<mx::Dtype> dtypes;
@@ -24,21 +24,21 @@ struct Task {
   size_t scalars; // number of its scalar inputs
 };
 
-// What one evaluation runs.
+// The work of one evaluation.
 struct InPlaceTasks {
   std::vector<Task> tasks;
   LaunchMode mode;
   std::shared_ptr<InFlightStep> in_flight;
 };
 
-// Whatever can fail comes before the first task is queued.
+// Everything that can fail comes before the first task is queued.
 void enqueue(
     std::vector<Task>& tasks,
     const std::vector<mx::array>& scalars,
     mx::Stream stream,
     LaunchMode mode,
     const std::shared_ptr<void>& keep_alive) {
-  // A step that starts early reads its inputs' addresses when it is queued.
+  // A split launch reads the addresses of its inputs when it is queued.
   std::vector<ArrayRefs> all_inputs;
   all_inputs.reserve(tasks.size());
   std::vector<std::unique_ptr<Prepared>> prepared;
@@ -55,8 +55,8 @@ void enqueue(
   }
 }
 
-// The step as MLX evaluates it. Only the scalars are its inputs: the operands are ready, and what
-// is not in the graph need not be walked. It is evaluated once.
+// The primitive that MLX evaluates. Only the scalars are its inputs: the operands are ready, and
+// MLX need not walk them. It is evaluated once.
 class InPlacePrimitive : public mx::Primitive {
  public:
   InPlacePrimitive(mx::Stream stream, InPlaceTasks work)
@@ -81,7 +81,7 @@ class InPlacePrimitive : public mx::Primitive {
   InPlaceTasks work_;
 };
 
-// True if all arrays may be overwritten by results of `dtypes`.
+// True if all arrays can be overwritten by results of `dtypes`.
 bool all_free(const ArrayRefs& arrays, const std::vector<mx::Dtype>& dtypes, InFlightStep* last) {
   InFlightStep::Count count(last);
   for (size_t i = 0; i < arrays.size(); ++i) {
@@ -135,9 +135,9 @@ bool can_run(const Part& part, mx::Stream stream) {
   return true;
 }
 
-// True if the step is so small that the calling thread had better run it, and if nothing that it
-// reads or writes is still to be written. Rules with drivers of their own take longer for a tensor
-// than the waking of a thread.
+// True if the step is small enough to run on the calling thread, and no pending task writes what it
+// reads or writes. Rules with drivers of their own take longer for a tensor than waking a thread
+// does.
 bool runs_at_once(
     const std::vector<Task>& tasks,
     const Accesses& accesses,

@@ -1,6 +1,6 @@
-// A step that runs at once and overwrites its operands. Building a graph and walking it takes
-// longer than a small model's step; where no other reference can observe the difference, the graph
-// is skipped.
+// A step that runs eagerly and overwrites its operands. For a small model, building and walking a
+// graph takes longer than the step itself; if no other reference can observe the difference, we
+// skip the graph.
 #pragma once
 
 #include <vector>
@@ -10,21 +10,21 @@
 
 namespace mlx_opt {
 
-/// Queues one step of all parts, which overwrites their parameters and slots, and evaluates
-/// `counters` with it: the numbers of the steps first.
+/// Queues one step of all parts, which overwrites their parameters and slots. Evaluates `counters`
+/// with it: the step's number first.
 ///
-/// It does so if all operands are evaluated, on a GPU at least queued on the stream, and each
-/// parameter and slot is row-contiguous, keeps its dtype, and is held by its pointer alone: the
-/// array by no copy, its buffer by no other array, nor by a queued task but the stream's last step.
-/// Otherwise it changes nothing and returns false.
+/// Requires that all operands are evaluated, or on a GPU queued on the same stream, and that each
+/// parameter and slot is row-contiguous, keeps its dtype and has no other holder: no copy of the
+/// array, no other array with its buffer, and no queued task except the stream's last step.
+/// Otherwise returns false and changes nothing.
 ///
-/// On the CPU a small step runs on the calling thread, before this returns.
+/// On the CPU a small step runs on the calling thread before this returns.
 ///
-/// For all parts, kernels are loaded, memory is allocated and tables are filled before the first is
-/// queued. An exception has changed nothing.
+/// Loads the kernels, allocates memory and fills the tables of all parts before it queues the
+/// first. An exception changes nothing.
 ///
-/// Where the caller seems to wait for each step, the first counter may be left as an equal array
-/// that is still to be evaluated: MLX then waits once for all results, and not for each.
+/// If the caller appears to wait for each step, the first counter may be replaced by an equal lazy
+/// array, so that MLX waits once and not once for each result.
 MLX_OPT_API bool run_in_place(
     std::vector<Part> parts, const std::vector<mx::array*>& counters, mx::Stream stream);
 

@@ -1,4 +1,4 @@
-// Parts of one rule become one part with a group each, so that they share launches.
+// Merges parts of the same rule into one part with a group for each, so that they share launches.
 #pragma once
 
 #include <vector>

@@ -11,10 +11,10 @@ namespace {
 // On a GPU, operands of this many bytes take longer to update than MLX takes to walk over them.
 constexpr size_t large_operand = 1 << 20;
 
-// A caller counts as one who waits once this many steps in a row found the GPU idle.
+// A caller is assumed to wait for each step after this many consecutive steps found the GPU idle.
 constexpr int sync_streak_to_trust = 3;
 
-// The streak of a caller who was taken for such and was not.
+// How far below 0 the streak restarts after that assumption proved wrong.
 constexpr int sync_penalty = 64;
 
 std::atomic<size_t> small_step_limit{default_small_step};
@@ -71,8 +71,7 @@ void continue_streak(const InFlightStep* last, InFlightStep& next, bool idle) {
   }
 }
 
-// One who was left a lazy result and has not waited for it has attached an event to it, as
-// async_eval alone does.
+// A lazy result with an event was not waited for: only async_eval attaches an event to it.
 void lower_streak(InFlightStep& last, const mx::array& parameter) {
   if (last.lazy_result && last.lazy_result->event().valid()) {
     last.sync_streak = -sync_penalty;

@@ -1,5 +1,4 @@
-// How a loop of in-place steps waits: for the GPU as rarely as possible, but often enough not to
-// fill the memory.
+// Paces a loop of in-place steps: wait for the GPU rarely, but often enough to bound memory.
 #pragma once
 
 #include "mlx_opt/eager/accesses.h"
@@ -8,34 +7,34 @@
 
 namespace mlx_opt {
 
-/// Waits until `stream` takes another step without having too many in flight. May be called without
-/// Python's lock; run_in_place then does not wait.
+/// Waits until `stream` has few enough steps in flight to take another. The caller may release
+/// Python's lock for this; run_in_place then does not wait.
 MLX_OPT_API void throttle(mx::Stream stream);
 
-/// Waits for the stream if its last step left an array to be evaluated and the caller has gone on
-/// without waiting: MLX may hold the step's results until then. Returns true if it waited. May be
-/// called without Python's lock.
+/// Waits for the stream if its last step left a lazy result that the caller did not evaluate: MLX
+/// may hold the step's results until then. Returns true if it waited. The caller may release
+/// Python's lock.
 MLX_OPT_API bool release_lazy_result(mx::Stream stream);
 
-/// On the CPU, a step over so few elements takes less time than waking the stream's thread: it runs
-/// on the calling thread.
+/// On the CPU, a step over at most this many elements takes less time than waking the stream's
+/// thread and runs on the calling thread.
 inline constexpr size_t default_small_step = 8192;
 
-/// The most elements of such a step; 0 if every step is queued. For tests.
+/// The current limit of such a step's elements; 0 if every step is queued. Tests change it.
 MLX_OPT_API size_t small_step();
 MLX_OPT_API void set_small_step(size_t elements);
 
-/// True if a GPU is busy for longer than the host: while the host prepares a large step, and after
-/// that while MLX walks over the results.
+/// True if a large step keeps the GPU busy longer than the host needs to prepare it, and then
+/// longer than MLX needs to walk over the results.
 bool outlasts_the_host(const Accesses& accesses, mx::Stream stream);
 
-/// Counts a step of which `idle` says if it found the GPU idle.
+/// Sets the streak of `next`. `idle`: true if it found the GPU idle.
 void continue_streak(const InFlightStep* last, InFlightStep& next, bool idle);
 
-/// Lowers the streak of a caller who does not wait after all. `parameter`: of the next step.
+/// Lowers the streak if the caller did not wait after all. `parameter`: one of the next step's.
 void lower_streak(InFlightStep& last, const mx::array& parameter);
 
-/// True if the caller seems to wait for each step.
+/// True if the caller appears to wait for each step.
 bool is_waited_for(const InFlightStep& step);
 
 } // namespace mlx_opt

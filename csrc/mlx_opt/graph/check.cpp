@@ -29,7 +29,7 @@ bool reads(Rule rule, const Reads& reads, const std::vector<Scalar>& hypers) {
   return true;
 }
 
-// Appends what a step reads behind its operands; see StepSpec.
+// Collects the scalar inputs of a step, which follow its operands; see StepSpec.
 class ScalarInputWriter {
  public:
   ScalarInputWriter(Rule rule, mx::Stream stream, std::vector<mx::array>& scalars)
@@ -89,7 +89,7 @@ void push_dtypes(
     dtypes.insert(dtypes.end(), slots.size() + 1, gradient);
     return;
   }
-  // Decay that is added to the gradient brings the parameter's dtype with it.
+  // Weight decay that is added to the gradient promotes it with the parameter's dtype.
   if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());
   }

@@ -21,7 +21,7 @@ namespace {
 
 constexpr float any_norm = std::numeric_limits<float>::infinity();
 
-// Of the norm, and a greatest norm unless it is the number.
+// {norm} or {norm, max_norm}; a constant max_norm is passed separately.
 using Inputs = std::vector<mx::array>;
 
 mx::array scale_by_operations(
@@ -126,7 +126,7 @@ GradientScale gradient_scale(
 
 GradientScale gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s) {
   if (clip.max_norm && *clip.max_norm < 0.0) {
-    char given[32]; // no stream: those of MLX's CUDA build crash when they are used from here
+    char given[32]; // C++ streams crash in MLX's CUDA build when they are used from here
     std::snprintf(given, sizeof given, "%g", *clip.max_norm);
     throw std::invalid_argument(
         std::string("mlx_opt: max_norm should be >=0, ") + given + " was provided instead");

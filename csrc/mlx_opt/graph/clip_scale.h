@@ -1,4 +1,4 @@
-// The scale of the gradients that clips them, or leaves a step out.
+// The gradient scale: it clips the gradients, and tells a step whether to skip.
 #pragma once
 
 #include <optional>
@@ -12,22 +12,22 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// min(max_norm / (norm + 1e-6), 1), or 1 without `max_norm`, of the dtype of `norm`; with
-/// `skip_nonfinite` NaN where the norm is not finite. `norm` and `max_norm` are 0-d.
+/// min(max_norm / (norm + 1e-6), 1), or 1 without `max_norm`, in the dtype of `norm`. With
+/// `skip_nonfinite` it is NaN if the norm is not finite. `norm` and `max_norm` are 0-d.
 MLX_OPT_API GradientScale gradient_scale(
     const mx::array& norm,
     const std::optional<mx::array>& max_norm,
     bool skip_nonfinite,
     mx::StreamOrDevice s = {});
 
-/// The same of a number.
+/// The same with a constant max_norm.
 ///
 /// Throws std::invalid_argument if `max_norm` is negative.
 MLX_OPT_API GradientScale
 gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s = {});
 
-/// Queues a scale on its GPU where the gradients that it is made of are evaluated, so that the GPU
-/// reads them while the host makes the step ready.
+/// Queues a scale on its GPU if the gradients that it depends on are evaluated, so that the GPU
+/// computes the norm while the host prepares the step.
 MLX_OPT_API void begin_scale(const mx::array& scale);
 
 } // namespace mlx_opt

@@ -1,4 +1,5 @@
-// A step of several stages around its program's rule, of primitives and of MLX's own operations.
+// A step of several stages around its program's rule, built from primitives and MLX's own
+// operations.
 #pragma once
 
 #include <vector>
@@ -11,7 +12,8 @@ class Composition {
  public:
   virtual ~Composition() = default;
 
-  /// The successors of a step over `operands`: for each tensor its parameter, slots and gradient.
+  /// The new parameters and slots after a step over `operands`: each tensor's parameter, slots and
+  /// gradient.
   virtual std::vector<mx::array> successors(
       const Request& request, std::vector<mx::array> operands) const = 0;
 };

@@ -6,10 +6,10 @@
 namespace mlx_opt {
 namespace {
 
-// As MLX has it: a buffer much larger than its array is not worth keeping.
+// MLX's own limit: a buffer much larger than its array is not worth keeping.
 constexpr size_t max_waste = 16384;
 
-// The least number of bytes to wait for.
+// Waiting for fewer held bytes than this does not pay.
 constexpr size_t min_bytes_to_wait = 1 << 20;
 
 bool can_take(const mx::array& in, mx::Dtype dtype) {

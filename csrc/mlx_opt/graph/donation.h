@@ -1,4 +1,4 @@
-// Which buffers the outputs of a step are written to.
+// Chooses the buffers that a step's outputs are written to.
 #pragma once
 
 #include <functional>
@@ -13,24 +13,25 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// The buffers between StepPrimitive and the StepOutputs, one an output.
+/// The buffers that StepPrimitive passes to the StepOutputs, one for each output.
 struct OutputBuffers {
   std::vector<mx::array::Data> buffers;
 
   Buffers written() const;
 };
 
-/// Waits for `stream` where that frees buffers worth having. MLX keeps what a queued task reads,
-/// the forward pass's parameters and all that async_eval was given, until the task is done. Waiting
-/// is safe where every stream is a CPU stream: all that this one waits for is queued.
+/// Waits for `stream` if that frees enough buffers for donation. MLX holds what a queued task reads
+/// (the forward pass's parameters, and every array given to async_eval) until the task is done.
+/// Waiting is safe if every stream is a CPU stream, because everything that this stream waits for
+/// is queued.
 void wait_for_donatable_buffers(
     mx::Stream stream, const std::vector<mx::array>& inputs, const std::vector<TensorRun>& runs);
 
-/// For each tensor of `runs` (its inputs: parameter, slots, gradient) the buffers of its outputs:
-/// the parameter's and the slots' own where nobody else holds them; for a parameter that is held,
-/// the gradient's; else a new one from `allocate`, which is given the bytes. A buffer taken is
-/// moved out of its array: MLX keeps what the array holds until the task is done, and a held buffer
-/// could not be taken again by the next step.
+/// Assigns a buffer to each output of the tensors of `runs` (inputs: parameter, slots, gradient). A
+/// parameter or slot that nobody else holds donates its buffer to its successor; the successor of a
+/// held parameter gets the gradient's buffer; otherwise `allocate` makes a new one of the given
+/// bytes. A donated buffer is moved out of its array: MLX holds the array's data until the task is
+/// done, and the next step could not donate a held buffer again.
 OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
     const std::vector<TensorRun>& runs,

@@ -13,8 +13,8 @@
 namespace mlx_opt {
 namespace {
 
-/// The square root of the sum of the squares of all elements of all inputs, a float32. For devices
-/// that have kernels of it; elsewhere `global_norm` makes it of MLX's own operations.
+/// The global norm of all inputs, a float32, on devices that have kernels for it; elsewhere
+/// `global_norm` builds it from MLX's own operations.
 class Norm : public mx::UnaryPrimitive {
  public:
   using mx::UnaryPrimitive::UnaryPrimitive;

@@ -11,17 +11,17 @@
 
 namespace mlx_opt {
 
-/// The successors of all leaves' parameters and slots, in the order of Leaves::order(). Their
-/// dtypes are those that mlx.optimizers promotes to; arithmetic is in float32. An operand that
-/// nobody else holds when the step runs gives its buffer to the result.
+/// The new parameters and slots of all leaves, in the order of Leaves::order(). Their dtypes are
+/// those that mlx.optimizers promotes to; arithmetic is in float32. An operand that nobody else
+/// holds when the step runs donates its buffer to the result.
 ///
-/// Throws what `check` does.
+/// Throws as `check` does.
 MLX_OPT_API std::vector<mx::array> successors(const Request& request, const Leaves& leaves);
 
-/// One step of `program` over `operands`: for each tensor its parameter, its slots and its
-/// gradient, each of a storage dtype; first those of the first kind, then those of the second.
-/// `tensors`: of each kind. `hypers`: in the rule's order. `learning_rate` and `step` (the number
-/// of this step, from 1): 0-d. Returns for each tensor the new parameter and the new slots.
+/// One step of `program` over `operands`: the parameter, slots and gradient of each tensor, all of
+/// a storage dtype, ordered by kind. `tensors`: the number of tensors of each kind. `hypers`: in
+/// the rule's order. `learning_rate` and `step` (the number of this step, from 1): 0-d. Returns
+/// each tensor's new parameter and new slots.
 ///
 /// Throws std::invalid_argument if the arguments do not fit the rule.
 MLX_OPT_API std::vector<mx::array> step(
@@ -34,7 +34,7 @@ MLX_OPT_API std::vector<mx::array> step(
     mx::StreamOrDevice s = {},
     const std::optional<GradientScale>& scale = std::nullopt);
 
-/// The same of a rule that tells no kinds of parameters apart.
+/// The same for a rule that does not distinguish kinds of parameters.
 MLX_OPT_API std::vector<mx::array> step(
     Rule rule,
     std::vector<mx::array> operands,

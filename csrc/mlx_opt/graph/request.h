@@ -1,4 +1,4 @@
-// What a step is asked for: a program, the leaves and their scalars.
+// The request for a step: a program, the leaves and their scalars.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,14 @@
 
 namespace mlx_opt {
 
-/// The scalars of a group, each array 0-d.
+/// The scalars of a group. The arrays are 0-d.
 struct GroupScalars {
   std::vector<Scalar> hypers; // in the rule's order
   mx::array learning_rate;
   mx::array step; // the number of this step, from 1
 };
 
-/// The arrays of a step's leaves, where their owners have them, sorted by kind.
+/// Pointers to the arrays of a step's leaves, sorted by kind.
 class MLX_OPT_API Leaves {
  public:
   struct Kind {
@@ -33,7 +33,7 @@ class MLX_OPT_API Leaves {
     std::vector<uint16_t> groups;
   };
 
-  /// `count`: about how many leaves there will be.
+  /// `count`: the expected number of leaves.
   explicit Leaves(const Program& program, size_t count = 0) {
     for (size_t kind = 0; kind < program.kinds(); ++kind) {
       Kind& added = kinds_.emplace_back(Kind{program.operands(kind), {}, {}, {}});
@@ -43,7 +43,8 @@ class MLX_OPT_API Leaves {
     }
   }
 
-  /// Begins leaf number size(); `push` is then called for its operands in order.
+  /// Adds leaf number size(). The caller then appends pointers to its operands to `arrays`, in
+  /// order.
   Kind& add(size_t kind, uint16_t group = 0) {
     Kind& added = kinds_[kind];
     added.leaves.push_back(size_++);
@@ -51,7 +52,7 @@ class MLX_OPT_API Leaves {
     return added;
   }
 
-  /// Adds the leaves of a part with the same slots, whose first group becomes `first_group`.
+  /// Appends the leaves of another part with the same slots; its group 0 becomes `first_group`.
   void append(const Leaves& other, uint16_t first_group);
 
   const std::vector<Kind>& kinds() const {
@@ -65,7 +66,7 @@ class MLX_OPT_API Leaves {
   /// All operands in the order of a step's inputs.
   ArrayRefs operands() const;
 
-  /// The leaves in that order.
+  /// The leaves' indices in that order.
   std::vector<size_t> order() const;
 
  private:
@@ -80,31 +81,31 @@ struct Request {
   mx::Stream stream;
 };
 
-/// A request that has been checked, with what its primitive takes.
+/// A checked request, in the form that its primitive takes.
 struct CheckedStep {
   StepSpec spec;
   std::vector<mx::Dtype> dtypes;  // of the outputs
-  std::vector<mx::array> scalars; // the inputs behind the operands
+  std::vector<mx::array> scalars; // the inputs after the operands
 };
 
-/// Throws std::invalid_argument if the scalars do not fit the rule, std::runtime_error if the
-/// device has no backend.
+/// Validates a request. Throws std::invalid_argument if the scalars do not fit the rule,
+/// std::runtime_error if the device has no backend.
 MLX_OPT_API CheckedStep check(const Request& request, const Leaves& leaves);
 
 /// True if the rule adds weight decay to the gradient.
 MLX_OPT_API bool is_coupled(Rule rule, const std::vector<Scalar>& hypers);
 
-/// Appends the dtypes of one tensor's results, as mlx.optimizers' formulas promote them; where the
-/// rule sets the format of a slot, the parameter keeps its dtype. `operands`: the parameter, its
-/// slots and the gradient.
+/// Appends the dtypes of one tensor's results, as mlx.optimizers' formulas promote them. If the
+/// rule sets a slot's format, the parameter keeps its dtype. `operands`: the parameter, its slots
+/// and the gradient.
 MLX_OPT_API void push_dtypes(
     const Slots& slots,
     const mx::array* const* operands,
     bool coupled,
     std::vector<mx::Dtype>& dtypes);
 
-/// What is wrong with a leaf's shapes, without its name; empty if nothing is. `operands`: the
-/// parameter, its slots and the gradient.
+/// Describes what is wrong with a leaf's shapes, without the leaf's name; empty if they are valid.
+/// `operands`: the parameter, its slots and the gradient.
 MLX_OPT_API std::string shape_problem(const Slots& slots, const mx::array* const* operands);
 
 /// True if the kernels can read and write every operand's dtype.

@@ -10,7 +10,7 @@
 namespace mlx_opt {
 namespace {
 
-// Puts the buffers where the StepOutputs find them.
+// Attaches the buffers to the token, where the StepOutputs find them.
 const OutputBuffers& attach(OutputBuffers buffers, mx::array& token) {
   auto* held = new OutputBuffers(std::move(buffers));
   token.set_data(mx::array::Data(mx::allocator::Buffer(held), [](mx::allocator::Buffer buffer) {
@@ -56,8 +56,8 @@ size_t StepPrimitive::input_of(size_t position) const {
   throw std::logic_error("mlx_opt: a step has no such output");
 }
 
-// The addresses of the operands are noted before their buffers are donated to the outputs, so the
-// step is prepared first and queued last.
+// The operands' addresses are recorded before their buffers are donated to the outputs, so the step
+// is prepared first and queued last.
 void StepPrimitive::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
@@ -106,7 +106,7 @@ std::vector<mx::array> outputs_of(const mx::array& token) {
   const auto& step = static_cast<const StepPrimitive&>(token.primitive());
   const auto stream = token.primitive().stream();
   const auto& inputs = token.inputs();
-  // The primitives lie together, and each keeps all alive: few allocations in place of many.
+  // The primitives share one allocation, which each of them keeps alive.
   auto primitives = std::make_shared<std::deque<StepOutput>>();
   std::vector<mx::array> outputs;
   outputs.reserve(step.dtypes().size());

@@ -18,8 +18,8 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// Carries a step in a graph. Inputs: as StepSpec has them. Output: the token. Outputs behind the
-/// token: for each tensor the successors of its parameter and slots, of their shapes.
+/// A step in a graph. Its inputs are those of StepSpec, its output is the token. The StepOutputs
+/// that read the token are, for each tensor, the successors of its parameter and slots.
 class StepPrimitive : public mx::Primitive {
  public:
   /// `dtypes`: of the outputs.
@@ -29,8 +29,8 @@ class StepPrimitive : public mx::Primitive {
   void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
   void eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override;
 
-  /// All together where the rule treats each element by itself and no scalar is mapped, else one by
-  /// one; StepOutput::vmap finds the outputs.
+  /// Runs the whole batch as one step if the rule is elementwise and no scalar is mapped, else one
+  /// step for each batch element. StepOutput::vmap finds the outputs.
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const std::vector<mx::array>& inputs, const std::vector<int>& axes) override;
 
@@ -71,7 +71,7 @@ class StepPrimitive : public mx::Primitive {
   std::vector<mx::Dtype> dtypes_;
 };
 
-/// Output `position` of the step whose token is the input.
+/// Output `position` of a step; its input is the step's token.
 class StepOutput : public mx::Primitive {
  public:
   StepOutput(mx::Stream stream, size_t position) : mx::Primitive(stream), position_(position) {}
@@ -82,7 +82,7 @@ class StepOutput : public mx::Primitive {
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(
       const std::vector<mx::array>& inputs, const std::vector<int>& axes) override;
 
-  /// Throws: a step under a gradient is a graph of MLX's own operations, except inside vmap.
+  /// Throws: under a gradient a step is built from MLX's own operations, except inside vmap.
   std::vector<mx::array> vjp(
       const std::vector<mx::array>& primals,
       const std::vector<mx::array>& cotangents,
@@ -99,12 +99,12 @@ class StepOutput : public mx::Primitive {
   size_t position_;
 };
 
-/// A step over `operands` as a graph: the token, and behind it the outputs.
+/// Builds a step as a graph: its token, and the outputs of a token.
 mx::array token_of(std::shared_ptr<StepPrimitive> step, std::vector<mx::array> inputs);
 std::vector<mx::array> outputs_of(const mx::array& token);
 
-/// Finds the kernels of a step and notes where `inputs` lie. Throws std::runtime_error if there are
-/// no kernels to be had.
+/// Finds the kernels of a step and records the addresses of `inputs`. Throws std::runtime_error if
+/// there are no kernels for it.
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
     const ArrayRefs& inputs,

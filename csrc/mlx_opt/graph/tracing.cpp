@@ -8,8 +8,8 @@
 
 namespace mlx_opt {
 
-// MLX does not export its own answer, but vjp and jvp leave a mark: they trace from copies of
-// their primals, where compile and vmap trace from arrays without a primitive.
+// MLX does not export this test, but vjp and jvp can be recognised: they trace copies of their
+// primals, while compile and vmap trace arrays without a primitive.
 bool traced_for_gradient(const std::vector<mx::array>& arrays) {
   std::vector<mx::array> stack;
   std::unordered_set<std::uintptr_t> seen;
@@ -30,8 +30,8 @@ bool traced_for_gradient(const std::vector<mx::array>& arrays) {
   return false;
 }
 
-// On a GPU the order of the stream is enough. On the CPU, where MLX may wait for tasks that are
-// queued, and they for Python's lock, there must be none.
+// On a GPU the order of the stream is enough. On the CPU nothing may be pending: MLX may wait for
+// queued tasks, and they for Python's lock.
 bool is_ready(const mx::array& x, mx::Stream stream) {
   if (x.status() == mx::array::Status::unscheduled || x.is_tracer()) {
     return false;

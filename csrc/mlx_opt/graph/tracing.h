@@ -1,4 +1,4 @@
-// Where arrays stand with MLX: traced by a transformation, or ready to be read.
+// Whether MLX traces an array, and whether it is ready to be read.
 #pragma once
 
 #include <vector>
@@ -11,8 +11,8 @@ namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-/// True if any of `arrays` is traced by a gradient transformation (vjp, jvp), which the primitives
-/// do not take part in.
+/// True if a gradient transformation (vjp, jvp), which the primitives do not support, traces any of
+/// `arrays`.
 MLX_OPT_API bool traced_for_gradient(const std::vector<mx::array>& arrays);
 
 /// True if work that is queued on `stream` may read `x` without waiting.

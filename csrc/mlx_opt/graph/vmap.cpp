@@ -1,4 +1,4 @@
-// Steps over a batch.
+// vmap of the primitives of a step.
 #include <algorithm>
 #include <stdexcept>
 
@@ -8,7 +8,7 @@
 namespace mlx_opt {
 namespace {
 
-// Holds the outputs of a batch that was done one by one, for the StepOutputs to find.
+// Holds the outputs of a batch that was computed one by one, for the StepOutputs to find.
 class Bundle : public mx::Primitive {
  public:
   using mx::Primitive::Primitive;
@@ -95,7 +95,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> StepOutput::vmap(
   return {{mx::array(std::move(shape), step.dtypes()[position_], std::move(output), inputs)}, {0}};
 }
 
-// Seen when vmap is inside a gradient: then vmap traces first, without a sign of what is outside.
+// Reached when vmap is inside a gradient: vmap then traces first and cannot see the outer gradient.
 std::vector<mx::array> StepPrimitive::jvp(
     const std::vector<mx::array>&, const std::vector<mx::array>&, const std::vector<int>&) {
   reject_gradient();

@@ -37,7 +37,7 @@ constexpr size_t kernel_slots(const Description& description) {
   return n;
 }
 
-// What a description says must be what the kernels take.
+// The descriptions must agree with the structs that the kernels use.
 #define MLX_OPT_CHECK_HYPERS(rule)                                        \
   static_assert(                                                          \
       count(MLX_OPT_LEVEL::rule::description.hypers, &HyperInfo::name) == \
@@ -54,7 +54,7 @@ MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_SLOTS)
 #undef MLX_OPT_CHECK_HYPERS
 #undef MLX_OPT_CHECK_SLOTS
 
-// A rule with conditions is asked before one without.
+// Rules with conditions are checked before the rule without.
 using RulesByOptimizer = std::map<std::string_view, std::vector<Rule>>;
 
 RulesByOptimizer find_by_optimizer() {

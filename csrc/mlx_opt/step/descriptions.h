@@ -16,17 +16,17 @@ MLX_OPT_API const Description& description_of(Rule rule);
 MLX_OPT_API std::string_view name_of(Rule rule);
 MLX_OPT_API std::optional<Rule> find_rule(std::string_view name);
 
-/// The classes of the optimizers that the rules serve.
+/// The names of all optimizers that the rules serve.
 MLX_OPT_API std::vector<std::string_view> all_optimizers();
 
-/// The rules that serve the optimizer of a class, in the order in which their conditions are asked.
+/// The rules that serve an optimizer, in the order in which their conditions are checked.
 MLX_OPT_API std::span<const Rule> rules_of(std::string_view optimizer);
 
 MLX_OPT_API std::span<const HyperInfo> hypers_of(Rule rule);
 MLX_OPT_API std::span<const SlotInfo> slots_of(Rule rule);
 MLX_OPT_API std::span<const Condition> conditions_of(Rule rule);
 
-/// The position of a hyperparameter, which the rule must have.
+/// Index of a hyperparameter among the rule's. Throws std::logic_error if the rule has no such one.
 MLX_OPT_API size_t position_of(Rule rule, std::string_view hyper);
 
 } // namespace mlx_opt

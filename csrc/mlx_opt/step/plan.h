@@ -1,4 +1,4 @@
-// How a step is cut into pieces of work. Knows no device and no MLX type.
+// Cuts a step into chunks of work. Depends on no device and no MLX type.
 #pragma once
 
 #include <algorithm>
@@ -8,11 +8,11 @@
 
 namespace mlx_opt {
 
-/// The tensors of a step laid end to end and cut into chunks of about equal length: one long tensor
-/// and a thousand short ones both give every core its share.
+/// Lays the tensors of a step end to end and cuts them into chunks of about equal length, so that
+/// both one long tensor and a thousand short ones give every core its share.
 class Plan {
  public:
-  /// The least number of elements that a cut falls on a multiple of: those of a cache line or more.
+  /// Tensors are cut at multiples of this many elements: at least a cache line.
   static constexpr int64_t alignment = 64;
 
   /// A tensor of `size` elements that may be cut at multiples of `grain`.
@@ -52,7 +52,7 @@ class Plan {
   }
 
  private:
-  // The first place at or after `offset` where the tensor may be cut.
+  // The first offset, from `offset` on, at which the tensor may be cut.
   static int64_t cut(const Extent& extent, int64_t offset) {
     if (offset <= 0) {
       return 0;

@@ -12,21 +12,21 @@ namespace mx = mlx::core;
 
 using Buffers = std::vector<mx::allocator::Buffer>;
 
-/// When a step begins.
+/// When and where a prepared step runs.
 enum class LaunchMode {
-  whole, // once all of it is ready
-  split, // with its first tensors, while the others are made ready: the GPU has nothing else to do.
-         // Its results overwrite its inputs, which stay where they are until it is queued
-  on_calling_thread, // on the calling thread, before `enqueue` returns; on the CPU only
+  whole, // queued once all of it is prepared
+  split, // the first tensors are launched while the others are prepared, because the GPU is idle.
+         // The step is in place, and its input arrays stay valid until it is queued
+  on_calling_thread, // run before `enqueue` returns; CPU only
 };
 
-/// A step in two moves, because placing the outputs takes the buffers away from the inputs: making
-/// one notes where the inputs lie, `enqueue` is told where the outputs do.
+/// Two phases: creating a Prepared records the input addresses, `enqueue` takes the output
+/// addresses. Assigning the output buffers in between may take buffers away from the inputs.
 class Prepared {
  public:
   virtual ~Prepared() = default;
 
-  /// Queues or runs the step, writing to `outputs`. `keep_alive` stays alive until it is done.
+  /// Queues or runs the step, which writes to `outputs`. `keep_alive` is released when it is done.
   virtual void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) = 0;
 };
 

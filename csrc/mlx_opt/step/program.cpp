@@ -79,7 +79,7 @@ mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
 }
 
 mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
-  // float64 and complex numbers, which only formulas take, need more than float32.
+  // Only formulas take float64 and complex numbers, whose slots need more than float32.
   return slot.format == Format::float32 ? mx::promote_types(mx::float32, parameter) : parameter;
 }
 
@@ -97,7 +97,7 @@ std::string range_problem(const HyperInfo& hyper, double value) {
   if (holds(value)) {
     return "";
   }
-  // No stream: those of MLX's CUDA build crash when they are used from here.
+  // snprintf, because C++ streams crash in MLX's CUDA build when they are used from here.
   char given[32];
   std::snprintf(given, sizeof given, "%g", value);
   return std::string("expected ") + expected + ", got " + given;

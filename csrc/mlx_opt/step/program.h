@@ -1,5 +1,4 @@
-// What a step runs: a rule with its options settled, and the state slots that these give a
-// parameter.
+// What a step runs: a rule with its options settled, and the state slots that the options imply.
 #pragma once
 
 #include <memory>
@@ -22,8 +21,8 @@ using Slots = std::vector<const SlotInfo*>;
 
 class MLX_OPT_API Program {
  public:
-  /// `with_options`: true if the slots that an option brings are there.
-  /// `composition`: the stages around the rule, if the step has several.
+  /// `with_options`: true if optional slots are present. `composition`: the stages around the rule,
+  /// if the step has several.
   explicit Program(
       Rule rule,
       bool with_options = false,
@@ -37,7 +36,7 @@ class MLX_OPT_API Program {
     return composition_.get();
   }
 
-  /// The kinds of parameters that the rule tells apart: one, or vectors and then matrices.
+  /// Number of kinds of parameters that the rule distinguishes: 1, or 2 (vectors, then matrices).
   size_t kinds() const {
     return slots_.size();
   }
@@ -51,12 +50,12 @@ class MLX_OPT_API Program {
     return slots_[kind];
   }
 
-  /// All slots of a parameter's state, those that the rule does not use included.
+  /// All slots of a parameter's state, including those that the rule does not use.
   const Slots& state_slots(size_t ndim) const {
     return state_slots_[ndim >= 2];
   }
 
-  /// Operands of a tensor: the parameter, its slots and the gradient.
+  /// Number of operands of a tensor: the parameter, its slots and the gradient.
   int operands(size_t kind) const {
     return static_cast<int>(slots_[kind].size()) + 2;
   }
@@ -68,20 +67,21 @@ class MLX_OPT_API Program {
   Slots state_slots_[2];     // of vectors and of matrices
 };
 
-/// Throws std::invalid_argument that names the rule.
+/// Throws std::invalid_argument with a message that names the rule.
 [[noreturn]] MLX_OPT_API void refuse(Rule rule, const std::string& what);
 
 /// The shape of a slot of a parameter.
 MLX_OPT_API mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter);
 
-/// The dtype that a slot of a parameter begins with.
+/// The initial dtype of a slot of a parameter.
 MLX_OPT_API mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter);
 
 /// The arrays of a parameter's state before the first step, in the order of `state_slots`.
 MLX_OPT_API std::vector<mx::array> initial_state(
     const Program& program, const mx::array& parameter);
 
-/// What is wrong with a value of a hyperparameter, as "expected ..., got ..."; empty if nothing is.
+/// Describes what is wrong with a hyperparameter's value, as "expected ..., got ..."; empty if it
+/// is valid.
 MLX_OPT_API std::string range_problem(const HyperInfo& hyper, double value);
 
 } // namespace mlx_opt

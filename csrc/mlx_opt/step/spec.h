@@ -1,4 +1,4 @@
-// A step as data: what a backend is given to run, beside the arrays.
+// A step as data: what a backend needs to run it, besides the arrays.
 #pragma once
 
 #include <cmath>
@@ -11,8 +11,8 @@
 
 namespace mlx_opt {
 
-/// Tensors that lie behind one another, each of as many operands: the parameter, its slots and its
-/// gradient. All but the gradient have a successor among the outputs.
+/// Consecutive tensors with the same number of operands: the parameter, its slots and its gradient.
+/// Each operand but the gradient has a successor among the outputs.
 struct TensorRun {
   size_t tensors;
   int operands;
@@ -21,15 +21,15 @@ struct TensorRun {
 /// The scalars of one group of tensors.
 struct GroupSources {
   std::vector<double> hypers; // in the rule's order
-  std::vector<int> traced;    // positions of those that are read when the step runs instead
+  std::vector<int> traced;    // indices of those that are read from arrays when the step runs
   bool reads_step = false;
   bool reads_learning_rate = true;
 };
 
-/// Inputs of a step, in order: for each run its tensors' operands; for each group the number of the
-/// step (uint64) and the learning rate (float32), where the group reads them, and its traced
-/// hyperparameters (float32); the gradients' scale (float32), unless the scaling is none. All but
-/// the operands are 0-d.
+/// The inputs of a step, in order: the operands of each run's tensors; for each group the step's
+/// number (uint64) and the learning rate (float32), if the group reads them, and its traced
+/// hyperparameters (float32); the gradients' scale (float32), unless the scaling is none. All
+/// inputs but the operands are 0-d.
 struct StepSpec {
   Rule rule;
   std::vector<TensorRun> runs;
@@ -52,7 +52,7 @@ struct StepSpec {
   }
 };
 
-/// The arrays that a group's scalars are read from; null where there is none.
+/// The arrays that hold a group's scalars; null for a scalar that is not read from an array.
 struct GroupInputs {
   const mlx::core::array* step = nullptr;
   const mlx::core::array* learning_rate = nullptr;
@@ -63,7 +63,7 @@ struct ScalarInputs {
   std::vector<GroupInputs> groups;
   const mlx::core::array* scale = nullptr;
 
-  /// `scalars`: the inputs behind the operands.
+  /// `scalars`: the inputs after the operands.
   ScalarInputs(const StepSpec& spec, const mlx::core::array* const* scalars) {
     groups.reserve(spec.sources.size());
     for (const GroupSources& sources : spec.sources) {
@@ -93,7 +93,7 @@ struct ScalarInputs {
   }
 };
 
-/// A hyperparameter as the rules take it.
+/// A constant hyperparameter in the form that the rules use.
 inline MLX_OPT_LEVEL::Hyper make_hyper(double x) {
   return {float(x), float(1.0 - x), float(std::log(x))};
 }

@@ -1,4 +1,4 @@
-// What steps are given and give: arrays, and scalars that may be arrays.
+// The types of a step's arguments and results: arrays, and scalars that may be arrays.
 #pragma once
 
 #include <variant>

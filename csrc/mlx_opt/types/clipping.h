@@ -12,16 +12,16 @@ namespace mx = mlx::core;
 /// What a step does with gradients that are too long, or not finite: Pascanu, Mikolov and Bengio,
 /// ICML 2013, arXiv:1211.5063.
 struct Clip {
-  /// The greatest global norm of the gradients, in their units; 0 or more. What is above it is
+  /// The maximum global norm of the gradients, in their units; 0 or more. Larger gradients are
   /// scaled down to it.
   std::optional<double> max_norm = std::nullopt;
   /// True if a step is skipped where the norm is infinite or NaN.
   bool skip_nonfinite = false;
 };
 
-/// What each gradient is multiplied with, in float32, before the rule sees it: a 0-d array. With
-/// `skip_nonfinite` one that is not finite means that the step is skipped: the results are equal
-/// to the operands.
+/// The factor by which each gradient is multiplied, in float32, before the rule sees it: a 0-d
+/// array. With `skip_nonfinite`, a value that is not finite skips the step: the results equal the
+/// operands.
 struct GradientScale {
   mx::array value;
   bool skip_nonfinite = false;

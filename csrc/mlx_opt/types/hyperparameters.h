@@ -14,15 +14,15 @@
 
 namespace mlx_opt {
 
-/// (a, b, c) for each Newton-Schulz iteration, of which the last stays: x becomes
-/// a x + b x x^T x + c (x x^T)^2 x.
+/// (a, b, c) for each Newton-Schulz iteration; further iterations repeat the last. x becomes a x +
+/// b x x^T x + c (x x^T)^2 x.
 using Coefficients = std::vector<std::array<double, 3>>;
 
-/// Jordan et al., 2024: steep at 0; singular values end between 0.7 and 1.2.
+/// Jordan et al., 2024: steep at 0; brings singular values between 0.7 and 1.2.
 MLX_OPT_API const Coefficients& quintic();
 
-/// Amsel et al., arXiv:2505.16932: each the best of degree 5 for where the one before leaves
-/// singular values from 0.001 to 1.
+/// Amsel et al., arXiv:2505.16932: each triple is optimal among polynomials of degree 5 for the
+/// range into which the previous one maps singular values from 0.001 to 1.
 MLX_OPT_API const Coefficients& polar_express();
 
 /// Stochastic gradient descent: plain, with momentum (Polyak, 1964) or with Nesterov's momentum
@@ -85,9 +85,9 @@ struct Lion {
 };
 
 /// Adafactor: Shazeer and Stern, arXiv:1804.04235. State: for a parameter of two dimensions or more
-/// exp_avg_sq_row, of its shape without the last, and exp_avg_sq_col, of its shape without the last
-/// but one; else exp_avg_sq; with beta_1 exp_avg too. Where it has no kernel
-/// (docs/rules/adafactor.md) a step throws std::invalid_argument.
+/// exp_avg_sq_row (its shape without the last dimension) and exp_avg_sq_col (its shape without the
+/// last but one), else exp_avg_sq; with beta_1 also exp_avg. A step throws std::invalid_argument if
+/// there is no kernel for it (docs/rules/adafactor.md).
 struct Adafactor {
   std::pair<double, double> eps = {1e-30, 1e-3}; // of the squared gradient, of the parameter; >= 0
   double clip_threshold = 1.0;                   // greatest root mean square of the update; > 0
@@ -95,34 +95,35 @@ struct Adafactor {
   std::optional<double> beta_1 = std::nullopt;   // in [0, 1); no first moment if left out
   double weight_decay = 0.0;
   bool scale_parameter = true;
-  bool relative_step = true; // then the learning rate is not used
+  bool relative_step = true; // if true, the learning rate is not used
   bool warmup_init = false;
 };
 
-/// What Muon's learning rate is multiplied with for a matrix of r rows and c columns.
+/// The factor of Muon's learning rate for a matrix of r rows and c columns.
 enum class AdjustLr {
   original,        // sqrt(max(1, r / c)), of the parameter's last two dimensions
   match_rms_adamw, // 0.2 sqrt(max(r, c)): arXiv:2502.16982
 };
 
 /// Muon: Jordan et al., kellerjordan.github.io/posts/muon. State: v. A parameter of more than two
-/// dimensions is the matrix of its first by all others; one of fewer takes its momentum as it is,
-/// so give those to another Optimizer. The options from ns_dtype on are not in mlx.optimizers.
+/// dimensions is treated as a matrix of its first dimension by all others. One of fewer is updated
+/// by its momentum without orthogonalization, so give those to another Optimizer. mlx.optimizers
+/// does not have the options from ns_dtype on.
 struct Muon {
   double momentum = 0.95;     // in [0, 1)
   double weight_decay = 0.01; // added to the gradient
   bool nesterov = true;
   int ns_steps = 5; // Newton-Schulz iterations; >= 0
-  /// Of the matrix products; bfloat16 for bfloat16 and else float32, if left out.
+  /// Dtype of the matrix products. Default: bfloat16 for bfloat16 parameters, else float32.
   std::optional<mlx::core::Dtype> ns_dtype = std::nullopt;
   Coefficients ns_coefficients = quintic(); // or polar_express(), or other triples
   AdjustLr adjust_lr = AdjustLr::original;
-  bool decoupled_weight_decay = false; // then taken off the parameter, times the learning rate
+  bool decoupled_weight_decay = false; // if true, subtracts learning rate * decay * parameter
 };
 
-/// Any rule that updates parameters by itself, by the name of its optimizer, with hyperparameters
-/// by the names that docs/rules gives them: RuleByName{"AdamW", {{"betas[1]", 0.95}}}. What is left
-/// out has its default.
+/// Any rule that is not part of a composition, by the name of its optimizer, with hyperparameters
+/// by the names that docs/rules gives them: RuleByName{"AdamW", {{"betas[1]", 0.95}}}.
+/// Hyperparameters that are left out have their defaults.
 struct RuleByName {
   std::string name;
   std::map<std::string, double> hypers = {};

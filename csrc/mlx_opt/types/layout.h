@@ -1,4 +1,4 @@
-// Operands: where their arrays are, and which way through memory they take.
+// The memory layouts of operands.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace mlx_opt {
 
-/// Arrays, where their owners have them.
+/// Pointers to arrays that others own.
 using ArrayRefs = std::vector<const mlx::core::array*>;
 
 inline ArrayRefs refs_to(const std::vector<mlx::core::array>& arrays) {
@@ -29,7 +29,7 @@ inline bool is_storage(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32 || dtype == mlx::core::float16 || dtype == mlx::core::bfloat16;
 }
 
-/// Of the dtypes that kernels take.
+/// The storage of a dtype for which `is_storage` is true.
 inline Storage storage_of(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32   ? Storage::float32
          : dtype == mlx::core::float16 ? Storage::float16
@@ -41,8 +41,8 @@ struct Dimension {
   int64_t stride; // in elements
 };
 
-/// The array's dimensions from the outermost, those of size 1 left out and those merged that lie in
-/// memory as one.
+/// The array's dimensions from the outermost, without those of size 1, and with adjacent dimensions
+/// merged if they are contiguous.
 inline std::vector<Dimension> merged_dimensions(const mlx::core::array& x) {
   std::vector<Dimension> merged;
   for (size_t dim = 0; dim < x.ndim(); ++dim) {
@@ -77,8 +77,8 @@ inline bool all_contiguous(const mlx::core::array* const* operands, int count) {
   return true;
 }
 
-/// The columns of an operand that is a dense matrix with contiguous columns, else 0. Their number
-/// and `tile` together are within an int.
+/// The number of columns if the operand is a dense matrix with contiguous columns, else 0. The
+/// number plus `tile` fits into an int.
 inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
   const auto dimensions = merged_dimensions(operand);
   const bool transposed = dimensions.size() == 2 && dimensions[0].stride == 1 &&
@@ -87,8 +87,7 @@ inline int columns_if_transposed(const mlx::core::array& operand, int tile) {
   return transposed ? static_cast<int>(dimensions[1].size) : 0;
 }
 
-/// True if its matrices, of its last two dimensions, are dense and transposed, one behind the
-/// other.
+/// True if the matrices of the last two dimensions are dense, transposed and stored end to end.
 inline bool has_transposed_matrices(const mlx::core::array& x) {
   const auto& shape = x.shape();
   const auto& strides = x.strides();
@@ -110,9 +109,9 @@ inline bool has_transposed_matrices(const mlx::core::array& x) {
   return true;
 }
 
-/// The shape and every operand's strides, in as few dimensions as serve them all, as a backend's
-/// Layout holds them: `dims`, `shape[dim]`, `strides[operand][dim]`. Throws std::runtime_error if
-/// it has no room for as many dimensions.
+/// The shape and every operand's strides, with dimensions merged where that is possible for all
+/// operands, in a backend's Layout: `dims`, `shape[dim]`, `strides[operand][dim]`. Throws
+/// std::runtime_error if Layout has fewer dimensions than that needs.
 template <typename Layout>
 Layout common_layout(const mlx::core::array* const* operands, int count) {
   const mlx::core::array& first = *operands[0];

@@ -8,11 +8,11 @@
 
 namespace mlx_opt {
 
-/// (4, 8), (3,), (). By hand, because MLX's operator<< for shapes crashes in its CUDA build when it
-/// is called from here.
+/// Examples: (4, 8), (3,), (). MLX's operator<< for shapes is not used, because in MLX's CUDA build
+/// it crashes when it is called from here.
 MLX_OPT_API std::string shape_text(const mlx::core::Shape& shape);
 
-/// float32.
+/// For example "float32".
 const char* dtype_text(mlx::core::Dtype dtype);
 
 } // namespace mlx_opt

@@ -125,7 +125,8 @@ class Step : public Prepared {
       : stream_(stream), on_calling_thread_(mode == LaunchMode::on_calling_thread) {
     const auto& [vectors, matrices] = std::pair(spec.runs.at(0), spec.runs.at(1));
     const bool first_moment = vectors.operands == 4;
-    // Finding the kernel and the threads may throw, so it is done here and not when they run.
+    // Finding the kernel and starting the threads may throw, so both happen here and not in the
+    // task.
     num_threads();
     task_ = std::make_shared<AdafactorTask>(AdafactorTask{
         adafactor_kernel(), first_moment, StepScalars(spec, &inputs[spec.operand_count()])});

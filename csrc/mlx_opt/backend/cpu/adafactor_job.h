@@ -1,5 +1,5 @@
-// A tensor of Adafactor on its way through the three passes, and how it is cut into tiles. Included
-// by adafactor_passes.h only.
+// A tensor in Adafactor's three passes, and its division into tiles. Included by adafactor_passes.h
+// only.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,9 @@
 
 namespace mlx_opt::cpu {
 
-// Of a tile, about. Its sums go to memory, a row's for each tile that it goes through and a
-// column's; and they are in float, so it is not high. It is as wide as the matrix where its
-// columns' sums stay in the first caches: memory is read fastest in order.
+// Approximate number of elements of a tile. Each tile writes a sum for each of its rows and columns
+// to memory. The sums are float32, so a tile is not high. It is as wide as the matrix if the column
+// sums stay in the first caches: memory is read fastest in order.
 constexpr int64_t tile_size = 1 << 17;
 constexpr int64_t enough_width = 4096;
 constexpr int64_t min_height = 64;
@@ -23,8 +23,8 @@ inline int64_t rounded_up(int64_t x, int64_t unit) {
   return (x + unit - 1) / unit * unit;
 }
 
-// How the matrices of a tensor are cut; by their shape alone, so that the sums do not depend on the
-// number of threads.
+// Divides the matrices of a tensor into tiles, by their shape alone, so that the sums do not depend
+// on the number of threads.
 struct Tiling {
   int64_t height, width, down, across;
 
@@ -44,7 +44,7 @@ struct Tiling {
 struct Item {
   AdafactorTensor tensor;
   bool factored;
-  Operand row, column, row_out, column_out; // running means, where it is factored
+  Operand row, column, row_out, column_out; // running means, if it is factored
   int64_t row_size, column_size;
   uint16_t group;
   const float* hypers; // of the group, and its scalars, once the step runs
@@ -55,12 +55,12 @@ struct Item {
   }
 };
 
-// What tiles that wait for others wait at.
+// A gate at which tiles wait for other tiles.
 class Gate {
  public:
   explicit Gate(int64_t arrivals) : left_(arrivals) {}
 
-  // The last to arrive does `before` and opens the gate.
+  // The last tile to arrive runs `before` and opens the gate.
   template <typename Task>
   void arrive(Task before) {
     if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
@@ -83,12 +83,12 @@ class Gate {
 
 using Floats = std::unique_ptr<float[]>;
 
-// Not set to zero: that would be one thread's work.
+// Not initialised: zeroing would be the work of one thread.
 inline Floats floats(int64_t count) {
   return Floats(new float[count]);
 }
 
-// A tensor on its way through the passes.
+// A tensor in the passes.
 struct Job {
   explicit Job(const Item& item)
       : item(&item),

@@ -12,12 +12,12 @@
 
 namespace mlx_opt::cpu {
 
-// Tensors share the passes up to this number of elements: enough for all threads, and few enough
-// that the second and third pass find most in the caches.
+// Tensors go through the passes in groups of up to this many elements: enough for all threads, and
+// few enough that the second and third pass find most of them in the caches.
 constexpr int64_t group_size = 1 << 20;
 
-// Takes tensors through the passes, all in one call of the pool. Tasks are handed out in their
-// order, so what a task waits for is being worked on.
+// Runs the passes over tensors in one call of the pool. Tasks are handed out in order, so a task
+// only ever waits for tasks that have been handed out.
 class Passes {
  public:
   Passes(const AdafactorKernel& kernel, float scale) : kernel_(kernel), scale_(scale) {}
@@ -28,7 +28,7 @@ class Passes {
         jobs_.emplace_back(item);
       }
     }
-    std::vector<Tasks> groups; // of each, its last pass
+    std::vector<Tasks> groups; // the last pass of each group
     for (size_t begin = 0, end = 0; begin < jobs_.size(); begin = end) {
       for (int64_t size = 0; end < jobs_.size() && size < group_size; ++end) {
         size += jobs_[end].item->size();
@@ -53,7 +53,7 @@ class Passes {
 
   using Tasks = std::vector<Task>;
 
-  // Of a group of jobs, the last pass.
+  // The last pass of a group of jobs.
   Tasks updates_of(size_t begin, size_t end) {
     Tasks tasks;
     for (size_t i = begin; i < end; ++i) {
@@ -71,9 +71,9 @@ class Passes {
     return tasks;
   }
 
-  // The second pass goes backwards: what was read last is still in the caches. It and the third
-  // have half of the next group's first pass before them, so that nobody waits for the last tiles
-  // of the pass before: to be woken takes longer than a tile.
+  // The second pass runs backwards, because what was read last is still in the caches. Half of the
+  // next group's first pass runs before it and half before the third pass, so that no thread waits
+  // for the last tiles of the previous pass: waking a thread takes longer than a tile.
   static Tasks in_order(const std::vector<Tasks>& groups) {
     Tasks tasks;
     const auto add = [&](const Tasks& some) {
@@ -117,7 +117,7 @@ class Passes {
         job.tensor, job.tile(tile), scale_, job.item->hypers, job.item->scalars, job.rates);
   }
 
-  // From the sums of a tensor's squares to the factors of its rows and columns.
+  // Computes the factors of a tensor's rows and columns from its sums of squares.
   void average(Job& job) const {
     const AdafactorTensor& t = job.tensor;
     const int64_t all_rows = t.matrices * t.rows;
@@ -152,7 +152,7 @@ class Passes {
     }
   }
 
-  // `to`: the sums of `parts` rows of `count` numbers, `stride` apart, over `size`.
+  // Sets `to` to the sums over `parts` rows of `count` numbers, `stride` apart, divided by `size`.
   static void add_up(
       const float* from,
       int64_t parts,

@@ -1,4 +1,4 @@
-// Chooses the instruction set, once, when the library is first asked for a kernel.
+// Chooses the instruction set, once, when the first kernel is requested.
 #include <cstdlib>
 #include <iterator>
 #include <stdexcept>

@@ -11,13 +11,13 @@
 namespace mlx_opt::cpu {
 namespace {
 
-// Elements that are summed together, whatever the number of threads.
+// Number of elements that are summed as one chunk, independent of the number of threads.
 constexpr int64_t chunk = 65536;
 
 } // namespace
 
 void enqueue_norm(mx::Stream stream, const std::vector<mx::array>& arrays, float* result) {
-  num_threads(); // here, not in the task, because it may throw
+  num_threads(); // not in the task, because it may throw
   Operands owner;
   std::vector<Operand> operands;
   std::vector<Plan::Extent> extents;

@@ -1,4 +1,4 @@
-// The norm of many tensors together, on the CPU.
+// The global norm of many tensors on the CPU.
 #pragma once
 
 #include <vector>
@@ -9,8 +9,8 @@ namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
 
-/// Queues on `stream`: `*result` = the square root of the sum of the squares of all elements,
-/// summed in double precision in an order that does not depend on the number of threads.
+/// Queues the computation of the global norm of `arrays` on `stream`, into `*result`. Sums are in
+/// double precision, in an order that does not depend on the number of threads.
 void enqueue_norm(mx::Stream stream, const std::vector<mx::array>& arrays, float* result);
 
 } // namespace mlx_opt::cpu

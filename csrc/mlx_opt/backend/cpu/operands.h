@@ -1,4 +1,4 @@
-// Arrays as the kernels take them.
+// Makes the kernels' operands from arrays.
 #pragma once
 
 #include <memory>
@@ -12,14 +12,13 @@ namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
 
-/// Makes operands and keeps their layouts. MLX keeps the buffers until the task is done.
+/// Makes operands and owns their layouts. MLX keeps the buffers until the task is done.
 class Operands {
  public:
   /// The array's elements in row-major order.
   Operand of(const mx::array& x);
 
-  /// The array's elements in the order in which they lie in memory where they lie without gaps,
-  /// else as `of`.
+  /// The array's elements in memory order if they have no gaps, else as `of`.
   Operand in_any_order(const mx::array& x);
 
  private:

@@ -1,4 +1,4 @@
-// The ranges of elements of a step that sums are taken over.
+// The ranges of elements over which a step takes partial sums.
 #pragma once
 
 #include <array>
@@ -20,7 +20,7 @@ struct Piece {
   Sums sums;
 };
 
-/// What a plan cuts the tensors into, in the order of its chunks.
+/// The pieces into which a plan cuts the tensors, in the order of its chunks.
 class Pieces {
  public:
   explicit Pieces(const Plan& plan) {
@@ -33,7 +33,7 @@ class Pieces {
     starts_.push_back(pieces_.size());
   }
 
-  /// Calls `function(piece)` for all, a chunk at a time on each thread.
+  /// Calls `function(piece)` for all pieces, one chunk at a time on each thread.
   template <typename Function>
   void for_each(Function&& function) {
     parallel_for(starts_.size() - 1, [&](int64_t chunk) {
@@ -43,7 +43,7 @@ class Pieces {
     });
   }
 
-  /// Of each tensor, over its pieces.
+  /// The sums of each tensor over its pieces.
   std::vector<Sums> sums(size_t tensors) const {
     std::vector<Sums> totals(tensors, Sums{});
     for (const Piece& piece : pieces_) {

@@ -50,10 +50,11 @@ int default_threads() {
   return static_cast<int>(threads);
 }
 
-// 0 until somebody sets the number or asks for it.
+// 0 until the number is set or first requested.
 std::atomic<int> chosen_threads{0};
 
-// The tasks of one call. A thread that comes late finds `next` spent and touches nothing else.
+// The tasks of one call. A thread that comes late finds `next` past the end and touches nothing
+// else.
 struct Job {
   const std::function<void(int64_t)>* task;
   int64_t count;
@@ -107,7 +108,7 @@ class Pool {
         std::thread(&Pool::serve, this, workers_).detach();
       }
     } catch (const std::system_error&) {
-      // The system gives no more threads: those there are do the work, and the next call tries
+      // The system has no more threads: the existing ones do the work, and the next call tries
       // again.
     }
   }
@@ -142,12 +143,12 @@ class Pool {
 // Never destroyed: MLX's stream threads, and the pool's own, may outlive static destructors.
 std::atomic<Pool*> instance{nullptr};
 
-// A forked child has none of the threads, and the mutexes as they happened to be: it makes a pool
-// of its own when it needs one. Nothing here may throw, which would end the child.
+// A forked child has none of the threads, and mutexes in an arbitrary state, so it makes a new pool
+// when it needs one. Nothing here may throw, which would end the child.
 [[maybe_unused]] const int fork_handler =
     pthread_atfork(nullptr, nullptr, [] { instance.store(nullptr); });
 
-// Without a lock, which a fork might leave locked in the child.
+// Uses no lock, because a fork might leave it locked in the child.
 Pool& pool() {
   Pool* current = instance.load();
   if (!current) {
@@ -169,7 +170,7 @@ int num_threads() {
   int threads = chosen_threads.load(std::memory_order_relaxed);
   if (threads == 0) {
     const int fallback = default_threads();
-    // Fails where another thread has just set a number, which `threads` is then.
+    // Fails if another thread has just set the number; `threads` is then that number.
     if (chosen_threads.compare_exchange_strong(threads, fallback, std::memory_order_relaxed)) {
       return fallback;
     }

@@ -1,4 +1,4 @@
-// The scalars of a step where a task reads them.
+// The scalars of a step, as its task reads them.
 #pragma once
 
 #include <vector>
@@ -17,7 +17,7 @@ class GroupScalars {
 
   std::vector<MLX_OPT_LEVEL::Hyper> hypers() const;
 
-  /// 0 if the group does not read it; so is the learning rate.
+  /// 0 if the group does not read it. The same holds for the learning rate.
   float step() const {
     return step_ ? static_cast<float>(*step_) : 0.0f;
   }
@@ -33,22 +33,22 @@ class GroupScalars {
   std::vector<const float*> traced_;
 };
 
-/// Addresses of the scalars of all groups, whose values are read when the task runs.
+/// The addresses of the scalars of all groups. Their values are read when the task runs.
 class StepScalars {
  public:
-  /// `inputs`: those of a primitive behind the operands.
+  /// `inputs`: the inputs of the primitive after the operands.
   StepScalars(const StepSpec& spec, const mx::array* const* inputs);
 
   const std::vector<GroupScalars>& groups() const {
     return groups_;
   }
 
-  /// What the gradients are multiplied with; 1 if they are not scaled.
+  /// The factor of the gradients; 1 if they are not scaled.
   float scale() const {
     return scale_ ? *scale_ : 1.0f;
   }
 
-  /// False if the step must leave everything as it is.
+  /// False if the step is skipped.
   bool is_applied() const;
 
  private:

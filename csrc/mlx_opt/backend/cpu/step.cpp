@@ -15,16 +15,17 @@
 namespace mlx_opt::cpu {
 namespace {
 
-// A chunk is long enough to pay for being handed out, and short enough that all threads end
+// A chunk is long enough to be worth handing to a thread, and short enough that all threads finish
 // together.
 constexpr int64_t shortest_chunk = 8192;
 constexpr int64_t longest_chunk = 65536;
 constexpr int64_t chunks_a_thread = 8;
 
-// Of a step of two passes, while the chunks are not too long.
+// The maximum number of chunks of a step of two passes, unless a chunk would be longer than
+// longest_chunk.
 constexpr int64_t max_chunks = 256;
 
-// What the tensors of a group share.
+// The scalars that the tensors of a group share.
 struct Group {
   std::vector<MLX_OPT_LEVEL::Hyper> hypers;
   float scalars[max_scalars];
@@ -36,7 +37,7 @@ struct Group {
 
 using Rates = std::array<float, max_sums>;
 
-// Everything the task reads, gathered while the arrays exist. MLX keeps their buffers.
+// Everything that the task reads, collected while the arrays exist. MLX keeps their buffers.
 struct StepTask {
   int fields; // of a tensor: the parameter and its slots
   const Kernel* kernel;
@@ -153,7 +154,8 @@ class Step : public Prepared {
       : stream_(stream), on_calling_thread_(mode == LaunchMode::on_calling_thread) {
     const auto [tensors, width] = spec.runs.at(0);
     const int fields = width - 1;
-    // Finding the kernel and the threads may throw, so it is done here and not when they run.
+    // Finding the kernel and starting the threads may throw, so both happen here and not in the
+    // task.
     task_ = std::make_shared<StepTask>(StepTask{
         fields, &kernel(spec.rule), num_threads(), StepScalars(spec, &inputs[tensors * width])});
     task_->groups = spec.groups;

@@ -13,7 +13,7 @@ namespace mlx_opt::cpu {
 
 namespace mx = mlx::core;
 
-/// A step over `inputs`, as StepSpec has them; `dtypes`: of the outputs.
+/// Prepares a step over `inputs`, which are those of StepSpec. `dtypes`: of the outputs.
 std::unique_ptr<Prepared> prepare(
     const StepSpec& spec,
     const ArrayRefs& inputs,

@@ -70,7 +70,7 @@ AdafactorStep::AdafactorStep(
   wait_for_last_but_one(stream);
   const size_t operands = spec.operand_count();
   launch_prepare(encoder_, uniforms_shape, spec, &inputs[operands], group_uniforms_);
-  // What is written needs no mention: the step is committed, so what follows is behind it.
+  // Outputs need not be declared: the step is committed, so later work of the stream runs after it.
   for (size_t i = 0; i < operands; ++i) {
     encoder_.set_input_array(*inputs[i]);
   }
@@ -90,7 +90,7 @@ void AdafactorStep::find_functions() {
   }
 }
 
-// One after the other: they depend on the scratch memory.
+// Launches run one after another, because each depends on the scratch memory.
 template <typename Args>
 void AdafactorStep::launch_passes(
     const AdafactorShare& share, const CUfunction* functions, Args& args) {
@@ -144,7 +144,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
   encoder_.add_temporary(group_uniforms_);
   encoder_.add_temporary(scratch_);
   encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
-  // Now, so that the GPU is at work while the host goes through the results.
+  // Commits now, so that the GPU works while the host walks over the results.
   encoder_.commit();
   note_step(stream_, encoder_);
 }

@@ -1,4 +1,4 @@
-// Adafactor's tiles. A block of 8 warps takes a tile, a warp every eighth of its lines.
+// Adafactor's tiles. A block of 8 warps processes one tile; each warp takes every eighth line.
 #pragma once
 
 namespace mlx_opt {
@@ -17,13 +17,14 @@ MLX_OPT_FN const Uniforms<Adafactor>& uniforms_of(
   return uniforms_of<Adafactor>(table.group_uniforms, tensor.group);
 }
 
-// The scale is that of all groups.
+// All groups have the same scale.
 template <typename Table>
 MLX_OPT_FN bool is_applied(const Table& table) {
   return !table.skip_nonfinite || is_finite(uniforms_of<Adafactor>(table.group_uniforms, 0).scale);
 }
 
-// The operands of elements, as AdafactorStrided has their strides.
+// Indices of the operands with one value for each element, in the order of AdafactorStrided's
+// strides.
 enum : int { parameter, mean, first_moment, gradient };
 
 constexpr int in_tensor[] = {0, 1, 3, 4};
@@ -40,16 +41,16 @@ MLX_OPT_FN Index place_of(const AdafactorStrided& args, Index i) {
   return at[operand];
 }
 
-// A tile of the matrices of a tensor as its gradient lies, or of the rows that what is not factored
-// is cut into.
+// A tile of a tensor's matrices in the orientation of its gradient in memory, or of the rows into
+// which a tensor that is not factored is divided.
 template <int vector_width>
 struct Tile {
   static constexpr int width = warp * vector_width;
 
   const AdafactorTensor& tensor;
-  unsigned index;        // among the tensor's tiles
-  unsigned matrix;       // that it is of
-  unsigned down, across; // its place there
+  unsigned index;        // of the tile in the tensor
+  unsigned matrix;       // index of its matrix
+  unsigned down, across; // its position in the matrix
   unsigned tiles_down;   // of a matrix
   Index lines, columns;  // of a matrix
   Index top;             // its first line, counted through all matrices
@@ -82,7 +83,8 @@ struct Tile {
         left < cuda::adafactor_rows ? static_cast<int>(left) : cuda::adafactor_rows};
   }
 
-  // The first element of line `line` of the tile, and how many it has there.
+  // The first element of the tile's line `line`, and the number of elements that the line has in
+  // the tile.
   __device__ __forceinline__ Index begin_of(int line) const {
     return (top + line) * columns + left;
   }
@@ -94,13 +96,14 @@ struct Tile {
     return count < width ? static_cast<int>(count) : width;
   }
 
-  // The column of the tile that lane `lane` of this thread is: neighbours where vectors are read.
+  // The tile's column that element `lane` of this thread is in: adjacent ones if vectors are
+  // loaded.
   __device__ __forceinline__ int column_of(int lane, bool vectors) const {
     const int own = threadIdx.x % warp;
     return vectors ? own * vector_width + lane : own + lane * warp;
   }
 
-  // This thread's part of a line; 0 behind its end.
+  // Loads this thread's part of a line; 0 past its end.
   template <int operand, typename Format, typename Table>
   __device__ __forceinline__ void load_line(
       const Table& table, int line, bool vectors, Raw<Format, vector_width>& to) const {
@@ -143,7 +146,7 @@ struct Tile {
     }
   }
 
-  // Whether every line is whole vectors of operands of these formats.
+  // True if every line consists of whole vectors of operands of these formats.
   template <typename... Formats, typename... Operands>
   __device__ __forceinline__ bool allows_vectors(const Operands*... operands) const {
     const void* const all[] = {operands...};
@@ -152,7 +155,7 @@ struct Tile {
   }
 };
 
-// The mean of the new means of a matrix's rows. All lanes have it.
+// The mean of the new means of a matrix's rows. All lanes return it.
 MLX_OPT_FN float mean_row(const AdafactorTensor& t, unsigned matrix) {
   const int rows = cuda::adafactor_threads / t.row_split;
   const Index blocks = (t.rows + rows - 1) / rows;
@@ -164,8 +167,8 @@ MLX_OPT_FN float mean_row(const AdafactorTensor& t, unsigned matrix) {
   return static_cast<float>(sum_over_warp(sum) / t.rows);
 }
 
-// The factors of a thread's columns, and of its warp's lines: line `warps * k` after the warp's
-// first has that of lane k.
+// The factors of a thread's columns and of its warp's lines: lane k holds that of the warp's line
+// number k.
 template <int vector_width>
 struct Factors {
   float of_columns[vector_width];
@@ -196,7 +199,7 @@ struct Factors {
   }
 };
 
-// The new running means of a part of a line, and their factors.
+// Updates the running means of a part of a line and computes their factors.
 template <int vector_width>
 MLX_OPT_FN void average_line(
     float (&v)[vector_width],
@@ -211,8 +214,8 @@ MLX_OPT_FN void average_line(
   }
 }
 
-// What is common to the passes over tiles. So many `lines` of a warp are loaded at once, so that
-// enough is on its way.
+// Common code of the passes over tiles. A warp loads `lines` lines at once, so that enough memory
+// reads are in flight.
 template <int vector_width, int lines = vector_width == 1 ? 1 : 4>
 struct Pass {
   static constexpr int at_once = lines;

@@ -1,5 +1,5 @@
-// What Adafactor makes of the sums that tiles leave: the means of rows and columns, and the rates
-// of each tensor.
+// Adafactor's reductions of the tiles' sums: the means of rows and columns, and each tensor's
+// rates.
 #pragma once
 
 namespace mlx_opt {
@@ -8,8 +8,8 @@ namespace MLX_OPT_LEVEL {
 // The sums of the squares of the rows, or of the columns, of one of a tensor's matrices.
 struct Sums {
   const float* first;
-  unsigned parts; // of each sum
-  Index stride;   // from part to part
+  unsigned parts; // number of partial sums of each sum
+  Index stride;   // between partial sums
 
   MLX_OPT_FN Sums of(const AdafactorTensor& t, bool rows, unsigned matrix, int vector_width) {
     const Index lines = t.transposed ? t.columns : t.rows;
@@ -25,8 +25,8 @@ struct Sums {
   }
 };
 
-// A block takes some rows or columns of a matrix, `split` threads each, and leaves the rows' new
-// means or the columns' factors.
+// A block processes some rows or columns of a matrix, with `split` threads for each, and writes the
+// rows' new means or the columns' factors.
 template <typename Row, typename Column, typename NewRow, typename NewColumn, int vector_width>
 struct AdafactorMeans {
   template <typename Table>
@@ -53,7 +53,7 @@ struct AdafactorMeans {
     return (count + each - 1) / each;
   }
 
-  // Thread 0 has the sum of the new means.
+  // Thread 0 returns the sum of the new means.
   template <typename Format, typename New, bool rows, typename Table>
   MLX_OPT_FN double average(
       const Table& table, const AdafactorTensor& t, unsigned matrix, Index block, int split) {
@@ -89,7 +89,7 @@ struct AdafactorMeans {
     return rows ? sum_over_block<cuda::adafactor_threads>(value[0]) : 0.0;
   }
 
-  // The thread of part 0 has the sum.
+  // The thread of part 0 returns the sum.
   MLX_OPT_FN double sum_parts(
       const Sums& sums, Index own, Index count, int part, int split, int each) {
     __shared__ double partial[cuda::adafactor_threads];
@@ -123,7 +123,7 @@ struct AdafactorMeans {
   }
 };
 
-// A block for each tensor.
+// One block for each tensor.
 template <typename Table>
 MLX_OPT_FN void adafactor_rates(const Table& table) {
   const AdafactorTensor& t = table.tensors[blockIdx.x];

@@ -1,11 +1,11 @@
-// The programs of Adafactor's kernels.
+// The source text of Adafactor's kernels.
 #include "mlx_opt/backend/cuda/kernel_program.h"
 #include "mlx_opt/backend/gpu/formats.h"
 
 namespace mlx_opt::cuda {
 namespace {
 
-// The file and the name of a pass.
+// The file and the class of a pass.
 struct Definition {
   const char* file;
   const char* name;

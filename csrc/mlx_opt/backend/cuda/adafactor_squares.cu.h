@@ -1,14 +1,15 @@
-// Adafactor's passes that add up: the squares of gradient and parameter, and those of the update.
+// Adafactor's passes that sum squares: those of the gradient and the parameter, and those of the
+// update.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// Sums of columns take registers, so fewer lines of halves are loaded at once.
+// The column sums need registers, so fewer lines of half-precision elements are loaded at once.
 template <int vector_width>
 using SquaresPass = Pass<vector_width, vector_width == 1 ? 1 : 16 / vector_width>;
 
-// W, G: the formats of the parameter and of the gradient.
+// W, G: the formats of the parameter and the gradient.
 template <typename W, typename G, int vector_width>
 struct AdafactorSquares : SquaresPass<vector_width> {
   using Own = SquaresPass<vector_width>;
@@ -87,7 +88,7 @@ struct AdafactorSquares : SquaresPass<vector_width> {
   }
 };
 
-// V, G: the formats of the means of the squares of elements and of the gradient.
+// V, G: the formats of the running means of elements and of the gradient.
 template <typename V, typename G, int vector_width>
 struct AdafactorUpdateSquares : Pass<vector_width> {
   using Pass<vector_width>::at_once;

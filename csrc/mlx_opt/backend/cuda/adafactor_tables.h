@@ -1,30 +1,31 @@
-// What Adafactor's kernels take, besides tables.h: the host's compiler and NVRTC both read this.
+// The parameters of Adafactor's kernels, besides tables.h. Compiled by the host's compiler and by
+// NVRTC.
 #pragma once
 #include "tables.h"
 
 namespace mlx_opt {
 namespace cuda {
 
-// Its matrices are cut into tiles of as many rows, and of as many columns as a warp takes at once;
-// what is not factored lies in rows of that width. As many threads make the means of rows and
-// columns, and the rates of a tensor.
+// Matrices are divided into tiles of adafactor_rows rows, as wide as a warp loads at once. Tensors
+// that are not factored are divided into rows of that width. adafactor_threads threads compute the
+// means of rows and columns, and a tensor's rates.
 constexpr int adafactor_rows = 128;
 constexpr int adafactor_threads = 1024;
 
-// Where a tensor's sums, means and rates are between the passes.
+// A tensor's memory between the passes: sums, means and rates.
 struct AdafactorScratch {
-  double* squares;       // of the parameter, then of the update: a sum for each tile
-  double* totals;        // of the rows' new means: a sum for each block that makes them
-  float* line_sums;      // of squares, as the gradient lies: [tiles across][lines of all matrices]
+  double* squares;       // sums of squares of the parameter, then of the update: one for each tile
+  double* totals;        // sums of the rows' new means: one for each block that computes them
+  float* line_sums;      // of squares, along the gradient: [tiles across][lines of all matrices]
   float* column_sums;    // [tiles down, of all matrices][columns]
   float* row_means;      // new, of all matrices
   float* column_factors; // of all matrices
   float* rates;
 };
 
-// Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
-// transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
-// of a column.
+// `rows` and `columns` are those of each matrix. `transposed`: the gradient's matrices are stored
+// transposed, so its lines are the columns. `row_split`, `column_split`: how many threads add up
+// the partial sums of a row, of a column.
 struct AdafactorTensor {
   const void* in[5]; // parameter; means of rows or of elements; of columns; first moment; gradient
   void* out[4];
@@ -37,7 +38,7 @@ struct AdafactorTensor {
   unsigned short group;
 };
 
-// `group_uniforms`: as of Table. `skip_nonfinite`: true if the step is skipped where the gradients'
+// `group_uniforms`: as in Table. `skip_nonfinite`: true if the step is skipped where the gradients'
 // scale is not finite.
 template <int capacity>
 struct AdafactorTable {
@@ -47,8 +48,8 @@ struct AdafactorTable {
   AdafactorTensor tensors[capacity];
 };
 
-// A tensor with operands of any layout. That of the elements has the strides of the parameter, the
-// running means, the first moment and the gradient.
+// A tensor with operands of any layout. `elements`: the strides of the parameter, the running
+// means, the first moment and the gradient.
 struct AdafactorStrided {
   const float* group_uniforms;
   int count;

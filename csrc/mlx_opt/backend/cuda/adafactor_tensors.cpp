@@ -16,7 +16,7 @@ int64_t divided_up(int64_t x, int64_t unit) {
   return (x + unit - 1) / unit;
 }
 
-// How many threads add up `parts` sums, so that none has many and all are a block.
+// How many threads add up `parts` partial sums, so that each has few and all of them fit a block.
 short split_of(int64_t parts) {
   short split = 1;
   while (split < 32 && parts > 8 * split) {
@@ -25,7 +25,7 @@ short split_of(int64_t parts) {
   return split;
 }
 
-// How a tensor is cut: as its gradient lies.
+// The division of a tensor into tiles, in the orientation of its gradient in memory.
 struct Tiling {
   int64_t lines, columns, down, across;
 
@@ -44,7 +44,7 @@ int64_t column_blocks(const AdafactorTensor& t) {
   return divided_up(t.columns, adafactor_threads / t.column_split);
 }
 
-// Gives out the parts of a tensor's scratch from `at` on, or, with null, counts the bytes.
+// Assigns the parts of a tensor's scratch memory from `at` on; if `at` is null, counts the bytes.
 class Allotment {
  public:
   explicit Allotment(char* begin) : begin_(begin) {}
@@ -80,8 +80,8 @@ AdafactorScratch scratch_of(const AdafactorTensor& t, int vector_width, Allotmen
   return scratch;
 }
 
-// Operands as AdafactorTensor has them. What there is not is another, so that it tells no kernels
-// apart.
+// The operands of an AdafactorTensor. A missing operand is replaced by another, so that it does not
+// lead to another kernel.
 struct Operands {
   const mx::array* in[5];
   AdafactorKey key;
@@ -104,7 +104,7 @@ struct Operands {
     return std::all_of(in, in + count, [](const mx::array* x) { return is_contiguous(*x); });
   }
 
-  // Of elements: what is of columns does not go through a pass over them.
+  // True for the operands of elements; those of columns have passes of their own.
   bool all_are_halves() const {
     for (int k : {0, 1, 3}) {
       if (key.from[k] == Storage::float32 || key.to[k] == Storage::float32) {
@@ -143,7 +143,8 @@ AdafactorStrided layouts_of(const Operands& x, bool factored) {
   return args;
 }
 
-// The shape of its matrices, or of the rows that what is not factored is cut into.
+// Sets the shape of the tensor's matrices, or of the rows into which a tensor that is not factored
+// is divided.
 void set_shape(AdafactorTensor& tensor, const mx::array& w, int vector_width) {
   tensor.size = static_cast<int64_t>(w.size());
   if (tensor.factored) {
@@ -246,7 +247,7 @@ void AdafactorShares::place(char* scratch, const Buffers& outputs) {
     for (size_t i = 0; i < share.tensors.size(); ++i) {
       AdafactorTensor& tensor = share.tensors[i];
       tensor.scratch = scratch_of(tensor, share.key.vector_width, allotment);
-      // AdafactorTensor has room for means of columns; not every tensor has them.
+      // AdafactorTensor has a place for means of columns, which not every tensor has.
       size_t position = share.positions[i];
       for (int k = 0; k < 4; ++k) {
         if ((k == 2 && !tensor.factored) || (k == 3 && !first_moment_)) {

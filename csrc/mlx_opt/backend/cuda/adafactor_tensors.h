@@ -1,4 +1,4 @@
-// The tensors of a step of Adafactor as its kernels take them, by the kernels that serve them.
+// The tensors of a step of Adafactor, grouped by the kernels that process them.
 #pragma once
 
 #include <array>
@@ -17,11 +17,11 @@ namespace mlx_opt::cuda {
 
 namespace mx = mlx::core;
 
-/// Launches of a step behind that of the scalars.
+/// Number of launches of a step after that of the scalars.
 inline constexpr int adafactor_passes = 5;
 
-/// What tells the kernels of tensors apart: storages of the operands of AdafactorTensor, and
-/// elements of a thread in a line.
+/// Identifies the kernels of a tensor: the storages of AdafactorTensor's operands, and the number
+/// of elements that a thread has in a line.
 struct AdafactorKey {
   std::array<Storage, 5> from;
   std::array<Storage, 4> to;
@@ -30,28 +30,28 @@ struct AdafactorKey {
   bool operator==(const AdafactorKey&) const = default;
 };
 
-/// The tensors that the same kernels serve.
+/// The tensors that the same kernels process.
 struct AdafactorShare {
   AdafactorKey key;
   std::array<AdafactorKernel, adafactor_passes> kernels;
   std::vector<AdafactorTensor> tensors = {};
   std::vector<AdafactorStrided> layouts =
-      {};                             // of each tensor, where operands may lie anyhow; or none
-  std::vector<size_t> positions = {}; // of each tensor's parameter among the outputs
+      {};                             // of each tensor if the layouts are arbitrary, else empty
+  std::vector<size_t> positions = {}; // index of each tensor's parameter among the outputs
 
-  /// Blocks of a pass for a tensor.
+  /// Number of blocks that a pass has for a tensor.
   unsigned blocks(int pass, const AdafactorTensor& tensor) const;
 };
 
 class AdafactorShares {
  public:
-  /// `spec`: its runs are of vectors and of matrices. `dtypes`: of the outputs.
+  /// `spec`: its runs are the vectors, then the matrices. `dtypes`: of the outputs.
   AdafactorShares(
       const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
   int64_t scratch_bytes() const;
 
-  /// Where the tensors' scratch and results are to be.
+  /// Sets the addresses of the tensors' scratch memory and results.
   void place(char* scratch, const Buffers& outputs);
 
   std::vector<AdafactorShare>& all() {

@@ -4,8 +4,8 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// W, V, M, G: the formats of the parameter, of the means of the squares of elements, of the first
-// moment and of the gradient; then those of the new ones.
+// W, V, M, G: the formats of the parameter, the running means of elements, the first moment and the
+// gradient; then those of the results.
 template <
     typename W,
     typename V,
@@ -18,7 +18,7 @@ template <
     int vector_width>
 struct AdafactorUpdate : Pass<vector_width> {
   using Pass<vector_width>::at_once;
-  // A transposed gradient goes through shared memory by so many of its rows.
+  // Rows of a transposed gradient that go through shared memory at once.
   static constexpr int rows_at_once = warp;
   static constexpr int parts = cuda::adafactor_rows / warp;
 
@@ -103,8 +103,8 @@ struct AdafactorUpdate : Pass<vector_width> {
     }
   }
 
-  // The tile's lines are columns of the matrix, and its columns the rows. The gradient is read down
-  // the columns into shared memory, the rest along the rows.
+  // The tile's lines are the matrix's columns. The gradient is read down the columns into shared
+  // memory, the other operands along the rows.
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table, const Tile<vector_width>& tile) {
     __shared__ float strip[rows_at_once][cuda::adafactor_rows + 1];
@@ -129,7 +129,8 @@ struct AdafactorUpdate : Pass<vector_width> {
     }
   }
 
-  // Of the thread's columns; and of its warp's rows, that of row `warps * k` with lane k.
+  // The factors of the thread's columns and of its warp's rows: lane k holds that of row `warps *
+  // k`.
   struct TransposedFactors {
     float of_columns[parts];
     float of_rows;
@@ -244,7 +245,7 @@ struct AdafactorUpdate : Pass<vector_width> {
     }
   }
 
-  // What stands for the update where the step is skipped.
+  // Copies the operands to the results if the step is skipped.
   template <typename Table>
   MLX_OPT_FN void copy_through(const Table& table, const Tile<vector_width>& tile) {
     const AdafactorTensor& t = tile.tensor;

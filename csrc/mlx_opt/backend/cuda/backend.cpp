@@ -1,4 +1,4 @@
-// What libmlx_opt asks for.
+// The CUDA implementation of gpu::Backend.
 #include "mlx_opt/backend/cuda/adafactor.h"
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/memory.h"
@@ -34,7 +34,7 @@ class Backend : public gpu::Backend {
     wait_for_last_but_one(stream);
   }
 
-  // 0.4 microseconds to 2 each, after the GPU is done.
+  // A query takes 0.4 to 2 microseconds after the GPU is done.
   bool has_costly_events() const override {
     return true;
   }

@@ -6,7 +6,7 @@ namespace MLX_OPT_LEVEL {
 
 constexpr int warp = 32;
 
-// All lanes have the sum.
+// All lanes return the sum.
 template <typename T>
 MLX_OPT_FN T sum_over_warp(T x) {
 #pragma unroll
@@ -16,7 +16,7 @@ MLX_OPT_FN T sum_over_warp(T x) {
   return x;
 }
 
-// The sum of `x` over the threads of a block; thread 0 has it.
+// The sum of `x` over the threads of a block, returned by thread 0.
 template <int count>
 MLX_OPT_FN double sum_over_block(double x) {
   __shared__ double sums[count];
@@ -30,7 +30,7 @@ MLX_OPT_FN double sum_over_block(double x) {
   return sums[0];
 }
 
-// Several at once, in place, with one barrier; thread 0 has them. Once in a kernel.
+// Several sums, in place, with one barrier; thread 0 has the results. Call it once in a kernel.
 template <int threads, int count>
 MLX_OPT_FN void sums_over_block(double (&x)[count]) {
   constexpr int warps = threads / warp;

@@ -37,7 +37,7 @@ std::string digits(uint64_t x) {
   return text;
 }
 
-// The first line of an entry, which a damaged one does not have: of the value, its length and hash.
+// The first line of an entry: the value's length and hash, by which a damaged entry is detected.
 std::string header_of(const std::string& value) {
   return "mlx_opt 1 " + digits(value.size()) + " " + digits(hash(value, seed)) + "\n";
 }
@@ -46,7 +46,7 @@ std::string name_of(const std::string& key) {
   return digits(hash(key, seed)) + digits(hash(key, other_seed));
 }
 
-// An entry, or a file on its way to be one; other files in the folder are left alone.
+// True for an entry or a file that will become one; other files in the folder are left alone.
 bool is_own_name(const std::string& name) {
   return name.size() >= 32 && name.find_first_not_of("0123456789abcdef.") == std::string::npos;
 }
@@ -56,14 +56,14 @@ std::string from_environment(const char* name) {
   return value ? value : "";
 }
 
-// Without a slash or a dot at the end, behind which the system would follow a link.
+// Removes a trailing slash or dot, because with one the system follows a symbolic link.
 fs::path without_end(const fs::path& folder) {
   const fs::path path = folder.lexically_normal();
   return path.has_filename() ? path : path.parent_path();
 }
 
-// An open file or folder. What is asked about it is asked of the descriptor: whatever its path
-// leads to by then does not matter.
+// An open file or folder. All checks use the descriptor, so it does not matter if the path leads
+// elsewhere by then.
 class Descriptor {
  public:
   explicit Descriptor(int descriptor) : descriptor_(descriptor) {}
@@ -81,7 +81,7 @@ class Descriptor {
     return descriptor_;
   }
 
-  // The file's size if it is a file or a folder, as `type` says, that only the user can write to.
+  // The size if it is of `type`, a file or a folder, and only the user can write to it.
   std::optional<uint64_t> size_if_private(mode_t type) const {
     struct stat status;
     if (descriptor_ < 0 || fstat(descriptor_, &status) != 0 || (status.st_mode & S_IFMT) != type ||
@@ -115,7 +115,7 @@ class Descriptor {
     return true;
   }
 
-  // False if something written is lost, which some file systems say only here.
+  // False if written data is lost, which some file systems report only here.
   bool close() {
     const int descriptor = std::exchange(descriptor_, -1);
     return descriptor < 0 || ::close(descriptor) == 0;
@@ -146,7 +146,7 @@ void make_room(const Descriptor& folder, uint64_t limit) {
   };
   std::vector<Entry> entries;
   uint64_t total = 0;
-  // A descriptor of its own, which the listing closes.
+  // The listing closes its descriptor, so it needs its own.
   const int descriptor = openat(folder.get(), ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   DIR* listing = fdopendir(descriptor);
   if (!listing) {
@@ -191,7 +191,7 @@ Cache Cache::of_user() {
 
 std::optional<std::string> Cache::find(const std::string& key) const {
   const Descriptor folder = open_folder(folder_);
-  // Something that is not a file may let its readers wait.
+  // O_NONBLOCK, because opening something that is not a file might block.
   const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
   const Descriptor file(openat(folder.get(), name_of(key).c_str(), flags));
   const auto size = file.size_if_private(S_IFREG);
@@ -210,7 +210,7 @@ std::optional<std::string> Cache::find(const std::string& key) const {
   return value;
 }
 
-// Through a file of its own that is renamed: another process sees all of it or nothing.
+// Writes a temporary file and renames it, so that another process sees all of the entry or nothing.
 void Cache::store(const std::string& key, const std::string& value) const {
   make_folder(folder_);
   const Descriptor folder = open_folder(folder_);
@@ -220,7 +220,7 @@ void Cache::store(const std::string& key, const std::string& value) const {
   }
   make_room(folder, limit_ - text.size());
   const std::string name = name_of(key);
-  // Unlike any other process's and thread's; if not, it is not opened.
+  // A name that no other process or thread uses; if it exists, it is not opened.
   const auto now = std::chrono::system_clock::now().time_since_epoch().count();
   const std::string temporary = name + "." + std::to_string(getpid()) + "." + std::to_string(now);
   const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;

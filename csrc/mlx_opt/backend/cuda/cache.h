@@ -1,4 +1,4 @@
-// Compiled programs kept on disk. Knows neither CUDA nor MLX.
+// A cache of compiled programs on disk. Depends on neither CUDA nor MLX.
 #pragma once
 
 #include <cstdint>
@@ -8,23 +8,24 @@
 
 namespace mlx_opt::cuda {
 
-/// A folder of entries that only the user can write to. It is not used if somebody else owns it or
-/// can write to it, or if it is a symbolic link; nor is such a file in it. That it cannot be read
-/// or written is no error: then nothing is kept.
+/// A folder of entries that only the user can write to. A folder that somebody else owns or can
+/// write to, or that is a symbolic link, is not used; nor is such a file in it. If the folder
+/// cannot be read or written, nothing is cached, which is not an error.
 class Cache {
  public:
   static constexpr uint64_t default_limit = uint64_t{64} << 20;
 
-  /// `limit`: the most bytes that all entries may have together.
+  /// `limit`: the maximum size of all entries together, in bytes.
   explicit Cache(const std::filesystem::path& folder, uint64_t limit = default_limit);
 
-  /// In the folder that MLX_OPT_CACHE_DIR names, else mlx_opt in XDG_CACHE_HOME or ~/.cache.
+  /// The cache in the folder that MLX_OPT_CACHE_DIR names, else in mlx_opt in XDG_CACHE_HOME or
+  /// ~/.cache.
   static Cache of_user();
 
-  /// What is kept under `key`, a text of any length; nothing if the entry is missing or damaged.
+  /// The value of `key`, a text of any length; nothing if the entry is missing or damaged.
   std::optional<std::string> find(const std::string& key) const;
 
-  /// Removes the oldest entries if there would be more than the limit.
+  /// Stores a value, and removes the oldest entries if the limit is exceeded.
   void store(const std::string& key, const std::string& value) const;
 
   const std::filesystem::path& folder() const {

@@ -1,10 +1,10 @@
-// The kernel of clipping: what the gradients are multiplied with.
+// The kernel that computes the gradient scale.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// By one thread.
+// Run by one thread.
 MLX_OPT_FN void clip(const cuda::Clip& from) {
   *from.scale = Clipping::scale(
       *from.norm,

@@ -1,10 +1,10 @@
-// Where a block finds its tensor, and an element its place.
+// Finds the tensor of a block, and the addresses of an element.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// The tensor that block `index` of a launch belongs to, by the member that is each one's first.
+// The tensor of block `index` of a launch. `first`: the member that holds a tensor's first block.
 template <auto first, typename Table>
 MLX_OPT_FN const auto& find(const Table& table, unsigned index) {
   int low = 0;
@@ -24,7 +24,7 @@ MLX_OPT_FN Index size_of(const cuda::Extent& tensor) {
   return static_cast<Index>(tensor.size);
 }
 
-// Where element `index` of a tensor of any layout lies in each of its operands.
+// The offsets of element `index` of a tensor of any layout in each of its operands.
 template <int count>
 MLX_OPT_FN void locate(const cuda::Layout<count>& layout, Index index, Index (&at)[count]) {
 #pragma unroll

@@ -6,7 +6,7 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// Of each step the event behind it.
+// Holds the event that follows each step.
 gpu::InFlight<CUevent>& in_flight() {
   static auto* steps = new gpu::InFlight<CUevent>;
   return *steps;

@@ -1,4 +1,4 @@
-// What tells kernels apart. Knows neither CUDA nor MLX.
+// The keys that identify kernels. Depends on neither CUDA nor MLX.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@
 
 namespace mlx_opt::cuda {
 
-/// The most operands that a kernel reads of a tensor, and the most that it writes.
+/// The maximum number of operands of a tensor that a kernel reads, and that it writes.
 inline constexpr int max_operands = 24;
 
 /// The storages of a tensor's operands, in order.
@@ -28,7 +28,7 @@ class Storages {
     }
   }
 
-  /// There must be room: at most max_operands.
+  /// The caller makes sure that there are fewer than max_operands.
   void add(Storage storage) {
     all_[count_++] = storage;
   }
@@ -47,19 +47,19 @@ class Storages {
 
   auto operator<=>(const Storages&) const = default;
 
-  // A step compares the storages of every tensor, so this is done by words.
+  // Compares whole words, because a step compares the storages of every tensor.
   bool operator==(const Storages& other) const {
     return std::memcmp(this, &other, sizeof *this) == 0;
   }
 
  private:
   uint8_t count_ = 0;
-  std::array<Storage, max_operands> all_{}; // float32 from the count on
+  std::array<Storage, max_operands> all_{}; // float32 past the count
 };
 
 static_assert(std::has_unique_object_representations_v<Storages>);
 
-/// Computes the scalars of a rule for each group, of up to `capacity` groups.
+/// Computes a rule's uniforms for up to `capacity` groups.
 struct PrepareKernel {
   std::string_view rule;
   int hypers;
@@ -68,27 +68,27 @@ struct PrepareKernel {
   auto operator<=>(const PrepareKernel&) const = default;
 };
 
-/// How an update goes through a tensor. flat: all operands are contiguous. transposed: all but the
-/// gradient, which is a transposed matrix. strided: any layout.
+/// How a kernel walks over a tensor. flat: all operands are contiguous. transposed: the gradient is
+/// a transposed matrix, the other operands are contiguous. strided: any layout.
 enum class Walk : uint8_t { flat, transposed, strided };
 
-/// What an update does with a tensor. whole: all of it, by an elementwise rule. Of a rule of two
-/// passes, state: the state, and each chunk's sums; finish: the parameter, from the new state.
+/// What a kernel updates. whole: everything, by an elementwise rule. For a rule of two passes,
+/// state: the slots, and each chunk's sums; finish: the parameter, from the new slots.
 enum class Pass : uint8_t { whole, state, finish };
 
-/// Updates tensors by a rule, in tables of `capacity`. That is 0 for a strided tensor, which has a
+/// Updates tensors by a rule, in tables of `capacity` tensors; 0 for a strided tensor, which has a
 /// launch of its own.
 struct UpdateKernel {
   Walk walk;
   Scaling scaling;
   int capacity;
-  Storages in;  // parameter, state, and of a pass that reads it the gradient
-  Storages out; // parameter, state, as far as the pass writes them
+  Storages in;  // parameter, slots, and the gradient if the pass reads it
+  Storages out; // parameter and slots that the pass writes
   std::string_view rule;
   Pass pass = Pass::whole;
 
-  /// The addresses that a tensor has of what the kernel reads, and of what it writes. The last of
-  /// these is in `state` where the tensor's sums go, in `finish` where its rates are.
+  /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
+  /// these is the tensor's sums in the pass `state`, its rates in `finish`.
   int inputs() const {
     return in.count();
   }
@@ -99,7 +99,7 @@ struct UpdateKernel {
   auto operator<=>(const UpdateKernel&) const = default;
 };
 
-/// Makes the rates of tensors of the sums of their chunks, in tables of `capacity`.
+/// Computes the rates of tensors from the sums of their chunks, in tables of `capacity` tensors.
 struct RatesKernel {
   std::string_view rule;
   int capacity;
@@ -107,8 +107,8 @@ struct RatesKernel {
   auto operator<=>(const RatesKernel&) const = default;
 };
 
-/// Sums the squares of tensors by chunks, in tables of `capacity`, which is 0 for one that is
-/// strided.
+/// Sums the squares of each chunk of tensors, in tables of `capacity` tensors; 0 for a strided
+/// tensor.
 struct SquaresKernel {
   Storage storage;
   int capacity;
@@ -116,25 +116,25 @@ struct SquaresKernel {
   auto operator<=>(const SquaresKernel&) const = default;
 };
 
-/// Adds up those sums and takes the root.
+/// Adds up the chunks' sums and takes the square root.
 struct NormKernel {
   auto operator<=>(const NormKernel&) const = default;
 };
 
-/// Computes what gradients of a norm are multiplied with.
+/// Computes the gradient scale from the norm.
 struct ClipKernel {
   auto operator<=>(const ClipKernel&) const = default;
 };
 
-/// The launches of Adafactor behind that of the scalars, in order.
+/// Adafactor's launches after that of the scalars, in order.
 enum class AdafactorPass : uint8_t { squares, means, update_squares, rates, update };
 
-/// A pass over tensors in tables of `capacity`, which is 0 for one that is strided. Storages are,
-/// in this order, where the pass has them: of the parameter, of the means of the squares of
-/// elements (or of rows, then of columns), of the first moment and of the gradient.
+/// A pass over tensors in tables of `capacity` tensors; 0 for a strided tensor. The storages are
+/// those that the pass uses, in this order: the parameter, the running means of elements (or of
+/// rows, then of columns), the first moment and the gradient.
 struct AdafactorKernel {
   AdafactorPass pass;
-  bool first_moment; // whether there is one; false but for AdafactorPass::update
+  bool first_moment; // true if there is one; used by AdafactorPass::update only
   int vector_width;  // elements of a thread in a line; 0 for AdafactorPass::rates
   int capacity;
   Storages in;
@@ -143,7 +143,7 @@ struct AdafactorKernel {
   auto operator<=>(const AdafactorKernel&) const = default;
 };
 
-/// Kernels are the same if all of this is.
+/// Two keys are equal if they stand for the same kernel.
 using Kernel = std::variant<
     PrepareKernel,
     UpdateKernel,

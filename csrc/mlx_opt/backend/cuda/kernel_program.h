@@ -1,4 +1,4 @@
-// What the programs of kernels are written from.
+// Builds the programs of kernels.
 #pragma once
 
 #include <string>
@@ -8,13 +8,13 @@
 
 namespace mlx_opt::cuda {
 
-/// The files of the kernels. Made by the build.
+/// The kernels' source files, which the build embeds.
 const gpu::Texts& texts();
 
 struct Program {
-  std::string files;     // contents of those that it needs
-  std::string parameter; // type of the kernel's only one, in namespace mlx_opt::cuda
-  std::string call;      // of a function that takes it, in the rules' namespace
+  std::string files;     // contents of the source files that it needs
+  std::string parameter; // type of the kernel's parameter, in namespace mlx_opt::cuda
+  std::string call;      // name of the function that takes it, in the rules' namespace
   std::string
       bounds; // arguments of __launch_bounds__, the first of namespace mlx_opt::cuda; or empty
 };

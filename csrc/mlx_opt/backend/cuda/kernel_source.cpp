@@ -23,7 +23,7 @@ const char* name_of(Walk walk) {
   return "";
 }
 
-// Table<1, 1, 56>, or Strided<1, 1> where there is none.
+// Table<1, 1, 56>, or Strided<1, 1> if the capacity is 0.
 std::string table_of(int inputs, int outputs, int capacity) {
   const std::string width = std::to_string(inputs) + ", " + std::to_string(outputs);
   return capacity ? "Table<" + width + ", " + std::to_string(capacity) + ">"
@@ -68,7 +68,7 @@ std::string pass_of(const UpdateKernel& kernel) {
   return "";
 }
 
-// Those of the kernels of a rule's passes.
+// The files of the kernels of a rule's passes.
 std::string files_of_passes(std::string_view rule_header, bool two_passes) {
   const std::string rule = joined(texts(), {"portable.h"}) + std::string(rule_header);
   const std::string walks = joined(
@@ -84,7 +84,7 @@ Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
       files_of_passes(rule_header, kernel.pass != Pass::whole),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
-      // Left to itself the compiler goes for the most blocks, and spills registers for them.
+      // Otherwise the compiler aims for the most blocks and spills registers for them.
       kernel.walk == Walk::transposed ? "threads, 4" : "threads"};
 }
 

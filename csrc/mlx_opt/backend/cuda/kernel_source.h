@@ -1,4 +1,5 @@
-// The text that NVRTC compiles. Knows neither CUDA nor MLX, so that it can be tested without.
+// Builds the text that NVRTC compiles. Depends on neither CUDA nor MLX, so that it can be tested
+// without them.
 #pragma once
 
 #include <string>
@@ -14,7 +15,7 @@ inline constexpr const char* kernel_name = "mlx_opt_kernel";
 /// The whole program of a kernel: the files that it needs and an instantiation.
 std::string source(const Kernel& kernel);
 
-/// The same, of a rule that this header defines.
+/// The same for a rule that `rule_header` defines.
 std::string source(const UpdateKernel& kernel, std::string_view rule_header);
 
 } // namespace mlx_opt::cuda

@@ -22,8 +22,9 @@ std::shared_ptr<mx::Primitive> cast_on(mx::Stream stream) {
 
 } // namespace
 
-// MLX does not export its allocation of device memory, but its ops use it, and a cast sizes its
-// result by the input's buffer while it copies as many elements as the array has: none here.
+// MLX does not export its allocator of device memory, but its ops use it. A cast allocates its
+// result with the size of the input's buffer and copies as many elements as the array has: none
+// here.
 Data device_memory(size_t bytes, mx::Stream stream) {
   if (bytes == 0) {
     return mx::allocator::malloc(0);

@@ -1,4 +1,4 @@
-// Device memory for what is not donated.
+// Allocates device memory for outputs that get no donated buffer.
 #pragma once
 
 #include "mlx/array.h"
@@ -8,8 +8,8 @@ namespace mlx_opt::cuda {
 
 namespace mx = mlx::core;
 
-/// A buffer from MLX's pool of device memory. MLX's own `allocator::malloc` would give managed
-/// memory, whose first use by the GPU costs page faults.
+/// A buffer from MLX's pool of device memory. MLX's own `allocator::malloc` returns managed memory,
+/// whose first use by the GPU costs page faults.
 mx::array::Data device_memory(size_t bytes, mx::Stream stream);
 
 } // namespace mlx_opt::cuda

@@ -1,4 +1,4 @@
-// Kernels ready to be launched.
+// Loads kernels.
 #pragma once
 
 #include <cuda.h>
@@ -8,12 +8,12 @@
 
 namespace mlx_opt::cuda {
 
-/// The kernel on `device`, the current one: compiled or read from disk when first asked for, and
-/// kept for the life of the process. Throws std::runtime_error with what is missing.
+/// The kernel on `device`, which must be the current one. It is compiled or read from disk on the
+/// first call and kept for the life of the process. Throws std::runtime_error with the reason if
+/// that fails.
 CUfunction function(const Kernel& kernel, const mlx::core::cu::Device& device);
 
-/// How many tensors a table holds, each a record of so many bytes, for a launch over `tensors` of
-/// them.
+/// The capacity of a table of records of `record` bytes, for a launch over `tensors` of them.
 int table_capacity(size_t record, size_t tensors, const mlx::core::cu::Device& device);
 
 } // namespace mlx_opt::cuda

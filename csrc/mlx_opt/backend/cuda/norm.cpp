@@ -22,9 +22,9 @@ int64_t chunks_of(const Extent& tensor) {
   return (static_cast<int64_t>(tensor.size) + norm_chunk - 1) / norm_chunk;
 }
 
-// The tensors, by how they are read. `out[0]` of each is the place of its first sum.
+// The tensors, sorted by layout. `out[0]` of each is the address of its first sum.
 struct Operands {
-  std::map<Storage, std::vector<Dense>> dense; // every element of the buffer is one of the tensor
+  std::map<Storage, std::vector<Dense>> dense; // without gaps, in any order
   std::vector<std::pair<Storage, Scattered>> strided;
   int64_t chunks = 0;
 
@@ -60,7 +60,8 @@ void Operands::place(double* sums) {
   }
 }
 
-// Each launch as if it had written all sums: one after the other, without branches, as a step's.
+// Each launch declares that it writes all sums, so that they run one after another without
+// branches, as a step's do.
 void launch_dense(
     cu::CommandEncoder& encoder,
     Storage storage,

@@ -1,10 +1,10 @@
-// The kernel of the global norm: the root of the sum of what squares.cu.h has left.
+// The kernel of the global norm: the square root of the total of the sums from squares.cu.h.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// By one block.
+// Run by one block.
 MLX_OPT_FN void norm(const cuda::Sums& sums) {
   double sum = 0.0;
   for (long long i = threadIdx.x; i < sums.count; i += cuda::norm_threads) {

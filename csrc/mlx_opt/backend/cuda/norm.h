@@ -1,4 +1,4 @@
-// The norm of many tensors together, on an NVIDIA GPU.
+// The global norm of many tensors on an NVIDIA GPU.
 #pragma once
 
 #include <vector>
@@ -9,13 +9,13 @@ namespace mlx_opt::cuda {
 
 namespace mx = mlx::core;
 
-/// Queues on `stream`: `output`, a float32, = the square root of the sum of the squares of all
-/// elements, summed in double precision in an order that depends on the shapes alone.
+/// Queues the computation of the global norm of `arrays` on `stream`, into `output`, a float32.
+/// Sums are in double precision, in an order that depends only on the shapes.
 void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream);
 
-/// Queues on `stream`: `scale`, a float32, = what gradients of norm `inputs[0]` are multiplied with
-/// where the norm is to be no more than `inputs[1]`, or without that than `max_norm`. All that is
-/// queued goes to the GPU at once: it is at work while the host makes ready the step.
+/// Queues the computation of the gradient scale on `stream`, into `scale`, a float32. `inputs`: the
+/// norm, and the traced max_norm if there is one; then `max_norm` is ignored. Commits everything
+/// that is queued, so that the GPU works while the host prepares the step.
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
     float max_norm,

@@ -1,11 +1,11 @@
-// What the kernels of the norm and of clipping take, besides tables.h: the host's compiler and
-// NVRTC both read this.
+// The parameters of the kernels of the norm and of clipping, besides tables.h. Compiled by the
+// host's compiler and by NVRTC.
 #pragma once
 
 namespace mlx_opt {
 namespace cuda {
 
-// Elements whose squares a block sums; the sums of all chunks, in order, and where their root goes.
+// The number of elements whose squares a block sums.
 constexpr int norm_chunk = 32768;
 constexpr int norm_threads = 1024; // of the one block that sums the chunks
 
@@ -15,7 +15,7 @@ struct Sums {
   float* norm;
 };
 
-// `traced_max_norm`: of the array, or where that is null the number.
+// `traced_max_norm`: null if max_norm is the constant.
 struct Clip {
   const float* norm;
   const float* traced_max_norm;

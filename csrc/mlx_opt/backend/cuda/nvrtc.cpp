@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <vector>
 
-// What is used of nvrtc.h, which comes in a package of 90 MB.
+// The declarations that are used of nvrtc.h, which comes in a package of 90 MB.
 extern "C" {
 using nvrtcResult = int;
 using nvrtcProgram = struct _nvrtcProgram*;
@@ -109,7 +109,7 @@ std::string target_option(Architecture architecture) {
 
 std::string compile(const std::string& source, const std::string& target, std::string* log) {
   const Program program(source);
-  // Without contraction every kernel of a rule rounds alike, whatever the layout; it costs nothing.
+  // Without contraction all kernels of a rule round alike, whatever the layout. It costs nothing.
   std::vector<const char*> options = {target.c_str(), "--std=c++17", "--fmad=false"};
   if (log) {
     options.push_back("--ptxas-options=-v");

@@ -1,4 +1,4 @@
-// Operands as the kernels take them.
+// The addresses of operands, and launches of kernels.
 #pragma once
 
 #include <cuda.h>
@@ -21,7 +21,7 @@ inline void* address(mx::allocator::Buffer buffer) {
   return static_cast<mx::cu::CudaBuffer*>(buffer.ptr())->data;
 }
 
-/// Queues a kernel; `parameter` is its only one.
+/// Queues a kernel with the single parameter `parameter`.
 void launch(
     mx::cu::CommandEncoder& encoder,
     CUfunction function,

@@ -1,10 +1,10 @@
-// The kernel that computes the scalars of a step, once for each group.
+// The kernel that computes the uniforms of a step, once for each group.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// A block, of one thread, for each group.
+// One block of one thread for each group.
 template <typename Rule, int count, int capacity>
 MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
   // The host allocates this size.

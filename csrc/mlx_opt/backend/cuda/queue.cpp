@@ -8,7 +8,7 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// That of a kernel's `inputs` is the beginning.
+// The bytes of a layout of `inputs` operands, which is the beginning of the widest.
 size_t layout_bytes(int inputs) {
   return sizeof(AnyLayout) - (max_operands - inputs) * sizeof(AnyLayout::strides[0]);
 }
@@ -80,8 +80,9 @@ void StepQueue::launch(
   launch_next(function, blocks, threads, parameter.data());
 }
 
-// Behind the launch before, as if that had written the uniforms. The driver answers questions about
-// events four times slower once it has run a graph with branches.
+// Runs after the previous launch, because each declares that it writes the uniforms. Without this
+// the graph has branches, and once the driver has run such a graph it answers queries about events
+// four times slower.
 void StepQueue::launch_next(CUfunction function, unsigned blocks, int threads, void* parameter) {
   encoder_.set_output_array(group_uniforms_);
   cuda::launch(encoder_, function, blocks, threads, parameter);
@@ -90,7 +91,7 @@ void StepQueue::launch_next(CUfunction function, unsigned blocks, int threads, v
 void StepQueue::end(std::shared_ptr<void> keep_alive) {
   encoder_.add_temporary(group_uniforms_);
   encoder_.add_completed_handler([keep_alive = std::move(keep_alive)] {});
-  // Now, so that the GPU is at work while the host goes through the results.
+  // Commits now, so that the GPU works while the host walks over the results.
   encoder_.commit();
   note_step(stream_, encoder_);
 }

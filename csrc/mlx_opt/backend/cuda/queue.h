@@ -17,11 +17,11 @@ class StepQueue {
     return encoder_;
   }
 
-  /// Launches the kernel of the scalars, once the stream's last step but one is done.
+  /// Launches the kernel of the scalars when the stream's last but one step is done.
   void begin(const StepSpec& spec, const ArrayRefs& inputs);
 
-  /// Makes the next launch wait for the operands. What is written needs no mention: the step is
-  /// committed, so what follows is behind it.
+  /// Makes the next launch wait for the operands. Outputs need not be declared: the step is
+  /// committed, so later work of the stream runs after it.
   void read_operands(const StepSpec& spec, const ArrayRefs& inputs);
 
   /// Launches the kernel of a share over its records [begin, end), at most `share.capacity()`.
@@ -39,7 +39,7 @@ class StepQueue {
       unsigned blocks,
       int threads);
 
-  /// Sends off what is queued. `keep_alive` stays alive until the step is done.
+  /// Commits the queued launches. `keep_alive` is released when the step is done.
   void end(std::shared_ptr<void> keep_alive);
 
  private:

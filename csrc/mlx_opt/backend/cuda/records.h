@@ -1,5 +1,5 @@
-// Tensors as a launch takes them, where the width of their program is known when it runs. Knows
-// neither CUDA nor MLX.
+// The tensors of a launch, with the record width chosen at run time. Depends on neither CUDA nor
+// MLX.
 #pragma once
 
 #include <cstddef>
@@ -11,20 +11,20 @@
 
 namespace mlx_opt::cuda {
 
-/// The most bytes that a kernel's parameter may have: of any kernel, and, from CUDA 12.1 on, on
-/// GPUs of 7.0 and up.
+/// The maximum size of a kernel's parameter in bytes: for any kernel, and, since CUDA 12.1, on GPUs
+/// of compute capability 7.0 and up.
 inline constexpr size_t small_parameter = 4096;
 inline constexpr size_t large_parameter = 32764;
 
-/// How many records of so many bytes a parameter holds behind what stands before them.
+/// How many records of `record` bytes fit into a parameter after its first `before` bytes.
 constexpr int capacity_of(size_t parameter, size_t before, size_t record) {
   return static_cast<int>((parameter - before) / record);
 }
 
-/// What stands before the tensors of a table.
+/// Number of bytes before the tensors of a table.
 inline constexpr size_t table_head = sizeof(Table<1, 1, 1>) - sizeof(Tensor<1, 1>);
 
-/// Tensors of so many inputs and outputs, each as Tensor<inputs, outputs> lies in memory.
+/// Tensors with `inputs` inputs and `outputs` outputs, each laid out as Tensor<inputs, outputs>.
 class Records {
  public:
   Records(int inputs, int outputs)
@@ -34,7 +34,7 @@ class Records {
     return count_;
   }
 
-  /// Of each tensor.
+  /// Number of bytes of a record.
   size_t bytes() const {
     return words_ * sizeof(uint64_t);
   }
@@ -81,7 +81,7 @@ class Records {
 static_assert(sizeof(void*) == sizeof(uint64_t));
 static_assert(sizeof(Tensor<1, 1>) == sizeof(Extent) + 2 * sizeof(uint64_t), "without gaps");
 
-/// A kernel's parameter, put together from parts of whole words as its type has them.
+/// A kernel's parameter, assembled from parts of whole words in the layout of its type.
 class Parameter {
  public:
   template <typename T>

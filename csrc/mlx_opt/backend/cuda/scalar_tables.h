@@ -1,17 +1,18 @@
-// What the kernel that computes the scalars of a step takes: the host's compiler and NVRTC both
-// read this.
+// The parameters of the kernel that computes the uniforms of a step. Compiled by the host's
+// compiler and by NVRTC.
 #pragma once
 
 namespace mlx_opt {
 namespace cuda {
 
-// A hyperparameter: `traced` points to it, or is null and the rest is the constant's.
+// A hyperparameter. `traced`: its address, or null for a constant, whose values the other members
+// have.
 struct HyperSource {
   const float* traced;
   float value, one_minus, log;
 };
 
-// The step's number and the learning rate are null where the rule does not read them.
+// The step's number and the learning rate are null if the rule does not read them.
 template <int count>
 struct GroupTable {
   const unsigned long long* step;
@@ -19,7 +20,7 @@ struct GroupTable {
   HyperSource hypers[count];
 };
 
-// `scale`, where it is not null, is the gradients'. `group_uniforms`: of these groups.
+// `scale`: the gradients' scale, or null. `group_uniforms`: the results, one set for each group.
 template <int hypers, int capacity>
 struct ScalarTable {
   const float* scale;

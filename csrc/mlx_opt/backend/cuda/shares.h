@@ -1,4 +1,4 @@
-// The tensors of a step, by the kernel that serves them.
+// The tensors of a step, grouped by the kernel that updates them.
 #pragma once
 
 #include <functional>
@@ -14,41 +14,42 @@ namespace mlx_opt::cuda {
 
 using AnyLayout = Layout<max_operands>;
 
-/// Where a tensor's operands begin among the inputs, and its results among the outputs.
+/// The index of a tensor's first operand among the inputs, and of its first result among the
+/// outputs.
 struct Position {
   size_t input, output;
 };
 
-/// Calls `visit` for each tensor of a step that has elements. Throws std::runtime_error if one has
-/// more operands than the kernels take.
+/// Calls `visit` for each tensor of a step that has elements. Throws std::runtime_error if a tensor
+/// has more operands than the kernels support.
 void for_each_tensor(
     const StepSpec& spec,
     const ArrayRefs& inputs,
     const std::function<void(Position position, int operands, const Extent& extent)>& visit);
 
-/// How many blocks a launch has for a tensor.
+/// The number of blocks that a launch has for a tensor.
 unsigned chunks_of(Walk walk, const Extent& tensor);
 
-/// The tensors that one kernel serves.
+/// The tensors that one kernel updates.
 struct Share {
   explicit Share(const UpdateKernel& kernel)
       : kernel(kernel), records(kernel.inputs(), kernel.outputs()) {}
 
-  /// The most tensors of a launch.
+  /// The maximum number of tensors of a launch.
   size_t capacity() const {
     return kernel.walk == Walk::strided ? 1 : kernel.capacity;
   }
 
   UpdateKernel kernel;
   Records records;
-  std::vector<AnyLayout> layouts; // of each tensor, where the walk is strided
-  std::vector<size_t> tensors;    // what the step knows each by
+  std::vector<AnyLayout> layouts; // of each tensor, if the walk is strided
+  std::vector<size_t> tensors;    // each tensor's index in the step
   CUfunction function = nullptr;
 };
 
 class Shares {
  public:
-  /// Adds a tensor to the share of a kernel, and returns that.
+  /// Adds a tensor to the share of a kernel, and returns the share.
   Share& add(const UpdateKernel& kernel, size_t tensor, const Extent& extent);
 
   /// Chooses the sizes of the tables and finds the kernels.
@@ -62,8 +63,8 @@ class Shares {
   std::vector<Share> all_;
 };
 
-/// Adds a tensor whose last operand is its gradient to the share of a kernel whose walk is still to
-/// be chosen, and returns that.
+/// Adds a tensor, whose last operand is its gradient, to the share of a kernel, whose walk is
+/// chosen here; returns the share.
 Share& add_with_gradient(
     Shares& shares,
     UpdateKernel kernel,

@@ -22,7 +22,7 @@ struct Squares {
     return sum;
   }
 
-  // All elements lie together, in whatever order: a block takes a chunk.
+  // The elements have no gaps and any order: a block sums one chunk.
   template <typename Table>
   MLX_OPT_FN void flat(const Table& table) {
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);

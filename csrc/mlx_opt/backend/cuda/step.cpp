@@ -9,7 +9,7 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// The tensors of the early launch: few, so that the GPU has work soon.
+// The number of tensors in the first launch of a split step: few, so that the GPU has work soon.
 constexpr size_t early_tensors = 16;
 
 class CudaStep : public Prepared {
@@ -31,7 +31,7 @@ class CudaStep : public Prepared {
 
   StepQueue queue_;
   bool split_;
-  const mx::array* const* inputs_; // valid as long as they are to be noted
+  const mx::array* const* inputs_; // valid until their addresses are recorded
   std::vector<Position> positions_;
   Shares shares_;
 };
@@ -83,7 +83,7 @@ void CudaStep::note_inputs(Share& share, size_t index) const {
   }
 }
 
-// Gives the tensor all its addresses.
+// Sets all addresses of the tensor.
 void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
   if (split_) {
     note_inputs(share, index);

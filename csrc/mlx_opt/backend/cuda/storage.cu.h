@@ -1,4 +1,4 @@
-// How numbers are stored: from memory to floats and back. NVRTC compiles this text behind the rules
+// Storage formats: loads and stores of elements as floats. NVRTC compiles this text after the rules
 // and tables.h.
 #pragma once
 
@@ -7,7 +7,7 @@ namespace MLX_OPT_LEVEL {
 
 using Index = long long;
 
-// How a number is stored. Words hold two halves, the first in the low bits.
+// The storage formats. A word holds two halves, the first in the low bits.
 struct Float32 {
   using Stored = float;
   static constexpr int id = 0;
@@ -81,14 +81,14 @@ struct BFloat16 {
   }
 
  private:
-  // To nearest, ties to even, in the high half; a NaN stays one.
+  // Rounds to nearest, ties to even, into the high half; NaN stays NaN.
   MLX_OPT_FN unsigned rounded(float x) {
     const unsigned bits = __float_as_uint(x);
     return x != x ? 0x7fc00000u : bits + 0x7fffu + (bits >> 16 & 1u);
   }
 };
 
-// Every byte is touched once, so none is worth a place in the caches.
+// Each byte is accessed once, so none should occupy the caches.
 template <int words>
 MLX_OPT_FN void read(const void* from, unsigned* to) {
   if constexpr (words == 4) {
@@ -116,8 +116,8 @@ MLX_OPT_FN unsigned word_of(float x) {
   return __float_as_uint(x);
 }
 
-// Elements as they are stored. To widen them is to wait for them; behind a branch that would be
-// before the next ones are asked for.
+// Elements in their stored form. Widening them waits for the load, so a load in a branch that also
+// widens would be finished before the next loads are issued.
 template <typename Format, int vector_width>
 struct Raw {
   using Stored = typename Format::Stored;
@@ -126,12 +126,12 @@ struct Raw {
 
   unsigned stored[words] = {};
 
-  // Elements [i, i + vector_width) of an operand, whole words.
+  // Loads the elements [i, i + vector_width) of an operand as whole words.
   __device__ __forceinline__ void load(const void* operand, Index i) {
     read<words>(static_cast<const Stored*>(operand) + i, stored);
   }
 
-  // Element i, in a place that is still 0.
+  // Loads element i into a lane that is still 0.
   __device__ __forceinline__ void load_lane(int lane, const void* operand, Index i) {
     const unsigned bits = word_of(static_cast<const Stored*>(operand)[i]);
     stored[lane / in_word] |= bits << lane % in_word * 16;
@@ -149,7 +149,7 @@ struct Raw {
   }
 };
 
-// Elements [i, i + vector_width) of an operand as floats, and back.
+// Loads and stores the elements [i, i + vector_width) of an operand as floats.
 template <typename Format, int vector_width>
 MLX_OPT_FN void load(const void* operand, Index i, float (&to)[vector_width]) {
   Raw<Format, vector_width> raw;
@@ -177,7 +177,8 @@ MLX_OPT_FN void store(void* operand, Index i, const float (&from)[vector_width])
   }
 }
 
-// One element, bit for bit where both are stored alike; nothing where it is the same.
+// Copies one element, bit for bit if both storages are the same, and not at all if the address is
+// the same.
 template <typename From, typename To>
 MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
   if (operand == result) {
@@ -192,13 +193,13 @@ MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
   }
 }
 
-// A list of formats, and what is done with each operand of such a list.
+// A list of formats, with operations on each operand of such a list.
 template <typename... Formats>
 struct List {
   static constexpr int count = sizeof...(Formats);
   static constexpr bool all_halves = ((sizeof(typename Formats::Stored) == 2) && ...);
 
-  // The formats of this list and then those of another.
+  // The formats of this list followed by those of another.
   template <typename... More>
   MLX_OPT_FN List<Formats..., More...> joined(List<More...>) {
     return {};
@@ -220,13 +221,13 @@ struct List {
     (store<Formats>(*operands++, i, *from++), ...);
   }
 
-  // One element of each as it is once it has been stored.
+  // Rounds one element of each operand as storing it does.
   template <int vector_width>
   MLX_OPT_FN void round_lane(float (*x)[vector_width], int lane) {
     (((*x)[lane] = Formats::widen(Formats::narrow((*x)[lane])), ++x), ...);
   }
 
-  // One element of each operand, to operands of the formats of `Out`.
+  // Copies one element of each operand to operands of the formats of `Out`.
   template <typename Out>
   MLX_OPT_FN void copy_all(
       const void* const* operands, const Index* from, void* const* results, Index to) {
@@ -243,7 +244,7 @@ struct List {
     (copy<From, Formats>(*operands++, *from++, *results++, to), ...);
   }
 
-  // Whether vectors of `vector_width` elements can be read from all the operands.
+  // True if vectors of `vector_width` elements can be loaded from all operands.
   template <int vector_width>
   MLX_OPT_FN bool aligned(const void* const* operands) {
     return (

@@ -1,18 +1,19 @@
-// What the kernels of an update take as parameters, as plain data: the host's compiler and NVRTC
-// both read this.
+// The parameters of the update kernels, as plain data. Compiled by the host's compiler and by
+// NVRTC.
 #pragma once
 
 namespace mlx_opt {
 namespace cuda {
 
-// Elements that a block updates, and its threads. Measured: see docs/cuda-experiments.md.
+// The number of elements that a block updates, and of its threads. Measured: see
+// docs/cuda-experiments.md.
 constexpr int chunk = 4096;
 constexpr int threads = 256;
 
-// Of the block that makes a tensor's rates.
+// Threads of the block that computes a tensor's rates.
 constexpr int rates_threads = 1024;
 
-// A transposed gradient is taken by square tiles of as many elements.
+// A transposed gradient is processed in square tiles of this width.
 constexpr int tile = 64;
 static_assert(tile * tile == chunk, "a tile is a chunk");
 
@@ -26,15 +27,14 @@ struct Extent {
 };
 static_assert(sizeof(Extent) == 16, "two words");
 
-// A tensor, as wide as its program needs.
+// A tensor with the number of addresses that its program needs.
 template <int inputs, int outputs>
 struct Tensor : Extent {
-  const void* in[inputs]; // as the kernel's pass has them
+  const void* in[inputs]; // in the order of the kernel's pass
   void* out[outputs];
 };
 
-// The tensors of a launch. `group_uniforms`: what the kernel of the scalars has written for each
-// group.
+// The tensors of a launch. `group_uniforms`: the results of the kernel of the scalars.
 template <int inputs, int outputs, int capacity>
 struct Table {
   const float* group_uniforms;

@@ -10,7 +10,7 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// Of a parameter as it lies, and of its new state, which is row-contiguous.
+// The layout of a parameter, and of its new slots, which are row-contiguous.
 AnyLayout layout_of_finish(const mx::array& parameter, int operands) {
   auto layout = layout_of<AnyLayout>(parameter);
   int64_t stride = 1;
@@ -23,19 +23,19 @@ AnyLayout layout_of_finish(const mx::array& parameter, int operands) {
   return layout;
 }
 
-// The tensors of a step as each of its launches takes them.
+// The tensors of a step, in the tables of each of its launches.
 class Tensors {
  public:
   Tensors(const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
   void find_functions(const mx::cu::Device& device);
 
-  // For the sums of all chunks, and behind them the rates of all tensors.
+  // Bytes for the sums of all chunks, followed by the rates of all tensors.
   size_t scratch_bytes() const {
     return chunks_ * bytes_of_sums_ + tensors_.size() * bytes_of_rates_;
   }
 
-  // Gives the tensors the addresses of what the step writes.
+  // Sets the addresses of everything that the step writes.
   void place(char* scratch, const Buffers& outputs);
 
   void launch(StepQueue& queue);
@@ -43,7 +43,7 @@ class Tensors {
  private:
   struct Tensor {
     Position position;
-    size_t first_chunk; // among those of the step
+    size_t first_chunk; // index among the step's chunks
   };
 
   void add_state(
@@ -123,7 +123,7 @@ void Tensors::add_state(
   chunks_ += chunks.size;
 }
 
-// The operands but the parameter are what the first pass writes. There is no gradient to scale.
+// All operands but the parameter are results of the first pass. There is no gradient to scale.
 void Tensors::add_finish(
     UpdateKernel kernel,
     const mx::array* const* operands,

@@ -1,12 +1,12 @@
-// The passes of a rule that sums up over each tensor, generic over the rule and the storage of each
-// operand. The order of the sums depends on the tensors' shapes, storages and layouts alone.
+// The passes of a rule that sums over each tensor, generic over the rule and the storage of each
+// operand. The order of the sums depends only on the tensors' shapes, storages and layouts.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// The first: the state takes its step, and each chunk leaves its sums.
-// W, State, Format: formats of the parameter, its state and the gradient; New: of the new state.
+// The first pass updates the slots and writes each chunk's sums. W, State, Format: formats of the
+// parameter, its slots and the gradient; New: of the new slots.
 template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
 struct UpdateState : PassBase<Rule, scaling> {
   using Gradient = Format;
@@ -14,12 +14,12 @@ struct UpdateState : PassBase<Rule, scaling> {
   using Kept = State;
   using In = typename Rows::template Then<List<Gradient>>;
   using Out = New;
-  // Behind its results is where the sums of its chunks go.
+  // The last output is the address of the chunks' sums.
   using Tensor = cuda::Tensor<In::count, Out::count + 1>;
   static constexpr int first = 1;
   static constexpr int count_of_sums = sizeof(typename Rule::Sums) / sizeof(float);
 
-  // Over this thread's elements.
+  // Sums over this thread's elements.
   float sums[count_of_sums] = {};
 
   __device__ __forceinline__ UpdateState(const float* group_uniforms, const Tensor& tensor)
@@ -37,7 +37,7 @@ struct UpdateState : PassBase<Rule, scaling> {
       const auto before = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Rows::count][lane]);
       put(Rule::update_state(before, g, uniforms.hypers, uniforms.scalars), lane, x);
-      // The second pass reads the state as it is stored, so the sums are of that.
+      // The second pass reads the stored state, so the sums use that too.
       Out::round_lane(x + first, lane);
       const auto e = take<typename Rule::Element>(x, lane);
       float added[count_of_sums][1];
@@ -49,7 +49,7 @@ struct UpdateState : PassBase<Rule, scaling> {
     }
   }
 
-  // All 0 where the step is skipped.
+  // The sums are 0 if the step is skipped.
   __device__ __forceinline__ void end(const Tensor& tensor, unsigned index) {
     double totals[count_of_sums];
 #pragma unroll
@@ -68,7 +68,7 @@ struct UpdateState : PassBase<Rule, scaling> {
   }
 };
 
-// Between the two: a block for each tensor makes its rates of the sums of its chunks.
+// Between the passes: one block for each tensor computes its rates from the sums of its chunks.
 template <typename Rule, typename Table>
 MLX_OPT_FN void rates(const Table& table) {
   constexpr int count = sizeof(typename Rule::Sums) / sizeof(float);
@@ -95,14 +95,14 @@ MLX_OPT_FN void rates(const Table& table) {
   }
 }
 
-// The second: the parameter takes its step, from the state that the first has left.
-// W, State: formats of the parameter and its new state; New: of the new parameter.
+// The second pass updates the parameter from the slots that the first has written. W, State:
+// formats of the parameter and its new slots; New: of the new parameter.
 template <typename Rule, typename W, typename State, typename New, Scaling scaling>
 struct Finish : PassBase<Rule, scaling> {
   using Kept = List<W>;
   using In = typename List<W>::template Then<State>;
   using Out = List<New>;
-  // Behind its result are its rates.
+  // The last output is the address of the tensor's rates.
   using Tensor = cuda::Tensor<In::count, 2>;
   static constexpr int first = 0;
 
@@ -112,7 +112,7 @@ struct Finish : PassBase<Rule, scaling> {
       : PassBase<Rule, scaling>(group_uniforms, tensor.group),
         rates(*static_cast<const typename Rule::Rates*>(tensor.out[1])) {}
 
-  // The last first: what the first pass has read and written last may still be in the cache.
+  // Runs in reverse order: what the first pass accessed last may still be in the cache.
   MLX_OPT_FN unsigned block() {
     return gridDim.x - 1 - blockIdx.x;
   }

@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t head = sizeof(ScalarTable<1, 1>) - sizeof(GroupTable<1>);
 
-// The most groups of a launch.
+// The maximum number of groups of a launch.
 int groups_of_a_launch(const UniformsShape& shape, size_t groups) {
   const size_t group = 2 * sizeof(const float*) + shape.hypers * sizeof(HyperSource);
   const int max_groups = capacity_of(small_parameter, head, group);
@@ -23,7 +23,7 @@ int groups_of_a_launch(const UniformsShape& shape, size_t groups) {
         "mlx_opt: " + std::string(shape.rule) + " has " + std::to_string(shape.hypers) +
         " hyperparameters, more than a kernel of CUDA takes");
   }
-  // A step of one group, which most are, hands over no more than that.
+  // Most steps have one group, which needs the smallest parameter.
   return groups == 1 ? 1 : max_groups;
 }
 

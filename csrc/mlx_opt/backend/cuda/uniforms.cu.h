@@ -16,7 +16,7 @@ MLX_OPT_FN const Uniforms<Rule>& uniforms_of(const float* group_uniforms, unsign
   return reinterpret_cast<const Uniforms<Rule>*>(group_uniforms)[group];
 }
 
-// True if a step that skips scales that are not finite is applied.
+// True if a step is applied that is to be skipped if the scale is not finite.
 MLX_OPT_FN bool is_finite(float scale) {
   return fabsf(scale) <= 3.402823466e38f;
 }

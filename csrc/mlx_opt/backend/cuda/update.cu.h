@@ -4,7 +4,7 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// Fields: formats of the parameter and its state; New: of their new values.
+// Fields: formats of the parameter and its slots; New: of their new values.
 template <typename Rule, typename Fields, typename Format, typename New, Scaling scaling>
 struct Update : PassBase<Rule, scaling> {
   using Gradient = Format;

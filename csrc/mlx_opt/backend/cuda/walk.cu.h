@@ -1,4 +1,4 @@
-// How a pass goes through tensors, whatever it does with an element.
+// The walks of a pass over tensors, generic over what it does with an element.
 #pragma once
 
 namespace mlx_opt {
@@ -8,7 +8,7 @@ using cuda::chunk;
 using cuda::threads;
 using cuda::tile;
 
-// What all passes share: the uniforms of a tensor's group.
+// What all passes share: the uniforms of the tensor's group.
 template <typename Rule, Scaling scaling>
 struct PassBase {
   const Uniforms<Rule> uniforms;
@@ -25,7 +25,7 @@ struct PassBase {
   }
 };
 
-// An element of lane `lane`, whose fields are the first operands.
+// The element of lane `lane`, whose fields are the first operands.
 template <typename Element, int operands, int count>
 MLX_OPT_FN Element take(const float (&x)[operands][count], int lane) {
   constexpr int fields = sizeof(Element) / sizeof(float);
@@ -53,12 +53,11 @@ MLX_OPT_FN void put(const Element& e, int lane, float (&x)[operands][count]) {
 // A pass has
 //   Tensor: a tensor as its kernels take it;
 //   In, Out: the formats of its operands and of its results;
-//   Kept, first: the formats of the operands that the results replace, and the first of them;
-//   Rows, Gradient: where there is a gradient, the formats of the operands before it and of it;
-//   block(): which chunk of a launch this block takes;
-//   Pass(group_uniforms, tensor), is_applied(), apply(x): puts the results in the place of the
-//   operands; end(tensor, index): called by all threads behind the elements of chunk `index` of a
-//   tensor.
+//   Kept, first: the formats of the operands that the results replace, the index of the first;
+//   Rows, Gradient: if it reads a gradient, the formats of the operands before it, and its own;
+//   block(): the launch's chunk that this block processes;
+//   Pass(group_uniforms, tensor), is_applied(), apply(x): replaces the operands by the results;
+//   end(tensor, index): called by all threads after the elements of a tensor's chunk `index`.
 template <typename Pass>
 struct Walks {
   using Tensor = typename Pass::Tensor;
@@ -66,10 +65,10 @@ struct Walks {
   using Out = typename Pass::Out;
   static constexpr int operands = In::count;
   static constexpr int first = Pass::first;
-  // As many elements as 16 bytes hold of the widest operand.
+  // As many elements as fit into 16 bytes of the widest operand.
   static constexpr int vector_width = In::all_halves && Out::all_halves ? 8 : 4;
 
-  // What stands for the results where the step is skipped.
+  // Copies the replaced operands to the results if the step is skipped.
   template <int count>
   MLX_OPT_FN void copy_through(const Tensor& tensor, Index i) {
 #pragma unroll 1
@@ -95,7 +94,7 @@ struct Walks {
     Out::store_all(tensor.out, i, x + first);
   }
 
-  // All operands row-contiguous: a block takes a chunk.
+  // All operands are row-contiguous: a block processes a chunk.
   template <typename Table>
   MLX_OPT_FN void flat(const Table& table) {
     const unsigned block = Pass::block();
@@ -118,8 +117,8 @@ struct Walks {
     pass.end(tensor, block - tensor.first_chunk);
   }
 
-  // A matrix whose gradient's columns are contiguous, by tiles: the gradient is read down its
-  // columns into shared memory, the rest along the rows.
+  // The gradient's columns are contiguous: tiles of it are read down the columns into shared
+  // memory, the other operands along the rows.
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table) {
     __shared__ float gradient[tile][tile + 1];
@@ -207,7 +206,7 @@ struct Walks {
     }
   }
 
-  // Operands of any layout.
+  // The operands have any layout.
   template <int outputs>
   MLX_OPT_FN void strided(const cuda::Strided<operands, outputs>& args) {
     const Tensor& tensor = args.tensor;

@@ -1,4 +1,4 @@
-// What storages and scalings are called in the text of a GPU's kernels.
+// The names of storages and scalings in the source of a GPU's kernels.
 #pragma once
 
 #include <string>
@@ -32,7 +32,7 @@ inline const char* name_of(Scaling scaling) {
   return "";
 }
 
-/// A list of formats.
+/// The type of a list of formats.
 inline std::string list_of(const Storage* storages, int count) {
   std::string text = "List<";
   for (int k = 0; k < count; ++k) {

@@ -1,4 +1,4 @@
-// How far the host may run ahead of the GPU.
+// Limits how far the host runs ahead of the GPU.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 namespace mlx_opt::gpu {
 
 /// The last two steps of each stream. MLX holds the buffers of a queued step until it is done, and
-/// a step that finds its buffers held allocates new ones. So a loop that never waits would fill the
+/// a step whose buffers are held allocates new ones, so a loop that never waits would fill the
 /// memory. Therefore a step waits for the last but one of its stream, which leaves the GPU one to
 /// run. `Step`: what a backend waits for; Step{} means none.
 template <typename Step>
@@ -18,8 +18,8 @@ class InFlight {
     return steps_.with(stream, [](Steps& steps) { return steps.older; });
   }
 
-  /// Adds a step of the stream. `set` is called with the Step to overwrite, that of the oldest
-  /// step, which is no longer waited for, or Step{}.
+  /// Adds a step of the stream. Calls `set` with the Step to overwrite: that of the oldest step,
+  /// which is no longer waited for, or Step{}.
   template <typename Set>
   void note(mlx::core::Stream stream, Set&& set) {
     steps_.with(stream, [&](Steps& steps) {

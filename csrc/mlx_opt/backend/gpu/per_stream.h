@@ -1,4 +1,4 @@
-// What a backend keeps for each of MLX's streams.
+// Data that a backend keeps for each of MLX's streams.
 #pragma once
 
 #include <map>
@@ -13,7 +13,7 @@ namespace mlx_opt::gpu {
 template <typename T>
 class PerStream {
  public:
-  /// Calls `use` with the stream's T, which no other thread has meanwhile.
+  /// Calls `use` with the stream's T, with exclusive access.
   template <typename Use>
   auto with(mlx::core::Stream stream, Use&& use) {
     const std::lock_guard lock(mutex_);

@@ -1,5 +1,5 @@
-// The files that a GPU's kernels are made of, as the build has embedded them: a kernel's program
-// takes those that it needs, so that a change of the others leaves its text as it was.
+// The source files of a GPU's kernels, which the build embeds. A kernel's program contains only the
+// files that it needs, so a change to another file does not change its text.
 #pragma once
 
 #include <initializer_list>
@@ -10,10 +10,10 @@
 
 namespace mlx_opt::gpu {
 
-/// Contents by name. Includes are left out.
+/// Contents by file name, without the #include lines.
 using Texts = std::map<std::string_view, std::string_view>;
 
-/// The files, one behind the other.
+/// The files, concatenated.
 inline std::string joined(const Texts& texts, std::initializer_list<std::string_view> files) {
   std::string text;
   for (std::string_view file : files) {

@@ -1,4 +1,4 @@
-// The scalars of a group of tensors as a GPU's kernels read them.
+// The layout of the uniforms: the scalars of a group of tensors as a GPU's kernels read them.
 #pragma once
 
 #include <string_view>

@@ -1,16 +1,16 @@
-// What Adafactor's vector kernels take, as plain data; see kernel.h.
+// Arguments of Adafactor's vector kernels, as plain data; see kernel.h.
 #pragma once
 
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
 
 namespace mlx_opt::cpu {
 
-/// One parameter: rows and columns of matrices that lie end to end, or one row where nothing is
-/// factored. A result may be the buffer of a contiguous operand of the same storage.
+/// One parameter: the rows and columns of matrices stored end to end, or one row if it is not
+/// factored. A result may share the buffer of a contiguous operand of the same storage.
 struct AdafactorTensor {
   Operand w, g;
-  Operand m; // without data where there is no first moment
-  Operand v; // the running mean of each element's squares; without data where it is factored
+  Operand m; // null data if there is no first moment
+  Operand v; // the running mean of each element's squares; null data if it is factored
   Operand w_out, m_out, v_out;
   int64_t rows; // of a matrix
   int64_t columns;
@@ -19,7 +19,7 @@ struct AdafactorTensor {
   const float* column_factors;
 };
 
-/// Rows [top, bottom), counted through all matrices but of one, and columns [left, right).
+/// Rows [top, bottom), counted over all matrices but within one, and columns [left, right).
 struct Tile {
   int64_t top, bottom, left, right;
 };
@@ -29,16 +29,16 @@ struct Squares {
   double parameter, update;
 };
 
-/// Adafactor compiled for one instruction set. `scale`: what the gradient is multiplied with.
+/// Adafactor compiled for one instruction set. `scale`: the factor of the gradient.
 struct AdafactorKernel {
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
 
-  /// Of a factored tensor: the sums of the gradient's squares over the tile's rows and columns. The
-  /// first of `rows` and of `columns` is the tile's.
+  /// For a factored tensor: sums the gradient's squares over the tile's rows and columns. `rows`
+  /// and `columns` point to the tile's first.
   void (*squares)(
       const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns);
 
-  /// Takes a step of running means: `old` to `now` and, unrounded, to `values`, which are the means
+  /// Updates running means: from `old` to `now` and, unrounded, to `values`, which hold the means
   /// of the new squares. Returns their sum.
   double (*average)(
       const Operand& old,
@@ -49,7 +49,8 @@ struct AdafactorKernel {
       const float* hypers,
       const float* scalars);
 
-  /// The factors of rows whose running means are `values` and have the mean `mean`; of columns.
+  /// Replaces the running means of rows, whose mean is `mean`, by the rows' factors; the same for
+  /// columns.
   void (*row_factors)(float* values, int64_t count, float mean);
   void (*column_factors)(float* values, int64_t count);
 
@@ -72,7 +73,7 @@ struct AdafactorKernel {
       const float* scalars,
       const float* rates);
 
-  /// What stands for all these where the step is skipped.
+  /// Copies the operands to the results. Runs instead of the other kernels if the step is skipped.
   void (*copy)(const Operand& from, const Operand& to, int64_t begin, int64_t end);
 };
 

@@ -17,8 +17,8 @@ using cpu::AdafactorTensor;
 using cpu::Squares;
 using cpu::Tile;
 
-// Sums side by side: two of the widest vectors, so that neither waits for its last addition. They
-// go on in double every `block`.
+// Number of independent sums: two of the widest vectors, so that no addition waits for the last.
+// They are added up in double every `block` elements.
 constexpr int sums = 32;
 
 template <typename T>
@@ -60,7 +60,7 @@ MLX_OPT_FN Sum total_of(Sum* of) {
   return of[0];
 }
 
-// Calls `visit(row, column, count, gradient)` for pieces of rows, of at most `block` elements.
+// Calls `visit(row, column, count, gradient)` for each part of a row, of at most `block` elements.
 template <typename Visit>
 MLX_OPT_FN void for_each_piece(const AdafactorTensor& tensor, const Tile& tile, Visit visit) {
   alignas(64) float staged[panel * block];
@@ -141,13 +141,14 @@ void column_factors(float* values, int64_t count) {
   }
 }
 
-// The factors of a piece's elements, and of its row.
+// The factors of a part's elements, and of its row.
 struct Factors {
   const float* columns;
   float row;
 };
 
-// Where nothing is factored: from the new running means, which go to `now` unless that is null.
+// If the tensor is not factored, the factors come from the new running means, which are stored to
+// `now` unless that is null.
 MLX_OPT_FN Factors factors_of(
     const AdafactorTensor& tensor,
     int64_t row,

@@ -1,4 +1,5 @@
-// Half-precision storage to and from float, for one instruction set. Included by operand.h only.
+// Conversions between half-precision storage and float, for one instruction set. Included by
+// operand.h only.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +73,8 @@ struct Float16 {
 
 struct Float16 {
   using Stored = uint16_t;
-  // Half's exponent moved up in the bits of a float is too small by 2^112; multiplying by that
-  // also makes denormals right.
+  // A half's exponent moved into a float's bits is too small by 2^112. Multiplying by that also
+  // handles denormals.
   MLX_OPT_FN float widen(uint16_t x) {
     const uint32_t magnitude = uint32_t(x & 0x7fff) << 13;
     const float finite = float_of(magnitude) * 0x1p112f;
@@ -100,7 +101,7 @@ struct Float16 {
 
 #endif
 
-// A vector at a time, by hand: what the compiler makes of the loops is half as fast.
+// Vectors by hand: the compiler's loops are half as fast.
 #if defined(__AVX512BW__)
 
 constexpr int lanes = 16;
@@ -143,7 +144,7 @@ MLX_OPT_FN Halves rounded_bfloat16(Floats x) {
 
 MLX_OPT_FN Halves narrowed(BFloat16, Floats x) {
 #if defined(__AVX512BF16__)
-  // The instruction takes denormals for zero.
+  // The instruction treats denormals as zero.
   constexpr int denormal = 0x20;
   if (__builtin_expect(_mm512_fpclass_ps_mask(x, denormal) == 0, 1)) {
     const __m256bh y = _mm512_cvtneps_pbh(x);

@@ -1,5 +1,5 @@
-// One element out of the lanes of a vector, and back. Field by field: a memcpy of the element keeps
-// some loops from being vectorised. For one instruction set.
+// Reads and writes one element in the lanes of a vector, field by field: a memcpy of the element
+// would prevent the vectorisation of some loops. For one instruction set.
 #pragma once
 
 #include "mlx_opt/backend/cpu/kernels/convert.h"

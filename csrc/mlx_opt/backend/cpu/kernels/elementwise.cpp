@@ -1,10 +1,11 @@
-// Every rule for one instruction set. The build compiles this file once a level, with the level's
-// flags and MLX_OPT_LEVEL its name; so nothing here may be an inline function of another header.
+// All elementwise rules for one instruction set. The build compiles this file once for each level,
+// with the level's flags and with MLX_OPT_LEVEL set to its name, so it must not use inline
+// functions of other headers.
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
 
-// Where the compiler is to make vectors of the loop: an output may be the buffer of an input, but
-// then element by element.
+// Tells the compiler to vectorise the loop: an output may be the buffer of an input, but only
+// element by element.
 #if defined(__AVX2__)
 #define MLX_OPT_INDEPENDENT
 #elif defined(__clang__)
@@ -17,8 +18,8 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
 
-// True if this file writes the vectors out; elsewhere a prefetch keeps the compiler from making
-// them.
+// True if the loops here are vectorised by hand; elsewhere a prefetch would prevent the compiler's
+// vectorisation.
 #if defined(__AVX2__)
 constexpr bool by_hand = true;
 #else
@@ -33,7 +34,7 @@ struct Driver {
 
   static constexpr int fields = fields_of<Rule>;
 
-  // What all elements of a step share.
+  // The scalars that all elements of a step share.
   struct Uniforms {
     Hypers h;
     Scalars s;
@@ -98,7 +99,8 @@ struct Driver {
     loop<Format, by_hand>(in, out, end - begin, uniforms);
   }
 
-  // At most `block` elements; `gradient` if it has been loaded.
+  // Updates at most `block` elements. `gradient`: the gradient's values if they are already loaded,
+  // else null.
   static void staged(
       const Tensor& tensor,
       int64_t begin,
@@ -140,7 +142,7 @@ struct Driver {
     }
   }
 
-  // Fewer elements than a vector has lanes.
+  // Updates fewer elements than a vector has lanes.
   template <typename Format, typename Stored = typename Format::Stored>
   static void tail(
       const Stored* const (&in)[fields + 1],
@@ -164,7 +166,7 @@ struct Driver {
     }
   }
 
-  // One vector. The arrays are registers once the compiler is done.
+  // Updates one vector. The compiler keeps the arrays in registers.
   template <typename Format, typename Stored = typename Format::Stored>
   MLX_OPT_FN void update(
       const Stored* const (&in)[fields + 1],

@@ -1,4 +1,4 @@
-// What a vector kernel takes and how one is found. Plain data: the kernels are compiled once per
+// The interface of the vector kernels. Plain data: the kernels are compiled once for each
 // instruction set and must not share inline functions with anything else.
 #pragma once
 
@@ -25,7 +25,7 @@ struct Operand {
   const Layout* layout; // null: row-contiguous
 };
 
-/// A kernel takes a transposed gradient by panels of this many rows.
+/// A kernel processes a transposed gradient in panels of this many rows.
 inline constexpr int64_t transposed_rows = 16;
 
 /// True if an operand is a matrix whose columns are contiguous.
@@ -34,20 +34,20 @@ static inline bool is_transposed(const Operand& operand) {
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
 }
 
-/// One parameter: its own value, its slots and its gradient in; its value and its slots out.
-/// An output may be the buffer of a contiguous input of the same storage.
+/// One parameter. In: its value, its slots and its gradient; out: its value and its slots. An
+/// output may share the buffer of a contiguous input of the same storage.
 struct Tensor {
   Operand in[max_slots + 2];
   Operand out[max_slots + 1];
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
-/// Scalars, as floats; so are sums and rates. Elements [begin, end) are at the start of a panel, or
-/// the end, where the gradient is transposed.
+/// Scalars, as floats; so are sums and rates. If the gradient is transposed, `begin` and `end` are
+/// multiples of a panel, or the end of the tensor.
 struct Kernel {
-  /// The step's scalars from the hyperparameters, the learning rate and the step's number.
+  /// Computes the step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
-  /// Updates the elements [begin, end). The gradient is multiplied with `scale` first.
+  /// Updates the elements [begin, end), with the gradient multiplied by `scale`.
   void (*run)(
       const Tensor& tensor,
       int64_t begin,
@@ -55,13 +55,13 @@ struct Kernel {
       const float* hypers,
       const float* scalars,
       float scale);
-  /// What stands for the step where it is skipped: the elements stay as they are.
+  /// Copies the operands to the results. Runs instead of `run` if the step is skipped.
   void (*copy_through)(const Tensor& tensor, int64_t begin, int64_t end);
 
-  // Of a rule of two passes, which has no `run`.
+  // The rest is for a rule of two passes, which has no `run`.
 
-  /// The first pass: updates the state of the elements [begin, end) and gives what they add to the
-  /// sums.
+  /// The first pass: updates the state of the elements [begin, end) and returns what they add to
+  /// the sums.
   void (*sum)(
       const Tensor& tensor,
       int64_t begin,
@@ -70,9 +70,9 @@ struct Kernel {
       const float* scalars,
       float scale,
       double* sums);
-  /// What the sums over a tensor give.
+  /// Computes a tensor's rates from its sums.
   void (*rates)(const double* sums, const float* hypers, const float* scalars, float* rates);
-  /// The second pass: updates the parameter's elements [begin, end) once all state is updated.
+  /// The second pass: updates the parameter's elements [begin, end) after all state is updated.
   void (*finish)(
       const Tensor& tensor,
       int64_t begin,
@@ -82,13 +82,13 @@ struct Kernel {
       const float* rates);
 };
 
-/// Reductions compiled for one instruction set; all sets give the same.
+/// Reductions compiled for one instruction set. All sets give the same result.
 struct Reductions {
-  /// Of the elements [begin, end).
+  /// The sum of the squares of the elements [begin, end).
   double (*sum_of_squares)(const Operand& operand, int64_t begin, int64_t end);
 };
 
-/// The kernel of `rule` for the best instruction set this machine has, or the one that the
+/// The kernel of `rule` for the best instruction set of this machine, or for the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
 MLX_OPT_API const Reductions& reductions();

@@ -1,5 +1,5 @@
-// Operands as floats: where they lie, converted, gathered or transposed. For one instruction set;
-// included by kernels.cpp only.
+// Loads and stores operands as floats: in place, converted, gathered or transposed. For one
+// instruction set; included by the kernels' files only.
 #pragma once
 
 #include "mlx_opt/backend/cpu/kernels/convert.h"
@@ -13,7 +13,8 @@ using cpu::Operand;
 using cpu::Storage;
 using cpu::Tensor;
 
-// Elements that are staged at a time: the buffers of all operands stay in the first cache.
+// Number of elements that are staged at a time: the buffers of all operands fit into the first
+// cache.
 constexpr int64_t block = 256;
 
 // Rows of a transposed operand that share its cache lines.
@@ -24,7 +25,7 @@ T* at(const Operand& operand, int64_t index) {
   return static_cast<T*>(operand.data) + index;
 }
 
-// Elements [begin, begin + count) of a strided operand, in row-major order.
+// Gathers the elements [begin, begin + count) of a strided operand, in row-major order.
 template <typename T>
 void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
   const Layout& layout = *operand.layout;
@@ -50,7 +51,7 @@ void gather(const Operand& operand, int64_t begin, int64_t count, T* to) {
   }
 }
 
-// Prefetches what is read soon after what lies at `at`. A processor does so by itself only to the
+// Prefetches the memory that is read soon after `at`. The processor itself prefetches only to the
 // end of a page.
 inline void prefetch(const void* at) {
   constexpr uintptr_t distance = 2048;
@@ -58,7 +59,7 @@ inline void prefetch(const void* at) {
   __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
 }
 
-// The same for all lines of elements [begin, begin + count).
+// Prefetches all cache lines of the elements [begin, begin + count).
 inline void prefetch(const Operand& operand, int64_t begin, int64_t count) {
   constexpr int64_t line = 64;
   const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
@@ -68,7 +69,7 @@ inline void prefetch(const Operand& operand, int64_t begin, int64_t count) {
   }
 }
 
-// `count` floats: where they lie, or converted into `staged`.
+// Returns `count` elements as floats: in place if they are stored so, else converted into `staged`.
 inline const float* load(const Operand& operand, int64_t begin, int64_t count, float* staged) {
   if (!operand.layout) {
     prefetch(operand, begin, count);
@@ -95,7 +96,7 @@ inline const float* load(const Operand& operand, int64_t begin, int64_t count, f
   return staged;
 }
 
-// Puts `staged` where it belongs, unless it is there.
+// Stores `staged` to the operand, unless it was written in place.
 inline void store(const Operand& operand, int64_t begin, int64_t count, const float* staged) {
   if (operand.storage == Storage::float16) {
     narrow<Float16>(staged, at<uint16_t>(operand, begin), count);
@@ -104,12 +105,12 @@ inline void store(const Operand& operand, int64_t begin, int64_t count, const fl
   }
 }
 
-// Where results are put for `store`: where they belong, if that holds floats, or `staged`.
+// Where to write results before `store`: in place if the operand holds floats, else `staged`.
 inline float* place(const Operand& operand, int64_t begin, float* staged) {
   return operand.storage == Storage::float32 ? at<float>(operand, begin) : staged;
 }
 
-// Floats from anywhere to where they belong.
+// Stores floats from any memory to the operand.
 inline void put(const Operand& operand, int64_t begin, int64_t count, const float* values) {
   if (operand.storage == Storage::float32) {
     __builtin_memcpy(at<float>(operand, begin), values, count * sizeof(float));
@@ -118,8 +119,8 @@ inline void put(const Operand& operand, int64_t begin, int64_t count, const floa
   }
 }
 
-// Elements [begin, end) of `from` to the row-contiguous `to`; bit for bit where both are stored
-// alike.
+// Copies the elements [begin, end) of `from` to the row-contiguous `to`, bit for bit if their
+// storage is the same.
 template <typename T>
 void copy_bits(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
   if (from.layout) {
@@ -142,8 +143,8 @@ inline void copy(const Operand& from, const Operand& to, int64_t begin, int64_t 
   }
 }
 
-// Columns [left, right) of the panel of rows at `top`, row by row. Goes down the columns, whose
-// cache lines hold the panel's rows, a few at a time.
+// Transposes columns [left, right) of the panel of rows at `top` to rows. Walks down a few columns
+// at a time, whose cache lines hold the panel's rows.
 template <typename Format>
 void transpose(const Operand& operand, int64_t top, int64_t left, int64_t right, float* to) {
   using Stored = typename Format::Stored;

@@ -5,8 +5,8 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
 
-// As many sums whatever the instruction set, so that all give the same result: the square of a
-// float is exact in double.
+// The same number of independent sums for all instruction sets, so that all give the same result.
+// The square of a float is exact in double.
 constexpr int sums = 16;
 
 double sum_of_squares(const Operand& operand, int64_t begin, int64_t end) {

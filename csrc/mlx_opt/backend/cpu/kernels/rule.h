@@ -1,4 +1,4 @@
-// What the drivers of all rules do alike. For one instruction set.
+// Code that the drivers of all rules share. For one instruction set.
 #pragma once
 
 #include "mlx_opt/backend/cpu/kernels/operand.h"
@@ -6,7 +6,8 @@
 MLX_OPT_RULES_BEGIN
 namespace {
 
-// The fields of a rule's element: the parameter and its state. Operand `fields` is the gradient.
+// Number of fields of a rule's element: the parameter and its slots. Operand number `fields` is the
+// gradient.
 template <typename Rule>
 constexpr int fields_of = sizeof(typename Rule::Element) / sizeof(float);
 
@@ -27,9 +28,8 @@ void copy_through(const Tensor& tensor, int64_t begin, int64_t end) {
   }
 }
 
-// Calls `visit(begin, count, values)` for parts of rows, of at most `block` elements, of a gradient
-// that is a transposed matrix, as that of a linear layer often is. `begin` is the start of a panel
-// of its rows.
+// Calls `visit(begin, count, values)` for parts of rows, of at most `block` elements, of a
+// transposed gradient, such as a linear layer's. `begin` must be the start of a panel of its rows.
 template <typename Visit>
 void for_each_row_of_panels(
     const Operand& gradient, int64_t begin, int64_t end, const Visit& visit) {

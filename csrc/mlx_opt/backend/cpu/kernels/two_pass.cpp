@@ -1,4 +1,4 @@
-// Every rule of two passes for one instruction set; compiled as elementwise.cpp is.
+// All rules of two passes for one instruction set; compiled as elementwise.cpp is.
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
 
@@ -18,7 +18,7 @@ struct TwoPass {
   static constexpr int sums = sizeof(Sums) / sizeof(float);
   static_assert(sums <= max_sums && sizeof(Rates) <= max_sums * sizeof(float));
 
-  // What all elements of a tensor share.
+  // The scalars that all elements of a tensor share.
   struct Uniforms {
     Hypers h;
     Scalars s;
@@ -51,7 +51,8 @@ struct TwoPass {
     }
   }
 
-  // At most `block` elements; `gradient` if it has been loaded.
+  // Updates the state of at most `block` elements and adds to the sums. `gradient`: the gradient's
+  // values if they are already loaded, else null.
   static void sum_block(
       const Tensor& tensor,
       int64_t begin,
@@ -73,7 +74,7 @@ struct TwoPass {
     for (int64_t i = 0; i < count; i += lanes) {
       update_state(in, out, i, valid_lanes(count - i), uniforms, scale);
     }
-    // The second pass makes the direction of the state as it is stored, so the sums are of that.
+    // The second pass computes the direction from the stored state, so the sums use that too.
     const float* now[fields] = {in[0]};
     for (int k = 1; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
@@ -90,12 +91,12 @@ struct TwoPass {
     }
   }
 
-  // Of a vector at whose start `left` elements are left.
-  MLX_OPT_FN int valid_lanes(int64_t left) {
-    return left < lanes ? static_cast<int>(left) : lanes;
+  // Number of lanes that hold elements in a vector with `remaining` elements left.
+  MLX_OPT_FN int valid_lanes(int64_t remaining) {
+    return remaining < lanes ? static_cast<int>(remaining) : lanes;
   }
 
-  // The state's step of one vector, of which `valid` lanes are elements.
+  // Updates the state of one vector, of which `valid` lanes hold elements.
   MLX_OPT_FN void update_state(
       const float* const (&in)[fields + 1],
       float* const (&out)[fields],
@@ -174,7 +175,7 @@ struct TwoPass {
     }
   }
 
-  // The state is read where the first pass has written it.
+  // Reads the state from where the first pass wrote it.
   static void finish_block(
       const Tensor& tensor,
       int64_t begin,
