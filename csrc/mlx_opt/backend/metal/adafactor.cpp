@@ -59,7 +59,7 @@ AdafactorStep::AdafactorStep(
     const bool factored = kind == 1;
     const auto [tensors, width] = spec.runs[kind];
     for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
-      // A matrix of nothing may have means that are to be kept.
+      // A matrix without elements may still have means, which must be copied.
       if (operands[0]->size() || factored) {
         tensors_.emplace_back(
             AdafactorFields{factored, first_moment},
@@ -78,8 +78,8 @@ AdafactorStep::AdafactorStep(
   }
 }
 
-// Throws what the compiler has against a kernel, while the operands are as they were. Returns false
-// if there is nothing to do.
+// Compiles the kernels, and throws the compiler's error while the operands are still unchanged.
+// Returns false if there is nothing to do.
 bool AdafactorStep::find_pipelines() {
   std::vector<const AdafactorPass*> found;
   for (AdafactorPlan& tensor : tensors_) {
@@ -117,7 +117,7 @@ void AdafactorStep::encode(
   int slot = scratch_slot + 1;
   for (AdafactorOperand operand : pass.in) {
     const Place& place = tensor.in[tensor.fields.place_of(operand)];
-    // What is of no elements may have no buffer.
+    // An array without elements may have no buffer.
     encoder_.set_input_array(place.data_size ? place.array() : scratch, slot++);
   }
   for (AdafactorOperand operand : pass.out) {
@@ -129,8 +129,8 @@ void AdafactorStep::encode(
   encoder_.dispatch_threadgroups(MTL::Size(pass.groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
-// Pass after pass over all tensors, so that MLX inserts one barrier a pass: a tensor's scratch is
-// its own, and different tensors overlap.
+// Encodes pass after pass over all tensors, so that MLX inserts one barrier for each pass: each
+// tensor has its own scratch memory, and different tensors overlap.
 void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) {
   if (!group_uniforms_) {
     return;

@@ -7,7 +7,7 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// The runs of `spec` are of the tensors that are not factored and of those that are.
+/// The runs of `spec` are the tensors that are not factored, then those that are.
 std::unique_ptr<Prepared> prepare_adafactor_step(
     const StepSpec& spec,
     const ArrayRefs& inputs,

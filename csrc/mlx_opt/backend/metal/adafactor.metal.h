@@ -1,5 +1,5 @@
-// What Adafactor's passes have in common. A pass leaves the sums of fixed parts in the tensor's
-// scratch; the next adds them up in a fixed order.
+// Common code of Adafactor's passes. A pass writes sums over fixed parts to the tensor's scratch
+// memory; the next pass adds them up in a fixed order.
 #pragma once
 
 namespace mlx_opt {
@@ -14,15 +14,15 @@ using metal::AdafactorArguments;
 using metal::AdafactorStrided;
 using metal::AdafactorTensor;
 
-// Where a tensor lies. In: in the order of AdafactorStrided::elements, or the means of rows and of
-// columns; out: the same of the results. One may be an input's buffer: an element is written by the
-// thread that has read it.
+// The addresses of a tensor's operands. in: in the order of AdafactorStrided::elements, or the
+// means of rows and of columns; out: the results in the same order. A result may share an input's
+// buffer: each element is written by the thread that read it.
 struct AdafactorOperands {
   const device uchar* in[4];
   device uchar* out[3];
 };
 
-// The places of an element in the operands, by that in the results.
+// An element's index in each operand.
 struct AdafactorPlaces {
   ulong of[4];
 
@@ -65,7 +65,7 @@ MLX_OPT_FN uint parts_of(uint count, uint each) {
   return (count + each - 1) / each;
 }
 
-// Of the numbers [begin, begin + count) of the scratch.
+// The sum of the numbers [begin, begin + count) of the scratch memory.
 MLX_OPT_FN float sum_of(
     device const float* scratch, ulong begin, uint count, uint index, threadgroup float* staged) {
   LongSum sum = {0.0f, 0.0f};
@@ -75,8 +75,8 @@ MLX_OPT_FN float sum_of(
   return sum_over_group(value_of(sum), index, staged);
 }
 
-// A tile of a tensor's matrices as its gradient lies. Of each of its lines a thread takes, `count`
-// together, adafactor_own elements.
+// A tile of a tensor's matrices in the orientation of its gradient in memory. A thread processes
+// adafactor_own elements of each of its lines, `count` at a time.
 struct AdafactorTile {
   uint matrix, lines, columns;
   uint down, across, tiles_down; // its place in the matrix, and of how many
@@ -103,15 +103,16 @@ struct AdafactorTile {
            tile.left;
   }
 
-  // Of this thread's elements [own, own + count) the first one's column.
+  // The column of the first of this thread's elements [own, own + count).
   template <int count>
   MLX_OPT_FN uint column_of(uint own, uint index) {
     return own * adafactor_across + index % adafactor_across * count;
   }
 };
 
-// `each.begin_line(line)`, then `each.elements<count>(own, column, place)` for a thread's elements
-// of the line, then `each.end_line(line)`, for its lines of a tile.
+// Calls, for each of this thread's lines of a tile, `each.begin_line(line)`, then
+// `each.elements<count>(own, column, place)` for its elements of the line, then
+// `each.end_line(line)`.
 template <int count, typename Each>
 MLX_OPT_FN void over_lines(thread Each& each, AdafactorTile tile, uint index) {
   for (uint line = index / adafactor_across; line < tile.height;
@@ -128,10 +129,10 @@ MLX_OPT_FN void over_lines(thread Each& each, AdafactorTile tile, uint index) {
   }
 }
 
-// The factors of rows and columns, of one of a tensor's matrices.
+// The factors of the rows and columns of one of a tensor's matrices.
 struct Factors {
-  ulong rows, columns; // the first ones' places in the scratch
-  float mean;          // of the rows' means
+  ulong rows, columns; // offsets of the first ones in the scratch memory
+  float mean;          // the mean of the rows' means
   bool transposed;
 
   MLX_OPT_FN Factors of(constant AdafactorTensor& t, uint matrix, float mean) {
@@ -150,12 +151,12 @@ struct Factors {
     return scratch[f.columns + column];
   }
 
-  // Of a line of the gradient.
+  // The factor of a line of the gradient.
   MLX_OPT_FN float of_line(Factors f, device const float* scratch, uint line) {
     return f.transposed ? of_column(f, scratch, line) : of_row(f, scratch, line);
   }
 
-  // Of this thread's elements of a tile's lines.
+  // The factors of this thread's elements of a tile's lines.
   template <int count>
   MLX_OPT_FN void of_columns(
       Factors f, device const float* scratch, AdafactorTile tile, uint index, thread float* to) {

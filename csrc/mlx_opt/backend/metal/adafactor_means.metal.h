@@ -1,4 +1,4 @@
-// What Adafactor makes of the sums: the means of rows and columns, and the rates.
+// Adafactor's reductions of the sums: the means of rows and columns, and the rates.
 #pragma once
 
 namespace mlx_opt {
@@ -7,8 +7,8 @@ namespace MLX_OPT_LEVEL {
 // The sums of the squares of the rows, or of the columns, of one of a tensor's matrices.
 struct AdafactorParts {
   ulong first;
-  uint parts;   // of each sum
-  ulong stride; // from part to part
+  uint parts;   // number of partial sums of each sum
+  ulong stride; // between partial sums
 
   MLX_OPT_FN AdafactorParts of(constant AdafactorTensor& t, bool rows, uint matrix) {
     const uint lines = t.transposed ? t.columns : t.rows;
@@ -24,8 +24,8 @@ struct AdafactorParts {
   }
 };
 
-// A threadgroup takes some rows or columns of a matrix, `split` threads each, and leaves the rows'
-// new means or the columns' factors.
+// A threadgroup processes some rows or columns of a matrix, with `split` threads for each, and
+// writes the rows' new means or the columns' factors.
 template <typename Row, typename Column, typename NewRow, typename NewColumn>
 struct AdafactorMeans {
   template <typename Arguments>
@@ -57,7 +57,7 @@ struct AdafactorMeans {
   }
 
  private:
-  // This thread's new mean; 0 if it has none.
+  // Returns this thread's new mean, 0 if it has none.
   template <typename Format, typename New, bool rows, typename Arguments>
   MLX_OPT_FN float average(
       constant Arguments& arguments,
@@ -101,7 +101,7 @@ struct AdafactorMeans {
     return mean;
   }
 
-  // The first thread of the `split` has the sum.
+  // The first of the `split` threads returns the sum.
   MLX_OPT_FN float sum_of_parts(
       AdafactorParts parts,
       device const float* scratch,
@@ -128,7 +128,7 @@ struct AdafactorMeans {
   }
 };
 
-// The rates of a tensor, by one threadgroup.
+// Computes a tensor's rates. Run by one threadgroup.
 struct AdafactorRates {
   MLX_OPT_FN void run(
       constant AdafactorArguments& arguments,
@@ -154,7 +154,7 @@ struct AdafactorRates {
     }
   }
 
-  // From the sums of the squares of parameter and update.
+  // The rates, from the sums of squares of the parameter and the update.
   MLX_OPT_FN Adafactor::Rates of(
       float of_w, float of_u, ulong count, Uniforms<Adafactor> uniforms) {
     const float size = static_cast<float>(count);

@@ -39,7 +39,7 @@ std::string formats_of(const std::vector<Storage>& storages) {
   return text;
 }
 
-// The gradient's format, then lists of the other operands' and of the results'.
+// The gradient's format, then lists of the formats of the other operands and the results.
 std::string update_of(const AdafactorKernel& kernel) {
   return std::string("<") + format_of(kernel.in[0]) + ", " +
          list_of(&kernel.in[1], static_cast<int>(kernel.in.size()) - 1) + ", " +
@@ -72,7 +72,7 @@ std::string pass_of(const AdafactorKernel& kernel) {
   return "";
 }
 
-// Floats that the threads of a group share.
+// Number of floats that the threads of a group share.
 unsigned staged_by(AdafactorKind kind) {
   switch (kind) {
     case AdafactorKind::update:
@@ -87,7 +87,7 @@ unsigned staged_by(AdafactorKind kind) {
   }
 }
 
-// Parameters and the braces that hold them all, of the operands of one kind.
+// The parameters of operands, and the initialisers of the struct that holds them.
 struct Parameters {
   std::string text;
   std::string names;

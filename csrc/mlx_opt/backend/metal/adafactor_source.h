@@ -1,4 +1,5 @@
-// The text of Adafactor's kernels. Knows neither Metal nor MLX, so that it can be tested without.
+// Builds the source text of Adafactor's kernels. Depends on neither Metal nor MLX, so that it can
+// be tested without them.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +10,9 @@
 
 namespace mlx_opt::metal {
 
-/// The passes of a tensor in the order of their dispatches: squares, means, update_squares, rates
-/// and update or transposed_update; or where nothing is factored element_squares, rates and
-/// element_update, or for one chunk element_step alone.
+/// The passes of a tensor in the order of their dispatches. Factored: squares, means,
+/// update_squares, rates and update or transposed_update. Not factored: element_squares, rates and
+/// element_update, or for one chunk only element_step.
 enum class AdafactorKind : uint8_t {
   squares,
   means,
@@ -24,9 +25,9 @@ enum class AdafactorKind : uint8_t {
   element_step,
 };
 
-/// Which kernel: a pass over a tensor of these storages. `in`: of what the pass reads, in this
-/// order: the gradient, the parameter, the means of the squares of elements and the first moment;
-/// or the means of rows and of columns. `out`: of what of these it writes.
+/// Identifies a kernel: a pass over a tensor of these storages. `in`: those that the pass reads, in
+/// this order: the gradient, the parameter, the running means of elements and the first moment; or
+/// the means of rows and of columns. `out`: those of these that it writes.
 struct AdafactorKernel {
   AdafactorKind kind;
   std::vector<Storage> in;
@@ -36,7 +37,7 @@ struct AdafactorKernel {
   bool operator==(const AdafactorKernel&) const = default;
 };
 
-/// As those of UpdateKernel.
+/// As for UpdateKernel.
 std::string name(const AdafactorKernel& kernel);
 std::string source(const AdafactorKernel& kernel);
 

@@ -1,10 +1,11 @@
-// Adafactor's passes that add up squares: those of gradient and parameter, and those of the update.
+// Adafactor's passes that sum squares: those of the gradient and the parameter, and those of the
+// update.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// G, W: the formats of the gradient and of the parameter.
+// G, W: the formats of the gradient and the parameter.
 template <typename G, typename W>
 struct AdafactorSquares {
   template <typename Arguments>
@@ -203,7 +204,7 @@ struct AdafactorUpdateSquares {
   }
 };
 
-// The new running means of elements, and their factors.
+// Updates the running means of elements and computes their factors.
 template <int count>
 MLX_OPT_FN void average_elements(
     thread float* v, thread const float* g, Uniforms<Adafactor> uniforms, thread float* factors) {
@@ -214,8 +215,8 @@ MLX_OPT_FN void average_elements(
   }
 }
 
-// Of a tensor that is not factored, the squares of parameter and update. V: the format of the means
-// of the squares of elements.
+// Sums the squares of the parameter and the update of a tensor that is not factored. V: the format
+// of the running means of elements.
 template <typename G, typename W, typename V>
 struct ElementSquares {
   template <typename Arguments>

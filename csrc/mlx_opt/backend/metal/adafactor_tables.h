@@ -1,4 +1,5 @@
-// What Adafactor's kernels take, besides tables.h: the host's compiler and Metal's both read this.
+// The arguments of Adafactor's kernels, besides tables.h. Compiled by the host's compiler and by
+// Metal's.
 #pragma once
 
 #include "mlx_opt/backend/metal/tables.h"
@@ -6,35 +7,35 @@
 namespace mlx_opt {
 namespace metal {
 
-// Adafactor's matrices are cut into tiles, as their gradient lies; what is not factored into
-// chunks.
+// Matrices are divided into tiles in the orientation of the gradient in memory; tensors that are
+// not factored, into chunks.
 enum : unsigned {
   adafactor_lines = 64, // of a tile
   adafactor_columns = 256,
-  adafactor_across = 32, // threads side by side in a line
+  adafactor_across = 32, // adjacent threads in a line
   adafactor_own = adafactor_columns / adafactor_across,
-  adafactor_pitch = adafactor_across + 1, // threads that go down a column then use different banks
+  adafactor_pitch = adafactor_across + 1, // odd, so that threads of a column use different banks
   adafactor_staged = adafactor_lines * adafactor_pitch, // floats of a threadgroup
 };
 
 enum : int { scratch_slot = operands_slot }; // of a pass; behind it its operands
 
-// Where a tensor's sums, means and rates are in its scratch, in floats.
+// Offsets of a tensor's sums, means and rates in its scratch memory, in floats.
 struct AdafactorScratch {
-  unsigned long parameter_squares; // a sum for each part of the tensor: a tile, or a chunk
+  unsigned long parameter_squares; // one sum for each part of the tensor: a tile, or a chunk
   unsigned long update_squares;
   unsigned long rates;
-  unsigned long means;       // of the rows' means, of each matrix
-  unsigned long totals;      // of the rows' new means: a sum for each threadgroup that makes them
-  unsigned long line_sums;   // of squares, as the gradient lies: [across][lines of all matrices]
-  unsigned long column_sums; // [tiles down, of all matrices][columns]
-  unsigned long row_means;   // new, of all matrices
+  unsigned long means;  // the mean of the rows' means of each matrix
+  unsigned long totals; // of the rows' new means: one sum for each threadgroup that computes them
+  unsigned long line_sums;      // of squares, along the gradient: [across][lines of all matrices]
+  unsigned long column_sums;    // [tiles down, of all matrices][columns]
+  unsigned long row_means;      // new, of all matrices
   unsigned long column_factors; // of all matrices
 };
 
-// Rows and columns are of each of its matrices. `transposed`: the gradient's matrices lie
-// transposed, and its lines are the columns. `splits`: how many threads add up the sums of a row,
-// of a column.
+// `rows` and `columns` are those of each matrix. `transposed`: the gradient's matrices are stored
+// transposed, so its lines are the columns. `row_split`, `column_split`: how many threads add up
+// the partial sums of a row, of a column.
 struct AdafactorTensor {
   unsigned long size;
   AdafactorScratch scratch;
@@ -48,13 +49,14 @@ struct AdafactorTensor {
   unsigned group;
 };
 
-// What a pass takes: of operands that lie as the results do, or with a transposed gradient.
+// The arguments of a pass over operands with the layout of the results, or with a transposed
+// gradient.
 struct AdafactorArguments {
   AdafactorTensor tensor;
 };
 
-// Of operands of any layout. `elements`: of the gradient, the parameter, the means of the squares
-// of elements and the first moment, where a tensor has them.
+// The arguments for operands of any layout. `elements`: the layouts of the gradient, the parameter,
+// the running means of elements and the first moment, if the tensor has them.
 struct AdafactorStrided {
   AdafactorTensor tensor;
   Layout<4> elements;

@@ -13,7 +13,7 @@ uint64_t divided_up(uint64_t x, uint64_t unit) {
   return (x + unit - 1) / unit;
 }
 
-// How many threads add up `parts` sums, so that none has many.
+// How many threads add up `parts` partial sums, so that each has few.
 unsigned split_of(uint64_t parts) {
   unsigned split = 1;
   while (split < 32 && parts > 8 * split) {
@@ -22,7 +22,7 @@ unsigned split_of(uint64_t parts) {
   return split;
 }
 
-// How a tensor is cut: as its gradient lies.
+// The division of a tensor into tiles, in the orientation of its gradient in memory.
 struct Tiling {
   uint64_t lines, columns, down, across;
 

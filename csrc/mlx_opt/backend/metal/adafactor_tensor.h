@@ -1,4 +1,4 @@
-// A tensor of a step of Adafactor as its kernels take it.
+// A tensor of a step of Adafactor, in the form that its kernels take.
 #pragma once
 
 #include <array>
@@ -12,13 +12,13 @@
 
 namespace mlx_opt::metal {
 
-/// Passes of a tensor, each behind a barrier from the one before.
+/// Number of passes of a tensor, with a barrier between them.
 inline constexpr int adafactor_passes = 5;
 
-/// What a tensor has; means are of the squares of rows, or of elements.
+/// The operands of a tensor. `means`: of rows, or of elements.
 enum AdafactorOperand : int { parameter, means, column_means, first_moment, gradient };
 
-/// A kernel over a tensor, of as many threadgroups; none where the tensor has no such pass.
+/// A kernel over a tensor and its number of threadgroups; no kernel if the tensor has no such pass.
 struct AdafactorPass {
   AdafactorKernel kernel;
   std::vector<AdafactorOperand> in;
@@ -27,7 +27,7 @@ struct AdafactorPass {
   MTL::ComputePipelineState* pipeline = nullptr;
 };
 
-/// Which of the operands a tensor has, and which place each has among them.
+/// The operands that a tensor has, and the index of each among them.
 struct AdafactorFields {
   bool factored;
   bool has_moment;
@@ -44,8 +44,8 @@ struct AdafactorPlan {
   uint64_t scratch_floats = 0;
   std::array<AdafactorPass, adafactor_passes> passes;
 
-  /// `arrays`, `dtypes`: of the tensor, as AdafactorUpdate has them; `skip_nonfinite`: true if the
-  /// step is skipped where the gradients' scale is not finite.
+  /// `arrays`: the tensor's operands; `dtypes`: of its results; `skip_nonfinite`: true if the step
+  /// is skipped where the gradients' scale is not finite.
   AdafactorPlan(
       AdafactorFields fields,
       const mx::array* const* arrays,

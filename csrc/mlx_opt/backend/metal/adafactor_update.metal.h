@@ -4,7 +4,7 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// What the update of each tensor takes besides its operands.
+// What the update of a tensor reads besides its operands.
 struct AdafactorTensorStep {
   Uniforms<Adafactor> uniforms;
   Adafactor::Rates rates;
@@ -18,8 +18,8 @@ struct AdafactorTensorStep {
   }
 };
 
-// G: the format of the gradient; In: of the operands behind it, of which the first moment, if there
-// is one, has place `moment`; Out: of the results.
+// G: the format of the gradient; In: of the operands after it; Out: of the results. `moment`: the
+// index in In of the first moment, if there is one.
 template <typename G, typename In, typename Out, int moment>
 struct AdafactorElements {
   enum : int { fields = In::size, has_moment = moment < fields };
@@ -36,7 +36,7 @@ struct AdafactorElements {
     In::template load<count>(at.in + 1, from.of + 1, x);
   }
 
-  // `x`: what is loaded of the operands; `u`: the updates.
+  // `x`: the loaded operands; `u`: the updates.
   template <int count>
   MLX_OPT_FN void put(
       AdafactorOperands at,
@@ -56,7 +56,7 @@ struct AdafactorElements {
     Out::template store<count>(at.out, to, x);
   }
 
-  // What stands for the update where the step is skipped.
+  // Copies the operands to the results if the step is skipped.
   template <int count>
   MLX_OPT_FN void copy_through(AdafactorOperands at, AdafactorPlaces from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
@@ -97,7 +97,7 @@ struct AdafactorUpdate {
     }
   }
 
-  // Where the gradient is transposed: it is read down its columns into `staged`, the rest along the
+  // A transposed gradient is read down its columns into `staged`, the other operands along the
   // rows.
   MLX_OPT_FN void transposed(
       constant AdafactorArguments& arguments,
@@ -202,7 +202,7 @@ struct AdafactorUpdate {
   };
 };
 
-// Of a tensor that is not factored.
+// Updates a tensor that is not factored.
 template <typename G, typename In, typename Out>
 struct ElementUpdate {
   template <typename Arguments>

@@ -1,4 +1,4 @@
-// What find.cpp asks for.
+// The Metal implementation of gpu::Backend.
 #pragma once
 
 #include "mlx_opt/backend/backend.h"

@@ -6,17 +6,17 @@
 namespace mlx_opt::metal {
 namespace {
 
-// A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
+// A larger tensor has a dispatch of its own, which costs less than running the tensor.
 constexpr uint64_t max_packed_chunks = 16;
 
 bool may_pack(const Leaf& leaf) {
   return leaf.kernel.walk == Walk::flat && leaf.threadgroups <= max_packed_chunks;
 }
 
-// The dispatch that a tensor joins, of no more than `max_tensors`.
+// The dispatch that a tensor joins, which has at most `max_tensors`.
 Dispatch& dispatch_for(const Leaf& leaf, std::vector<Dispatch>& dispatches, size_t max_tensors) {
   if (may_pack(leaf)) {
-    // From the back: those in front are full.
+    // Searches from the back, because the earlier ones are full.
     const auto open = std::find_if(dispatches.rbegin(), dispatches.rend(), [&](const Dispatch& d) {
       return d.kernel == leaf.kernel && d.leaves.size() < max_tensors && may_pack(*d.leaves[0]);
     });
@@ -102,7 +102,7 @@ uint64_t set_arguments(mx::metal::CommandEncoder& encoder, const Dispatch& dispa
   return dispatch.leaves[0]->threadgroups;
 }
 
-// Every slot of a kernel has to be bound: the unused ones to the last tensor's operands.
+// Every slot of a kernel must be bound: unused ones to the last tensor's operands.
 void set_operands(
     mx::metal::CommandEncoder& encoder,
     const UpdateKernel& kernel,

@@ -1,4 +1,4 @@
-// The tensors of a step as its dispatches take them.
+// The tensors of a step, grouped into dispatches.
 #pragma once
 
 #include <functional>
@@ -13,34 +13,36 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// One kernel over one tensor, or over several where they are flat.
+/// One kernel over one tensor, or over several flat ones.
 struct Dispatch {
   UpdateKernel kernel;
   std::vector<const Leaf*> leaves{};
 };
 
-/// The tensors of a step, as StepSpec has its inputs; without those that are empty.
+/// The tensors of a step without the empty ones. `inputs`: those of StepSpec.
 std::vector<Leaf> leaves_of(
     const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes);
 
-/// `max_tensors`: how many tensors of such operands a dispatch has slots for; small ones share one.
+/// `max_tensors`: for how many tensors of such operands a dispatch has slots. Small tensors share a
+/// dispatch.
 std::vector<Dispatch> dispatches_over(
     const std::vector<Leaf>& leaves, const std::function<int(const Operands&)>& max_tensors);
 
-/// Hands over the table of flat tensors, whose unused places no threadgroup reaches; returns its
-/// chunks.
+/// Binds the table of flat tensors and returns their number of chunks. No threadgroup reaches its
+/// unused entries.
 uint64_t set_pack(mx::metal::CommandEncoder& encoder, const Dispatch& dispatch);
 
-/// Hands over what the walk of the dispatch's kernel takes; returns its threadgroups.
+/// Binds the arguments for the walk of the dispatch's kernel and returns its number of
+/// threadgroups.
 uint64_t set_arguments(mx::metal::CommandEncoder& encoder, const Dispatch& dispatch);
 
-/// Where a kernel's operands of a tensor lie.
+/// The addresses of a tensor's operands in a kernel.
 struct Places {
   std::vector<Place> in;
   std::vector<Place> out;
 };
 
-/// Hands over the operands of a kernel's tensors, from a slot on.
+/// Binds the operands of a kernel's tensors, from a slot on.
 void set_operands(
     mx::metal::CommandEncoder& encoder,
     const UpdateKernel& kernel,

@@ -7,7 +7,7 @@ namespace {
 
 using Commands = NS::SharedPtr<MTL::CommandBuffer>;
 
-// Of each step the commands that it is among.
+// Holds the command buffer of each step.
 gpu::InFlight<Commands>& in_flight() {
   static auto* steps = new gpu::InFlight<Commands>;
   return *steps;
@@ -17,7 +17,7 @@ gpu::InFlight<Commands>& in_flight() {
 
 void wait_for_last_but_one(mlx::core::Stream stream) {
   const Commands commands = in_flight().last_but_one(stream);
-  // An evaluation that failed leaves commands behind that are never committed, or with a later one.
+  // A failed evaluation leaves commands that are never committed, or only with a later one.
   if (commands && commands->status() >= MTL::CommandBufferStatusCommitted) {
     commands->waitUntilCompleted();
   }

@@ -50,8 +50,8 @@ std::string files_of(std::string_view rule_header) {
 }
 
 std::string program_of(const std::string& files, const std::string& kernel) {
-  // Which product is fused with a sum is for the rules to say. Metal has its own word for it since
-  // version 3.2, and clang's.
+  // The rules decide which product is fused with a sum. Metal has its own pragma for this since
+  // version 3.2, and accepts clang's.
   return "#include <metal_stdlib>\n"
          "#pragma METAL fp contract(off)\n"
          "#pragma STDC FP_CONTRACT OFF\n"

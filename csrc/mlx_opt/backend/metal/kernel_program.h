@@ -1,4 +1,4 @@
-// What the texts of all kernels have in common.
+// Common parts of all kernels' source text.
 #pragma once
 
 #include <string>
@@ -14,16 +14,16 @@ using gpu::format_of;
 using gpu::list_of;
 using mlx_opt::Storage;
 
-/// The storage in kernels' names.
+/// A storage's name in kernels' names.
 const char* short_name_of(Storage storage);
 
-/// A kernel's name among all versions' and in MLX's store of libraries.
+/// A kernel's name with the library's version, which is unique in MLX's store of libraries.
 std::string versioned(std::string what);
 
-/// The attribute of a kernel's parameter, and its end.
+/// The buffer attribute of a kernel's parameter, and the end of its line.
 std::string slot(int index);
 
-/// A kernel's text up to its second parameter. `address_space`: of the first;
+/// A kernel's text up to its second parameter. `address_space`: of the first parameter;
 /// `arguments`: the type of the second, a reference or a pointer.
 std::string beginning_of(
     const std::string& name,
@@ -31,14 +31,14 @@ std::string beginning_of(
     const std::string& arguments,
     unsigned threads_of_group);
 
-/// The files of the kernels. Made by the build.
+/// The kernels' source files, which the build embeds.
 const gpu::Texts& texts();
 
-/// The files that the kernels of a rule need, of which `rule_header` defines it, besides those of
-/// its drivers.
+/// The source files that the kernels of a rule need, besides those of its drivers. `rule_header`:
+/// the file that defines the rule.
 std::string files_of(std::string_view rule_header);
 
-/// The whole program of a kernel that needs these files.
+/// The whole program of a kernel that needs `files`.
 std::string program_of(const std::string& files, const std::string& kernel);
 
 } // namespace mlx_opt::metal

@@ -19,7 +19,7 @@ const char* name_of(Walk walk) {
   return "";
 }
 
-// The operands of a tensor as the driver's struct of them.
+// The initialiser of the driver's struct of a tensor's operands.
 std::string operands_of(const Operands& operands, int tensor) {
   const auto fields = static_cast<int>(operands.out.size());
   return "{{" + inputs_of(tensor, fields) + "}, " + input_of(tensor, fields) + ", {" +

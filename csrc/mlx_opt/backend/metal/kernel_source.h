@@ -1,5 +1,5 @@
-// What tells kernels apart, and the texts that Metal compiles. Knows neither Metal nor MLX, so that
-// it can be tested without.
+// The keys that identify kernels, and the text that Metal compiles. Depends on neither Metal nor
+// MLX, so that it can be tested without them.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@
 
 namespace mlx_opt::metal {
 
-/// The most scalars that a dispatch of PrepareKernel has slots for.
+/// The maximum number of scalars for which a dispatch of PrepareKernel has slots.
 inline constexpr int scalar_slots = slots - operands_slot;
 
-/// Computes the scalars of a rule for each group, and reads up to `capacity` scalars for that.
+/// Computes a rule's uniforms for each group, from up to `capacity` scalars.
 struct PrepareKernel {
   std::string_view rule;
   int capacity;
@@ -24,11 +24,12 @@ struct PrepareKernel {
   bool operator==(const PrepareKernel&) const = default;
 };
 
-/// How an update goes through a tensor: its operands are contiguous; so but for the gradient, which
-/// is a transposed matrix; they lie anyhow and are of fewer than 2^32 elements; of any number.
+/// How a kernel walks over a tensor. flat: all operands are contiguous. transposed: the gradient is
+/// a transposed matrix, the other operands are contiguous. strided: any layout, fewer than 2^32
+/// elements; strided_long: any number.
 enum class Walk : uint8_t { flat, transposed, strided, strided_long };
 
-/// Updates tensors by a rule, `capacity` of them a dispatch; more than 1 only where flat.
+/// Updates tensors by a rule, `capacity` of them in a dispatch; more than 1 only if flat.
 struct UpdateKernel {
   std::string_view rule;
   Walk walk;
@@ -39,26 +40,26 @@ struct UpdateKernel {
   bool operator==(const UpdateKernel&) const = default;
 };
 
-/// The kernel's name in the program and the program's in MLX's store of libraries: it says
+/// The kernel's name in its program, and the program's in MLX's store of libraries. It encodes
 /// everything that the text depends on.
 std::string name(const PrepareKernel& kernel);
 std::string name(const UpdateKernel& kernel);
 
-/// The whole program of a kernel. `rule_header`: the text that defines the rule, if not the
+/// The whole program of a kernel. `rule_header`: the text that defines the rule, if it is not the
 /// library's.
 std::string source(const PrepareKernel& kernel);
 std::string source(const UpdateKernel& kernel);
 std::string source(const PrepareKernel& kernel, std::string_view rule_header);
 std::string source(const UpdateKernel& kernel, std::string_view rule_header);
 
-/// What tells a kernel from the rule's others, in its name.
+/// The part of a kernel's name that distinguishes it from the rule's others.
 std::string words_of(const UpdateKernel& kernel);
 
-/// The type of a kernel's arguments, in which as many operands as that have strides.
+/// The type of a kernel's arguments, with strides for `operands` operands.
 std::string arguments_of(const UpdateKernel& kernel, int operands);
 
-/// The text that finds which of a dispatch's tensors a threadgroup works on, `which`, and its
-/// operands, of which `at(tensor)` is the text.
+/// Text that finds which of a dispatch's tensors a threadgroup works on, `which`, and its operands.
+/// `at(tensor)`: the text of a tensor's operands.
 std::string choice_of(const UpdateKernel& kernel, const std::function<std::string(int)>& at);
 
 } // namespace mlx_opt::metal

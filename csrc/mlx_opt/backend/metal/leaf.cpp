@@ -8,7 +8,7 @@
 namespace mlx_opt::metal {
 namespace {
 
-// As wide as a kernel can be; a narrower one takes the beginning.
+// The layout of the widest kernel; a narrower one reads its beginning.
 constexpr int max_operands = slots - operands_slot;
 using AnyLayout = Layout<max_operands>;
 using AnyStrided = Strided<max_operands>;
@@ -28,7 +28,7 @@ uint64_t tiles_of(uint64_t size) {
   return (size + tile - 1) / tile;
 }
 
-// True if a result may be written where the array lies.
+// True if a result may overwrite the array.
 bool may_overwrite(const mx::array& x, mx::Dtype dtype) {
   return x.itemsize() == mx::size_of(dtype) && x.flags().row_contiguous && x.offset() == 0;
 }

@@ -1,4 +1,5 @@
-// A tensor of a step of an elementwise rule, or of one of two passes, as its kernels take it.
+// A tensor of a step of an elementwise rule, or of one of two passes, in the form that its kernels
+// take.
 #pragma once
 
 #include <optional>
@@ -16,16 +17,16 @@ namespace mx = mlx::core;
 struct Leaf {
   UpdateKernel kernel;
   std::vector<Place> in; // parameter, state, gradient
-  size_t first_output;   // the parameter's among the outputs
+  size_t first_output;   // index of the parameter among the outputs
   size_t size;
   unsigned short group;
   bool vectors;                  // true if vectors can be loaded from all operands
-  std::vector<char> arguments{}; // Matrix or Strided, where the walk takes one
+  std::vector<char> arguments{}; // Matrix or Strided, if the walk needs one
   uint64_t threadgroups = 0;
-  std::optional<Strided<1>> parameter{}; // its layout, where that is not contiguous
+  std::optional<Strided<1>> parameter{}; // its layout, if it is not contiguous
 
-  /// `kernel`: of the rule; the rest of it is set from the arrays. `dtypes`: of the outputs. The
-  /// results are taken to overwrite what they may.
+  /// `kernel`: names the rule; its other members are set from the arrays. `dtypes`: of the outputs.
+  /// Assumes that the results overwrite all that they may.
   Leaf(
       UpdateKernel kernel,
       const mx::array* const* arrays,
@@ -33,17 +34,18 @@ struct Leaf {
       size_t first_output,
       unsigned short group);
 
-  /// Sets in the kernel which inputs the results overwrite. Returns true if that was already so.
+  /// Sets in the kernel which inputs the results overwrite. Returns true if the kernel was right
+  /// already.
   bool place(const Buffers& outputs);
 
-  /// Where the tensor's results lie.
+  /// The addresses of the tensor's results.
   std::vector<Place> out(const Buffers& outputs) const;
 
  private:
   void set_walk(const mx::array* const* arrays);
 };
 
-/// Threadgroups that a contiguous tensor of so many elements takes.
+/// The number of threadgroups for a contiguous tensor of `size` elements.
 uint64_t chunks_of(uint64_t size);
 
 } // namespace mlx_opt::metal

@@ -1,4 +1,4 @@
-// The kernels as Metal has compiled them.
+// Compiles kernels.
 #pragma once
 
 #include "mlx/backend/metal/device.h"
@@ -7,8 +7,8 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// Compiles the kernel when it is first asked for. Throws std::runtime_error with the compiler's
-/// log.
+/// The compiled kernel, which is compiled on the first call. Throws std::runtime_error with the
+/// compiler's log.
 template <typename Kernel>
 MTL::ComputePipelineState* pipeline(const Kernel& kernel, mx::metal::Device& device) {
   const std::string own_name = name(kernel);

@@ -16,7 +16,7 @@ namespace {
 
 using Encoder = mx::metal::CommandEncoder;
 
-// A tensor of more chunks has a dispatch of its own: it takes the GPU longer than a dispatch costs.
+// A larger tensor has a dispatch of its own, which costs less than running the tensor.
 constexpr uint64_t max_packed_chunks = 4;
 
 constexpr int floats = sizeof(Sum) / sizeof(float);
@@ -25,7 +25,7 @@ uint64_t chunks_of(const mx::array& x) {
   return (x.size() + norm_chunk - 1) / norm_chunk;
 }
 
-// One kernel over one tensor, or over several where it is NormKind::squares.
+// One kernel over one tensor, or over several if it is NormKind::squares.
 struct Dispatch {
   NormKernel kernel;
   std::vector<mx::array> tensors;
@@ -68,7 +68,7 @@ void Dispatches::add(const mx::array& x) {
   }
 }
 
-// A dispatch over small tensors with room for one more: of each storage the last has it.
+// A dispatch over small tensors of this storage with room for one more.
 Dispatch& Dispatches::open(Storage storage) {
   const NormKernel kernel{NormKind::squares, storage, max_squares_per_pack};
   const auto last = std::find_if(dispatches_.rbegin(), dispatches_.rend(), [&](const Dispatch& d) {
@@ -81,7 +81,7 @@ Dispatch& Dispatches::open(Storage storage) {
   return dispatches_.back();
 }
 
-// Throws what the compiler has against a kernel, before anything is encoded.
+// Compiles the kernels before anything is encoded, and throws the compiler's error.
 std::vector<Dispatch> Dispatches::all(mx::metal::Device& device) {
   for (Dispatch& dispatch : dispatches_) {
     dispatch.pipeline = pipeline(dispatch.kernel, device);
@@ -89,7 +89,7 @@ std::vector<Dispatch> Dispatches::all(mx::metal::Device& device) {
   return std::move(dispatches_);
 }
 
-// A part of the sums: `count` of them, from the one numbered `first` on.
+// A view of `count` of the sums, from number `first` on.
 mx::array part_of(const mx::array& sums, uint64_t first, uint64_t count) {
   const auto size = static_cast<int>(count * floats);
   mx::array part({size}, mx::float32, nullptr, {});
@@ -98,7 +98,7 @@ mx::array part_of(const mx::array& sums, uint64_t first, uint64_t count) {
   return part;
 }
 
-// Hands over the table of a pack, whose unused places no threadgroup reaches.
+// Binds the table of a pack. No threadgroup reaches its unused entries.
 void set_pack(Encoder& encoder, const Dispatch& dispatch) {
   std::vector<Tensor> tensors;
   unsigned chunks = 0;
@@ -118,7 +118,7 @@ void encode_squares(Encoder& encoder, const Dispatch& dispatch, mx::array sums) 
   } else {
     set_pack(encoder, dispatch);
   }
-  // Every slot of a kernel has to be bound: the unused ones to the last tensor.
+  // Every slot of a kernel must be bound: unused ones to the last tensor.
   for (int t = 0; t < dispatch.kernel.capacity; ++t) {
     const size_t last = dispatch.tensors.size() - 1;
     encoder.set_input_array(dispatch.tensors[std::min<size_t>(t, last)], operands_slot + t);
@@ -143,8 +143,8 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
   const auto size = static_cast<int>(room * floats);
   mx::array sums(mx::allocator::malloc(room * sizeof(Sum)), {size}, mx::float32);
   {
-    // They write to parts of one buffer that are not each other's, so that they need no barriers
-    // between them, and MLX is told so. Nothing before them knows that buffer.
+    // The dispatches write to disjoint parts of one buffer that nothing before them uses, so they
+    // need no barriers between them.
     const auto concurrent = encoder.start_concurrent();
     uint64_t first = 0;
     for (const Dispatch& dispatch : dispatches) {

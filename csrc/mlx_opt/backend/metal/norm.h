@@ -1,4 +1,4 @@
-// The norm of many tensors together, on an Apple GPU.
+// The global norm of many tensors on an Apple GPU.
 #pragma once
 
 #include <vector>
@@ -9,12 +9,12 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// Queues on `stream`: `output`, a float32, = the square root of the sum of the squares of all
-/// elements, within 2^-23 of it and in an order that depends on the shapes alone.
+/// Queues the computation of the global norm of `arrays` on `stream`, into `output`, a float32,
+/// within a relative 2^-23. The order of the sums depends only on the shapes.
 void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::Stream stream);
 
-/// Queues on `stream`: `scale`, a float32, = what gradients of norm `inputs[0]` are multiplied with
-/// where the norm is to be no more than `inputs[1]`, or without that than `max_norm`.
+/// Queues the computation of the gradient scale on `stream`, into `scale`, a float32. `inputs`: the
+/// norm, and the traced max_norm if there is one; then `max_norm` is ignored.
 void enqueue_clip(
     const std::vector<mx::array>& inputs,
     float max_norm,

@@ -13,17 +13,18 @@ using metal::Strided;
 using metal::Sum;
 using metal::Tensor;
 
-// Elements that a thread has in hand, scaled alike.
+// Number of elements that a thread holds at once, with a common scale.
 enum : uint { batch = 4 * vector_width };
 
-// A struct's functions may be unused without a warning.
+// A struct, because its unused functions cause no warnings.
 struct Sums {
   // 2^n, a float that is not denormal: n from -126 to 127.
   MLX_OPT_FN float two_to(int n) {
     return as_type<float>(static_cast<uint>(n + 127) << 23);
   }
 
-  // Sums in memory, by field: not every compiler copies a struct out of another address space.
+  // Reads and writes sums field by field, because not every compiler copies a struct from another
+  // address space.
   template <typename Pointer>
   MLX_OPT_FN Sum read(Pointer from) {
     return {from->high, from->low, from->exponent};
@@ -39,13 +40,13 @@ struct Sums {
     return {0.0f, 0.0f, -126};
   }
 
-  // No less an exponent. What a float cannot hold then is too small beside the sum that has it.
+  // Raises the exponent of a sum. What a float cannot hold then is negligible beside the other sum.
   MLX_OPT_FN Sum with_exponent(Sum sum, int exponent) {
     const float factor = two_to(::metal::max(2 * (sum.exponent - exponent), -126));
     return {sum.high * factor, sum.low * factor, exponent};
   }
 
-  // Of a number in units of 4^exponent.
+  // Adds a number in units of 4^exponent.
   MLX_OPT_FN Sum plus(Sum sum, float x) {
     const float high = sum.high + x;
     const float added = high - sum.high;
@@ -66,7 +67,7 @@ struct Sums {
   }
 
   MLX_OPT_FN Sum of_squares(thread const float* x) {
-    uint largest = 0; // an infinity's bits are more than a number's, a NaN's more than those
+    uint largest = 0; // as integers, an infinity's bits exceed a number's, a NaN's exceed both
     for (uint k = 0; k < batch; ++k) {
       largest = ::metal::max(largest, as_type<uint>(absolute(x[k])));
     }
@@ -82,7 +83,7 @@ struct Sums {
     return sum;
   }
 
-  // Of all threads of a threadgroup; the first has it.
+  // The sum over all threads of a threadgroup, returned by the first.
   MLX_OPT_FN Sum of_all(Sum own, uint index, threadgroup Sum* staged) {
     write(staged + index, own);
     for (uint width = threads / 2; width > 0; width /= 2) {
@@ -98,7 +99,7 @@ struct Sums {
 
 template <typename Format>
 struct Squares {
-  // All elements lie together, in whatever order: a threadgroup takes a chunk.
+  // The elements have no gaps and any order: a threadgroup sums one chunk.
   MLX_OPT_FN void flat(
       device Sum* sums,
       device const uchar* operand,
@@ -120,7 +121,7 @@ struct Squares {
     put(sums + group, sum, index, staged);
   }
 
-  // A tensor of any layout. Index: of the elements.
+  // A tensor of any layout. Index: the type of element indices.
   template <typename Index>
   MLX_OPT_FN void strided(
       device Sum* sums,
@@ -145,13 +146,13 @@ struct Squares {
   }
 
  private:
-  // The elements of a chunk.
+  // The number of elements of a chunk.
   MLX_OPT_FN uint chunk_at(ulong begin, ulong size) {
     const ulong left = size - begin;
     return left < norm_chunk ? static_cast<uint>(left) : static_cast<uint>(norm_chunk);
   }
 
-  // At most `left` elements from i on.
+  // Loads at most `left` elements from i on.
   MLX_OPT_FN void load(
       device const uchar* operand, ulong i, uint left, bool vectors, thread float* x) {
     if (vectors && left >= vector_width) {
@@ -172,7 +173,7 @@ struct Squares {
 };
 
 struct Norm {
-  // By one threadgroup.
+  // Run by one threadgroup.
   MLX_OPT_FN void root(
       device float* to,
       constant ulong& count,
@@ -189,7 +190,7 @@ struct Norm {
     }
   }
 
-  // By one thread.
+  // Run by one thread.
   MLX_OPT_FN void scale(
       device float* to,
       constant metal::Clip& from,

@@ -5,7 +5,7 @@
 namespace mlx_opt::metal {
 namespace {
 
-// The kernel's parameters: what it writes, its arguments, its operands.
+// The kernel's parameters: result, arguments, operands.
 std::string parameters_of(const NormKernel& kernel) {
   const auto parameters = [](const std::string& result, const std::string& arguments) {
     return "    device " + result + "* result" + slot(result_slot) + "    constant " + arguments +
@@ -35,7 +35,7 @@ std::string parameters_of(const NormKernel& kernel) {
   return text + "    uint group [[threadgroup_position_in_grid]],\n";
 }
 
-// Which of a pack's tensors the threadgroup works on.
+// Text that finds which of a pack's tensors the threadgroup works on.
 std::string choice_of(const NormKernel& kernel) {
   std::string text = "  device const uchar* operand = operand0;\n  uint which = 0;\n";
   for (int t = 1; t < kernel.capacity; ++t) {

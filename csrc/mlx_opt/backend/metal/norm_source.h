@@ -1,4 +1,4 @@
-// The programs of the kernels of the norm.
+// Builds the source text of the norm's kernels.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 
 namespace mlx_opt::metal {
 
-/// squares: of tensors all of whose elements lie together; strided_squares: of one of any layout,
-/// of fewer than 2^32 elements; strided_squares_long: of any number. Then the norm of their sums,
-/// and what gradients of that norm are multiplied with.
+/// squares: sums the squares of tensors without gaps. strided_squares: of one of any layout with
+/// fewer than 2^32 elements; strided_squares_long: with any number. norm: the norm from the sums.
+/// clip: the gradient scale from the norm.
 enum class NormKind : uint8_t { squares, strided_squares, strided_squares_long, norm, clip };
 
 struct NormKernel {
@@ -22,10 +22,10 @@ struct NormKernel {
   bool operator==(const NormKernel&) const = default;
 };
 
-/// The most tensors that a dispatch has slots for.
+/// The maximum number of tensors for which a dispatch has slots.
 constexpr int max_squares_per_pack = slots - operands_slot;
 
-/// As of the other kernels: what the program is kept by, and all of it.
+/// As for the other kernels: a name that identifies the program, and its text.
 std::string name(const NormKernel& kernel);
 std::string source(const NormKernel& kernel);
 

@@ -1,5 +1,5 @@
-// What the kernels of the norm take, besides tables.h: the host's compiler and Metal's both read
-// this.
+// The arguments of the norm's kernels, besides tables.h. Compiled by the host's compiler and by
+// Metal's.
 #pragma once
 
 namespace mlx_opt {
@@ -7,16 +7,15 @@ namespace metal {
 
 enum : unsigned { norm_chunk = 16384 }; // elements whose squares a threadgroup sums
 
-// A sum of squares, (high + low) * 4^exponent: where there is no double, high is the float next
-// to it and low what that lacks, and an exponent of its own keeps squares from overflow and
-// underflow.
+// A sum of squares, (high + low) * 4^exponent. Metal has no double: high is the nearest float, low
+// the remainder, and the separate exponent keeps squares from overflow and underflow.
 struct Sum {
   float high;
   float low;
   int exponent;
 };
 
-// What clipping goes by that the host knows.
+// The arguments of clipping that the host knows.
 struct Clip {
   float max_norm;          // the greatest norm,
   unsigned traced;         // unless that is read from its buffer

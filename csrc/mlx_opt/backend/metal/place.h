@@ -1,4 +1,4 @@
-// Where operands and results of a step lie.
+// The addresses of a step's operands and results.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,8 @@ namespace mlx_opt::metal {
 
 namespace mx = mlx::core;
 
-/// Where an operand lies. Kept, because placing the outputs takes buffers out of their arrays.
+/// The address of an operand. Recorded, because assigning the output buffers takes buffers out of
+/// their arrays.
 struct Place {
   void* buffer;
   size_t data_size;
@@ -22,7 +23,7 @@ struct Place {
   Place(mx::allocator::Buffer output, size_t size)
       : buffer(output.ptr()), data_size(size), offset(0) {}
 
-  /// An array that lies here and owns nothing, for MLX's encoder, which takes arrays.
+  /// An array at this address that owns nothing, for MLX's encoder, which takes arrays.
   mx::array array() const {
     mx::array x(mx::Shape{}, mx::uint8, nullptr, {});
     mx::allocator::Data unowned(mx::allocator::Buffer(buffer), nullptr);
@@ -31,7 +32,7 @@ struct Place {
   }
 };
 
-/// True if vectors can be loaded from the array; from all.
+/// True if vectors can be loaded from the array; from all arrays.
 inline bool vectors_fit(const mx::array& x) {
   return x.offset() % static_cast<int64_t>(vector_width * x.itemsize()) == 0;
 }

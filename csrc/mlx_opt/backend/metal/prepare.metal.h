@@ -1,4 +1,4 @@
-// The kernel that computes the scalars of a step, once for each group.
+// The kernel that computes the uniforms of a step, once for each group.
 #pragma once
 
 namespace mlx_opt {
@@ -13,7 +13,7 @@ MLX_OPT_FN float value_of(constant Source* source, const device uchar* const thr
              : static_cast<float>(*reinterpret_cast<device const T*>(scalars[source->given]));
 }
 
-// By one thread. `scalars`: where those lie that are read when the step runs.
+// Run by one thread. `scalars`: the addresses of those that are read when the step runs.
 template <typename Rule>
 MLX_OPT_FN void prepare(
     device float* group_uniforms,

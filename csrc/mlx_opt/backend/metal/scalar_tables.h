@@ -1,13 +1,13 @@
-// What the kernel that computes the scalars of a step takes: the host's compiler and Metal's both
-// read this.
+// The arguments of the kernel that computes the uniforms of a step. Compiled by the host's compiler
+// and by Metal's.
 #pragma once
 
 namespace mlx_opt {
 namespace metal {
 
-// A constant x with 1 - x and its logarithm; or, where `given` is not negative, the scalar of
-// that number among those that the kernel reads. A group has those of the step's number (uint64),
-// the learning rate, its hyperparameters and the gradients' scale (float32), in this order.
+// A constant x with 1 - x and log x; or, if `given` is not negative, the scalar of that index among
+// those that the kernel reads. A group has sources for the step's number (uint64), the learning
+// rate, its hyperparameters and the gradients' scale (float32), in this order.
 struct Source {
   float value, one_minus, log;
   int given;

@@ -1,4 +1,4 @@
-// The first pass of a rule of two: takes the state's step and leaves what each threadgroup's
+// The first pass of a rule of two passes: updates the slots and writes what each threadgroup's
 // elements add to the tensor's sums.
 #pragma once
 
@@ -14,7 +14,7 @@ MLX_OPT_FN void round_to(thread float* x) {
   }
 }
 
-// Values as they are once they have been stored.
+// Rounds values as storing them does.
 template <int count, typename... Formats>
 MLX_OPT_FN void round_all(List<Formats...>, thread float* x) {
   int k = 0;
@@ -22,7 +22,7 @@ MLX_OPT_FN void round_all(List<Formats...>, thread float* x) {
   static_cast<void>(done);
 }
 
-// The first pass. W: the format of the parameter; State: formats of its state; Out: of the new one.
+// W: the format of the parameter; State: formats of its slots; Out: of the new slots.
 template <
     typename Rule,
     typename W,
@@ -33,13 +33,14 @@ template <
 struct UpdateState {
   using Of = TwoPass<Rule>;
 
-  // Where a tensor lies. An output may be an input's buffer of the same state.
+  // The addresses of a tensor's operands. A result may share the buffer of the slot that it
+  // replaces.
   struct Operands {
     const device uchar* in[Of::fields + 1]; // parameter, state, gradient
     device uchar* out[Of::fields - 1];
   };
 
-  // `staged`: as many floats as there are threads.
+  // `staged`: one float for each thread.
   MLX_OPT_FN void flat(
       Operands at,
       constant Tensor& tensor,
@@ -54,7 +55,7 @@ struct UpdateState {
     leave(each.sums, sums, group, index, staged);
   }
 
-  // A matrix whose gradient's columns are contiguous; see Update. `staged`: a tile.
+  // The gradient's columns are contiguous; see Update. `staged`: a tile.
   MLX_OPT_FN void transposed(
       Operands at,
       constant Matrix& matrix,
@@ -131,7 +132,7 @@ struct UpdateState {
         x[k * count + lane] = values[k];
       }
     }
-    // The second pass reads the state as it is stored, so the sums are of that.
+    // The second pass reads the stored state, so the sums use that too.
     round_all<count>(Out{}, x + count);
     float added[Of::sums] = {};
     for (int lane = 0; lane < count; ++lane) {
@@ -145,7 +146,7 @@ struct UpdateState {
     return gathered<Sums>(&added[0]);
   }
 
-  // The same; the new state goes to the elements [to, to + count).
+  // The same; the new slots are stored to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN Sums
   elements(Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
@@ -203,7 +204,7 @@ struct UpdateState {
     }
   };
 
-  // What the threadgroup's elements add to the sums.
+  // Writes what the threadgroup's elements add to the sums.
   MLX_OPT_FN void leave(
       thread const float* own,
       device float* sums,

@@ -11,7 +11,7 @@
 namespace mlx_opt::metal {
 namespace {
 
-// A dispatch with its kernel as Metal has compiled it.
+// A dispatch with its compiled kernel.
 struct Update {
   Dispatch dispatch;
   MTL::ComputePipelineState* pipeline = nullptr;
@@ -56,7 +56,7 @@ MetalStep::MetalStep(
   }
 }
 
-// Throws what the compiler has against a kernel.
+// Compiles the kernels, and throws the compiler's error.
 void MetalStep::find_updates() {
   updates_.clear();
   const auto max_tensors = [](const Operands& operands) { return max_per_pack(operands); };

@@ -1,10 +1,10 @@
-// How numbers are stored, and how the kernels get at them.
+// Storage formats, and the kernels' loads and stores.
 #pragma once
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// How a number is stored. bfloat16 is converted by its bits, so that no compiler makes it another.
+// The storage formats. bfloat16 is converted by its bits, so that all compilers agree.
 struct Float32 {
   using Stored = float;
   using Vector = float4;
@@ -36,7 +36,7 @@ struct BFloat16 {
   MLX_OPT_FN float widen(ushort bits) {
     return as_type<float>(static_cast<uint>(bits) << 16);
   }
-  // To nearest, ties to even; a NaN stays one.
+  // Rounds to nearest, ties to even; NaN stays NaN.
   MLX_OPT_FN ushort narrow(float x) {
     const uint bits = as_type<uint>(x);
     const uint rounded = bits + 0x7fffu + (bits >> 16 & 1u);
@@ -44,7 +44,7 @@ struct BFloat16 {
   }
 };
 
-// Elements [i, i + count) of an operand as floats, and back.
+// Loads and stores the elements [i, i + count) of an operand as floats.
 template <typename Format, int count>
 struct Access {
   using Stored = typename Format::Stored;
@@ -77,7 +77,7 @@ struct Access<Format, 1> {
   }
 };
 
-// One element: bit for bit where both are stored alike.
+// Copies one element, bit for bit if both storages are the same.
 template <typename From, typename To>
 struct Copy {
   MLX_OPT_FN void run(device const uchar* operand, ulong from, device uchar* result, ulong to) {
@@ -96,8 +96,8 @@ struct Copy<Format, Format> {
   }
 };
 
-// The formats of the parameter and its state, and what is done with each operand of such a list.
-// `at`: an element's place in each.
+// The formats of the parameter and its slots, with operations on each operand of such a list. `at`:
+// an element's index in each.
 template <typename... Formats>
 struct List {
   enum : int { size = sizeof...(Formats) };

@@ -4,7 +4,7 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// A sum with what its roundings have lost, because there may be millions of parts: Neumaier 1974.
+// A sum with compensation for rounding, because there may be millions of parts: Neumaier 1974.
 struct LongSum {
   float rounded, lost;
 };
@@ -19,7 +19,7 @@ MLX_OPT_FN float value_of(LongSum sum) {
   return is_finite(sum.rounded) ? sum.rounded + sum.lost : sum.rounded;
 }
 
-// Every thread has the sum of all threads' numbers.
+// The sum of all threads' numbers, returned by every thread.
 MLX_OPT_FN float sum_over_group(float x, uint index, threadgroup float* staged) {
   wait_for_group();
   staged[index] = x;

@@ -1,5 +1,5 @@
-// What the kernels of an update take as arguments, as plain data: the host's compiler and Metal's
-// both read this.
+// The arguments of the update kernels, as plain data. Compiled by the host's compiler and by
+// Metal's.
 #pragma once
 
 namespace mlx_opt {
@@ -9,17 +9,17 @@ enum : unsigned {
   chunk = 4096,     // elements that a threadgroup updates
   threads = 256,    // of a threadgroup
   vector_width = 4, // elements that a thread loads at once
-  tile = 32,        // a transposed gradient is taken by square tiles of as many elements
+  tile = 32,        // width of the square tiles of a transposed gradient
 };
 
 enum : int { max_dims = 16 };
 
 // Buffer slots of a kernel.
 enum : int {
-  uniforms_slot = 0, // what `prepare` has written: of each group Hypers, Scalars and the scale
-  result_slot = 0,   // the same of the kernels of the norm: what they write
+  uniforms_slot = 0, // the uniforms of all groups, which `prepare` writes
+  result_slot = 0,   // the result of the norm's kernels
   arguments_slot = 1,
-  operands_slot = 2, // the first of them
+  operands_slot = 2, // the first operand
   slots = 31,
 };
 
@@ -27,10 +27,10 @@ struct Tensor {
   unsigned long size;
   unsigned first_chunk; // of the dispatch's chunks
   unsigned short group;
-  unsigned short vectors; // whether all operands lie so that vectors can be loaded
+  unsigned short vectors; // true if vectors can be loaded from all operands
 };
 
-// Several tensors of a dispatch.
+// The tensors of a dispatch.
 template <int capacity>
 struct Pack {
   Tensor tensors[capacity];
@@ -41,8 +41,8 @@ struct Matrix {
   unsigned long rows;
   unsigned columns;
   unsigned group;
-  unsigned vectors;          // of the parameter, the state and the results
-  unsigned gradient_vectors; // of the gradient, down its columns
+  unsigned vectors;          // true if vectors can be loaded from parameter, slots and results
+  unsigned gradient_vectors; // and down the gradient's columns
 };
 
 // Shape and strides of a tensor's operands. Dimensions from the outermost; strides in elements.

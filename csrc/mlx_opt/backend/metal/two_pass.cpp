@@ -27,9 +27,9 @@ Walk second_walk_of(const Leaf& leaf) {
   return small ? Walk::strided : Walk::strided_long;
 }
 
-// The kernels over some tensors, each behind the one before.
+// The kernels of the passes over the tensors of a dispatch.
 struct Passes {
-  Dispatch dispatch; // its kernel as of one update
+  Dispatch dispatch; // with the kernel of a whole update
   PassKernel state;
   PassKernel parameter;
   Pipeline state_pipeline = nullptr;
@@ -46,8 +46,8 @@ mx::array floats(uint64_t count) {
   return mx::array(mx::allocator::malloc(count * sizeof(float)), {size}, mx::float32);
 }
 
-// What the passes over some tensors leave to each other. Of these alone, so that MLX inserts no
-// barrier between the dispatches of a pass.
+// What the passes over the tensors of a dispatch pass on. Each dispatch has its own, so that MLX
+// inserts no barrier between the dispatches of a pass.
 struct Scratch {
   std::vector<Share> shares;
   mx::array sums;
@@ -119,7 +119,7 @@ TwoPassStep::TwoPassStep(
   }
 }
 
-// Throws what the compiler has against a kernel.
+// Compiles the kernels, and throws the compiler's error.
 void TwoPassStep::find_passes() {
   passes_.clear();
   for (Dispatch& dispatch : dispatches_over(leaves_, max_per_pass)) {
@@ -186,7 +186,7 @@ void TwoPassStep::encode_parameter(
   encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
-// Pass after pass over all tensors, so that MLX inserts one barrier a pass.
+// Encodes pass after pass over all tensors, so that MLX inserts one barrier for each pass.
 void TwoPassStep::encode(
     std::vector<Scratch>& scratch, const mx::array& group_uniforms, const Buffers& outputs) {
   for (size_t k = 0; k < passes_.size(); ++k) {

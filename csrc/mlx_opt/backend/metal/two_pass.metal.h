@@ -1,6 +1,6 @@
 // The kernels of a rule of two passes over each tensor, generic over the rule and the storage of
-// each operand: what they share, the tensor's rates, and the second pass, which updates the
-// parameter. state_pass.metal.h has the first.
+// each operand: common code, the tensor's rates, and the second pass, which updates the parameter.
+// The first pass is in state_pass.metal.h.
 #pragma once
 
 namespace mlx_opt {
@@ -10,7 +10,7 @@ using metal::Share;
 using metal::Strided;
 using metal::Tensor;
 
-// Of a struct of floats.
+// The number of floats of a struct.
 template <typename T>
 struct Floats {
   enum : uint { count = sizeof(T) / sizeof(float) };
@@ -24,7 +24,7 @@ struct TwoPass {
     rates = Floats<typename Rule::Rates>::count,
   };
 
-  // Element `lane` of `count` whose fields lie one behind the other.
+  // Element `lane` of `count`, stored field by field.
   template <int count>
   MLX_OPT_FN typename Rule::Element element(thread const float* x, int lane) {
     float values[fields];
@@ -35,8 +35,8 @@ struct TwoPass {
   }
 };
 
-// Operands of any layout: `each.element(places, i)` for the elements that a threadgroup takes, some
-// of them this thread's. Index: of the elements.
+// For operands of any layout: calls `each.element(places, i)` for this thread's elements of the
+// threadgroup. Index: the type of element indices.
 template <typename Index, int operands, typename Each>
 MLX_OPT_FN void over_strided(
     thread Each& each, constant Strided<operands>& tensor, uint group, uint index) {
@@ -49,7 +49,7 @@ MLX_OPT_FN void over_strided(
   }
 }
 
-// What the sums over a tensor give, by one threadgroup.
+// Computes a tensor's rates from its sums. Run by one threadgroup.
 template <typename Rule>
 struct TensorRates {
   using Of = TwoPass<Rule>;
@@ -81,18 +81,18 @@ struct TensorRates {
   }
 };
 
-// The second pass. State: formats of the new state, which lies as the results do; Out: of the new
-// parameter.
+// The second pass. State: formats of the new slots, which have the layout of the results; Out: of
+// the new parameter.
 template <typename Rule, typename W, typename State, typename Out, Scaling scaling>
 struct Parameter {
   using Of = TwoPass<Rule>;
 
   struct Operands {
-    const device uchar* in[Of::fields]; // parameter, new state
+    const device uchar* in[Of::fields]; // parameter, new slots
     device uchar* out[1];               // may be the parameter's buffer
   };
 
-  // `rates`: of the tensor.
+  // `rates`: the tensor's.
   MLX_OPT_FN void flat(
       Operands at,
       constant Tensor& tensor,
@@ -139,7 +139,7 @@ struct Parameter {
     return {at, uniforms_of<Rule>(group_uniforms, group), gathered<typename Rule::Rates>(rates)};
   }
 
-  // `from`: the parameter's place; the results go to the elements [to, to + count).
+  // `from`: the index in the parameter; the results are stored to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN void elements(
       Operands at, ulong from, ulong to, Uniforms<Rule> uniforms, typename Rule::Rates rates) {

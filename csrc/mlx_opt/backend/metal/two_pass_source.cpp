@@ -6,15 +6,15 @@
 namespace mlx_opt::metal {
 namespace {
 
-// Parameter, state and gradient, of which the state is written.
+// The operands of the first pass: parameter, slots and gradient; it writes the slots.
 Operands of_state(Operands operands) {
   operands.out.erase(operands.out.begin());
   operands.written.erase(operands.written.begin());
   return operands;
 }
 
-// The parameter and the new state, of which the parameter is written. What else it overwrites the
-// pass does not read.
+// The operands of the second pass: the parameter and the new slots; it writes the parameter. The
+// pass does not read other inputs that the parameter may overwrite.
 Operands of_parameter(const Operands& step) {
   Operands operands{step.out, {step.out[0]}, {step.written[0] == 0 ? int8_t{0} : apart}};
   operands.in[0] = step.in[0];
@@ -27,8 +27,8 @@ std::string shared_files(std::string_view rule) {
              texts(), {"two_pass_tables.h", "scaling.h", "sums.metal.h", "two_pass.metal.h"});
 }
 
-// The driver with its formats: of the parameter, of the state that is read, of the gradient where
-// there is one, and of what is written.
+// The driver with the formats of the parameter, the slots that it reads, the gradient if there is
+// one, and the results.
 std::string driver_of(const PassKernel& kernel) {
   const auto& [rule, walk, scaling, capacity, operands] = kernel.update;
   const bool first = kernel.pass == Pass::state;

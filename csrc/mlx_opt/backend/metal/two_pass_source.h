@@ -1,16 +1,18 @@
-// The text of the kernels of a rule of two passes over each tensor. Knows neither Metal nor MLX, so
-// that it can be tested without.
+// Builds the source text of the kernels of a rule of two passes over each tensor. Depends on
+// neither Metal nor MLX, so that it can be tested without them.
 #pragma once
 
 #include "mlx_opt/backend/metal/kernel_source.h"
 
 namespace mlx_opt::metal {
 
-/// A pass: the state's step, which leaves sums, and the parameter's, which takes rates.
+/// The passes: `state` updates the slots and writes sums, `parameter` updates the parameter with
+/// the rates.
 enum class Pass : uint8_t { state, parameter };
 
-/// One pass over tensors. `update`: as of one update, but with what the pass alone reads and writes
-/// in its operands. A parameter's strided pass has state that lies as the results do.
+/// One pass over tensors. `update`: the key of a whole update, but with only the operands that the
+/// pass reads and writes. In the strided pass over a parameter the slots have the layout of the
+/// results.
 struct PassKernel {
   Pass pass;
   UpdateKernel update;
@@ -18,20 +20,22 @@ struct PassKernel {
   bool operator==(const PassKernel&) const = default;
 };
 
-/// Computes the rates of each tensor of a dispatch, a threadgroup a tensor.
+/// Computes the rates of each tensor of a dispatch, with one threadgroup for each tensor.
 struct RatesKernel {
   std::string_view rule;
 
   bool operator==(const RatesKernel&) const = default;
 };
 
-/// A pass of a step whose kernel would be `step`, were it one update. `walk`: of the pass.
+/// The kernel of a pass of a step. `step`: the kernel of the step if it were a single update.
+/// `walk`: of the pass.
 PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk);
 
-/// The most tensors that a dispatch of either pass has slots for; throws as max_per_pack.
+/// The maximum number of tensors for which a dispatch of either pass has slots; throws as
+/// max_per_pack.
 int max_per_pass(const Operands& step);
 
-/// As those of UpdateKernel.
+/// As for UpdateKernel.
 std::string name(const PassKernel& kernel);
 std::string name(const RatesKernel& kernel);
 std::string source(const PassKernel& kernel);

@@ -1,5 +1,5 @@
-// What the kernels of a rule of two passes take, besides tables.h: the host's compiler and Metal's
-// both read this.
+// The arguments of the kernels of a rule of two passes, besides tables.h. Compiled by the host's
+// compiler and by Metal's.
 #pragma once
 
 #include "mlx_opt/backend/metal/tables.h"
@@ -9,13 +9,13 @@ namespace metal {
 
 // Buffer slots besides those of tables.h.
 enum : int {
-  sums_slot = operands_slot,  // where the first pass leaves its sums, and where they are read
-  rates_slot = operands_slot, // where the second pass reads the rates
-  new_rates_slot,             // where they are written
-  pass_operands_slot = operands_slot + 1, // of the passes, the first of a tensor's operands
+  sums_slot = operands_slot,              // the sums of the first pass
+  rates_slot = operands_slot,             // the rates that the second pass reads
+  new_rates_slot,                         // the rates that are written
+  pass_operands_slot = operands_slot + 1, // the first operand of the passes
 };
 
-// A tensor's part of the sums that a dispatch of the first pass leaves, one a threadgroup.
+// A tensor's part of the sums that a dispatch of the first pass writes, one for each threadgroup.
 struct Share {
   unsigned first;
   unsigned count;

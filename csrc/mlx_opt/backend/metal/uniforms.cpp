@@ -11,18 +11,18 @@
 namespace mlx_opt::metal {
 namespace {
 
-// The most bytes that Metal takes for an argument without a buffer.
+// The maximum size of an argument without a buffer in Metal.
 constexpr size_t max_argument_bytes = 4096;
 
-// Sources of a group besides its hyperparameters: the step, the learning rate and the scale.
+// The sources of a group besides its hyperparameters: the step, the learning rate and the scale.
 constexpr size_t other_sources = 3;
 
 Source constant(float value) {
   return {value, 0.0f, 0.0f, -1};
 }
 
-// Of few kernels, each for more scalars. A group whose hyperparameters are constants reads up to
-// three.
+// Rounds up, so that there are few kernels. A group with constant hyperparameters reads up to three
+// scalars.
 int capacity_for(size_t scalars) {
   return scalars <= 4 ? 4 : scalars <= 8 ? 8 : scalar_slots;
 }
@@ -105,7 +105,7 @@ mx::array GroupUniforms::encode(mx::metal::CommandEncoder& encoder) const {
     encoder.set_output_array(
         group_uniforms, uniforms_slot, first * static_cast<int64_t>(sizeof(float)));
     encoder.set_vector_bytes(dispatch.sources, arguments_slot);
-    // Every slot of a kernel has to be bound: those that are not read to anything.
+    // Every slot of a kernel must be bound; it does not matter to what if it is not read.
     const auto count = static_cast<int>(dispatch.scalars.size());
     for (int k = 0; k < dispatch.capacity; ++k) {
       encoder.set_input_array(k < count ? dispatch.scalars[k] : group_uniforms, operands_slot + k);

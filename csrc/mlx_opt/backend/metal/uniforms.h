@@ -1,4 +1,4 @@
-// The scalars of a step, where the GPU finds them: uniforms for each group of tensors.
+// The scalars of a step on the GPU: one set of uniforms for each group of tensors.
 #pragma once
 
 #include <vector>
@@ -14,10 +14,10 @@ namespace mx = mlx::core;
 
 using gpu::UniformsShape;
 
-/// The uniforms of a step, which are computed when it runs.
+/// The uniforms of a step. They are computed when it runs.
 class GroupUniforms {
  public:
-  /// `scalars`: the inputs behind the operands, as StepSpec has them. Finds the kernels. Throws
+  /// `scalars`: the inputs after the operands, as StepSpec has them. Finds the kernels. Throws
   /// std::runtime_error if a group has more scalars than a kernel has room for.
   GroupUniforms(
       const UniformsShape& shape,
@@ -25,17 +25,17 @@ class GroupUniforms {
       const mx::array* const* scalars,
       mx::metal::Device& device);
 
-  /// Encodes the kernels that fill them, their only writers: what follows reads them behind one
-  /// barrier, which MLX inserts.
+  /// Encodes the kernels that fill them. Nothing else writes them, so MLX inserts one barrier
+  /// before they are read.
   mx::array encode(mx::metal::CommandEncoder& encoder) const;
 
  private:
-  // Computes the uniforms of some groups, one behind the other.
+  // Computes the uniforms of consecutive groups.
   struct Dispatch {
     size_t first_group = 0;
     size_t groups = 0;
-    std::vector<Source> sources{};    // of each group, as the kernel has them
-    std::vector<mx::array> scalars{}; // those that are read when the step runs
+    std::vector<Source> sources{};    // of each group, in the kernel's order
+    std::vector<mx::array> scalars{}; // that are read when the step runs
     int capacity = 0;                 // of the kernel
     MTL::ComputePipelineState* pipeline = nullptr;
 

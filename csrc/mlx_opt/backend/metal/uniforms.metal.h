@@ -16,7 +16,7 @@ struct Uniforms {
   };
 };
 
-// A struct of floats from floats that lie in any address space.
+// Reads a struct of floats from any address space.
 template <typename T, typename Pointer>
 MLX_OPT_FN T gathered(Pointer from) {
   T x;

@@ -1,6 +1,6 @@
 // The kernels of an update, generic over the rule and the storage of each operand. Metal compiles
-// this text when it is first used, behind the rule and the files that kernel_program.cpp names; it
-// includes nothing. C++14, and every pointer names its address space.
+// this text on first use, after the rule and the files that kernel_program.cpp names; it includes
+// nothing. C++14, and every pointer has an address space.
 #pragma once
 
 namespace mlx_opt {
@@ -10,21 +10,21 @@ using metal::Matrix;
 using metal::Strided;
 using metal::Tensor;
 
-// In: formats of the parameter and its state; Out: of their new values.
+// In: formats of the parameter and its slots; Out: of their new values.
 template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
 struct Update {
   using Element = typename Rule::Element;
   enum : int { fields = sizeof(Element) / sizeof(float) };
 
-  // Where a tensor lies. An output may be an input's buffer, mostly of the same slot: an element is
-  // written by the thread that has read it.
+  // The addresses of a tensor's operands. A result may share an input's buffer, usually of the same
+  // slot: each element is written by the thread that read it.
   struct Operands {
     const device uchar* in[fields];
     const device uchar* gradient;
     device uchar* out[fields];
   };
 
-  // Of one element, or of `count` that lie together, the place in each operand but the gradient.
+  // The index of one element, or of `count` adjacent ones, in each operand but the gradient.
   struct Places {
     ulong of[fields];
   };
@@ -57,7 +57,7 @@ struct Update {
     return scaling != Scaling::if_finite || is_finite(scale);
   }
 
-  // What stands for the update where the step is skipped.
+  // Copies the operands to the results if the step is skipped.
   template <int count>
   MLX_OPT_FN void copy_through(Operands at, Places from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
@@ -68,7 +68,7 @@ struct Update {
     }
   }
 
-  // Results go to the elements [to, to + count).
+  // Stores the results to the elements [to, to + count).
   template <int count>
   MLX_OPT_FN void elements(
       Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
@@ -82,7 +82,7 @@ struct Update {
     Out::template store<count>(at.out, to, x);
   }
 
-  // All operands row-contiguous: a threadgroup takes a chunk of the tensor.
+  // All operands are row-contiguous: a threadgroup processes a chunk of the tensor.
   MLX_OPT_FN void flat(
       Operands at,
       constant Tensor& tensor,
@@ -94,8 +94,8 @@ struct Update {
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
   }
 
-  // A matrix whose gradient's columns are contiguous, by tiles: the gradient is read down its
-  // columns into `staged`, the rest along the rows.
+  // The gradient's columns are contiguous: tiles of it are read down the columns into `staged`, the
+  // other operands along the rows.
   MLX_OPT_FN void transposed(
       Operands at,
       constant Matrix& matrix,
@@ -118,7 +118,7 @@ struct Update {
     }
   }
 
-  // Operands of any layout. Index: of the elements.
+  // The operands have any layout. Index: the type of element indices.
   template <typename Index>
   MLX_OPT_FN void strided(
       Operands at,

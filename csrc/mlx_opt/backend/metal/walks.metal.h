@@ -1,4 +1,4 @@
-// Ways through memory that several kernels take.
+// Walks over memory that several kernels use.
 #pragma once
 
 namespace mlx_opt {
@@ -14,7 +14,7 @@ MLX_OPT_FN uint at_most(ulong x, uint limit) {
   return x < limit ? static_cast<uint>(x) : limit;
 }
 
-// Where element `i` lies in each operand. Index: of the elements.
+// The offsets of element `i` in each operand. Index: the type of element indices.
 template <int count, typename Index>
 MLX_OPT_FN void locate(constant Layout<count>& layout, Index i, thread long* places) {
   for (int k = 0; k < count; ++k) {
@@ -30,8 +30,8 @@ MLX_OPT_FN void locate(constant Layout<count>& layout, Index i, thread long* pla
   }
 }
 
-// What a threadgroup takes of elements that lie in their order: `each.elements<count>(i)` for those
-// from `begin` on, some of them this thread's.
+// For contiguous elements: calls `each.elements<count>(i)` for this thread's elements of the
+// threadgroup, from `begin` on.
 template <typename Each>
 MLX_OPT_FN void over_chunk(thread Each& each, ulong begin, ulong size, bool vectors, uint index) {
   const uint count = at_most(size - begin, chunk);
@@ -53,7 +53,7 @@ struct Tile {
   ulong top;
   uint left, height, width;
 
-  // The one that a threadgroup takes.
+  // The tile of a threadgroup.
   MLX_OPT_FN Tile of(ulong rows, uint columns, uint group) {
     const uint across = (columns + tile - 1) / tile;
     Tile t;
@@ -65,10 +65,10 @@ struct Tile {
   }
 };
 
-// One more than a tile is wide: threads that go down a column then use different banks.
+// One more than a tile's width, so that threads of a column use different banks.
 enum : uint { pitch = tile + 1 };
 
-// Reads a tile of a matrix whose columns are contiguous down its columns into `staged`.
+// Reads a tile of a matrix with contiguous columns down its columns into `staged`.
 template <typename Format, int count>
 MLX_OPT_FN void stage(
     device const uchar* matrix, ulong rows, Tile t, uint index, threadgroup float* staged) {
@@ -86,8 +86,8 @@ MLX_OPT_FN void stage(
   }
 }
 
-// And along its rows: `each.elements<count>(row, column, g)` for the elements of the tile, some of
-// them this thread's, `g` being what is staged of them.
+// Walks over a tile along its rows: calls `each.elements<count>(row, column, g)` for this thread's
+// elements of the tile, where `g` are their staged values.
 template <int count, typename Each>
 MLX_OPT_FN void over_tile(thread Each& each, Tile t, uint index, threadgroup const float* staged) {
   const uint steps = tile / count;
