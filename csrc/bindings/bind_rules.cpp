@@ -137,7 +137,7 @@ void bind_rules(nb::module_& m) {
 
 Args:
     rule: Its name.
-    with_options: Whether the state slots that an option brings are there.
+    with_options: True if optional state slots are present.
 
 Raises:
     ValueError: There is no such rule.)");
@@ -159,13 +159,13 @@ Raises:
       "descriptions",
       descriptions,
       "optimizer"_a,
-      R"(What the rules that serve an optimizer say about themselves.
+      R"(The descriptions of the rules that serve an optimizer.
 
 Returns:
-    A dict for each, in the order in which their conditions are to be asked: ``rule``,
+    A dict for each, in the order in which their conditions are to be checked: ``rule``,
     ``optimizer``; ``hypers``, each (name, default, range); ``slots``, each (name, extent, owner,
-    option, idle, format); ``conditions``, each (option, setting); ``elementwise``, true if each
-    element's step depends on that element's gradient and state alone.)");
+    option, idle, format); ``conditions``, each (option, setting); ``elementwise``, true if the
+    update of an element depends only on that element's gradient and state.)");
   m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
   m.def(
       "check_hyper",
@@ -173,11 +173,11 @@ Returns:
       "optimizer"_a,
       "name"_a,
       "value"_a.none(),
-      R"(Checks a value of a hyperparameter; any array will do.
+      R"(Checks a value of a hyperparameter; arrays are not checked.
 
 Args:
     optimizer: The name of an optimizer that has it.
-    name: As the rule's description gives it.
+    name: Its name in the rule's description.
 
 Raises:
     TypeError: The value is not a number.
@@ -202,10 +202,10 @@ Raises:
       "program"_a,
       "hypers"_a,
       "operands"_a,
-      R"(The dtypes of what a step makes of a tensor: the parameter's, then those of its slots.
+      R"(The dtypes of a tensor's results: the parameter's, then those of its slots.
 
 Args:
-    program: What updates it.
+    program: The program that updates it.
     hypers: Its hyperparameters in order.
     operands: The parameter, its slots and the gradient, each float32, float16 or bfloat16.)");
 }

@@ -1,4 +1,4 @@
-// The rules of mlx_opt._ext: what they say about themselves, and programs.
+// The part of mlx_opt._ext about rules: their descriptions and programs.
 #pragma once
 
 #include <nanobind/nanobind.h>

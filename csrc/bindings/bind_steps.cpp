@@ -18,10 +18,10 @@ void bind_steps(nb::module_& m) {
       "Part",
       R"(The leaves of a tree of gradients with their parameters and states, and the scalars of a step.
 
-The leaves are found and checked by the first method that needs them, which changes nothing.
+The first method that needs the leaves finds and checks them, and changes nothing.
 
 Args:
-    program: What updates the leaves.
+    program: The program that updates the leaves.
     hypers: Its hyperparameters in order, each a number or a 0-d array.
     learning_rate: A 0-d array, or None if the program does not read it.
     step: The number of this step, from 1.
@@ -31,13 +31,13 @@ Args:
     gradients: A tree of arrays.
     parameters: A tree that has a leaf of the same shape for each gradient.
     state: A tree that has a dict of arrays for each gradient.
-    initialized: Whether every leaf must have state.
-    assigned: Whether the results go into the tree of parameters.
-    fused: Whether the primitives serve the leaves that they can.
+    initialized: True if every leaf must have state.
+    assigned: True if the results are put into the tree of parameters.
+    fused: True if the primitives update the leaves that they support.
 
 Raises:
     KeyError: A gradient has no parameter or no state.
-    TypeError: A gradient, a parameter or a scalar is not what it must be.
+    TypeError: A gradient, a parameter or a scalar has a wrong type.
     ValueError: The shapes of a leaf differ.)")
       .def(
           "__init__",
@@ -86,13 +86,13 @@ Raises:
           "scale"_a,
           "skip_nonfinite"_a,
           "formula"_a,
-          R"(Sets what the gradients are multiplied with.
+          R"(Sets the scale of the gradients.
 
 Args:
     scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
-    skip_nonfinite: Whether everything stays as it is where ``scale`` is not finite.
-    formula: What takes the place of the part's formula; it has to apply ``scale`` itself.)")
-      .def("stage", &Part::stage, "Makes the results, lazily. Changes nothing.")
+    skip_nonfinite: True if the step is skipped if ``scale`` is not finite.
+    formula: Replaces the part's formula; it must apply ``scale`` itself.)")
+      .def("stage", &Part::stage, "Computes the results, lazily. Changes nothing.")
       .def("tree", &Part::tree, "The staged parameters, with the structure of the gradients.")
       .def("commit", &Part::commit, "Puts the staged slots into the state.");
 
@@ -104,25 +104,26 @@ Args:
       "notes"_a,
       R"(Updates the parameters and the states of all parts.
 
-Overwrites them where no other reference can observe it, else replaces them. An exception has
-changed nothing.
+Overwrites them if no other reference can observe it, else replaces them. An exception changes
+nothing.
 
 Args:
     parts: The parts of a step, made with ``assigned=True``.
     counters: Arrays that are evaluated with a step that runs at once; the first, the number of the
         step, may be left an equal, lazy one.
-    notes: What would undo the step; emptied once it has been made.
+    notes: The notes that would undo the step; emptied when the step is made.
 
 Returns:
-    True if it did. If not, the model has a ``__setitem__`` of its own, and nothing has changed.)");
+    True if the step was made. False, with nothing changed, if the model has its own
+    ``__setitem__``.)");
   m.def(
       "set_small_step",
       set_small_step,
       "elements"_a = default_small_step,
-      R"(Sets how large a step may be that runs on the calling thread, on the CPU. For tests.
+      R"(Sets the size up to which a step on the CPU runs on the calling thread. For tests.
 
 Args:
-    elements: The most elements of all its parameters; 0 if every step is queued.)");
+    elements: The maximum number of elements of all its parameters; 0 to queue every step.)");
   m.def(
       "next_number",
       next_number,
@@ -136,14 +137,14 @@ Args:
       R"(Puts the staged slots of all parts into the state.
 
 Args:
-    parts: The parts of a step, staged.
+    parts: The staged parts of a step.
     notes: As for :func:`update`.)");
   m.def(
       "evaluate_chains",
       evaluate_chains,
       "parts"_a,
       "counters"_a,
-      "Queues those arrays, or those that they are made of, whose inputs are evaluated.");
+      "Queues the counters, or the arrays that they depend on, whose inputs are evaluated.");
 }
 
 } // namespace mlx_opt::python

@@ -1,4 +1,4 @@
-// The steps of mlx_opt._ext: parts and what runs them.
+// The part of mlx_opt._ext about steps: parts, and the functions that run them.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// mlx_opt._ext: what Python sees of libmlx_opt.
+// mlx_opt._ext: libmlx_opt's interface for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
@@ -33,7 +33,7 @@ std::vector<std::string> rules() {
   return names;
 }
 
-// Puts the leaves into `leaves`; true if all are arrays of a storage dtype.
+// Appends the leaves to `leaves`; returns true if all are arrays of a storage dtype.
 bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
   using namespace mlx_opt::python;
   if (nb::isinstance<Part>(tree)) {
@@ -99,25 +99,25 @@ NB_MODULE(_ext, m) {
       R"(The square root of the sum of the squares of all elements of a tree's arrays, in float32.
 
 Args:
-    tree: A tree, or a :class:`Part`, whose gradients these are.
+    tree: A tree, or a :class:`Part`, which stands for its gradients.
 
 Returns:
-    A 0-d array, or ``None`` where a leaf is not an array of float32, float16 or bfloat16.)");
+    A 0-d array, or ``None`` if a leaf is not an array of float32, float16 or bfloat16.)");
   m.def(
       "gradient_scale",
       gradient_scale_of,
       "norm"_a,
       "max_norm"_a.none(),
       "skip_nonfinite"_a = false,
-      R"(What gradients of a global norm are multiplied with.
+      R"(The factor by which gradients of a global norm are multiplied.
 
 Args:
     norm: A 0-d array.
-    max_norm: The greatest norm they may have, a number or a 0-d array; ``None`` for any.
-    skip_nonfinite: Whether the scale is NaN where the norm is not finite.
+    max_norm: Their maximum norm, a number or a 0-d array; ``None`` for no limit.
+    skip_nonfinite: If true, the scale is NaN if the norm is not finite.
 
 Returns:
-    min(max_norm / (norm + 1e-6), 1), 0-d, of the dtype of ``norm``.
+    min(max_norm / (norm + 1e-6), 1), 0-d, in the dtype of ``norm``.
 
 Raises:
     ValueError: ``max_norm`` is a negative number.)");
@@ -125,7 +125,7 @@ Raises:
       "begin_scale",
       mlx_opt::begin_scale,
       "scale"_a,
-      "Queues a scale on its GPU where the gradients that it is made of are evaluated or queued.");
+      "Queues a scale on its GPU if the gradients that it depends on are evaluated or queued.");
   m.def(
       "orthogonalized",
       [](const std::vector<mlx_opt::mx::array>& matrices,
@@ -142,17 +142,17 @@ Raises:
       "steps"_a,
       "dtype"_a.none(),
       "stack"_a,
-      R"(U V^T of each matrix U S V^T, roughly, times its scale.
+      R"(An approximation of U V^T for each matrix U S V^T, times its scale.
 
-Those of one shape, or of one shape transposed, and of one scale go through together.
+Matrices of the same shape (or its transpose) and scale are processed together.
 
 Args:
     matrices: Of any shapes, float32, float16 or bfloat16.
-    scales: One a matrix.
-    coefficients: (a, b, c) of each iteration, of which the last stays.
-    steps: Their number.
-    dtype: Of the products; ``None`` for bfloat16 where the matrix is that, else float32.
-    stack: The most elements that go through together, but for one matrix.
+    scales: One for each matrix.
+    coefficients: (a, b, c) for each iteration; further iterations repeat the last.
+    steps: The number of iterations.
+    dtype: Of the products; ``None`` for bfloat16 if the matrix is bfloat16, else float32.
+    stack: The maximum number of elements of a stack, unless one matrix has more.
 
 Returns:
     Arrays of the matrices' shapes and dtypes.)");
@@ -168,14 +168,14 @@ Returns:
   m.def(
       "available",
       [] { return mlx_opt::available(mlx_opt::mx::default_device()); },
-      "Whether this build runs the rules on MLX's default device.");
+      "True if this build runs the rules on MLX's default device.");
   m.def(
       "gpu_problem",
       [] {
         const auto& [backend, reason] = mlx_opt::gpu::find_backend();
         return backend ? backend->problem() : reason;
       },
-      "What keeps the rules from running on MLX's GPU; empty if nothing does.");
+      "The reason why the rules cannot run on MLX's GPU; empty if they can.");
   m.def(
       "vector_level", mlx_opt::cpu::vector_level, "The vector instruction set in use on the CPU.");
   m.def("num_threads", mlx_opt::cpu::num_threads, "Threads that work on a step on the CPU.");

@@ -14,20 +14,20 @@
 
 namespace mlx_opt::python {
 
-/// The scalars of a step, settled: nothing asks the optimizer for them again.
+/// The settled scalars of a step: the optimizer is not asked for them again.
 struct Settled {
   GroupScalars scalars;
   std::optional<GradientScale> scale;
 };
 
-/// Collecting runs Python of the trees' classes, and changes nothing. From then on the part holds
-/// every leaf by object, so whatever happens to the trees cannot take an array away.
+/// Collecting may run Python code of the trees' classes, and changes nothing. From then on the part
+/// holds every leaf by object, so a tree that changes takes no array away.
 class Part {
  public:
-  /// `formula(gradient, parameter, state)` serves the leaves that the primitives do not: it returns
-  /// the new parameter and changes `state`, a copy. `initialized`: true if every leaf must have
-  /// state. `assigned`: true if the results go into the parameters' tree. `fused`: false if the
-  /// formula serves all leaves.
+  /// `formula(gradient, parameter, state)` updates the leaves that the primitives do not support:
+  /// it returns the new parameter and changes `state`, a copy. `initialized`: true if every leaf
+  /// must have state. `assigned`: true if the results go into the parameters' tree. `fused`: false
+  /// if the formula updates all leaves.
   Part(
       const Program& program,
       Settled settled,
@@ -39,20 +39,19 @@ class Part {
       bool assigned,
       bool fused);
 
-  /// Finds the leaves and checks them, the first time that it is called.
+  /// Finds the leaves and checks them on the first call.
   void collect();
 
   bool is_collected() const {
     return collected_;
   }
 
-  /// True if collecting ran no Python, so that nothing has changed between its first leaf and its
-  /// end.
+  /// True if collecting ran no Python code, so that nothing changed meanwhile.
   bool is_plain() const {
     return plain_;
   }
 
-  /// Sets what the gradients are multiplied with, and a formula that does it too.
+  /// Sets the scale of the gradients, and a formula that applies it too.
   void clip(GradientScale scale, nb::object formula) {
     settled_.scale = std::move(scale);
     formula_ = std::move(formula);
@@ -64,12 +63,12 @@ class Part {
   /// The gradients of all leaves.
   std::vector<mx::array> gradients();
 
-  /// True if the step may overwrite the arrays, as far as the trees' classes and the dtypes go.
+  /// True if the trees' classes and the dtypes permit the step to overwrite the arrays.
   bool may_overwrite() const {
     return may_overwrite_ && has_real_scale();
   }
 
-  /// True if results can be put into the parameters' tree without running Python.
+  /// True if results can be put into the parameters' tree without running Python code.
   bool is_assignable() const {
     return assignable_;
   }
@@ -77,22 +76,23 @@ class Part {
   /// True if every parameter and slot is still where it was found.
   bool is_in_place() const;
 
-  /// True if nothing but one place in the trees, and this part, refers to any parameter or slot.
+  /// True if each parameter and slot is referred to only by one place in the trees and this part.
   bool is_unshared() const;
 
-  /// The part as run_in_place takes it.
+  /// The part in the form that run_in_place takes.
   mlx_opt::Part in_place();
 
-  /// Makes the results, lazily, and keeps them; runs the formula. Changes nothing.
+  /// Computes the results, lazily, and holds them; runs the formula. Changes nothing.
   void stage();
 
-  /// The staged parameters in a tree of the gradients' structure. Runs the classes of its tuples.
+  /// The staged parameters in a tree with the gradients' structure. May run Python code of the
+  /// classes of its tuples.
   nb::object tree() const;
 
-  /// Puts the staged slots into the state. Runs no Python.
+  /// Puts the staged slots into the state. Runs no Python code.
   void commit();
 
-  /// Puts the staged parameters into their tree. Runs no Python.
+  /// Puts the staged parameters into their tree. Runs no Python code.
   void assign();
 
  private:
@@ -100,16 +100,16 @@ class Part {
     nb::object gradient;
     nb::object parameter;
     nb::object state;
-    nb::object container; // of the parameter
-    nb::object key;       // of the parameter in it
-    size_t first_slot;    // among slots_
+    nb::object container; // that holds the parameter
+    nb::object key;       // of the parameter in the container
+    size_t first_slot;    // index in slots_
     size_t kind;
     bool served;
   };
 
-  // A container of the gradients' tree, whose children follow it, or a leaf.
+  // A container of the gradients' tree, which its children follow, or a leaf.
   struct Node {
-    nb::object key;  // null for a leaf, which has it itself
+    nb::object key;  // null for a leaf, which has its own
     nb::object type; // null for a leaf
     size_t children;
   };

@@ -1,4 +1,4 @@
-// The results of a part that is not run in place.
+// The results of a part that does not run in place.
 #include "bindings/part.h"
 #include "mlx/utils.h"
 #include "mlx_opt/graph/ops.h"
@@ -22,7 +22,7 @@ bool Part::is_traced() {
   return traced_for_gradient(arrays);
 }
 
-// The norm of complex gradients is complex with MLX, and so is the scale made of it.
+// MLX's norm of complex gradients is complex, and so is the scale computed from it.
 bool Part::has_real_scale() const {
   return !settled_.scale || !mx::issubdtype(settled_.scale->value.dtype(), mx::complexfloating);
 }
@@ -54,7 +54,7 @@ void Part::stage() {
     }
   }
   const size_t from_kernels = entries_.size();
-  std::unordered_map<PyObject*, nb::dict> states; // the formula's, by the state they are copies of
+  std::unordered_map<PyObject*, nb::dict> states; // the formula's copies, by the original state
   for (size_t i = 0; i < leaves_.size(); ++i) {
     const Leaf& leaf = leaves_[i];
     if (leaf.served) {

@@ -1,4 +1,4 @@
-// Scalars as Python gives them.
+// Converts Python's scalars.
 #pragma once
 
 #include <string>
@@ -9,12 +9,13 @@
 
 namespace mlx_opt::python {
 
-/// A number, or what can be made one: a NumPy scalar. Throws TypeError that begins with `name`.
+/// Converts a number, or an object that converts to one, such as a NumPy scalar. Throws TypeError
+/// with a message that begins with `name`.
 double number_from(const std::string& name, nb::handle given);
 
-/// The scalars of a step: a hyperparameter is a number or a 0-d array, the learning rate an array
-/// or None, the step a whole number or an array. Throws TypeError or ValueError that names what
-/// is wrong.
+/// Converts the scalars of a step: a hyperparameter is a number or a 0-d array, the learning rate
+/// an array or None, the step a whole number or an array. Throws TypeError or ValueError that names
+/// the wrong one.
 GroupScalars scalars_from(
     Rule rule, const std::vector<nb::object>& hypers, nb::handle learning_rate, nb::handle step);
 

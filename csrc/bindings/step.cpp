@@ -39,14 +39,15 @@ bool try_in_place(
   return run_in_place(std::move(in_place), counters, stream);
 }
 
-// A step that is done is not to be undone. Python may handle a signal as soon as it is back.
+// Drops the rollback's notes, because a step that was made must not be undone. Python may handle a
+// signal as soon as C++ returns.
 void forget(nb::list notes) {
   if (PyList_SetSlice(notes.ptr(), 0, PyList_GET_SIZE(notes.ptr()), nullptr) != 0) {
     throw nb::python_error();
   }
 }
 
-// The arrays of a step's counters, or of what they are made of, whose inputs are evaluated.
+// Collects the counters, or the arrays that they depend on, whose inputs are evaluated.
 void push_ready(const mx::array& x, int depth, std::vector<mx::array>& ready) {
   if (x.status() != mx::array::Status::unscheduled || x.is_tracer() || !x.has_primitive()) {
     return;
@@ -70,7 +71,7 @@ bool update(
     const nb::gil_scoped_release unlocked;
     throttle(stream);
   }
-  // From here to the first change, only a class of the trees can run Python.
+  // From here to the first change, only classes of the trees can run Python code.
   bool plain = true;
   for (Part* part : parts) {
     plain &= !part->is_collected();
@@ -84,7 +85,7 @@ bool update(
   for (Part* part : parts) {
     (part->may_overwrite() ? in_place : staged).push_back(part);
   }
-  // Whatever can fail comes before the first change.
+  // Everything that can fail comes before the first change.
   for (Part* part : staged) {
     part->stage();
     plain = false;
@@ -127,7 +128,7 @@ void commit(const std::vector<Part*>& parts, nb::list notes) {
   forget(notes);
 }
 
-// Not inside a trace: MLX expects that its constants stay as they are until it is compiled.
+// Does nothing inside a trace: MLX expects constants to stay unchanged until it has compiled.
 void evaluate_chains(const std::vector<Part*>& parts, const std::vector<nb::object>& counters) {
   if (!all(parts, [](Part* part) { return !part->has_tracer(); })) {
     return;

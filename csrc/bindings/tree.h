@@ -1,4 +1,4 @@
-// Trees as Python has them: dicts, lists and tuples, with arrays for leaves.
+// Python's trees: dicts, lists and tuples of arrays.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ inline mx::array& array_of(nb::handle object) {
   return *nb::inst_ptr<mx::array>(object);
 }
 
-// A tree may be deeper than the stack, or contain itself.
+// Guards against a tree that is deeper than the stack or contains itself.
 struct Recursion {
   Recursion() {
     if (Py_EnterRecursiveCall(" in a tree of gradients")) {
@@ -48,20 +48,20 @@ struct Item {
   nb::object child;
 };
 
-/// True for the containers whose items are looked up without running Python.
+/// True for containers whose items can be looked up without running Python code.
 inline bool is_plain(nb::handle tree) {
   return PyDict_CheckExact(tree.ptr()) || PyList_CheckExact(tree.ptr()) ||
          PyTuple_CheckExact(tree.ptr());
 }
 
-/// The items of a container as they are now. The caller may run any Python while it visits them:
-/// the tree may change meanwhile. Runs none itself if the tree is plain.
+/// A snapshot of a container's items. The caller may run any Python code while it visits them,
+/// because the tree may change meanwhile. Runs no Python code itself if the tree is plain.
 std::vector<Item> items_of(nb::handle tree);
 
-/// True if `container[key]` runs no Python of a subclass or of the key.
+/// True if `container[key]` runs no Python code of a subclass or of the key.
 bool has_own_lookup(nb::handle container, nb::handle key);
 
-/// Where in the tree a leaf is; a link on the stack for each level.
+/// A leaf's path in the tree: one link on the stack for each level.
 struct Path {
   const Path* parent;
   nb::handle key;
@@ -69,19 +69,20 @@ struct Path {
   std::string text() const;
 };
 
-/// The path and ": ", or nothing for a tree that is a leaf.
+/// The path and ": ", or an empty text for a tree that is a leaf.
 std::string prefix(const Path* path);
 
 std::string class_name(nb::handle object);
 
-/// True if `container[key] = value` runs no Python of a subclass.
+/// True if `container[key] = value` runs no Python code of a subclass.
 bool has_own_assignment(nb::handle container);
 
-/// What the container itself has under a key, without running Python; null if there is nothing.
+/// The container's own item for a key, looked up without running Python code; null if there is
+/// none.
 PyObject* stored(nb::handle container, nb::handle key);
 
-/// The value that a dict itself has for a key, borrowed; null if there is none, or if a comparison
-/// with another key raises.
+/// A dict's own item for a key, borrowed; null if there is none, or if a comparison with another
+/// key raises.
 inline PyObject* dict_item(nb::handle dict, nb::handle key) {
   PyObject* item = PyDict_GetItemWithError(dict.ptr(), key.ptr());
   if (!item && PyErr_Occurred()) {
@@ -90,7 +91,7 @@ inline PyObject* dict_item(nb::handle dict, nb::handle key) {
   return item;
 }
 
-/// Puts a value there, without running Python.
+/// Stores a value under a key without running Python code.
 void store(nb::handle container, nb::handle key, nb::handle value);
 
 } // namespace mlx_opt::python
