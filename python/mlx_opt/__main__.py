@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def split_run(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Split the command line of ``run`` behind the program's name: argparse would take a ``--`` out
-    of the program's own arguments."""
+    """Split the command line of ``run`` after the program's name, because argparse would remove a
+    ``--`` from the program's own arguments."""
     for i, word in enumerate(argv[1:], start=2):
         if not word.startswith("-"):
             return argv[:i], argv[i:]
@@ -129,7 +129,8 @@ def run_script(path: str, arguments: list[str]) -> None:
     sys.argv = [path, *arguments]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = os.path.dirname(os.path.realpath(path))
-    # Not runpy, which takes its __main__ away at the end, when atexit and threads may need it.
+    # Not runpy, which removes its __main__ at the end, when atexit functions and threads may need
+    # it.
     main = ModuleType("__main__")
     main.__dict__.update(
         __file__=full_path,
@@ -153,7 +154,7 @@ def run(
 
     if not module and not os.path.isfile(program):
         usage_error(f"there is no script {program}")
-    # To the end of the process: the program's threads and atexit functions may outlast it.
+    # Never undone: the program's threads and atexit functions may outlast it.
     install()
     try:
         (run_module if module else run_script)(program, arguments)
@@ -166,7 +167,7 @@ def run(
 
 
 def frames_of_program(frames: Frames) -> Frames:
-    """The traceback from the program's first frame on; None if it did not get so far."""
+    """The traceback from the program's first frame on; None if the program was not reached."""
     own = {__file__, runpy.run_module.__code__.co_filename}
     while frames is not None and frames.tb_frame.f_code.co_filename in own:
         frames = frames.tb_next
@@ -189,7 +190,7 @@ def fail(message: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own, arguments = split_run(argv) if argv[:1] == ["run"] else (argv, [])
-    # bench has its own parser, which needs what may not be installed.
+    # bench has its own parser, whose requirements may not be installed.
     options = None if argv[:1] == ["bench"] else build_parser().parse_args(own)
     if options and options.command == "info":
         return print_info()

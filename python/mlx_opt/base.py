@@ -21,14 +21,14 @@ class Optimizer(stock.Optimizer):
     def check(self, gradients: Any, parameters: Any) -> None:
         """Raise what :meth:`apply_gradients` would raise for these trees; change nothing.
 
-        An optimizer with an ``apply_single`` of its own takes whatever that takes.
+        An optimizer with its own ``apply_single`` is not checked.
         """
 
     def init(self, parameters: Any) -> None:
-        """Make the state of parameters that have none; see :meth:`mlx.optimizers.Optimizer.init`.
+        """Initialize parameters that have no state; see :meth:`mlx.optimizers.Optimizer.init`.
 
         Raises:
-            ValueError: A parameter has the name under which mlx_opt keeps its own entries.
+            ValueError: A parameter has the name that mlx_opt reserves for its own entries.
         """
         reserved.refuse_parameters_of_that_name(parameters)
         super().init(parameters)
@@ -40,26 +40,26 @@ class Optimizer(stock.Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        """Update the parameters of a model with its gradients, which may be clipped on the way.
+        """Update the parameters of a model with its gradients, which may be clipped.
 
-        Where the gradients are evaluated, and nothing but the model refers to its parameters, the
-        step of a fused optimizer is queued at once and the arrays remain the same objects with new
-        values. Otherwise the model gets new, lazy arrays. Nobody who holds an array sees it change.
+        If the gradients are evaluated and only the model refers to its parameters, the step of a
+        fused optimizer runs eagerly, and the arrays remain the same objects with new values.
+        Otherwise the model gets new, lazy arrays. An array that the program holds never changes.
 
         Args:
             model: A module.
-            gradients: A tree of gradients, most likely from :func:`mlx.nn.value_and_grad`.
-            max_norm: The greatest global norm of the gradients, in their units: what is above it is
-                scaled down to it, as by :func:`clip_grad_norm`, inside the step. The norm that they
-                had is in :attr:`grad_norm` afterwards.
-            skip_nonfinite: Leave the model, the step and the state as they are where the norm is
-                infinite or NaN, and count that in :attr:`skipped`. Nothing waits for the norm.
+            gradients: A tree of gradients, usually from :func:`mlx.nn.value_and_grad`.
+            max_norm: The maximum global norm of the gradients, in their units. Larger gradients are
+                scaled down to it inside the step, as by :func:`clip_grad_norm`. Afterwards
+                :attr:`grad_norm` is the norm before clipping.
+            skip_nonfinite: If the norm is infinite or NaN, leave the model, the step and the state
+                unchanged and increment :attr:`skipped`. Nothing waits for the norm.
 
         Raises:
             ValueError: ``max_norm`` is negative.
 
-            And what :meth:`apply_gradients` raises; model and state are then as they were. Errors
-            that MLX raises later, when it evaluates lazy arrays, are not undone.
+            Also what :meth:`apply_gradients` raises. An error leaves model and state unchanged,
+            except errors that MLX raises later, when it evaluates lazy arrays.
         """
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
         step.update(shares_of(self, gradients), model, gradients, request)
@@ -81,15 +81,15 @@ class Optimizer(stock.Optimizer):
             skip_nonfinite: As for :meth:`update`.
 
         Returns:
-            The new parameters, with the structure of the gradients. They are lazy, as all of MLX;
-            the gradients' and the old parameters' buffers are reused where nothing else holds them.
+            The new parameters, with the structure of the gradients. They are lazy; buffers of the
+            gradients and the old parameters are reused if nothing else holds them.
 
         Raises:
             KeyError: A gradient has no parameter or no state.
             TypeError: A gradient or a parameter is not an array.
             ValueError: The shapes of a gradient, its parameter and its state differ.
 
-            The message names the parameter's path; model and state are as they were.
+            The message names the parameter's path. Model and state are unchanged.
 
         Example:
             >>> import mlx.core as mx
@@ -125,7 +125,7 @@ class Optimizer(stock.Optimizer):
         return reserved.entries_of(self.state).get("skipped")
 
     def _shares(self, gradients: Any) -> list[Share]:
-        """The parts of a step of this class, whatever a subclass makes of `apply_gradients`."""
+        """The parts of a step of this class, even if a subclass overrides `apply_gradients`."""
         return [Share(self, gradients, self._apply_leaves)]
 
     def _apply_leaves(self, gradients: Any, parameters: Any) -> Any:
@@ -133,7 +133,7 @@ class Optimizer(stock.Optimizer):
         return stock.Optimizer.apply_gradients(self, gradients, parameters)
 
 
-# As this package defines it: what takes its place, in a subclass or by a patch, is called.
+# The method of this package. If a subclass or a patch overrides it, the override is called.
 _apply_gradients = Optimizer.apply_gradients
 
 

@@ -16,7 +16,7 @@ Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class ClipRequest(NamedTuple):
-    """What ``max_norm`` and ``skip_nonfinite`` of :meth:`Optimizer.update` ask for."""
+    """The values of ``max_norm`` and ``skip_nonfinite`` of :meth:`Optimizer.update`."""
 
     max_norm: float | mx.array | None
     skip_nonfinite: bool
@@ -31,7 +31,7 @@ class ClipRequest(NamedTuple):
         return ClipRequest(_checked_norm(max_norm), skip_nonfinite)
 
     def compute(self, gradients: Any, part: _ext.Part | None = None) -> ClippedStep:
-        """The norm and the scale of gradients, or of those that a part of a step holds."""
+        """The norm and the scale of gradients, or of those that a step's part holds."""
         norm = global_norm(gradients, part)
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
         scale = _ext.gradient_scale(norm, *self)
@@ -40,22 +40,22 @@ class ClipRequest(NamedTuple):
 
 
 class ClippedStep(NamedTuple):
-    """What a step does with the gradients."""
+    """The clipping of one step."""
 
     norm: mx.array
-    """Of all gradients together, 0-d."""
+    """The global norm of all gradients, 0-d."""
 
     scale: mx.array
-    """What they are multiplied with, 0-d; NaN where the step is skipped."""
+    """The factor of the gradients, 0-d; NaN if the step is skipped."""
 
     finite: mx.array | None
-    """A 0-d bool, true if the step is applied; None if it is applied whatever the norm is."""
+    """A 0-d bool, true if the step is applied; None if steps are never skipped."""
 
     def scaled(self, gradient: mx.array) -> mx.array:
         return scaled(gradient, self.scale)
 
     def chosen(self, new: Any, old: Any) -> Any:
-        """`new` where the step is applied, else `old`."""
+        """`new` if the step is applied, else `old`."""
         return new if self.finite is None else mx.where(self.finite, new, old)
 
     def around(self, formula: Formula) -> Formula:
@@ -72,19 +72,20 @@ class ClippedStep(NamedTuple):
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
-    """Scale gradients down where their global norm is greater than ``max_norm``.
+    """Scale gradients down if their global norm is greater than ``max_norm``.
 
-    To clip and update, ``optimizer.update(model, gradients, max_norm=...)`` is faster: there the
-    clipped gradients are never written.
+    To clip and update, ``optimizer.update(model, gradients, max_norm=...)`` is faster, because it
+    never writes the clipped gradients.
 
     Args:
         grads: A tree of arrays.
-        max_norm: The greatest norm they may have, in units of the gradients; 0 or more.
+        max_norm: The maximum norm, in units of the gradients; 0 or more.
 
     Returns:
-        The clipped gradients, of the same structure, shapes and dtypes, and the norm that they had,
-        a 0-d array. The norm of float32, float16 and bfloat16 is float32, of squares summed in one
-        pass and always in the same order: in double precision, or with Metal in two floats.
+        The clipped gradients, with the same structure, shapes and dtypes, and the norm before
+        clipping, a 0-d array. The norm of float32, float16 and bfloat16 gradients is a float32. Its
+        squares are summed in one pass, always in the same order, in double precision, with Metal in
+        two floats.
 
     Raises:
         ValueError: ``max_norm`` is negative.
@@ -106,7 +107,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
 def global_norm(tree: Any, part: _ext.Part | None = None) -> mx.array:
     """The square root of the sum of the squares of all elements, 0-d."""
     norm = _ext.global_norm(tree if part is None else part)
-    # The norm of other dtypes is what MLX makes of it; nothing evaluates its clipped gradients.
+    # For other dtypes MLX computes the norm; nothing evaluates its clipped gradients.
     return stock.clip_grad_norm(tree, 0.0)[1] if norm is None else norm
 
 
@@ -133,7 +134,7 @@ def _checked_norm(max_norm: Any) -> float | mx.array:
 
 
 def _flag(skip_nonfinite: Any) -> bool:
-    """True and False, and what stands for them: 1 and 0, NumPy's bools."""
+    """Convert True, False, 1, 0 and NumPy's bools."""
     if isinstance(skip_nonfinite, bool):
         return skip_nonfinite
     try:

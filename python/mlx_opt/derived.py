@@ -16,12 +16,12 @@ from .fused import STORAGE, FusedOptimizer
 class Hyperparameter:
     """An attribute of an optimizer: a value that its rule allows, or a schedule.
 
-    A schedule's value stands in the optimizer's state, as the learning rate's does. One that is set
+    A schedule's value is in the optimizer's state, like the learning rate's. A value that is set
     over a schedule lasts until the next step.
     """
 
     def __init__(self, optimizer: str, name: str, standards: dict[str, Any]) -> None:
-        """`standards`: the rule's hyperparameters that it holds, with their defaults."""
+        """`standards`: the rule's hyperparameters of this attribute, with their defaults."""
         self.optimizer = optimizer
         self.name = name
         self.parts = tuple(standards)
@@ -63,7 +63,7 @@ class Hyperparameter:
 
 
 class DerivedOptimizer(FusedOptimizer):
-    """An optimizer of one rule, which :func:`optimizer_class` makes."""
+    """An optimizer of one rule. Its class is made by :func:`optimizer_class`."""
 
     _form: Form
     _hyperparameters: tuple[Hyperparameter, ...]
@@ -97,7 +97,7 @@ class DerivedOptimizer(FusedOptimizer):
 
 
 def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
-    """Make the class of an optimizer that has one rule; it has to stand in `module` by its name."""
+    """Make the class of an optimizer of one rule; `module` must have it under its name."""
     (form,) = forms_of(name).forms
     hyperparameters = tuple(_hyperparameters(name, form))
     signature = _signature(hyperparameters)

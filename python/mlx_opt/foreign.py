@@ -14,7 +14,7 @@ from .rollback import Rollback
 from .trees import CONTAINERS
 
 Apply = Callable[[Any, Any], Any]
-"""What returns the updated parameters for gradients and parameters."""
+"""Returns the updated parameters for gradients and parameters."""
 
 
 def run_foreign(
@@ -25,17 +25,17 @@ def run_foreign(
     clipped: ClippedStep | None,
     rollback: Rollback,
 ) -> Any:
-    """Run an optimizer's own step, of clipped gradients, and return the updated parameters."""
+    """Run an optimizer's own step on clipped gradients and return the updated parameters."""
     note_state(optimizer, rollback)
     if clipped is None:
         return apply(gradients, parameters)
     scaled = tree_map(clipped.scaled, gradients)
     if clipped.finite is None:
         return apply(scaled, parameters)
-    # As they are before the step, whatever puts others in their place meanwhile.
+    # A snapshot from before the step, even if something replaces the entries meanwhile.
     kept = _copied(parameters)
     if not _initialize(optimizer, gradients):
-        # Its state is out of sight, so a step that has been done could not be taken back.
+        # Its state cannot be seen, so a step that was made could not be undone.
         if _is_finite(clipped, optimizer, "keeps its state elsewhere"):
             return apply(scaled, parameters)
         return tree_map(_second, gradients, kept)
@@ -43,7 +43,7 @@ def run_foreign(
 
 
 def members_of(optimizer: stock.Optimizer) -> list[Any]:
-    """The optimizer and those that it is made of."""
+    """The optimizer and all its components."""
     members = [optimizer]
     fallback = getattr(optimizer, "fallback", None)
     for member in [*getattr(optimizer, "optimizers", ()), *([fallback] if fallback else ())]:
@@ -52,7 +52,7 @@ def members_of(optimizer: stock.Optimizer) -> list[Any]:
 
 
 def note_state(optimizer: stock.Optimizer, rollback: Rollback) -> None:
-    """Let the rollback restore an optimizer's state, whatever changes it."""
+    """Make the rollback restore an optimizer's whole state."""
     for member in members_of(optimizer):
         own = vars(member)
         kept = {name: own[name] for name in ("_initialized", "_state") if name in own}
@@ -61,8 +61,8 @@ def note_state(optimizer: stock.Optimizer, rollback: Rollback) -> None:
 
 
 def _initialize(optimizer: stock.Optimizer, gradients: Any) -> bool:
-    """Make the state before the step, as the step would; False if it is not this optimizer's."""
-    # One that is made of others has no state of its own to initialize.
+    """Initialize the state, as the step would; False if the optimizer has its state elsewhere."""
+    # A composite has no state of its own to initialize.
     if all(m._initialized for m in members_of(optimizer) if not hasattr(m, "optimizers")):
         return True
     cls = type(optimizer)
@@ -90,7 +90,7 @@ def _run_unless_skipped(
         for change in changes:
             change()
         return tree_map(clipped.chosen, updated, kept)
-    # What is not an array of the same shape before and after cannot be chosen lazily.
+    # Only an array of the same shape before and after can be chosen lazily.
     if _is_finite(clipped, optimizer, f'changes the form of its state "{path}"'):
         return updated
     taken_back.undo()
@@ -127,10 +127,10 @@ def _collect_choices(
     seen: set[int],
     path: str,
 ) -> str | None:
-    """Collect what makes each array of `new` that of `old` if the step is skipped.
+    """Collect functions that replace each array of `new` by that of `old` if the step is skipped.
 
-    Returns the path of an entry for which that cannot be, or None. A container that stands at two
-    places may have had two values before.
+    Returns the path of an entry for which that is impossible, or None. A container that is at two
+    places is impossible too: it may have had two values before.
     """
     keys = new.keys() if isinstance(new, dict) else range(len(new))
     if len(new) != len(old) or id(new) in seen:
@@ -157,7 +157,7 @@ def _collect_choices(
 
 
 def _is_equal(value: Any, before: Any) -> bool:
-    """True if an entry that is no array of MLX is as it was."""
+    """True if an entry that is not an MLX array is unchanged."""
     if value is before:
         return True
     if isinstance(value, mx.array) or isinstance(before, mx.array):

@@ -1,4 +1,4 @@
-"""Which rule serves an optimizer with the options that it has, from the rules' descriptions."""
+"""Chooses the rule for an optimizer and its options, from the rules' descriptions."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Slot(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A rule, and when it serves its optimizer."""
+    """A rule, and the conditions under which it serves its optimizer."""
 
     rule: str
     hypers: tuple[tuple[str, int | None], ...]
-    """Of each, the attribute and, if that is a sequence, the position in it."""
+    """For each the attribute and, if that is a sequence, the index in it."""
 
     standards: dict[str, Any]
-    """The defaults of the hyperparameters, by the names that the rule's description gives them."""
+    """The defaults of the hyperparameters, by their names in the rule's description."""
 
     slots: tuple[Slot, ...]
     conditions: tuple[tuple[str, str], ...]
     option: str | None
-    """The attribute that brings the optional slots, where it is not None."""
+    """The attribute that enables the optional slots if it is not None."""
 
     elementwise: bool
-    """True if each element's step depends on that element's gradient and state alone."""
+    """True if the update of an element depends only on that element's gradient and state."""
 
     def holds(self, values: dict[str, Any]) -> bool:
         return all(_HOLDS[setting](values[option]) for option, setting in self.conditions)
@@ -58,14 +58,14 @@ class Form(NamedTuple):
 
 
 class Forms(NamedTuple):
-    """The forms of an optimizer, in the order in which their conditions are to be asked."""
+    """The forms of an optimizer, in the order in which their conditions are to be checked."""
 
     forms: tuple[Form, ...]
     attributes: tuple[str, ...]
-    """All that the forms read of the optimizer."""
+    """The attributes of the optimizer that the forms read."""
 
     def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
-        """What updates the parameters, and its hyperparameters, with these attributes."""
+        """The program that these attributes select, and its hyperparameters."""
         for form in self.forms:
             if not form.conditions or form.holds(values):
                 return form.settle(values)

@@ -1,4 +1,4 @@
-"""Optimizers whose step is run by the primitives."""
+"""Optimizers whose step runs through the primitives."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .forms import forms_of
 from .step import Share
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
-"""What the primitives read and write."""
+"""The dtypes that the primitives read and write."""
 
 
 class FusedOptimizer(Optimizer):
     """An optimizer whose step is one primitive over all parameters.
 
-    The update is computed in float32 whatever the storage, and written to the buffers of the
-    parameters and state arrays it replaces where nothing else holds them.
+    The update is computed in float32, whatever the storage. It is written to the buffers of the old
+    parameters and state arrays if nothing else holds them.
     """
 
     _rule: str
-    """The optimizer that the rules' descriptions name."""
+    """The name of the optimizer in the rules' descriptions."""
 
     _fixed: dict[str, Any] = {}
     """Hyperparameters of the rule that the optimizer does not have."""
@@ -74,19 +74,19 @@ class FusedOptimizer(Optimizer):
         return [Share(self, gradients, None if self._uses_own_step() else self._apply_leaves)]
 
     def _uses_own_step(self) -> bool:
-        """True if no hook takes the place of this class's step."""
+        """True if `apply_single` is not overridden."""
         return is_own(self, "apply_single", _apply_single)
 
     def _init_own(self, gradients: Any) -> None:
-        """Make the state of this optimizer's own parameters before its first step."""
+        """Initialize the state of this optimizer's own parameters before its first step."""
         self.init(gradients)
 
     def _uses_primitives(self) -> bool:
-        """False if all leaves are for the formula."""
+        """False if the formula updates all leaves."""
         return True
 
     def _program(self) -> tuple[_ext.Program, list[Any]]:
-        """What updates the parameters, and its hyperparameters; each attribute is read once."""
+        """The program and its hyperparameters; reads each attribute once."""
         forms, fixed = forms_of(self._rule), self._fixed
         return forms.settle(
             {

@@ -1,4 +1,4 @@
-"""Several optimizers, each for its part of the parameters."""
+"""Several optimizers, each for a part of the parameters."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
 
     @property
     def grad_norm(self) -> mx.array | None:
-        """As of any :class:`Optimizer`: the norm of all gradients together."""
+        """As for any :class:`Optimizer`: the global norm of all gradients."""
         return reserved.entries_of(self.optimizers[0].state).get("grad_norm")
 
     @property
     def skipped(self) -> mx.array | None:
-        """As of any :class:`Optimizer`."""
+        """As for any :class:`Optimizer`."""
         return reserved.entries_of(self.optimizers[0].state).get("skipped")
 
     def _shares(self, gradients: Any) -> list[Share]:

@@ -1,4 +1,4 @@
-"""Muon: momentum, orthogonalised."""
+"""Muon: orthogonalised momentum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Muon(FusedOptimizer, stock.Muon):
     r"""Muon: momentum whose matrices are replaced by their orthogonal factors.
 
     Jordan et al., `Muon: An optimizer for hidden layers in neural networks
-    <https://kellerjordan.github.io/posts/muon/>`_. Without the keyword arguments it does what
-    :class:`mlx.optimizers.Muon` does. Matrices of one shape go through the iterations together.
+    <https://kellerjordan.github.io/posts/muon/>`_. Without the keyword arguments it behaves like
+    :class:`mlx.optimizers.Muon`. Matrices of the same shape are orthogonalised together.
 
-    A parameter of more than two dimensions is taken as the matrix of its first dimension by all
-    others. One of fewer takes its momentum as it is, or goes to ``fallback``.
+    A parameter of more than two dimensions is treated as a matrix of its first dimension by all
+    others. One of fewer is updated by its momentum without orthogonalisation, or by ``fallback``.
 
     Args:
         learning_rate: A float, or a callable from the number of updates done to a float.
@@ -34,22 +34,22 @@ class Muon(FusedOptimizer, stock.Muon):
         ns_dtype: The dtype of their matrix products, ``mx.bfloat16`` for speed on GPUs. Default:
             bfloat16 for bfloat16, else float32
         ns_coefficients: ``"quintic"``, ``"polar_express"`` (arXiv:2505.16932), or for each
-            iteration a triple (a, b, c) of which the last stays: x becomes
+            iteration a triple (a, b, c), the last of which is repeated: x becomes
             :math:`a x + b x x^T x + c (x x^T)^2 x`. Default: ``"quintic"``
-        adjust_lr: What the learning rate is multiplied with for a matrix of r rows and c columns:
+        adjust_lr: The factor of the learning rate for a matrix of r rows and c columns:
             ``"original"`` :math:`\sqrt{\max(1, r / c)}`, of the parameter's last two dimensions,
             or ``"match_rms_adamw"`` :math:`0.2 \sqrt{\max(r, c)}` (arXiv:2502.16982). Default:
             ``"original"``
-        decoupled_weight_decay: Take the decay off the parameter, times the learning rate, in place
-            of adding it to the gradient. Default: ``False``
-        fallback: An optimizer of this package for parameters of fewer than two dimensions. Its
-            state is at ``["mlx_opt"]["fallback"]`` in this one's, and its learning rate is its own.
-            Lists and tuples in the trees come back as lists. Default: ``None``
+        decoupled_weight_decay: Subtract the decay times the learning rate from the parameter,
+            instead of adding it to the gradient. Default: ``False``
+        fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
+            own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
+            the trees are returned as lists. Default: ``None``
 
     Raises:
-        ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` is none of these, or
-            ``ns_steps`` negative.
-        TypeError: ``fallback`` is not an optimizer of this package, or ``ns_steps`` not an int.
+        ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` has another value, or
+            ``ns_steps`` is negative.
+        TypeError: ``fallback`` is not an optimizer of this package, or ``ns_steps`` is not an int.
 
     Example:
         >>> import mlx.core as mx
@@ -138,10 +138,10 @@ class Muon(FusedOptimizer, stock.Muon):
         return self._muon_program(), super()._program()[1]
 
     def _muon_program(self) -> _ext.Program:
-        """The stages, with the options as they are now.
+        """The program with the current options.
 
         Raises:
-            TypeError, ValueError: An option does not fit; the message names it.
+            TypeError, ValueError: An option has a wrong value; the message names it.
         """
         if self.adjust_lr not in ADJUSTMENTS:
             raise ValueError(
@@ -198,7 +198,7 @@ class Muon(FusedOptimizer, stock.Muon):
         return self._uses_own_iterations()
 
     def _uses_own_iterations(self) -> bool:
-        """True if no hook takes the place of mlx.optimizers' iterations."""
+        """True if mlx.optimizers' iterations are not overridden."""
         return is_own(self, "_zeropower_via_newtonschulz5", _iterations)
 
 
@@ -220,7 +220,7 @@ ADJUSTMENTS = {"original": _original, "match_rms_adamw": _match_rms_adamw}
 
 
 def _split(tree: Any) -> tuple[Any, Any]:
-    """The matrices of a tree, and what has fewer dimensions."""
+    """The matrices of a tree, and the leaves with fewer dimensions."""
 
     def part_of(_: str, x: Any) -> int:
         return getattr(x, "ndim", 2) < 2

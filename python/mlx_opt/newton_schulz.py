@@ -12,10 +12,10 @@ from . import _ext
 Coefficients = Sequence[Sequence[float]]
 
 SETS: dict[str, Coefficients] = dict(_ext.coefficients())
-"""By name, (a, b, c) of each iteration, of which the last stays."""
+"""By name: (a, b, c) for each iteration; further iterations repeat the last."""
 
 STACK = _ext.STACK_ELEMENTS
-"""Elements of a stack: what is made on the way takes a few times its memory."""
+"""Maximum number of elements of a stack; temporaries take a few times its memory."""
 
 
 def orthogonalized(
@@ -25,7 +25,7 @@ def orthogonalized(
     steps: int,
     dtype: mx.Dtype | None,
 ) -> list[mx.array]:
-    """U V^T of each matrix U S V^T, roughly, times its scale: see `_ext.orthogonalized`."""
+    """An approximation of U V^T for each matrix U S V^T, times its scale; see `_ext`."""
     return _ext.orthogonalized(matrices, scales, coefficients, steps, dtype, STACK)
 
 

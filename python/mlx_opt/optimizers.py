@@ -1,9 +1,9 @@
 """The optimizers: mlx.optimizers' classes with their steps run by fused primitives.
 
 Each class inherits its constructor, its state and its formula from the class of the same name in
-mlx.optimizers. What is added is the name under which the rules' descriptions know it. Muon and
-MultiOptimizer have modules of their own; all that mlx.optimizers.optimizers defines is here. The
-classes that mlx.optimizers does not have are derived from their rules' descriptions.
+mlx.optimizers and adds its name in the rules' descriptions. Muon and MultiOptimizer are defined in
+modules of their own; this module has everything that mlx.optimizers.optimizers has. The classes
+that mlx.optimizers does not have are derived from their rules' descriptions.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Adafactor(FusedOptimizer, stock.Adafactor):
     _rule = "Adafactor"
 
     def _rate(self) -> Any:
-        # With relative_step the rule finds its own, and there need not be a learning rate.
+        # With relative_step the rule computes the learning rate, and there may be none.
         return None if self.relative_step else super()._rate()
 
 

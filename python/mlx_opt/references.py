@@ -1,8 +1,8 @@
-"""The rules in float64 NumPy: slow, plain, and what every backend is held to.
+"""The rules in float64 NumPy: the slow, plain reference for every backend.
 
-For the tests and ``python -m mlx_opt selftest``; nothing else of the package needs NumPy.
+Used by the tests and ``python -m mlx_opt selftest``; nothing else in the package needs NumPy.
 
-Each rule is called as :mod:`mlx_opt.formulas` says, without the array module.
+Each rule is called as :mod:`mlx_opt.formulas` describes, without the array module.
 """
 
 from functools import partial
@@ -20,29 +20,29 @@ newton_schulz = partial(formulas.newton_schulz, np)
 
 
 def slots(name):
-    """The names of the state's arrays of an optimizer, in order."""
+    """The names of an optimizer's slots, in order."""
     form = forms_of(getattr(optimizers, name)._rule).forms[0]
     return tuple(slot.name for slot in form.slots)
 
 
 def is_elementwise(name):
-    """True if each element's step depends on that element's gradient and state alone."""
+    """True if the update of an element depends only on that element's gradient and state."""
     return forms_of(getattr(optimizers, name)._rule).forms[0].elementwise
 
 
 def is_any_shape(name):
-    """True if all state of an optimizer is of the parameter's shape, whatever that is."""
+    """True if all slots of an optimizer have the parameter's shape, for any shape."""
     form = forms_of(getattr(optimizers, name)._rule).forms[0]
     return all((slot.extent, slot.owner) == ("elements", "all") for slot in form.slots)
 
 
 def initial_state(name, w):
-    """The state before the first step: zeros of the parameter's shape, a leaf a slot."""
+    """The state before the first step: zeros of the parameter's shape for each slot."""
     return {leaf: np.zeros(np.shape(w)) for leaf in slots(name)}
 
 
 def run(name, w, gradients, options):
-    """Apply one step a gradient, from the initial state; return the last `(w, state)`.
+    """Apply one step for each gradient, from the initial state; return the last `(w, state)`.
 
     `options` are the constructor's arguments. A callable `learning_rate` is a schedule:
     it is given the number of steps already taken.
@@ -58,7 +58,7 @@ def run(name, w, gradients, options):
     return w, state
 
 
-# Of each storage: digits of the significand, exponent of the smallest denormal, largest value.
+# For each storage: digits of the significand, exponent of the smallest denormal, largest value.
 _FORMATS = {
     "float32": (24, -149, float(np.finfo(np.float32).max)),
     "float16": (11, -24, 65504.0),
@@ -67,30 +67,30 @@ _FORMATS = {
 
 
 def ulp(x, storage):
-    """The spacing of a storage, by name, at float64 values."""
+    """The spacing of a storage, given by name, at float64 values."""
     digits, least, _ = _FORMATS[storage]
     _, exponent = np.frexp(x)
     return np.ldexp(1.0, np.maximum(exponent - digits, least))
 
 
 def rounded(x, storage):
-    """float64 values rounded once to a storage, ties to even; still float64."""
+    """Round float64 values to a storage, ties to even; the result is still float64."""
     spacing = ulp(x, storage)
     y = np.round(x / spacing) * spacing
     return np.where(np.abs(y) > _FORMATS[storage][2], np.copysign(np.inf, y), y)
 
 
-# What a few float32 operations may be off by, relative to each number that goes into them.
+# The error that a few float32 operations may cause, relative to each of their inputs.
 FLOAT32 = 2.0**-22
 
 
 def exact_step(name, w, g, state, step, options, stored=None):
-    """By name, "w" and the slots: the float64 step, and what float32 may make of it.
+    """The float64 step and the error that float32 may cause, for "w" and each slot by name.
 
-    That is the step from inputs that are off by `FLOAT32`, so a sum near 0, and the sign of one,
-    may be off by as much as what they are made of makes them.
+    The error is that of a step from inputs with a relative error of `FLOAT32`. So a sum near 0, or
+    its sign, may be off by as much as the errors of its terms allow.
 
-    `stored`: the new state as it is stored, from which a rule of two passes makes the parameter.
+    `stored`: the new state as stored, from which a rule of two passes computes the parameter.
     """
     finish = formulas.FINISHES.get(name)
 
@@ -106,7 +106,7 @@ def exact_step(name, w, g, state, step, options, stored=None):
     if finish is not None:
         inputs |= {f"new {slot}": stored[slot] for slot in state}
     exact = run(inputs)
-    with np.errstate(invalid="ignore"):  # inf - inf: what is infinite has to be so exactly
+    with np.errstate(invalid="ignore"):  # inf - inf: infinite values must agree exactly
         error = {k: FLOAT32 * (np.abs(inputs[k]) + np.abs(x - inputs[k])) for k, x in exact.items()}
         for changed, x in inputs.items():
             less = run(inputs | {changed: x * (1 - FLOAT32)})

@@ -1,6 +1,6 @@
-"""What mlx_opt keeps in an optimizer's state besides the entries of mlx.optimizers.
+"""The entries that mlx_opt adds to an optimizer's state.
 
-All of it stands under one key of the root, so that no parameter's name collides with it.
+They are under one key of the root, so that only one parameter name collides with them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FORMERLY_IN_THE_ROOT = ("grad_norm", "skipped")
 
 
 def entries_of(state: dict) -> dict:
-    """Our entries of a state, which may have none."""
+    """mlx_opt's entries of a state; empty if it has none."""
     return state.get(KEY, {})
 
 
@@ -27,14 +27,14 @@ def refuse_parameters_of_that_name(parameters: Any) -> None:
 
 
 def move_former_entries(state: dict) -> None:
-    """Put what earlier versions kept in the root, as arrays, where it belongs now."""
+    """Move the arrays that earlier versions kept in the root to their current place."""
     for name in _FORMERLY_IN_THE_ROOT:
         if isinstance(state.get(name), mx.array):
             state.setdefault(KEY, {})[name] = state.pop(name)
 
 
 def move_former_fallback(state: dict) -> None:
-    """The same of the state of Muon's fallback, which is a state of its own with a step."""
+    """Move the state of Muon's fallback, which is recognised by its step, likewise."""
     fallback = state.get("fallback")
     if isinstance(fallback, dict) and isinstance(fallback.get("step"), mx.array):
         state.setdefault(KEY, {})["fallback"] = state.pop("fallback")

@@ -1,4 +1,4 @@
-"""What a step undoes where it fails."""
+"""Undoes the changes of a step that fails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .trees import CONTAINERS
 
 
 class Rollback:
-    """Takes back, in reverse order, what was noted, if its ``with`` block raises."""
+    """Undoes the noted changes, in reverse order, if its ``with`` block raises."""
 
     def __init__(self) -> None:
-        # Functions with their arguments: a closure for each entry would cost more than the entry.
+        # Functions with their arguments, because a closure for each entry would cost more.
         self.notes: list[tuple[Callable[..., Any], tuple]] = []
-        """Emptied by what makes the step, at once with it: a signal may come right after."""
+        """Emptied by the code that makes the step, before Python can handle a signal."""
 
     def __enter__(self) -> Rollback:
         return self
@@ -40,7 +40,7 @@ class Rollback:
         self.notes.append((undo, arguments))
 
     def put(self, entries: dict, key: Any, value: Any, before: dict | None = None) -> None:
-        """Set an entry of a dict; `before` gets what it was."""
+        """Set an entry of a dict; the old value is put into `before`."""
         if key in entries:
             old = entries[key]
             self.notes.append((setitem, (entries, key, old)))
@@ -51,7 +51,7 @@ class Rollback:
         entries[key] = value
 
     def keep_tree(self, tree: Any) -> None:
-        """Note the contents of all containers of a tree, whatever changes them."""
+        """Note the contents of all containers of a tree."""
         seen: set[int] = set()
         stack = [tree]
         while stack:

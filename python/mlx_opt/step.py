@@ -1,11 +1,11 @@
-"""A step of an optimizer and of those that it is made of: settle, check, act.
+"""A step of an optimizer and all its components: settle, check, act.
 
-1. *Settle*: whatever runs a program's own code comes first, for all parts: filters, ``init``,
-   schedules, properties. The results stand in the state and in the parts from then on.
+1. *Settle*: everything that runs the program's own code comes first, for all parts: filters,
+   ``init``, schedules, properties. The results are in the state and in the parts from then on.
 2. *Check*: the leaves are collected, held by object, and checked.
-3. *Act*: from the first change of an array to the last entry of the state no Python runs.
+3. *Act*: from the first change of an array to the last entry of the state no Python code runs.
 
-An error takes back what was settled, so it leaves the model and every state as they were.
+An error undoes the settling, so it leaves the model and every state unchanged.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from .rollback import Rollback
 
 
 class Share(NamedTuple):
-    """The gradients that one optimizer of a step takes."""
+    """The share of a step that one optimizer takes."""
 
     optimizer: stock.Optimizer
     gradients: Any
     apply: Apply | None
-    """The optimizer's own way of a step; None if the primitives run it."""
+    """The optimizer's own step; None if the primitives run it."""
 
 
 class Settled(NamedTuple):
-    """A fused optimizer's step, once nothing of the program's own is to be asked any more."""
+    """A fused optimizer's step after the program's own code has run."""
 
     optimizer: Any
     gradients: Any
     state: dict
     before: dict[str, Any]
-    """The entries of the state's root that the step replaces, as they were."""
+    """The old entries of the state's root that the step replaces."""
 
     after: dict[str, Any]
-    """What replaces them."""
+    """The new entries."""
 
     program: _ext.Program
     hypers: list
@@ -77,7 +77,7 @@ def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipReq
 
 
 class _Step(NamedTuple):
-    """A step that is ready to be run."""
+    """A step that is ready to run."""
 
     parts: list[_ext.Part]
     trees: list[Any]
@@ -109,8 +109,8 @@ def _prepare(
     parts = [_part(step, parameters, assigned) for step in settled]
     clipped = None
     if request is not None:
-        # The norm is of the gradients that the step has. A part holds them, and a split has copied
-        # the tree, which may have others by now.
+        # The norm must be that of the step's gradients. A part holds them; a split has copied the
+        # tree, which may have changed since.
         if len(shares) > 1:
             gradients = [share.gradients for share in shares]
         clipped = request.compute(gradients, parts[0] if len(shares) == len(parts) == 1 else None)
@@ -148,7 +148,7 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     rollback.put(optimizer.state, "step", after["step"], before)
     program, hypers = optimizer._program()
     rate, step = optimizer._rate(), optimizer.step
-    # A schedule may have put a hook in.
+    # A schedule may have installed a hook.
     own = optimizer._uses_own_step()
     formula = optimizer._formula if own else optimizer.apply_single
     fused = own and optimizer._uses_primitives()
@@ -185,18 +185,18 @@ def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
 
 
 def _choose_root_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
-    """Let the entries of the state's root be those before the step, where it is skipped."""
+    """Make the entries of the state's root the old ones if the step is skipped."""
     if clipped.finite is None:
         return
     state = settled.state
     for name, old in settled.before.items():
         new = settled.after[name]
-        if state.get(name) is new:  # else other code has put something there since
+        if state.get(name) is new:  # else other code has replaced the entry
             rollback.put(state, name, _chosen_entry(clipped, name, new, old))
 
 
 def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:
-    """Put what a clipped step leaves into the root of an optimizer's state."""
+    """Record the results of clipping in an optimizer's state."""
     state = optimizer.state
     if reserved.KEY not in state:
         rollback.put(state, reserved.KEY, {})
@@ -209,7 +209,7 @@ def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:
 
 
 def _chosen_entry(clipped: ClippedStep, name: str, new: Any, old: Any) -> Any:
-    """An entry of the root of a state as it is after a step that may be skipped."""
+    """An entry of a state's root after a step that may be skipped."""
     try:
         return clipped.chosen(new, old)
     except (TypeError, ValueError):

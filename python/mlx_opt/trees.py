@@ -1,4 +1,4 @@
-"""Trees of arrays as Python has them: dicts, lists and tuples, with arrays for leaves."""
+"""Trees of arrays: dicts, lists and tuples, with arrays as leaves."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ CONTAINERS = (dict, list, tuple)
 
 
 def split(tree: Any, count: int, part_of: Callable[[str, Any], int], path: str = "") -> list[Any]:
-    """Split a tree in parts, each with its leaves at the places that they have in the tree.
+    """Split a tree into parts, whose leaves have the same paths as in the tree.
 
     Args:
         tree: A tree.
         count: The number of parts.
-        part_of: Given a leaf's path, its keys joined by dots, and the leaf: the index of its part.
-        path: Where the tree itself is.
+        part_of: Called with a leaf's path (keys joined by dots) and the leaf; returns the index of
+            its part.
+        path: The path of the tree itself.
 
     Returns:
-        The parts; an empty one is a dict. Tuples come back as lists, and where the leaves of other
-        parts are in a list, there are empty dicts.
+        The parts; an empty one is a dict. Tuples become lists, and places of other parts' leaves in
+        a list become empty dicts.
     """
     parts: list[Any] = [{} for _ in range(count)]
     if not isinstance(tree, CONTAINERS):

@@ -1,1 +1,1 @@
-"""What the command ``python -m mlx_opt`` is made of, and what the package asks before it loads."""
+"""The tools of ``python -m mlx_opt``, and the checks that the package makes on import."""

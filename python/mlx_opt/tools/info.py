@@ -1,7 +1,7 @@
-"""If mlx_opt can work here, and how: what ``python -m mlx_opt info`` prints.
+"""The report of ``python -m mlx_opt info``: whether and how mlx_opt can work here.
 
-Nothing of mlx_opt or MLX is imported before a function asks for it: this module has to answer where
-they cannot be imported, and mlx_opt imports it first.
+Functions import mlx_opt and MLX only when they need them: this module must work if neither can be
+imported, and mlx_opt imports it first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Report(NamedTuple):
 
     facts: dict[str, str]
     problems: list[str]
-    """What is off, why, and how to mend it."""
+    """For each problem what is wrong, why, and how to fix it."""
 
     def __str__(self) -> str:
         lines = [f"{name:<9} {value}" for name, value in self.facts.items()]
@@ -34,16 +34,16 @@ class Report(NamedTuple):
 
 
 def running_as_command() -> bool:
-    """True if this process is ``python -m mlx_opt`` and still on the way to its ``__main__``."""
+    """True if this process is ``python -m mlx_opt`` and has not reached its ``__main__`` yet."""
     arguments = getattr(sys, "argv", [])
-    # Python has "-m" in place of the program's path only while it looks for the module.
+    # sys.argv[0] is "-m" only while Python looks for the module.
     if arguments[:1] != ["-m"]:
         return False
     return sys.orig_argv[-len(arguments)].endswith(("mlx_opt", "mlx_opt.__main__"))
 
 
 def import_error() -> ImportError | None:
-    """Why mlx_opt cannot be imported, and how to mend it; None if it can."""
+    """The reason why mlx_opt cannot be imported, and how to fix it; None if it can."""
     try:
         built = import_module("mlx_opt._built")
     except ImportError as cause:
@@ -62,7 +62,7 @@ def import_error() -> ImportError | None:
 
 
 def report() -> Report:
-    """Look at the installation and at this machine."""
+    """Inspect the installation and this machine."""
     import platform
 
     facts = {
@@ -108,7 +108,7 @@ def _python_version() -> str:
 
 
 def _version(distribution: str) -> str | None:
-    from importlib import metadata  # a quarter of mlx_opt's import time, where it is not needed
+    from importlib import metadata  # here, because it would be a quarter of mlx_opt's import time
 
     try:
         return metadata.version(distribution)
@@ -122,7 +122,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _requirement(version: str) -> str:
-    """What to ask pip for: without the extra it would leave MLX's library as it is."""
+    """The requirement for pip: without the extra pip would not update MLX's library."""
     fallback = "[cpu]" if sys.platform == "linux" else ""
     extra = next((LIBRARIES[name] for name in _libraries()), fallback)
     return f"mlx{extra}=={version}"
@@ -175,7 +175,7 @@ def _device_facts() -> tuple[dict[str, str], list[str]]:
 
 
 def _use(device: str, default: str, problem: str = "") -> str:
-    """Say if the backend of a device is in use, and if not, why."""
+    """Say whether the backend of a device is in use, and if not, why."""
     if problem:
         return f"not in use: {problem}"
     if device == default:
@@ -189,7 +189,7 @@ def _gpu_backend() -> str:
 
 
 def _gpu_problem(ext: Any) -> str:
-    """What keeps the GPU backend from running here; empty if nothing does."""
+    """The reason why the GPU backend cannot run here; empty if it can."""
     library = os.path.join(os.path.dirname(ext.__file__), "lib", "libmlx_opt_cuda.so")
     if _gpu_backend() == "CUDA" and not os.path.exists(library):
         return "this build of mlx_opt was made without it (MLX_OPT_CUDA=OFF)"

@@ -1,4 +1,4 @@
-"""mlx_opt in the place of mlx.optimizers, for programs that are not to be changed."""
+"""Replaces mlx.optimizers by mlx_opt, for programs that are not to be changed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import mlx_opt
 def install() -> None:
     """Put mlx_opt's classes into the module ``mlx.optimizers``, for the rest of the process.
 
-    Afterwards ``import mlx.optimizers as optim``, also an earlier one, and
-    ``from mlx.optimizers import AdamW`` give mlx_opt's; so do ``mlx.optimizers.optimizers.AdamW``
-    and ``mlx.optimizers.schedulers``. A second call changes nothing.
+    Afterwards ``import mlx.optimizers as optim``, even an earlier one, and
+    ``from mlx.optimizers import AdamW`` give mlx_opt's classes; so do
+    ``mlx.optimizers.optimizers.AdamW`` and ``mlx.optimizers.schedulers``. A second call changes
+    nothing.
 
-    What was bound before stays MLX's own: names from an earlier ``from mlx.optimizers import
-    AdamW``, classes derived from MLX's, and optimizers that exist. So call this first. In
-    ``sys.modules`` the submodules stay MLX's own, because pickle looks for its classes there: so
-    does what ``from mlx.optimizers.optimizers import AdamW`` gives. Processes that are started
-    afresh (the "spawn" of multiprocessing) have to call this themselves.
+    Call it first: names from an earlier ``from mlx.optimizers import AdamW``, classes derived from
+    MLX's, and existing optimizers stay MLX's own. In ``sys.modules`` the submodules stay MLX's own
+    too, because pickle looks for their classes there, and so does
+    ``from mlx.optimizers.optimizers import AdamW``. New processes (the "spawn" of multiprocessing)
+    must call this themselves.
 
     Example:
         >>> import mlx.optimizers as optim
@@ -38,9 +39,9 @@ def install() -> None:
 def installed() -> Iterator[None]:
     """Within the block, mlx_opt's classes are in ``mlx.optimizers``, as :func:`install` puts them.
 
-    At its end every replaced name is again what it was at the start. Blocks may be nested and
-    repeated, but the replacement is the whole process's: blocks of several threads must not
-    overlap. Optimizers made within the block stay mlx_opt's.
+    At its end every replaced name has its old value again. Blocks may be nested and repeated, but
+    they affect the whole process: blocks of several threads must not overlap. Optimizers made
+    within the block stay mlx_opt's.
 
     Example:
         >>> import mlx.optimizers as optim
@@ -64,7 +65,7 @@ def installed() -> Iterator[None]:
 
 
 def _replacements() -> dict[str, Any]:
-    """The public names of mlx.optimizers under which mlx_opt has something of its own."""
+    """The public names of mlx.optimizers that mlx_opt defines too, with mlx_opt's values."""
     ours = {name: getattr(mlx_opt, name) for name in mlx_opt.__all__}
     own = {
         name: value

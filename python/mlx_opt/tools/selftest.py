@@ -1,4 +1,4 @@
-"""The fused rules against float64, on each device: what ``python -m mlx_opt selftest`` prints."""
+"""The self-test of ``python -m mlx_opt selftest``: the fused rules against float64."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ LEARNING_RATE = 0.01
 STEPS = 3
 MAX_NORM = 1.0
 
-# Vectors with a rest, short and long, a matrix, and tensors of one element and of none.
+# Vectors with a tail, short and long, matrices, and tensors of one element and of none.
 SHAPES = [(1031,), (7,), (70_001,), (96, 68), (5, 4, 9), (0, 3), ()]
 
-# In multiples of what references.exact_step allows, made for halves: AdaDelta has nine float32
-# operations one behind the other, and a GPU rounds exp and log to a few units in the last place.
+# A multiple of the error of references.exact_step, which suits half precision: AdaDelta has nine
+# dependent float32 operations, and a GPU rounds exp and log to a few units in the last place.
 MARGIN = 4
 
-# The smallest float32 that is not denormal; Metal takes those for zero.
+# The smallest normal float32; Metal treats denormals as zero.
 LEAST_NORMAL = 2.0**-126
 
 HEADING = "The largest error of a step, of what rounding allows: more than 1 is wrong."
 
 
 class Outcome(NamedTuple):
-    """How a rule did on a device with a storage."""
+    """The result of a rule on a device with a storage."""
 
     share: float
     """The largest error, in multiples of the allowed one."""
 
     error: str = ""
-    """What it raised, if it did."""
+    """The exception that it raised, if any."""
 
     @property
     def right(self) -> bool:
@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def run() -> dict[str, dict[str, Outcome]]:
-    """Check every rule, and clipping, with every storage on the default device: by storage."""
+    """Check every rule, and clipping, with every storage on the default device."""
     outcomes = {
         name_of(rule, options): {storage: check(rule, options, storage) for storage in STORAGES}
         for rule, options in CASES
@@ -103,7 +103,7 @@ def check_clipping(storage: str) -> Outcome:
 def _outcome(worst: Callable[[], float]) -> Outcome:
     try:
         return Outcome(worst())
-    except Exception as error:  # a device that fails one rule is asked about the others
+    except Exception as error:  # a device that fails one rule is still tested with the others
         return Outcome(float("nan"), f"{type(error).__name__}: {error}")
 
 
@@ -146,7 +146,7 @@ def _worst_of_clipping(storage: str) -> float:
 
 
 def name_of(rule: str, options: dict[str, Any]) -> str:
-    """A case as a call would be written."""
+    """A case, written as a call."""
     return f"{rule}({', '.join(f'{k}={v}' for k, v in options.items())})"
 
 
@@ -171,7 +171,7 @@ def _values(storage: str, seed: int) -> dict[str, mx.array]:
 
 
 def _gradients(storage: str, seed: int) -> dict[str, mx.array]:
-    """Those of the first steps lie otherwise than the parameters: transposed, then reversed."""
+    """Gradients, transposed in the first step and reversed in the second."""
     gradients = _values(storage, seed)
     if seed == 1:
         gradients = {k: mx.contiguous(x.T).T for k, x in gradients.items()}
@@ -186,7 +186,7 @@ def _wide(x: mx.array) -> np.ndarray:
 
 
 def _wide_tensor(optimizer: Any, parameters: dict, name: str) -> dict[str, np.ndarray]:
-    """By name, "w" and the slots of a parameter in float64."""
+    """The parameter "w" and its slots, by name, in float64."""
     return {"w": _wide(parameters[name])} | {
         slot: _wide(x) for slot, x in optimizer.state[name].items()
     }
