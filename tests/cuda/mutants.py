@@ -27,7 +27,7 @@ LAMB = "Lamb of parameters*"
 MUTANTS = [
     Mutant(
         "a chunk's bound is missing",
-        "const int count = left < chunk ? static_cast<int>(left) : chunk;",
+        "const int count = remaining < chunk ? static_cast<int>(remaining) : chunk;",
         "const int count = chunk;",
         "chunks and tiles*",
         ASAN,

@@ -33,7 +33,7 @@ def problem(data):
     blob = data[start : start + size]
     magic, _, count = struct.unpack_from(">III", blob)
     if magic != SUPER_BLOB:
-        return "it is no signature"
+        return "it is not a signature"
     entries = [struct.unpack_from(">II", blob, 12 + 8 * k) for k in range(count)]
     directories = [at for kind, at in entries if kind == CODE_DIRECTORY]
     if not directories:
@@ -42,7 +42,7 @@ def problem(data):
     hashes, _, _, pages, limit = struct.unpack_from(">IIIII", blob, at + 16)
     length, kind, _, page_bits = struct.unpack_from("BBBB", blob, at + 36)
     if kind != SHA256 or limit != start:
-        return "it is not of all that lies before it"
+        return "it does not cover everything before it"
     for page in range(pages):
         text = data[page << page_bits : min(limit, (page + 1) << page_bits)]
         signed = blob[at + hashes + page * length :][:length]

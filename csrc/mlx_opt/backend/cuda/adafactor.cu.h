@@ -68,7 +68,7 @@ struct Tile {
     const unsigned down = row_of_tiles % tiles_down;
     const unsigned across = index % tiles_across;
     const Index first = static_cast<Index>(down) * cuda::adafactor_rows;
-    const Index left = lines - first;
+    const Index remaining = lines - first;
     return {
         t,
         index,
@@ -80,7 +80,7 @@ struct Tile {
         columns,
         matrix * lines + first,
         static_cast<Index>(across) * width,
-        left < cuda::adafactor_rows ? static_cast<int>(left) : cuda::adafactor_rows};
+        remaining < cuda::adafactor_rows ? static_cast<int>(remaining) : cuda::adafactor_rows};
   }
 
   // The first element of the tile's line `line`, and the number of elements that the line has in

@@ -110,9 +110,9 @@ struct AdafactorUpdate : Pass<vector_width> {
     __shared__ float strip[rows_at_once][cuda::adafactor_rows + 1];
     const AdafactorTensor& t = tile.tensor;
     const Index first_column = static_cast<Index>(tile.down) * cuda::adafactor_rows;
-    const Index left = t.rows - tile.left;
-    const int height =
-        left < Tile<vector_width>::width ? static_cast<int>(left) : Tile<vector_width>::width;
+    const Index remaining = t.rows - tile.left;
+    const int height = remaining < Tile<vector_width>::width ? static_cast<int>(remaining)
+                                                             : Tile<vector_width>::width;
     const TransposedFactors factors = transposed_factors(tile, first_column, height);
     for (int top = 0; top < height; top += rows_at_once) {
       __syncthreads();

@@ -28,8 +28,8 @@ struct Squares {
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
     const unsigned index = blockIdx.x - tensor.first_chunk;
     const Index begin = static_cast<Index>(index) * cuda::norm_chunk;
-    const Index left = size_of(tensor) - begin;
-    const int count = left < cuda::norm_chunk ? static_cast<int>(left) : cuda::norm_chunk;
+    const Index remaining = size_of(tensor) - begin;
+    const int count = remaining < cuda::norm_chunk ? static_cast<int>(remaining) : cuda::norm_chunk;
     double sum = 0.0;
     int done = 0;
     if (List<Format>::template aligned<vector_width>(tensor.in)) {
@@ -47,8 +47,8 @@ struct Squares {
 
   MLX_OPT_FN void strided(const cuda::Strided<1, 1>& args) {
     const Index begin = static_cast<Index>(blockIdx.x) * cuda::norm_chunk;
-    const Index left = size_of(args.tensor) - begin;
-    const int count = left < cuda::norm_chunk ? static_cast<int>(left) : cuda::norm_chunk;
+    const Index remaining = size_of(args.tensor) - begin;
+    const int count = remaining < cuda::norm_chunk ? static_cast<int>(remaining) : cuda::norm_chunk;
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += cuda::threads) {
       Index at[1];

@@ -101,8 +101,8 @@ struct Walks {
     const Tensor& tensor = find<&Tensor::first_chunk>(table, block);
     Pass pass(table.group_uniforms, tensor);
     const Index begin = static_cast<Index>(block - tensor.first_chunk) * chunk;
-    const Index left = size_of(tensor) - begin;
-    const int count = left < chunk ? static_cast<int>(left) : chunk;
+    const Index remaining = size_of(tensor) - begin;
+    const int count = remaining < chunk ? static_cast<int>(remaining) : chunk;
     int done = 0;
     if (In::template aligned<vector_width>(tensor.in) &&
         Out::template aligned<vector_width>(tensor.out)) {
@@ -212,8 +212,8 @@ struct Walks {
     const Tensor& tensor = args.tensor;
     Pass pass(args.group_uniforms, tensor);
     const Index begin = static_cast<Index>(blockIdx.x) * chunk;
-    const Index left = size_of(tensor) - begin;
-    const int count = left < chunk ? static_cast<int>(left) : chunk;
+    const Index remaining = size_of(tensor) - begin;
+    const int count = remaining < chunk ? static_cast<int>(remaining) : chunk;
     for (int i = threadIdx.x; i < count; i += threads) {
       Index at[operands];
       locate(args.layout, begin + i, at);

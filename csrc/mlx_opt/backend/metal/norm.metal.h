@@ -148,18 +148,18 @@ struct Squares {
  private:
   // The number of elements of a chunk.
   MLX_OPT_FN uint chunk_at(ulong begin, ulong size) {
-    const ulong left = size - begin;
-    return left < norm_chunk ? static_cast<uint>(left) : static_cast<uint>(norm_chunk);
+    const ulong remaining = size - begin;
+    return remaining < norm_chunk ? static_cast<uint>(remaining) : static_cast<uint>(norm_chunk);
   }
 
-  // Loads at most `left` elements from i on.
+  // Loads at most `remaining` elements from i on.
   MLX_OPT_FN void load(
-      device const uchar* operand, ulong i, uint left, bool vectors, thread float* x) {
-    if (vectors && left >= vector_width) {
+      device const uchar* operand, ulong i, uint remaining, bool vectors, thread float* x) {
+    if (vectors && remaining >= vector_width) {
       Access<Format, vector_width>::load(operand, i, x);
       return;
     }
-    for (uint lane = 0; lane < vector_width && lane < left; ++lane) {
+    for (uint lane = 0; lane < vector_width && lane < remaining; ++lane) {
       Access<Format, 1>::load(operand, i + lane, x + lane);
     }
   }

@@ -57,11 +57,11 @@ struct Driver {
 
   static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     if (all_are(tensor, Storage::float32)) {
-      in_place<Float32>(tensor, begin, end, uniforms);
+      direct<Float32>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::bfloat16)) {
-      in_place<BFloat16>(tensor, begin, end, uniforms);
+      direct<BFloat16>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float16)) {
-      in_place<Float16>(tensor, begin, end, uniforms);
+      direct<Float16>(tensor, begin, end, uniforms);
     } else if (cpu::is_transposed(tensor.in[fields])) {
       const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
         staged(tensor, first, count, gradient, uniforms);
@@ -86,7 +86,7 @@ struct Driver {
   }
 
   template <typename Format>
-  static void in_place(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
+  static void direct(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     using Stored = typename Format::Stored;
     const Stored* in[fields + 1];
     Stored* out[fields];
