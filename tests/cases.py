@@ -18,7 +18,7 @@ DTYPES = [mx.float32, mx.float16, mx.bfloat16]
 
 
 class Case(NamedTuple):
-    """A rule with the options its constructor is given besides the learning rate."""
+    """A rule with the options of its constructor, except the learning rate."""
 
     rule: str
     options: dict[str, Any] = {}
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 class Plain(stock.Optimizer):
-    """A rule that mlx.optimizers does not have, in its manner: a graph of MLX's operations."""
+    """A rule that mlx.optimizers does not have, written in its style as a graph of operations."""
 
     def __init__(self, case, learning_rate):
         super().__init__()
@@ -146,7 +146,7 @@ each_half = pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
 
 
 def falling(step):
-    """A schedule that a Python number and an array can be given to."""
+    """A schedule that accepts a Python number or an array."""
     return 0.01 / (1 + 0.1 * step)
 
 
@@ -192,7 +192,7 @@ def rounded(x, dtype):
 
 
 def exact_step(case, w, g, state, step, learning_rate, stored=None):
-    """By name, "w" and the slots: the float64 step, and what float32 may make of it.
+    """The float64 step and the error that float32 may cause, for "w" and each slot by name.
 
     `stored`: the arrays of the state after the step, which a rule of two passes needs.
     """

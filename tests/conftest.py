@@ -6,7 +6,7 @@
 import os
 import shutil
 
-# NVIDIA GPUs take float32 products in 10 bits by default, and no two orders of them agree.
+# NVIDIA GPUs compute float32 products with 10 bits by default, and no two orders of them agree.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 import mlx.core as mx
@@ -30,20 +30,20 @@ def the_oracle_stays_mlx():
 
 @pytest.fixture
 def cpu():
-    """For what MLX has only on the CPU, and for what is promised only there."""
+    """For features that MLX has only on the CPU, and guarantees that hold only there."""
     if mx.default_device().type != mx.cpu:
         pytest.skip("the default device is not the CPU")
 
 
 @pytest.fixture
 def compiler():
-    """For what mx.compile traces: on the CPU without g++ it traces nothing."""
+    """For tests of mx.compile's traces: on the CPU without g++ it traces nothing."""
     if mx.default_device().type == mx.cpu and shutil.which("g++") is None:
         pytest.skip("mx.compile has no compiler")
 
 
 @pytest.fixture
 def denormals():
-    """For float32's denormals, which Metal takes for zero."""
+    """For float32's denormals, which Metal treats as zero."""
     if mx.default_device().type == mx.gpu and mx.metal.is_available():
         pytest.skip("Metal flushes denormals to zero")

@@ -36,7 +36,7 @@ MAY_INCLUDE = {
         "types rules step backend/cpu/kernels backend/cpu backend graph algorithms eager api"
     ),
 }
-# A header, its .cpp and the texts of the same name that a GPU's compiler reads are one room.
+# A header, its .cpp and the kernel texts of the same name count as one unit.
 SUFFIX = re.compile(r"(\.cu|\.metal)?\.(h|cpp)$")
 
 

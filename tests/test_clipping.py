@@ -198,7 +198,7 @@ def test_a_step_that_is_not_finite_is_skipped(make, bad):
     assert_same(kept, before)
     assert_same(*({k: v for k, v in s.items() if k != "mlx_opt"} for s in (optimizer.state, state)))
     assert optimizer.skipped.item() == 1
-    # And it goes on as if that gradient had never been.
+    # The optimizer continues as if that gradient had not been there.
     w = optimizer.apply_gradients(tree(4), kept, **options)
     assert_same(w, walk(never, [*good, tree(4)], **options))
     assert optimizer.step.item() == 3

@@ -105,7 +105,7 @@ def test_state_may_be_captured_before_the_first_step(package):
         mx.eval(state)
     assert np.mean([loss.item() for loss in losses[-10:]]) < 0.9 * losses[0].item()
     assert optimizer.step.item() == 60
-    # What a model with the same seed becomes without compile; dropout's keys are in the state.
+    # The result without compile for a model with the same seed; dropout's keys are in the state.
     mx.random.seed(1)
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.2), nn.Linear(8, 1))
     again = package.AdamW(lambda step: 0.01 / (1 + step))

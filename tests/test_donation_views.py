@@ -55,7 +55,7 @@ def test_a_view_that_starts_late_in_its_buffer_is_not_overtaken_by_another_threa
 
 
 def one_step(optimizer, values):
-    """The step from `values`, which this takes out of the dict: nobody else holds them."""
+    """A step from `values`, which are removed from the dict, so that only the step holds them."""
     optimizer.init({"w": values["w"]})
     w, g = {"w": values.pop("w")}, {"w": values.pop("g")}
     for name in list(values):

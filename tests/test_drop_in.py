@@ -13,7 +13,7 @@ import pytest
 
 import mlx_opt
 
-# What mlx.optimizers means to offer, without what its modules happen to import.
+# The public names of mlx.optimizers, without names that its modules happen to import.
 NAMES = [
     name
     for name, value in vars(stock).items()

@@ -22,7 +22,7 @@ RULES = [
 ]
 other_stream = mx.new_stream(mx.default_device())
 
-# How an array may be held. What is returned is kept and read at the end.
+# Ways to hold an array. What they return is kept and read at the end.
 WAYS = {
     "the-array": lambda x: x,
     "a-slice": lambda x: x[3:50],
@@ -143,7 +143,7 @@ def test_a_buffer_lent_to_python_keeps_its_values(way, source, dtype):
             np.testing.assert_equal(got, expected, err_msg=f"{case} {mode}")
 
 
-# One array in several places of the trees. What each place becomes is what copies would become.
+# One array in several places of the trees. Each place must become what a copy would become.
 ALIASES = {
     "two-parameters": lambda t: t["w"].update(b=t["w"]["a"]),
     "two-gradients": lambda t: t["g"].update(b=t["g"]["a"]),

@@ -14,7 +14,7 @@ DTYPES = [mx.float32, mx.bfloat16, mx.float16]
 TENSORS = 3
 STREAMS = [mx.default_stream(mx.default_device()), mx.new_stream(mx.default_device())]
 
-# Square to square, so that the result can take the place of any tensor.
+# From square to square, so that the result can replace any tensor.
 SHAPE_KEEPING = {
     "same": lambda x: x,
     "transpose": lambda x: x.T,
@@ -147,7 +147,7 @@ class HeldBuffers(RuleBasedStateMachine):
             self.slots[i] = {
                 name: Value(state[name], expected_slots[str(i)][name]) for name in self.case.slots
             }
-            # The dict would be one holder more than a program that lets go.
+            # The dict would be one more holder than in a program that drops it.
             state.update(dict.fromkeys(self.case.slots, mx.zeros(0)))
         del new
         self.steps += 1

@@ -73,7 +73,7 @@ class Leaf:
         pick = st.just(dtype) if dtype else dtypes
         arrays = [draw(views(shape, draw(pick), seed)) for seed in range(2 + len(case.slots))]
         self.w, self.g, *slots = arrays
-        # Of `m` any sign will do; the others are sums of squares.
+        # `m` may have any sign; the others are sums of squares.
         signs = ["m" if name.startswith("m") else "square" for name in case.slots]
         self.slots = {
             name: x if sign == "m" else mx.abs(x)
@@ -107,7 +107,7 @@ def test_a_layout_is_read_as_what_it_shows(data, case):
     assert signature(got) == signature(expected)
     for path, x in flat(got).items():
         exact = wide(flat(expected)[path])
-        # Other loops may fuse a product and a sum otherwise.
+        # Other loops may fuse products and sums differently.
         error = ulp(exact, x.dtype) + 1e-6 * (1 + np.abs(exact))
         assert np.all(np.abs(wide(x) - exact) <= error), path
 

@@ -106,7 +106,7 @@ def test_a_compiled_loop_makes_no_copy(shapes, dtype, size):
 @pytest.mark.parametrize("shapes", ["many-small", "mixed"])
 @each_storage
 def test_a_pipelined_loop_of_many_tensors_makes_at_most_one_copy(shapes, dtype, size):
-    # MLX has Python wait for the stream when so many tasks are queued, so at most two steps are in
+    # MLX makes Python wait for the stream when many tasks are queued, so at most two steps are in
     # the queue. Often the first is done in time and there is no copy.
     n, meter = count(shapes), Meter()
     optimizer, w = mlx_opt.AdamW(1e-3), tree(shapes, dtype, 1)

@@ -15,7 +15,7 @@ def tree(seed, dtype=mx.float32):
     def x(*shape):
         return normal(*shape, seed=seed, dtype=dtype)
 
-    # More than a MiB: as much as a step waits for.
+    # More than the MiB for which a step waits.
     return {"a": x(500, 530), "layers": [{"b": x(57)}, (x(), x(3, 5, 7))]}
 
 

@@ -55,7 +55,7 @@ def test_a_level_gives_the_numbers_of_the_best(level, tmp_path):
     assert set(got) == set(expected)
     for name, x in expected.items():
         dtype = next(t for t in DTYPES if f" {dtype_name(t)} " in name)
-        # In half precision a last bit of one step is a bit or two after the next ones.
+        # In half precision a difference in the last bit grows by a bit or two in later steps.
         bound = 2e-6 if dtype == mx.float32 else STEPS * ulp(np.abs(x) + 0.25, dtype)
         assert np.all(np.abs(got[name] - x) <= bound), name
 

@@ -1,4 +1,4 @@
-// A folder of its own for a test of the cache, and what is in it.
+// A temporary folder for a test of the cache, and its contents.
 #pragma once
 
 #include <unistd.h>

@@ -61,7 +61,7 @@ inline UpdateKernel with_capacity(UpdateKernel kernel, int capacity) {
   return kernel;
 }
 
-/// Of one storage.
+/// A kernel whose operands all have one storage.
 inline UpdateKernel uniform(
     Rule rule,
     Walk walk,
@@ -147,8 +147,8 @@ inline std::vector<Kernel> norm_kernels() {
   return kernels;
 }
 
-/// Those of a step of Adafactor. `in`: parameter, means, first moment, gradient; the results are
-/// the same but for the parameter.
+/// The kernels of a step of Adafactor. `in`: parameter, means, first moment, gradient; the results
+/// have the same storages except the parameter.
 inline std::vector<Kernel> adafactor_kernels(
     std::array<Storage, 4> in,
     Storage parameter,
@@ -191,7 +191,7 @@ inline std::vector<Kernel> adafactor_kernels() {
   return kernels;
 }
 
-/// A rule that nobody uses, of more states than any other.
+/// An unused rule with more slots than any other.
 inline constexpr const char* six_states_header = R"(
 MLX_OPT_RULES_BEGIN
 

@@ -112,7 +112,7 @@ inline const std::vector<Case>& elementwise() {
   return cases;
 }
 
-/// Those and the others, without formulas.
+/// Those and the others, which have no formulas.
 inline std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all() {
   using mlx_opt::Adafactor;
   std::vector<std::pair<std::string, mlx_opt::Hyperparameters>> all = {

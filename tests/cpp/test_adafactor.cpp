@@ -1,4 +1,4 @@
-// Adafactor, whose state and step are of whole tensors.
+// Adafactor, whose state and step depend on whole tensors.
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -34,7 +34,7 @@ int status_of_child(const std::function<int()>& work) {
 constexpr int sound = 0;
 constexpr int not_possible = 77;
 
-// On a full disk nothing is kept and nothing is left, and what was kept before is still there.
+// On a full disk nothing is stored, no file remains, and earlier entries are still there.
 int keep_on_full_disk(const fs::path& folder, const std::string& large) {
   const Cache cache(folder);
   cache.store("large", large);
@@ -111,7 +111,7 @@ TEST_CASE("the oldest entries make room for a new one, and other files stay") {
     CHECK(cache.find(key) == value);
   }
   CHECK(files_in(folder.path) == 4);
-  // What a process left that ended while it wrote.
+  // A file of a process that ended while it wrote.
   const fs::path left = folder.path / (std::string(32, '0') + ".1.2");
   write(left, value);
   fs::last_write_time(left, now - std::chrono::hours(20));

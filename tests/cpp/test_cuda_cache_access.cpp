@@ -1,4 +1,4 @@
-// Who may read and write what the cache keeps.
+// Who may read and write the cache's files.
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 #include <unistd.h>

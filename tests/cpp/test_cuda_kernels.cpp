@@ -1,4 +1,4 @@
-// Compiles the kernels as a GPU's first step would, for GPUs that need not be there.
+// Compiles the kernels as a first step on a GPU would, without needing the GPU.
 #include <doctest/doctest.h>
 
 #include <array>
@@ -18,7 +18,7 @@ namespace {
 
 const Architecture architectures[] = {75, 80, 90, 100};
 
-// The log of each, what the compiler threw where it threw.
+// The log of each kernel, or the compiler's error.
 std::vector<std::string> compile_all(
     const std::vector<Kernel>& kernels, Architecture architecture) {
   const std::string target = target_option(architecture);

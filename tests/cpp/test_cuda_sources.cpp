@@ -1,4 +1,4 @@
-// The programs of the CUDA backend as texts, and what tells its kernels apart; nothing is compiled.
+// The text of the CUDA backend's programs, and the kernels' keys; nothing is compiled.
 #include <doctest/doctest.h>
 
 #include <cstring>

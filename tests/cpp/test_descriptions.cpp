@@ -1,4 +1,4 @@
-// What the rules' descriptions say is what the C++ interface does.
+// The C++ interface agrees with the rules' descriptions.
 #include <doctest/doctest.h>
 
 #include "mlx/mlx.h"

@@ -64,7 +64,7 @@ TEST_CASE("a function of an optimizer's name takes numbers or arrays") {
   CHECK_FALSE(mx::array_equal(w[0], vector_of(start)).item<bool>());
 }
 
-// The first state is zeros that take no memory, so that the first step makes its buffers.
+// The first state is zeros without memory of their own, so the first step allocates its buffers.
 TEST_CASE("a step is in place where nobody else holds the arrays") {
   Arrays w = {mx::full({1000}, 1.0f)};
   Arrays state = mlx_opt::initial_state(mlx_opt::AdamW{}, w);

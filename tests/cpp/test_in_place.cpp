@@ -1,4 +1,4 @@
-// Steps of the optimizer that overwrite, and those that must not.
+// Steps of the optimizer that overwrite arrays, and steps that must not.
 #include <doctest/doctest.h>
 
 #include <variant>

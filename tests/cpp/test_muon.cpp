@@ -1,4 +1,4 @@
-// Muon, whose step is of whole matrices.
+// Muon, whose step depends on whole matrices.
 #include <doctest/doctest.h>
 
 #include <cmath>

@@ -116,7 +116,7 @@ TEST_CASE("a step whose norm is not finite is counted, and nothing else changes"
       after.insert_or_assign("mlx_opt.skipped", state.at("mlx_opt.skipped"));
       after.insert_or_assign("mlx_opt.grad_norm", state.at("mlx_opt.grad_norm"));
       CHECK(equal(after, state));
-      // And it goes on as if that gradient had never been, clipped or not.
+      // The optimizer continues as if that gradient had not been there, clipped or not.
       for (const auto& next : {clip, mlx_opt::Clip{}}) {
         optimizer.update(named, gradients(), next);
         never.update(straight, gradients(), next);

@@ -1,4 +1,4 @@
-// A small model's parameters and gradients, and what several tests do with such.
+// A small model's parameters and gradients, and functions on them that several tests use.
 #pragma once
 
 #include <algorithm>

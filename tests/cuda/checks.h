@@ -1,4 +1,4 @@
-// What the tests behind the fake of CUDA share.
+// Functions that the tests with the fake of CUDA share.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -16,7 +16,7 @@ inline void check_clean() {
   fake::log() = {};
 }
 
-/// The results of a step's graph, on the stream that it is made for.
+/// The results of a step's graph, evaluated on its stream.
 inline std::vector<mx::array> finished(std::vector<mx::array> results, mx::Stream stream) {
   if (stream.device == mx::Device::cpu) {
     mx::eval(results);
@@ -63,12 +63,12 @@ inline void check_against_cpu(
   check_clean();
 }
 
-/// Of `shape`, its columns contiguous.
+/// A matrix of `shape` with contiguous columns.
 inline mx::array transposed(mx::Shape shape, mx::Dtype dtype, int seed) {
   return evaluated(mx::transpose(steps::numbers({shape[1], shape[0]}, dtype, seed)));
 }
 
-/// Tensors that are flat, transposed and strided; the matrices fill no tile.
+/// Tensors that are flat, transposed and strided; no matrix fills its tiles.
 inline std::vector<mx::array> operands_of_all_kinds(mlx_opt::Rule rule, mx::Dtype dtype) {
   auto operands = steps::operands_of(rule, {{7}, {64, 68}, {70, 65}, {5, 6, 7}, {}, {0, 3}}, dtype);
   const size_t count = mlx_opt::info(rule).slots + 2;

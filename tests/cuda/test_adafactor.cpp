@@ -1,4 +1,4 @@
-// Adafactor, from the primitive's eval_gpu on, behind a fake of CUDA.
+// Adafactor, from the primitive's eval_gpu on, with the fake of CUDA.
 #include <cmath>
 
 #include "checks.h"
@@ -65,7 +65,7 @@ std::vector<mx::array> run_on_cpu(Tensors tensors, const Scalars& scalars = {}) 
   return run(std::move(tensors), scalars, mx::default_stream(mx::Device::cpu));
 }
 
-// Sums of another order than the CPU's.
+// The order of the sums differs from the CPU's.
 constexpr double error = 1e-5;
 
 void check_against_cpu(const Tensors& tensors, const Scalars& scalars = {}) {
@@ -86,7 +86,7 @@ Tensors tensors_of_all_sizes(bool first_moment, const Storages& storages) {
   return tensors;
 }
 
-// The last two dimensions the other way about.
+// An array whose last two dimensions are transposed in memory.
 mx::array transposed_matrices(mx::Shape shape, mx::Dtype dtype, int seed) {
   std::swap(shape[shape.size() - 1], shape[shape.size() - 2]);
   return evaluated(mx::swapaxes(numbers(shape, dtype, seed), -1, -2));

@@ -1,5 +1,5 @@
-// Steps of several groups of hyperparameters, behind a fake of CUDA: each tensor is to become what
-// a step of its own with its group's hyperparameters makes of it.
+// Steps of several groups of hyperparameters, with the fake of CUDA: each tensor must equal the
+// result of a step of its own with its group's hyperparameters.
 #include <cmath>
 
 #include "checks.h"
@@ -16,7 +16,7 @@ struct Group {
   std::vector<int> traced = {}; // positions of those that are arrays
 };
 
-// The scalars behind the operands.
+// The scalars after the operands.
 std::vector<mx::array> scalars_of(
     const std::vector<Group>& groups, const std::optional<GradientScale>& scale) {
   std::vector<mx::array> scalars;
@@ -52,7 +52,7 @@ StepSpec spec_of(
   return spec;
 }
 
-// Overwrites the operands but the gradients, the last of each tensor.
+// Overwrites all operands except the gradients, the last of each tensor.
 std::vector<mx::array> overwrite(
     const StepSpec& spec, std::vector<mx::array> operands, const std::vector<mx::array>& scalars) {
   std::vector<mx::array> results;
@@ -88,7 +88,7 @@ mx::Stream cpu() {
   return mx::default_stream(mx::Device::cpu);
 }
 
-// Tensors of all layouts, in turn of the groups.
+// Tensors of all layouts, in alternating groups.
 void check_update(
     Rule rule,
     const std::vector<Group>& groups,

@@ -1,4 +1,4 @@
-// Tensors of shapes and layouts as they come, behind a fake of CUDA.
+// Tensors of random shapes and layouts, with the fake of CUDA.
 #include <algorithm>
 #include <functional>
 #include <random>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr unsigned steps_of_each = 10;
 
-// Of a seed, so that a failure can be looked at again.
+// Seeded, so that a failure can be reproduced.
 class Any {
  public:
   explicit Any(unsigned seed) : random_(seed) {}

@@ -1,4 +1,4 @@
-// The global norm and clipping by it, behind a fake of CUDA.
+// The global norm and clipping, with the fake of CUDA.
 #include <cmath>
 
 #include "checks.h"
@@ -11,7 +11,7 @@ using namespace steps;
 
 namespace {
 
-// Queued, not waited for.
+// Queues the evaluation without waiting for it.
 mx::array queued(mx::array x) {
   std::vector<mx::array> outputs{x};
   x.primitive().eval_gpu(x.inputs(), outputs);

@@ -1,4 +1,4 @@
-// The elementwise rules, from the primitive's eval_gpu on, behind a fake of CUDA.
+// The elementwise rules, from the primitive's eval_gpu on, with the fake of CUDA.
 #include <cuda.h>
 
 #include <cmath>
@@ -66,13 +66,13 @@ TEST_CASE("more tensors than a table holds") {
   cuDriverGetVersion(&version);
   const bool small = version < 12010;
   const std::vector<mx::Shape> shapes(457, {5});
-  // Of SGD, whose records are narrower, a launch takes more.
+  // SGD's records are narrower, so a launch holds more.
   for (const auto& [rule, launches] :
        {std::pair{Rule::AdamW, small ? 9 : 2}, {Rule::SGD, small ? 5 : 1}}) {
     const auto operands = operands_of(rule, shapes, mx::float32);
     check_against_cpu(rule, operands);
     run(rule, operands);
-    // Behind the one that makes the scalars.
+    // After the launch that computes the scalars.
     CHECK(fake::log().launches.size() == 1 + launches);
     check_clean();
   }
@@ -180,7 +180,7 @@ TEST_CASE("a step that starts early is sent off in two parts, and is the same") 
   fake::finish(fake::gpu_stream);
   CHECK(watched.expired());
   check_equal(parameters, expected);
-  // The scalars, those that go ahead, other flat ones, transposed ones, a strided one.
+  // The scalars, the early tensors, other flat ones, transposed ones, a strided one.
   REQUIRE(fake::log().launches.size() == 5);
   CHECK(fake::log().launches[1].blocks == 16);
   check_clean();

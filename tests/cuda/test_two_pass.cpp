@@ -1,4 +1,4 @@
-// Rules of two passes over each tensor, behind a fake of CUDA.
+// Rules of two passes over each tensor, with the fake of CUDA.
 #include <cuda.h>
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace {
 constexpr int fields = 3; // of Lamb: parameter, m, v
 constexpr int count = fields + 1;
 
-// So large that a tensor's rate is seen in every digit of its parameter.
+// So large that a tensor's rate affects every digit of its parameter.
 Scalars large_step(std::optional<GradientScale> scale = std::nullopt) {
   return {mx::array(0.5f), mx::array(3, mx::uint64), std::move(scale)};
 }
@@ -32,8 +32,8 @@ std::vector<mx::array> lamb_operands(const std::vector<mx::Shape>& shapes, mx::D
   return operands_of(Rule::Lamb, shapes, dtype);
 }
 
-// The first elements become as small, the last as large as that, so that no part of a tensor has a
-// fair share of its sums.
+// Scales the elements by factors from `first` to `last`, so that the parts of a tensor have
+// different shares of its sums.
 mx::array ramp(const mx::array& x, float first, float last) {
   const auto size = static_cast<int>(x.size());
   const auto factors = mx::linspace(first, last, size, mx::float32, mx::Device::cpu);

@@ -1,4 +1,4 @@
-// The kernels of a rule of six states, which no shipped rule has, behind a fake of CUDA.
+// The kernels of a rule of six slots, which no shipped rule has, with the fake of CUDA.
 #include <cuda.h>
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// Steps on a fake GPU, and what the CPU makes of the same operands.
+// Steps on a fake GPU, and the CPU's results for the same operands.
 #pragma once
 
 #include <functional>
@@ -14,7 +14,7 @@ namespace mx = mlx::core;
 
 inline constexpr int rules = std::size(mlx_opt::rule_infos);
 
-/// Positive numbers, evaluated; of a seed.
+/// Positive random numbers from a seed, evaluated.
 mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed);
 
 std::vector<mlx_opt::Scalar> sample_hypers(mlx_opt::Rule rule);
@@ -36,7 +36,7 @@ std::vector<mx::array> adafactor(
 /// The shape of slot `index` of Adafactor with a first moment.
 mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
 
-/// Parameter, slots and gradient of each shape, of nobody else's.
+/// Parameter, slots and gradient of each shape, with no other holder.
 std::vector<mx::array> operands_of(
     mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
 
@@ -48,8 +48,8 @@ struct Scalars {
   std::optional<mlx_opt::GradientScale> scale = std::nullopt;
 };
 
-/// Does what MLX does on a GPU: evaluates the graph of a step, whose results these are. `hold`
-/// keeps what an array has still got until the GPU is done.
+/// Evaluates the graph of a step with these results, as MLX does on a GPU. `hold` holds the data
+/// that an array still has until the GPU is done.
 std::vector<mx::array> evaluate_on_gpu(
     std::vector<mx::array> results,
     const std::function<void(const mx::array&)>& hold = [](const mx::array&) {});
@@ -59,8 +59,8 @@ struct Tolerance {
   double absolute = 1e-7;
 };
 
-/// The two differ at most by that; stored as halves, hardly anywhere, and by the rounding of the
-/// last place.
+/// Checks that the two differ at most by that; if stored as halves, almost nowhere and only by one
+/// unit in the last place.
 void check_equal(
     const std::vector<mx::array>& got,
     const std::vector<mx::array>& expected,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["mlx-cuda-13", "mlx-cuda-12"]
-# Of libcuda and libnvrtc, which libmlx loads, and what the linker leaves weak.
+# Symbols of libcuda and libnvrtc, which libmlx loads, and weak ones.
 ELSEWHERE = re.compile(r"cu[A-Z]\w*|nvrtc\w+|_ITM_\w+|__\w+__|__cxa_finalize")
 
 
 def symbols(library: Path, kind: str) -> dict[str, str]:
-    """Names, and the versions that they are asked for in."""
+    """The names of undefined symbols, and their versions."""
     lines = subprocess.run(
         ["nm", "-D", f"--{kind}-only", library], check=True, capture_output=True, text=True
     ).stdout.splitlines()

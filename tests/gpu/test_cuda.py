@@ -43,8 +43,8 @@ def assert_devices_agree(case, parameters, gradients, **options):
     on_cpu = steps(case, mx.cpu, parameters, gradients, **options)
     got, expected = _flat(on_gpu), _flat(on_cpu)
     assert got.keys() == expected.keys()
-    # The devices round differently inside, so a stored number may be one apart, and with it what
-    # the next step makes of it.
+    # The devices round intermediate values differently, so a stored number may differ by one unit,
+    # and the next step's results with it.
     coarsest = max(SPACING[x.dtype] for x in expected.values())
     for name, x in expected.items():
         assert got[name].dtype == x.dtype, name

@@ -65,7 +65,7 @@ def steps(device, options, parameters, gradients, count=3, state_dtype=None, **u
 def assert_devices_agree(*arguments, **options):
     got, expected = (steps(d, *arguments, **options) for d in (mx.gpu, mx.cpu))
     assert got.keys() == expected.keys()
-    # A stored half may be one apart, and with it what the next step makes of it.
+    # A stored half may differ by one unit, and the next step's results with it.
     coarsest = max(SPACING[x.dtype] for x in expected.values())
     for name, x in expected.items():
         assert (got[name].dtype, got[name].shape) == (x.dtype, x.shape), name

@@ -40,8 +40,8 @@ Operands all_apart(Operands operands) {
   return operands;
 }
 
-// A parameter, state and a gradient of storages of their own. The parameter's result is of the
-// gradient's storage, and overwrites that if it may; the state is overwritten.
+// A parameter, slots and a gradient with different storages. The parameter's result has the
+// gradient's storage, and overwrites it if it may; the slots are overwritten.
 Operands mixed(int fields, int mix) {
   Operands operands = in_place(fields, storages[mix / 3 % 3]);
   operands.in[0] = storages[mix % 3];
@@ -50,7 +50,7 @@ Operands mixed(int fields, int mix) {
   return operands;
 }
 
-// Halves whose gradient makes floats of their results.
+// Half-precision operands whose gradient promotes the results to float.
 Operands promoted(int fields) {
   Operands operands = all_apart(in_place(fields, Storage::bfloat16));
   operands.in[fields] = Storage::float32;
@@ -88,7 +88,7 @@ void push_updates(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& r
 void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule, int mix) {
   const Operands operands = mixed(rule.slots + 1, mix);
   for (Walk walk : walks) {
-    // A gradient that lies otherwise than the results is not overwritten.
+    // A gradient whose layout differs from the results' is not overwritten.
     const bool gradient_lies_alike = walk == Walk::flat;
     kernels.push_back(
         {rule.name, walk, Scaling::none, 1, gradient_lies_alike ? operands : all_apart(operands)});
@@ -109,7 +109,7 @@ std::vector<UpdateKernel> update_kernels() {
   return kernels;
 }
 
-// Of rules of two passes, over the operands that updates have.
+// Kernels of rules of two passes, over the operands of updates.
 std::vector<PassKernel> pass_kernels() {
   std::vector<PassKernel> kernels;
   for (const auto& rule : two_pass_rules) {
@@ -156,8 +156,8 @@ std::vector<PrepareKernel> prepare_kernels() {
   return kernels;
 }
 
-// Adafactor's passes, over a parameter, its means, its first moment and its gradient of storages of
-// their own. The results are of the parameter's, its moment of the moment's.
+// Adafactor's passes over a parameter, its means, its first moment and its gradient with different
+// storages. Each result has its operand's storage.
 void push_passes(
     std::vector<AdafactorKernel>& kernels, Storage w, Storage v, Storage m, Storage g) {
   kernels.push_back({AdafactorKind::rates, {}, {}});

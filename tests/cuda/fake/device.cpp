@@ -1,7 +1,6 @@
-// A stand-in for what MLX's CUDA build has and its CPU build has not, of the same headers: the
-// encoder, which makes a graph of launches and takes their order from arrays, as MLX's does; the
-// devices; and memory, whose every buffer is a CudaBuffer, so that what the CPU computes is at once
-// an operand of the GPU.
+// A stand-in for the parts of MLX that only its CUDA build has, with the same headers: the encoder,
+// which builds a graph of launches ordered by their arrays, as MLX's does; the devices; and memory,
+// in which every buffer is a CudaBuffer, so that results of the CPU can be operands of the GPU.
 #include "device.h"
 
 #include <dlfcn.h>
@@ -25,7 +24,7 @@ const mx::Stream fake::older_gpu_stream(1, mx::Device(mx::Device::gpu, 1));
 
 namespace {
 
-// What an encoder has not committed yet. `written`: the launch that was last to write a buffer.
+// Launches that an encoder has not committed yet. `written`: the last launch that wrote a buffer.
 struct Encoding {
   fake::Graph graph;
   std::vector<std::function<void()>> handlers;
@@ -39,7 +38,7 @@ Encoding& encoding_of(const mx::cu::CommandEncoder* encoder) {
   return encodings[encoder];
 }
 
-// Behind the launches that wrote what this one reads or writes.
+// Adds dependencies on the launches that wrote what this one reads or writes.
 void order(Encoding& encoding, fake::Node node) {
   for (const auto* buffers : {&encoding.read, &encoding.written}) {
     for (const void* buffer : *buffers) {
@@ -56,7 +55,7 @@ void order(Encoding& encoding, fake::Node node) {
   encoding.graph.push_back(std::move(node));
 }
 
-// Of bytes that are NaN in every storage until they are written.
+// Memory whose bytes are NaN in every storage until they are written.
 class Memory : public mx::allocator::Allocator {
  public:
   mx::allocator::Buffer malloc(size_t size) override {
@@ -223,7 +222,7 @@ void CommandEncoder::synchronize() {
 } // namespace cu
 } // namespace mlx::core
 
-// Named by what encoders hold, which live as long as the program.
+// Stubs: members of the encoders, which live as long as the program, refer to these.
 extern "C" {
 cudaError_t cudaStreamDestroy(cudaStream_t) {
   return cudaSuccess;

@@ -1,4 +1,4 @@
-// What the fake of CUDA has counted.
+// The counters of the fake of CUDA.
 #pragma once
 
 #include <string>
@@ -21,17 +21,17 @@ struct Log {
 
 Log& log();
 
-/// The fake GPU's streams: of one of compute capability 9.0, and of one of 7.5.
+/// The streams of two fake GPUs, of compute capability 9.0 and 7.5.
 extern const mlx::core::Stream gpu_stream;
 extern const mlx::core::Stream older_gpu_stream;
 
-/// Keeps what an array has until the GPU has done all that is queued on a stream, as MLX does.
+/// Holds an array's data until the GPU has finished all that is queued on a stream, as MLX does.
 void hold(const mlx::core::array& x, mlx::core::Stream stream);
 
-/// How often work has been committed to a stream.
+/// The number of commits to a stream.
 int commits(mlx::core::Stream stream);
 
-/// Lets the GPU do all that is queued on a stream.
+/// Runs everything that is queued on a stream.
 void finish(mlx::core::Stream stream);
 
 } // namespace fake

@@ -34,7 +34,7 @@ namespace {
 
 Log events;
 
-// The driver's, as 13000 for CUDA 13.0.
+// The driver's version: 13000 for CUDA 13.0.
 int version() {
   const char* version = std::getenv("CUDA_FAKE_VERSION");
   return version ? std::atoi(version) : 13000;
@@ -53,7 +53,7 @@ void run(const Node& node) {
   events.launches.push_back({node.blocks, node.threads});
 }
 
-// The last first, where they need not wait for others: so that an order that is not said is missed.
+// In reverse order as far as dependencies permit, so that a missing dependency is noticed.
 void run(const Graph& graph) {
   std::vector<bool> done(graph.size());
   for (size_t left = graph.size(); left > 0; --left) {
@@ -70,7 +70,7 @@ void run(const Graph& graph) {
   }
 }
 
-// The section headers are the end of a library.
+// The section headers are at the end of a library.
 size_t size_of_library(const void* image) {
   const auto* header = static_cast<const Elf64_Ehdr*>(image);
   return header->e_shoff + static_cast<size_t>(header->e_shnum) * header->e_shentsize;

@@ -10,7 +10,7 @@
 
 namespace fake {
 
-/// A launch of a kernel, behind those of its graph that it has to wait for.
+/// A launch of a kernel, and the launches of its graph that it depends on.
 struct Node {
   CUfunction function;
   unsigned blocks;
@@ -23,7 +23,7 @@ using Graph = std::vector<Node>;
 
 Node node(CUfunction function, unsigned blocks, unsigned threads, const void* parameter);
 
-/// What is queued, in its order. Nothing runs before somebody waits.
+/// The queued work, in order. Nothing runs before something waits.
 struct Queue {
   struct Work {
     Graph graph;
@@ -32,7 +32,7 @@ struct Queue {
   std::deque<Work> work;
   size_t done = 0;
 
-  /// Runs all up to work `count`, counted from the queue's first.
+  /// Runs all work up to number `count`, counted from the queue's first.
   void run_to(size_t count);
   void run_all();
 };

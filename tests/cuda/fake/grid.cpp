@@ -30,8 +30,9 @@ struct Fiber {
   std::unique_ptr<char[]> stack = std::make_unique<char[]>(stack_bytes);
   State state = ended;
   bool begun = false;
-  void* place[5]; // where it goes on
-  // By turns, so that the next exchange does not take away what is still to be read of the last.
+  void* place[5]; // where it continues
+  // Alternating buffers, so that the next exchange does not overwrite values that are still to be
+  // read.
   unsigned long long brought[2];
   int turn;
 
@@ -44,7 +45,7 @@ const void* parameter_of_block;
 void* scheduler[5];
 int found = 0;
 
-// By itself, so that the compiler knows of a call from which a function may be come back to.
+// A separate function, so that the compiler sees a call after which execution may resume elsewhere.
 [[gnu::noinline]] void jump(void** place) {
   __builtin_longjmp(place, 1);
 }
@@ -65,7 +66,7 @@ void run_threads() {
 }
 
 void Fiber::begin() {
-  // What functions that never returned have left.
+  // Clears the remains of functions that never returned.
   __asan_unpoison_memory_region(stack.get(), stack_bytes);
   ucontext_t context;
   getcontext(&context);
@@ -85,14 +86,14 @@ void Fiber::begin() {
   }
 }
 
-// One that was left waiting is of no more use.
+// A fiber that was left waiting cannot be used again.
 void make_ready(Fiber& fiber) {
   fiber.begun = fiber.begun && fiber.state == Fiber::ended;
   fiber.state = Fiber::ready;
   fiber.turn = 0;
 }
 
-// Forwards or backwards as it comes, so that what only one of the orders brings about is met.
+// Forwards or backwards at random, so that an error that depends on the order is noticed.
 template <typename Function>
 void for_each_in_any_order(unsigned count, const Function& function) {
   static std::minstd_rand random;
@@ -102,7 +103,7 @@ void for_each_in_any_order(unsigned count, const Function& function) {
   }
 }
 
-// Lets threads [begin, begin + count) go on if all of them wait so.
+// Resumes threads [begin, begin + count) if all of them wait for this.
 bool release(unsigned begin, unsigned count, Fiber::State waiting) {
   const auto first = fibers.begin() + begin;
   const auto last = first + count;
@@ -113,7 +114,7 @@ bool release(unsigned begin, unsigned count, Fiber::State waiting) {
   return true;
 }
 
-// As far as the warp comes without the others: they are in step at barriers alone.
+// Runs the warp until it waits for the others: warps are in step only at barriers.
 void run_warp(unsigned begin, unsigned count) {
   do {
     for_each_in_any_order(count, [&](unsigned i) {

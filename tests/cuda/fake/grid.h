@@ -3,11 +3,11 @@
 
 namespace grid {
 
-/// What went wrong in a grid: counted here, written to stderr.
+/// Counts an error in a grid and writes it to stderr; the number of errors so far.
 void complain(const char* what);
 int complaints();
 
-/// Where the running thread is.
+/// The indices of the running thread.
 struct Index {
   unsigned x;
 };
@@ -15,10 +15,10 @@ extern Index block;
 extern Index thread;
 extern Index blocks; // how many there are
 
-/// Goes on when every thread of the block has come here.
+/// Returns when every thread of the block has come here.
 void barrier();
 
-/// Goes on when every thread of the warp has come here; what thread `lane` of it brought.
+/// Returns when every thread of the warp has come here; returns the value of thread `lane`.
 unsigned long long exchange(unsigned long long bits, unsigned lane);
 
 using Kernel = void (*)(const void* parameter);

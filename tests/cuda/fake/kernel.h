@@ -1,4 +1,4 @@
-// What a kernel's program, made for NVRTC, finds where it is compiled for the CPU.
+// The definitions that a kernel's program for NVRTC needs when it is compiled for the CPU.
 #pragma once
 
 #include <math.h>
@@ -11,7 +11,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-// Of one block at a time: blocks run one after another.
+// One block at a time: blocks run one after another.
 #define __shared__ static
 
 #define blockIdx grid::block
@@ -53,7 +53,7 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
 
-// A GPU's vector has to lie at a multiple of its size.
+// A GPU's vector must be aligned to its size.
 template <typename T>
 void check_alignment(const T* p) {
   if (reinterpret_cast<unsigned long long>(p) % sizeof(T) != 0) {
@@ -90,7 +90,7 @@ inline unsigned __float_as_uint(float x) {
   return same_bits<unsigned>(x);
 }
 
-// The instructions that programs write in assembly. Of two halves the first goes to the high bits.
+// The instructions that programs write in assembly. The first of two halves goes to the high bits.
 inline float cvt_f32_f16(unsigned short x) {
   return static_cast<float>(same_bits<_Float16>(x));
 }

@@ -33,7 +33,7 @@ void replace(std::string& text, const std::string& from, const std::string& to) 
   }
 }
 
-// Empty where there is none.
+// Empty if there is none.
 std::string between(const std::string& text, const std::string& begin, const std::string& end) {
   const size_t found = text.find(begin);
   if (found == std::string::npos) {
@@ -43,7 +43,7 @@ std::string between(const std::string& text, const std::string& begin, const std
   return text.substr(first, text.find(end, first) - first);
 }
 
-// Breaks a program as mutants.py asks for, if it has the text to change.
+// Applies the mutant that mutants.py requests, if the program has the text to change.
 void mutate(std::string& text) {
   if (const char* from = std::getenv("CUDA_MUTANT")) {
     replace(text, from, std::getenv("CUDA_MUTANT_INSTEAD"));
@@ -67,7 +67,8 @@ std::string as_cpp(std::string text) {
   const std::string bounds = between(kernel, "__launch_bounds__(", ")");
   const std::string max_threads = bounds.empty() ? "1024" : bounds.substr(0, bounds.find(','));
   replace(text, "const __grid_constant__ " + parameter, "const " + parameter + "&");
-  // What the driver asks of a kernel: how to call it, its parameter's size and its most threads.
+  // What the driver queries: the entry point of a kernel, the size of its parameter and its maximum
+  // number of threads.
   return "#include \"kernel.h\"\n" + text + "extern \"C\" {\nextern const unsigned long " +
          kernel_name + "_bytes = sizeof(" + parameter + ");\nextern const unsigned long " +
          kernel_name + "_threads = " + max_threads + ";\nvoid " + kernel_name +
@@ -75,7 +76,7 @@ std::string as_cpp(std::string text) {
          "*>(parameter));\n}\n}\n";
 }
 
-// In a folder of its own, which is gone afterwards.
+// In a temporary folder.
 int compile(Program& program, const std::string& architecture) {
   const fs::path folder =
       fs::path(std::getenv("CUDA_SCRATCH")) / ("compiling" + std::to_string(getpid()));
@@ -168,7 +169,7 @@ int nvrtcGetCUBIN(Program* program, char* code) {
   return give(program->code, code);
 }
 
-// Intermediate code is for GPUs newer than the compiler; here is none.
+// Intermediate code is for GPUs newer than the compiler; there is none here.
 int nvrtcGetPTXSize(Program*, size_t*) {
   return 1;
 }

@@ -1,4 +1,4 @@
-"""A step of Adafactor over one tensor, pass by pass, as the host has it."""
+"""A step of Adafactor over one tensor, pass by pass, as the host runs it."""
 
 import kernels
 import numpy as np
@@ -24,7 +24,7 @@ def parts(count, each):
 
 
 class Plan:
-    """How a tensor is cut, and where its sums are."""
+    """The division of a tensor into tiles, and the offsets of its sums."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Plan:
         self.scratch_floats = sum(counts)
 
     def set_layout(self, name, arrays):
-        """Of what lies with these NumPy arrays' strides."""
+        """The layout of operands with these NumPy arrays' strides."""
         layout = self.arguments[name]
         dims = arrays[0].ndim
         layout["dims"], layout["shape"][0, :dims] = dims, arrays[0].shape
@@ -89,12 +89,12 @@ class Plan:
 
 
 def order_of(k, dims):
-    """Some order of an operand's dimensions other than its neighbours'."""
+    """An order of an operand's dimensions that differs from its neighbours'."""
     return tuple(np.roll(np.arange(dims), k))
 
 
 class Tensor:
-    """Operands by name (w, v or row and column, m, g), and what is made of them."""
+    """Operands by name (w, v or row and column, m, g), and their results."""
 
     def __init__(self, values, results, **options):
         self.values = values

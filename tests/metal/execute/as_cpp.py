@@ -1,4 +1,4 @@
-"""Makes C++ of Metal programs: as_cpp.py FILE.metal ... prints it, for clang with metal_stdlib.
+"""Converts Metal programs to C++: as_cpp.py FILE.metal ... prints it, for clang with metal_stdlib.
 
 What the programs have before their kernels is printed once: it may differ only in how far it goes.
 For each kernel there is a function that runs threadgroups of it on the CPU:
@@ -20,7 +20,7 @@ BEGINNING = re.compile(r"\[\[kernel\b[^\]]*\]\] void (\w+)\((.*?)\) \{", re.DOTA
 
 
 def argument(parameter):
-    """What the kernel is called with for a parameter of it."""
+    """The argument for a parameter of the kernel."""
     match = re.fullmatch(r"\s*(.*?)\s*(\w+) \[\[(\w+)(?:\((\d+)\))?\]\]", parameter, re.DOTALL)
     if not match:
         raise ValueError(f"a parameter without an attribute: {parameter}")

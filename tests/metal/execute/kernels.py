@@ -21,7 +21,7 @@ PREPARE_CAPACITIES = 4, 8, SLOTS - OPERANDS_SLOT
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()}
 
-# As tables.h has them.
+# As in tables.h.
 TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("group", "u2"), ("vectors", "u2")])
 MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors"]
 MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS)])
@@ -62,7 +62,7 @@ def run(rule, name, buffers, groups, threads=THREADS, first=0):
 
 @contextmanager
 def denormals_as_zero():
-    """What Metal may do, done by the CPU: denormal operands and results are zero."""
+    """Treat denormal operands and results as zero on the CPU, as Metal may."""
     maths, before = ctypes.CDLL("libm.so.6"), (ctypes.c_uint32 * 8)()
     maths.fegetenv(before)
     inside = (ctypes.c_uint32 * 8)(*before)
@@ -115,7 +115,7 @@ class Group(NamedTuple):
 
 
 class Scalars:
-    """Those that a dispatch of `prepare` is given, and the table that names them."""
+    """The scalars of a dispatch of `prepare`, and the table that refers to them."""
 
     def __init__(self, groups, step, scale):
         self.given, table = [np.array([step], np.uint64)], []
@@ -142,7 +142,7 @@ UNTOUCHED = 0x7FDEADBE
 
 @cache
 def uniforms_floats(rule, hypers):
-    """Of a group of a rule: as many as `prepare` writes."""
+    """The number of floats that `prepare` writes for a group of a rule."""
     group_uniforms = np.full(1000, UNTOUCHED, np.uint32)
     Scalars([Group([1.0] * hypers, 1.0)], 1, None).run(rule, 1, group_uniforms)
     return int(np.argmax(group_uniforms == UNTOUCHED))

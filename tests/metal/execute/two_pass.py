@@ -1,4 +1,4 @@
-"""A step of a rule of two passes over tensors, as the host has it."""
+"""A step of a rule of two passes over tensors, as the host runs it."""
 
 import kernels
 import mlx.core as mx
@@ -14,18 +14,18 @@ SUMS_SLOT, RATES_SLOT, NEW_RATES_SLOT, OPERANDS_SLOT = 2, 2, 3, 3
 LEARNING_RATE, STEP = 0.01, 3
 HYPERS = (0.9, 0.999, 1e-6, 0.1)
 
-# As two_pass_tables.h has it.
+# As in two_pass_tables.h.
 SHARE = np.dtype([("first", "u4"), ("count", "u4"), ("group", "u4")])
 
 
 def names(kind):
-    """Of the kernels of a pass."""
+    """The names of the kernels of a pass."""
     found = [name.partition("_") for name in kernels.names(RULE) if name.startswith(kind)]
     return [Name(rest) for _, _, rest in found]
 
 
 class Kernels:
-    """Those of a step: its two passes."""
+    """The kernels of a step's two passes."""
 
     def __init__(self, state, parameter):
         self.state, self.parameter = state, parameter
@@ -67,7 +67,7 @@ def in_place(dtype, way="flat", pack=False):
 
 
 def direction(w, m, v, hypers):
-    """Where a parameter is to go, in float64."""
+    """The direction of the update, in float64."""
     beta1, beta2, eps, decay = hypers
     moment = m / (1 - np.float64(beta1) ** STEP)
     return moment / (np.sqrt(v / (1 - np.float64(beta2) ** STEP)) + eps) + decay * w
@@ -78,7 +78,7 @@ def norm(x):
 
 
 class Tensor:
-    """Operands of a step, what they should become, and buffers that the kernels are given."""
+    """Operands of a step, the expected results, and the kernels' buffers."""
 
     def __init__(self, names, shape, seed=1, lead=0, scale=1.0, group=0):
         self.names, self.shape, self.group, self.lead = names, shape, group, lead
@@ -94,7 +94,7 @@ class Tensor:
         (self.w,) = self.places(names.parameter, self.buffers[:1])
 
     def places(self, name, buffers):
-        """Where the results of a kernel lie."""
+        """The buffers of a kernel's results."""
         return [
             self.empty(dtype) if written is None else buffers[written]
             for dtype, written in zip(name.results, name.written, strict=True)
@@ -122,11 +122,11 @@ class Tensor:
         return self.slots(self.names.parameter, [self.buffers[0], *self.state], [self.w], first)
 
     def turn(self):
-        """Has the gradient's columns lie together."""
+        """Make the gradient's columns contiguous."""
         self.buffers[3] = np.array(self.buffers[3].reshape(self.shape).T, order="C").reshape(-1)
 
     def scatter(self):
-        """Has those operands lie otherwise than the results that no result replaces."""
+        """Give a different layout to the operands that no result overwrites."""
         kept = {*self.names.state.written}
         if self.names.parameter.way == "flat":
             kept.add(0)
@@ -142,7 +142,7 @@ class Tensor:
         return [kernels.loaded(bits, dtype).reshape(self.shape) for bits, dtype in pairs]
 
     def assert_updated(self, hypers=HYPERS, learning_rate=LEARNING_RATE, scale=1.0):
-        """The sums and the second pass are of the state as it is stored."""
+        """The sums and the second pass use the state as stored."""
         w, m, v, g = map(wide, self.values)
         g = np.float64(np.float32(scale) * np.float32(g))
         beta1, beta2, eps, decay = hypers
@@ -171,7 +171,7 @@ def group_uniforms_of(groups=((HYPERS, LEARNING_RATE),), scale=None, traced=Fals
 
 
 def table_of(tensors, vectors):
-    """The table of a pack, whose unused places no threadgroup reaches."""
+    """The table of a pack; no threadgroup reaches its unused entries."""
     capacity, count = tensors[0].names.capacity, 0
     table = np.full(capacity, np.array((0, NO_CHUNK, 0, 0), kernels.TENSOR))
     for k, tensor in enumerate(tensors):
@@ -190,7 +190,7 @@ def matrix_of(tensor):
 
 
 def strided_of(tensor, count):
-    """Where the first operands lie."""
+    """The buffers of the first operands."""
     table = np.zeros(1, kernels.strided(count))
     dims = len(tensor.shape)
     table["size"], table["group"], table["dims"] = tensor.size, tensor.group, dims
@@ -245,7 +245,7 @@ def run_parameter(tensors, group_uniforms, rates, vectors=True):
 
 
 def run(tensors, group_uniforms, vectors=True):
-    """A step over the tensors of one dispatch a pass."""
+    """A step over tensors with one dispatch for each pass."""
     counts = [tensor.groups for tensor in tensors]
     sums = np.full(sum(counts) * SUMS, np.nan, np.float32)
     shares = np.zeros(len(tensors), SHARE)

@@ -1,4 +1,4 @@
-"""A step of a rule over tensors, as the host has it."""
+"""A step of a rule over tensors, as the host runs it."""
 
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def chunks(size):
 
 
 class Name:
-    """What a kernel's name says. `written`: of each result the operand that it overwrites."""
+    """The parts of a kernel's name. `written`: for each result the operand that it overwrites."""
 
     def __init__(self, name):
         self.text = name
@@ -71,7 +71,7 @@ class Name:
 
 
 def names(rule):
-    """Of a rule's updates."""
+    """The names of a rule's update kernels."""
     return [Name(name) for name in kernels.names(rule) if not name.startswith("prepare")]
 
 
@@ -95,7 +95,7 @@ def packed(rule, dtype):
 
 
 class Tensor:
-    """Operands of a step, what they should become, and buffers that a kernel is given."""
+    """Operands of a step, the expected results, and the kernel's buffers."""
 
     def __init__(self, case, name, shape, seed=1, lead=0, learning_rate=LEARNING_RATE):
         self.case, self.name, self.learning_rate = case, name, learning_rate
@@ -139,14 +139,14 @@ def uniforms_of(case, traced=False, scale=None):
 
 
 def group_uniforms_of(cases, learning_rates, traced=False):
-    """Of groups, each with the hyperparameters of a case; all are of one rule."""
+    """The uniforms of groups, each with the hyperparameters of a case; all of one rule."""
     rules = [primitive(case) for case in cases]
     groups = [Group(r.hypers, x, traced) for r, x in zip(rules, learning_rates, strict=True)]
     return kernels.prepare_groups(rules[0].name, groups, STEP)
 
 
 def run_pack(tensors, group_uniforms, vectors=True, groups=(0,)):
-    """One dispatch over several tensors; unused places repeat the last, as the host has it."""
+    """One dispatch over several tensors; unused entries repeat the last, as the host does it."""
     name = tensors[0].name
     table = np.zeros(name.capacity, kernels.TENSOR)
     buffers, count, width = {0: group_uniforms, 1: table}, 0, len(tensors[0].slots())
@@ -188,7 +188,7 @@ def run_strided(tensor, group_uniforms, group=0):
 
 
 def run(tensor, group_uniforms, group=0):
-    """The kernel that the tensor is for, alone."""
+    """Run the tensor's kernel on this tensor alone."""
     if tensor.name.way == "flat":
         run_pack([tensor], group_uniforms, groups=[group])
     elif tensor.name.way == "transposed":

@@ -1,6 +1,6 @@
-// A stand-in for MLX's metal::Device and metal::CommandEncoder, of the same headers. It compiles
-// the programs for the CPU, runs each dispatch at once, inserts barriers by MLX's rules, and says
-// where those leave a hazard or what is encoded is none of Metal's.
+// A stand-in for MLX's metal::Device and metal::CommandEncoder, with the same headers. It compiles
+// the programs for the CPU, runs each dispatch at once, inserts barriers by MLX's rules, and
+// reports hazards that remain and calls that Metal would not accept.
 #define NS_PRIVATE_IMPLEMENTATION
 #define MTL_PRIVATE_IMPLEMENTATION
 #include "device.h"
@@ -41,8 +41,7 @@ struct Range {
   }
 };
 
-// What is bound to a slot, as the argument table of Metal's encoder keeps it from dispatch to
-// dispatch.
+// The bindings of a slot, which Metal's encoder keeps from dispatch to dispatch.
 struct Slot {
   void* address = nullptr;
   std::vector<char> bytes;
@@ -125,7 +124,7 @@ void run(MTL::Size groups, MTL::Size threads) {
   if (encoder.pipeline->run(buffers.data(), 0, groups.width, threads.width)) {
     complain("a barrier that not all threads reach, in " + encoder.pipeline->name);
   }
-  // A dispatch has to bind what it uses: nothing of the one before is to be relied on.
+  // A dispatch must bind everything that it uses and not rely on earlier bindings.
   encoder.bound = {};
 }
 
@@ -229,7 +228,7 @@ void _Block_object_assign(void*, const void*, int) {
 }
 void _Block_object_dispose(const void*, int) {}
 
-// Named by metal-cpp, called by nobody. In C: C++ has them declared otherwise.
+// Declared by metal-cpp but never called. In C, because C++ has different declarations.
 __asm__(
     ".globl MTLCreateSystemDefaultDevice\nMTLCreateSystemDefaultDevice: ud2\n"
     ".globl MTLCopyAllDevices\nMTLCopyAllDevices: ud2\n"
@@ -254,7 +253,7 @@ Device& device(mlx::core::Device) {
   return *device;
 }
 
-// By name alone, as MLX keeps them: another program of the same name would not be built.
+// Cached by name only, as in MLX: another program of the same name would not be built.
 MTL::Library* Device::get_library(
     const std::string& name, const CompileOptions&, const std::function<std::string()>& builder) {
   struct Library {

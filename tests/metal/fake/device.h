@@ -1,4 +1,4 @@
-// What the fake of Metal has counted and found.
+// The counters and findings of the fake of Metal.
 #pragma once
 
 #include <string>
@@ -18,13 +18,13 @@ struct Log {
   int barriers = 0;
   std::vector<std::string> errors;
 
-  /// Dispatches that came without a barrier since one whose buffers conflict with theirs.
+  /// Dispatches that followed one with conflicting buffers without a barrier.
   std::vector<std::string> hazards;
 };
 
 Log& log();
 
-/// Ends the encoder and forgets what it and the log know.
+/// Ends the encoder, and resets it and the log.
 void begin();
 
 } // namespace fake

@@ -1,4 +1,4 @@
-// What tests behind the fake of Metal compute with.
+// Numbers and tensors for the tests with the fake of Metal.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -25,7 +25,7 @@ inline void check_clean() {
   }
 }
 
-// `operands` are the graph's alone.
+// Only the graph holds `operands`.
 inline std::vector<mx::array> run(
     mlx_opt::Rule rule,
     std::vector<mx::array> operands,

@@ -9,7 +9,7 @@ using namespace mlx_opt;
 
 namespace {
 
-// What float32 may leave of a difference of numbers up to 4.
+// The error that float32 may leave in a difference of numbers up to 4.
 constexpr double least = 2.4e-7;
 
 const std::vector<Scalar> hypers = {1e-30, 1e-3, 1.0, -0.8, 0.9, 0.1, 1.0, 1.0, 0.0};
@@ -20,7 +20,7 @@ struct Operands {
   size_t unfactored = 0;
   bool first_moment = true;
 
-  // Of arrays of nobody else's, for tensors of these shapes, those of fewer than two dimensions
+  // Arrays without other holders, for tensors of these shapes, those of fewer than two dimensions
   // first.
   Operands(const std::vector<mx::Shape>& shapes, mx::Dtype dtype, bool moment = true)
       : first_moment(moment) {

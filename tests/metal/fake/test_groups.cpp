@@ -1,4 +1,4 @@
-// Steps whose tensors have groups with scalars of their own, and what of them Metal has no room
+// Steps whose tensors have groups with scalars of their own, including more than Metal has room
 // for.
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/backend/metal/kernel_source.h"
@@ -20,7 +20,7 @@ std::vector<Scalar> scalars_of(const Group& group) {
   return {group.hypers.begin(), group.hypers.end()};
 }
 
-// The inputs of a step behind its operands.
+// The inputs of a step after its operands.
 std::vector<mx::array> inputs_of(const std::vector<Group>& groups, std::optional<float> scale) {
   std::vector<mx::array> inputs;
   for (const Group& group : groups) {
@@ -48,7 +48,7 @@ StepSpec spec_of(Rule rule, const std::vector<Group>& groups, std::vector<Tensor
   return spec;
 }
 
-// Runs the step, which overwrites its operands, but for the last of each tensor.
+// Runs the step, which overwrites all operands except the last of each tensor.
 void run(
     const StepSpec& spec, std::vector<mx::array>& operands, const std::vector<mx::array>& scalars) {
   Buffers outputs;
@@ -69,7 +69,7 @@ void run(
       ->enqueue(outputs, nullptr);
 }
 
-// What is left of each tensor's operands without its gradient.
+// Each tensor's operands without its gradient.
 std::vector<mx::array> results_of(const std::vector<mx::array>& operands, size_t width) {
   std::vector<mx::array> results;
   for (size_t i = 0; i < operands.size(); ++i) {
@@ -80,7 +80,7 @@ std::vector<mx::array> results_of(const std::vector<mx::array>& operands, size_t
   return results;
 }
 
-// Each tensor's results by the CPU, of a step of its group alone.
+// Each tensor's results on the CPU, from a step of its group alone.
 std::vector<mx::array> expected_of(
     Rule rule,
     const std::vector<mx::array>& operands,

@@ -22,7 +22,7 @@ using Arrays = std::vector<mx::array>;
 
 const mx::Stream cpu_stream = mx::default_stream(mx::Device::cpu);
 
-// Does what MLX does on a GPU: evaluates the primitive that `result` is of.
+// Evaluates the primitive of `result`, as MLX does on a GPU.
 mx::array evaluated(mx::array result) {
   Arrays outputs{result};
   result.primitive().eval_gpu(result.inputs(), outputs);
@@ -196,7 +196,7 @@ TEST_CASE("a clipped step is the CPU's, and waits for what it reads") {
   CHECK(fake::log().barriers == 4); // before the norm, the scale, the step's scalars, the step
   check_clean();
 
-  // What a step has written may be gradients to come.
+  // The results of a step may be the gradients of another.
   const int before = fake::log().barriers;
   const double of_results = global_norm(expected, cpu_stream).item<float>();
   CHECK(norm_of(got) == doctest::Approx(of_results).epsilon(1e-2));

@@ -179,8 +179,8 @@ TEST_CASE("what the step has in its hands is let go when it is done") {
 }
 
 TEST_CASE("GPT-2's 148 tensors: dispatches and barriers") {
-  // Of every large tensor the buffers are as they should be, but it is short: what is counted does
-  // not depend on more than whether a tensor is large.
+  // Every large tensor has buffers, but short ones: the counts depend only on whether a tensor is
+  // large.
   auto shapes = gpt2_shapes();
   REQUIRE(shapes.size() == 148);
   for (auto& shape : shapes) {
@@ -223,8 +223,8 @@ TEST_CASE("steps one after another are kept apart") {
   check_clean();
 }
 
-// MLX leaves out the barrier between a reader and a writer of one buffer inside a
-// ConcurrentContext; this backend opens none.
+// MLX omits the barrier between a reader and a writer of one buffer inside a ConcurrentContext;
+// this backend opens none.
 TEST_CASE("an update in place after a reader: a hazard inside a ConcurrentContext, none outside") {
   for (const bool concurrent : {false, true}) {
     auto operands = operands_of(Rule::SGD, {{256}}, mx::float32);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int width = 4; // of a tensor: the parameter, two slots and the gradient
 
-// Each pass's dispatches behind that of the uniforms, in their order.
+// Each pass's dispatches after that of the uniforms, in order.
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
   for (const auto& dispatch : fake::log().dispatches) {
@@ -39,7 +39,7 @@ std::vector<mx::array> gradients_of(const std::vector<mx::array>& operands) {
   return gradients;
 }
 
-// Runs the step over operands that nobody else holds but those in `held`, which stay as they are.
+// Runs the step over operands without other holders, except those in `held`, which must not change.
 void check_in_place(
     std::vector<mx::array> operands,
     const std::vector<mx::array>& held = {},
@@ -93,7 +93,7 @@ TEST_CASE("one barrier a pass, and none between the tensors of a pass") {
   }
 }
 
-// There MLX inserts no barriers for what is written.
+// MLX inserts no barriers there for buffers that are written.
 TEST_CASE("without barriers each pass is a hazard") {
   fake::begin();
   {

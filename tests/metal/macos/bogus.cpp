@@ -1,4 +1,4 @@
-// Names what no libmlx has: the link has to fail.
+// Refers to a symbol that no libmlx has: the link must fail.
 namespace mlx::core {
 void no_such_function();
 }
