@@ -1,5 +1,5 @@
-// Adafactor: Shazeer and Stern, arXiv:1804.04235. No elementwise rule: its drivers find the means
-// of rows and columns and of whole tensors.
+// Adafactor: Shazeer and Stern, arXiv:1804.04235. Not an elementwise rule: its drivers compute the
+// means of rows and columns and of whole tensors.
 #pragma once
 #include "portable.h"
 
@@ -11,7 +11,7 @@ struct Adafactor {
     Hyper weight_decay, scale_parameter, relative_step, warmup_init;
   };
   struct Scalars {
-    float fresh, step_size; // fresh: what new squares weigh in the running means, 1 - beta2
+    float fresh, step_size; // fresh: the weight of new squares in the running means, 1 - beta2
   };
   struct Rates {
     float update, decay;
@@ -31,8 +31,8 @@ struct Adafactor {
     return fma(1.0f - s.fresh, v, s.fresh * (square + h.eps1.value));
   }
 
-  // The update of an element is its gradient times its row's factor times its column's, or where
-  // nothing is factored times `factor` of its own running mean.
+  // The update of an element is its gradient times the factors of its row and column, or, if the
+  // tensor is not factored, times `factor` of its own running mean.
   MLX_OPT_FN float row_factor(float row, float mean_row) {
     return 1.0f / square_root(row / mean_row);
   }
@@ -41,7 +41,7 @@ struct Adafactor {
     return 1.0f / square_root(v);
   }
 
-  // Once a tensor, from the root mean squares of its parameter and of its update.
+  // Once for each tensor, from the root mean squares of its parameter and its update.
   MLX_OPT_FN Rates rates(float rms_w, float rms_u, Hypers h, Scalars s) {
     float scale = h.scale_parameter.value != 0.0f ? maximum(h.eps2.value, rms_w) : 1.0f;
     float lr = scale * s.step_size;

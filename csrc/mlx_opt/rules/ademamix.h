@@ -9,7 +9,7 @@ struct AdEMAMix {
     Hyper beta1, beta2, beta3, alpha, eps, weight_decay, alpha_warmup, beta3_warmup;
   };
   struct Scalars {
-    float fast, slow; // the learning rate times what m1 and m2 weigh in the update
+    float fast, slow; // the learning rate times the weights of m1 and m2 in the update
     float beta3, one_minus_beta3;
     float denominator_scale, decay;
   };
@@ -17,7 +17,7 @@ struct AdEMAMix {
     float w, m1, m2, v;
   };
 
-  // How much of a warm-up of so many steps is done, from 0 to 1.
+  // The progress of a warm-up of `steps` steps, from 0 to 1.
   MLX_OPT_FN float progress(float step, Hyper steps) {
     return minimum(step / maximum(steps.value, 1.0f), 1.0f);
   }

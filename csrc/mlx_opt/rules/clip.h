@@ -6,8 +6,8 @@
 MLX_OPT_RULES_BEGIN
 
 struct Clipping {
-  // What gradients of that norm are multiplied with. NaN, for a step that is skipped, where it
-  // `skip_nonfinite` a norm that is not finite.
+  // The scale of gradients with this norm. With `skip_nonfinite` it is NaN, which skips the step,
+  // if the norm is not finite.
   MLX_OPT_FN float scale(float norm, float max_norm, bool skip_nonfinite) {
     if (skip_nonfinite && !(absolute(norm) <= 3.402823466e38f)) {
       return norm - norm;

@@ -32,7 +32,7 @@ struct Lamb {
     return {e.w, m, v};
   }
 
-  // Where the parameter is to go, by as much as the trust ratio says.
+  // The direction of the update, which the trust ratio scales.
   MLX_OPT_FN float direction(Element e, Hypers h, Scalars s) {
     float d = s.moment_scale * e.m / fma(square_root(e.v), s.denominator_scale, h.eps.value);
     return fma(h.weight_decay.value, e.w, d);
@@ -43,7 +43,7 @@ struct Lamb {
     return {e.w * e.w, u * u};
   }
 
-  // Once a tensor, from the sums over its elements.
+  // Once for each tensor, from the sums over its elements.
   MLX_OPT_FN Rates rates(Sums sums, Hypers, Scalars s) {
     bool both = sums.w > 0.0f && sums.u > 0.0f;
     return {both ? s.lr * (square_root(sums.w) / square_root(sums.u)) : s.lr};

@@ -1,5 +1,5 @@
 // Muon's direction before it is orthogonalised: Jordan et al., kellerjordan.github.io/posts/muon.
-// It takes the parameter's place among the results.
+// It replaces the parameter among the results.
 #pragma once
 #include "portable.h"
 

@@ -1,5 +1,6 @@
-// The vocabulary of the rules, and the only file that knows which compiler reads them:
-// a C++ compiler, NVRTC or Metal. Rules take and return values and include only this file.
+// The functions and macros that rules use, and the only file that distinguishes the compilers that
+// read them: a C++ compiler, NVRTC and Metal. Rules take and return values and include only this
+// file.
 #pragma once
 
 #if defined(__METAL_VERSION__)
@@ -24,7 +25,7 @@
   }                       \
   }
 
-// A rule's description is for the host alone; see describe.h.
+// Only the host reads a rule's description; see describe.h.
 #if defined(MLX_OPT_DESCRIBES)
 #include "describe.h"
 #define MLX_OPT_DESCRIBE(...) static constexpr Description description = __VA_ARGS__;
@@ -34,16 +35,16 @@
 
 MLX_OPT_RULES_BEGIN
 
-// A hyperparameter x as the rules use it. 1 - x and the logarithm come from
-// double precision where x is a constant: 1.0f - 0.999f is off by 1.3e-5.
+// A hyperparameter x as the rules use it. If x is a constant, 1 - x and the logarithm are computed
+// in double precision: 1.0f - 0.999f is off by 1.3e-5.
 struct Hyper {
   float value;
   float one_minus;
   float log;
 };
 
-// fma(a, b, c) is a * b + c, rounded once where the machine can. Which products are fused is for
-// the rules to say: left to a compiler, equal elements may differ by where they lie.
+// fma(a, b, c) is a * b + c, rounded once if the machine can. Rules say which products are fused:
+// if the compiler decided, equal elements could get different results at different positions.
 #if defined(__METAL_VERSION__)
 MLX_OPT_FN float square_root(float x) {
   return ::metal::precise::sqrt(x);
@@ -54,8 +55,8 @@ MLX_OPT_FN float absolute(float x) {
 MLX_OPT_FN float fma(float a, float b, float c) {
   return ::metal::fma(a, b, c);
 }
-// exp(x) - 1 without cancellation (Metal has no expm1): its series at x / 4, doubled twice, where
-// exp(x) is near 1.
+// exp(x) - 1 without cancellation, because Metal has no expm1. Where exp(x) is near 1: its series
+// at x / 4, doubled twice.
 MLX_OPT_FN float exp_minus_one(float x) {
   if (absolute(x) > 1.0f) {
     return ::metal::precise::exp(x) - 1.0f;
@@ -125,12 +126,12 @@ MLX_OPT_FN float sign(float x) {
   return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : 0.0f);
 }
 
-// rate * x, but 0 for a rate of 0 whatever x is.
+// rate * x, but 0 if the rate is 0, even for an infinite or NaN x.
 MLX_OPT_FN float scaled(float rate, float x) {
   return rate == 0.0f ? 0.0f : rate * x;
 }
 
-// What decays off w: rate * w, but nothing off an infinite w.
+// The decay of w: rate * w, but 0 for an infinite w.
 MLX_OPT_FN float decay_of(float w, float rate) {
   return absolute(w) <= 3.402823466e38f ? rate * w : 0.0f;
 }

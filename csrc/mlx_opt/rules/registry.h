@@ -1,4 +1,4 @@
-// What the library knows of a rule besides its arithmetic.
+// Compile-time properties of all rules: names and numbers of slots, hyperparameters and scalars.
 #pragma once
 
 #include <iterator>
@@ -36,22 +36,22 @@ inline constexpr RuleInfo rule_infos[] = {MLX_OPT_FOR_EACH_RULE(MLX_OPT_INFO)
 inline constexpr int elementwise_rules = MLX_OPT_FOR_EACH_RULE(MLX_OPT_COUNT);
 #undef MLX_OPT_COUNT
 
-/// True if the rule updates each element from its own gradient and state alone.
+/// True if the update of an element depends only on that element's gradient and state.
 constexpr bool is_elementwise(Rule rule) {
   return static_cast<int>(rule) < elementwise_rules;
 }
 
-/// True if the rule's first pass sums up over each tensor and its second updates the parameter.
+/// True if the rule's first pass sums over each tensor and its second updates the parameter.
 constexpr bool has_two_passes(Rule rule) {
   return !is_elementwise(rule) && static_cast<size_t>(rule) < std::size(rule_infos);
 }
 
-/// Of a rule that is elementwise or has two passes.
+/// The properties of a rule that is elementwise or has two passes.
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];
 }
 
-/// The most of each that any of these rules has.
+/// The maximum of a property over these rules.
 constexpr int max_of(int RuleInfo::* count) {
   int max = 0;
   for (const RuleInfo& rule : rule_infos) {
@@ -64,7 +64,7 @@ inline constexpr int max_slots = max_of(&RuleInfo::slots);
 inline constexpr int max_hypers = max_of(&RuleInfo::hypers);
 inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
 
-/// The most sums and rates that a rule of two passes has.
+/// The maximum number of sums and rates of a rule of two passes.
 inline constexpr int max_sums = 8;
 
 struct TwoPassInfo {
@@ -79,7 +79,7 @@ struct TwoPassInfo {
 inline constexpr TwoPassInfo two_pass_infos[] = {MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
 #undef MLX_OPT_INFO
 
-/// Of a rule of two passes.
+/// The properties of a rule of two passes.
 constexpr const TwoPassInfo& two_pass_info(Rule rule) {
   return two_pass_infos[static_cast<int>(rule) - elementwise_rules];
 }

@@ -24,7 +24,7 @@ struct SGD {
     return {fma(-s.lr, g + scaled(h.weight_decay.value, e.w), e.w)};
   }
 
-  // mlx.optimizers has a v without momentum too.
+  // mlx.optimizers has a v even without momentum.
   MLX_OPT_DESCRIBE({
       .optimizer = "SGD",
       .hypers = {{"weight_decay", 0.0}},
@@ -38,7 +38,7 @@ struct Momentum {
     Hyper momentum, dampening, weight_decay;
   };
   struct Scalars {
-    float lr, fresh; // fresh: what a gradient weighs in v; a negative dampening is none
+    float lr, fresh; // fresh: the weight of a gradient in v; a negative dampening counts as 0
   };
   struct Element {
     float w, v;
