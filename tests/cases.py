@@ -3,6 +3,8 @@
 Values are drawn in NumPy from a seed, so that both optimizers and the reference see the same.
 """
 
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -47,6 +49,14 @@ class Case(NamedTuple):
         """One step in float64."""
         rule = references.REFERENCES[self.rule]
         return rule(w, g, state, step, learning_rate=learning_rate, **self.options)
+
+
+def is_lazy(x):
+    """True if an array is still to be evaluated, as the results of a step in a graph are."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.dot"
+        mx.export_to_dot(str(path), x)
+        return "label" in path.read_text()
 
 
 class Plain(stock.Optimizer):

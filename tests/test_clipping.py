@@ -18,9 +18,11 @@ from cases import (
     each_dtype,
     each_of_slow_subset,
     flat,
+    is_lazy,
     normal,
     wide,
 )
+from mlx_opt import _ext
 
 NOT_FINITE = pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 
@@ -135,6 +137,35 @@ def test_the_norm_neither_overflows_nor_loses_small_gradients(cpu):
     assert mlx_opt.clip_grad_norm([halves], 1.0)[1].item() == pytest.approx(60000 * 1000**0.5, 1e-3)
     assert mlx_opt.clip_grad_norm([mx.array([3e30, 4e30])], 1.0)[1].item() == pytest.approx(5e30)
     assert mlx_opt.clip_grad_norm([mx.array([3e-30, 4e-30])], 1.0)[1].item() == pytest.approx(5e-30)
+
+
+@each_dtype
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("max_norm", [0.3, 1e6, None, mx.array(0.3)], ids=str)
+@pytest.mark.parametrize("last", [1.0, float("nan"), float("inf")])
+def test_a_small_norm_and_scale_are_those_that_are_queued(cpu, dtype, skip, max_norm, last):
+    leaves = [
+        normal(7, 9, dtype=dtype).T[1:, ::2],
+        mx.zeros((0, 4), dtype),
+        mx.array([last], dtype),
+    ]
+    mx.eval(leaves)
+
+    def norm_and_scale():
+        norm = _ext.global_norm(leaves)
+        lazy = is_lazy(norm)
+        mx.eval(norm)
+        scale = _ext.gradient_scale(norm, max_norm, skip)
+        return lazy, np.array(norm).tobytes(), np.array(scale).tobytes()
+
+    at_once = norm_and_scale()
+    try:
+        _ext.set_small_step(0)
+        queued = norm_and_scale()
+    finally:
+        _ext.set_small_step()
+    assert (at_once[0], queued[0]) == (False, True)
+    assert at_once[1:] == queued[1:]
 
 
 def test_the_norm_is_the_same_whatever_the_number_of_threads(cpu):

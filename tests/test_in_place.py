@@ -23,6 +23,7 @@ from cases import (
     copied,
     dtype_name,
     each_dtype,
+    is_lazy,
     normal,
 )
 from test_held_buffers import EXPORTS, WAYS, other_stream, read
@@ -86,23 +87,26 @@ def occupy():
     mx.async_eval(x @ x)
 
 
-def leaf_ids(model, optimizer):
+def leaves(model, optimizer):
+    """What a step in place overwrites."""
     trees = {"model": model.parameters(), "state": optimizer.state}
     return {
-        path: id(leaf)
+        path: leaf
         for path, leaf in tree_flatten(trees)
         if path not in ("state.step", "state.learning_rate")
     }
 
 
 def is_in_place(model, optimizer, step=7):
-    """True if a step leaves the arrays the same objects."""
+    """True if a step makes no graph and leaves the arrays the same objects."""
     if mx.default_device().type == mx.gpu:
         mx.synchronize()  # a thread of MLX's lets go of what it held after the GPU is done
-    before = leaf_ids(model, optimizer)
+    before = {path: id(x) for path, x in leaves(model, optimizer).items()}
     optimizer.update(model, gradients(model, step))
+    after = leaves(model, optimizer)
+    graph = any(is_lazy(x) for x in after.values())
     mx.eval(model.parameters(), optimizer.state)
-    return leaf_ids(model, optimizer) == before
+    return not graph and {path: id(x) for path, x in after.items()} == before
 
 
 @each_dtype
@@ -193,15 +197,27 @@ def test_copies_of_a_model_keep_their_values():
 
 def test_lazy_gradients_and_lazy_parameters_make_a_graph():
     model, optimizer = begin(ADAMW)
-    before = leaf_ids(model, optimizer)
     g = gradients(model, 2)
     optimizer.update(model, tree_map(lambda x: x * 1, g))
-    assert leaf_ids(model, optimizer) != before
-    before = leaf_ids(model, optimizer)
+    assert all(is_lazy(x) for x in leaves(model, optimizer).values())
     optimizer.update(model, g)  # its parameters are not evaluated yet
-    assert leaf_ids(model, optimizer) != before
+    assert all(is_lazy(x) for x in leaves(model, optimizer).values())
     mx.eval(model.parameters(), optimizer.state)
     assert is_in_place(model, optimizer)
+
+
+def test_lazy_results_are_new_objects_where_the_old_ones_are_held():
+    model, optimizer = begin(ADAMW)
+    held = [model.layers[0].weight, optimizer.state["layers"][1]["bias"]["m"]]
+    before = [copied(x) for x in held]
+    paths = {"model.layers.0.weight", "state.layers.1.bias.m"}
+    ids = {path: id(x) for path, x in leaves(model, optimizer).items()}
+    optimizer.update(model, tree_map(lambda x: x * 1, gradients(model, 2)))
+    after = leaves(model, optimizer)
+    assert {path for path, x in after.items() if id(x) != ids[path]} == paths
+    mx.eval(model.parameters(), optimizer.state)
+    assert_same(held, before)
+    assert_same((model.parameters(), optimizer.state), plain(ADAMW, mx.float32, 3))
 
 
 def test_a_step_that_changes_a_dtype_makes_new_arrays():

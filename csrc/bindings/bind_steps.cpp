@@ -6,7 +6,7 @@
 
 #include "bindings/scalars.h"
 #include "bindings/step.h"
-#include "mlx_opt/eager/pacing.h"
+#include "mlx_opt/graph/small_step.h"
 
 namespace mlx_opt::python {
 

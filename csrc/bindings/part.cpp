@@ -244,15 +244,16 @@ bool Part::is_unshared() const {
          });
 }
 
-Leaves Part::leaves() {
-  Leaves leaves(program_, leaves_.size());
-  for (const Leaf& leaf : leaves_) {
-    if (!leaf.served) {
-      continue;
+const Leaves& Part::leaves() {
+  if (!served_leaves_) {
+    served_leaves_.emplace(program_, leaves_.size());
+    for (const Leaf& leaf : leaves_) {
+      if (leaf.served) {
+        push_operands(leaf, served_leaves_->add(leaf.kind).arrays);
+      }
     }
-    push_operands(leaf, leaves.add(leaf.kind).arrays);
   }
-  return leaves;
+  return *served_leaves_;
 }
 
 bool Part::has_tracer() const {

@@ -87,7 +87,7 @@ class Part {
 
   /// The staged parameters in a tree with the gradients' structure. May run Python code of the
   /// classes of its tuples.
-  nb::object tree() const;
+  nb::object tree();
 
   /// Puts the staged slots into the state. Runs no Python code.
   void commit();
@@ -118,6 +118,15 @@ class Part {
     nb::object dict, key, value;
   };
 
+  // A parameter or slot from the kernels, and its place. The leaf holds the handles.
+  struct Successor {
+    size_t leaf;
+    nb::handle container, key;
+    nb::handle before; // what was found there
+    mx::array array;
+    nb::object object; // the array as Python's; null until it is needed
+  };
+
   void walk(
       nb::handle gradients,
       nb::handle parameters,
@@ -134,9 +143,13 @@ class Part {
   bool has_arrays(const Leaf& leaf) const;
   void leave_shared_state_to_the_formula();
   void push_operands(const Leaf& leaf, std::vector<mx::array*>& operands);
-  Leaves leaves();
+  const Leaves& leaves();
   bool is_traced();
   bool has_real_scale() const;
+  void stage_kernels();
+  void stage_formula();
+  static const nb::object& object_of(Successor& successor);
+  static void put(Successor& successor);
   nb::object rebuilt(size_t& node, size_t& leaf) const;
 
   Program program_;
@@ -152,11 +165,13 @@ class Part {
   nb::object gradients_, parameters_, state_;    // until they are collected
   std::vector<std::vector<nb::str>> slot_names_; // of each kind
   std::vector<Leaf> leaves_;
-  std::vector<nb::object> slots_;    // of all leaves
-  std::vector<mx::array*> operands_; // of the leaf that is being checked
+  std::vector<nb::object> slots_;       // of all leaves
+  std::vector<mx::array*> operands_;    // of the leaf that is being checked
+  std::optional<Leaves> served_leaves_; // once they are asked for
   std::vector<Node> nodes_;
-  std::vector<nb::object> results_; // the staged parameters
-  std::vector<Entry> entries_;      // the staged slots
+  std::vector<Successor> new_parameters_, new_slots_; // staged, from the kernels
+  std::vector<nb::object> results_; // the formula's parameters, and once there is a tree all
+  std::vector<Entry> entries_;      // of the formula's states
 };
 
 } // namespace mlx_opt::python

@@ -7,17 +7,16 @@
 namespace mlx_opt::python {
 
 bool Part::is_traced() {
-  std::vector<mx::array> arrays = {settled_.scalars.learning_rate, settled_.scalars.step};
+  ArrayRefs arrays = leaves().operands();
+  arrays.push_back(&settled_.scalars.learning_rate);
+  arrays.push_back(&settled_.scalars.step);
   if (settled_.scale) {
-    arrays.push_back(settled_.scale->value);
+    arrays.push_back(&settled_.scale->value);
   }
   for (const Scalar& hyper : settled_.scalars.hypers) {
     if (const auto* x = std::get_if<mx::array>(&hyper)) {
-      arrays.push_back(*x);
+      arrays.push_back(x);
     }
-  }
-  for (const mx::array* x : leaves().operands()) {
-    arrays.push_back(*x);
   }
   return traced_for_gradient(arrays);
 }
@@ -27,15 +26,40 @@ bool Part::has_real_scale() const {
   return !settled_.scale || !mx::issubdtype(settled_.scale->value.dtype(), mx::complexfloating);
 }
 
+const nb::object& Part::object_of(Successor& successor) {
+  if (!successor.object.is_valid()) {
+    successor.object = nb::cast(successor.array);
+  }
+  return successor.object;
+}
+
+// If only the trees and the part refer to the object that was found there, it gets the new array,
+// which no one else can observe and which takes a fraction of the time of a new object.
+void Part::put(Successor& successor) {
+  const auto& [leaf, container, key, before, array, object] = successor;
+  const bool shared = Py_REFCNT(before.ptr()) > 2 || stored(container, key) != before.ptr();
+  if (shared || object.is_valid()) {
+    store(container, key, object_of(successor));
+  } else {
+    array_of(before) = std::move(successor.array);
+  }
+}
+
 void Part::stage() {
   collect();
-  results_.assign(leaves_.size(), {});
-  entries_.clear();
   if (is_traced() || !has_real_scale()) {
     for (Leaf& leaf : leaves_) {
       leaf.served = false;
     }
+    served_leaves_.reset();
   }
+  stage_kernels();
+  stage_formula();
+}
+
+void Part::stage_kernels() {
+  new_parameters_.clear();
+  new_slots_.clear();
   std::vector<size_t> served;
   for (size_t i = 0; i < leaves_.size(); ++i) {
     if (leaves_[i].served) {
@@ -43,17 +67,36 @@ void Part::stage() {
     }
   }
   const mx::Stream stream = mx::default_stream(mx::default_device());
-  const Leaves leaves = this->leaves();
+  const Leaves& leaves = this->leaves();
   auto outputs = successors({&program_, {settled_.scalars}, settled_.scale, stream}, leaves);
+  new_parameters_.reserve(served.size());
+  new_slots_.reserve(outputs.size() - served.size());
   auto next = outputs.begin();
+  // An array that others hold gets a new object, which is made before anything changes.
+  const auto push = [&](std::vector<Successor>& successors,
+                        size_t i,
+                        nb::handle container,
+                        nb::handle key,
+                        nb::handle before) {
+    successors.push_back({i, container, key, before, std::move(*next++), {}});
+    if (Py_REFCNT(before.ptr()) > 2) {
+      object_of(successors.back());
+    }
+  };
   for (size_t position : leaves.order()) {
     const size_t i = served[position];
-    results_[i] = nb::cast(std::move(*next++));
-    for (const nb::str& name : slot_names_[leaves_[i].kind]) {
-      entries_.push_back({leaves_[i].state, name, nb::cast(std::move(*next++))});
+    const Leaf& leaf = leaves_[i];
+    push(new_parameters_, i, leaf.container, leaf.key, leaf.parameter);
+    const auto& names = slot_names_[leaf.kind];
+    for (size_t k = 0; k < names.size(); ++k) {
+      push(new_slots_, i, leaf.state, names[k], slots_[leaf.first_slot + k]);
     }
   }
-  const size_t from_kernels = entries_.size();
+}
+
+void Part::stage_formula() {
+  results_.assign(leaves_.size(), {});
+  entries_.clear();
   std::unordered_map<PyObject*, nb::dict> states; // the formula's copies, by the original state
   for (size_t i = 0; i < leaves_.size(); ++i) {
     const Leaf& leaf = leaves_[i];
@@ -64,9 +107,9 @@ void Part::stage() {
     if (!state.is_valid() || state.size() == 0) {
       state = PyDict_Check(leaf.state.ptr()) ? nb::steal<nb::dict>(PyDict_Copy(leaf.state.ptr()))
                                              : nb::dict();
-      for (size_t k = 0; k < from_kernels; ++k) {
-        if (entries_[k].dict.is(leaf.state)) {
-          state[entries_[k].key] = entries_[k].value;
+      for (Successor& slot : new_slots_) {
+        if (slot.container.is(leaf.state)) {
+          state[slot.key] = object_of(slot);
         }
       }
     }
@@ -80,7 +123,10 @@ void Part::stage() {
   }
 }
 
-nb::object Part::tree() const {
+nb::object Part::tree() {
+  for (Successor& parameter : new_parameters_) {
+    results_[parameter.leaf] = object_of(parameter);
+  }
   size_t node = 0, leaf = 0;
   return rebuilt(node, leaf);
 }
@@ -109,6 +155,9 @@ nb::object Part::rebuilt(size_t& node, size_t& leaf) const {
 }
 
 void Part::commit() {
+  for (Successor& slot : new_slots_) {
+    put(slot);
+  }
   for (const auto& [dict, key, value] : entries_) {
     if (PyDict_Check(dict.ptr())) {
       store(dict, key, value);
@@ -117,8 +166,13 @@ void Part::commit() {
 }
 
 void Part::assign() {
+  for (Successor& parameter : new_parameters_) {
+    put(parameter);
+  }
   for (size_t i = 0; i < leaves_.size(); ++i) {
-    store(leaves_[i].container, leaves_[i].key, results_[i]);
+    if (!leaves_[i].served) {
+      store(leaves_[i].container, leaves_[i].key, results_[i]);
+    }
   }
 }
 

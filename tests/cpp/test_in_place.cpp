@@ -4,7 +4,7 @@
 #include <variant>
 
 #include "mlx/mlx.h"
-#include "mlx_opt/eager/pacing.h"
+#include "mlx_opt/graph/small_step.h"
 #include "optimizers.h"
 #include "trees.h"
 

@@ -58,11 +58,7 @@ void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& 
 }
 
 void check_differentiation(const Leaves& leaves) {
-  std::vector<mx::array> arrays;
-  for (const mx::array* x : leaves.operands()) {
-    arrays.push_back(*x);
-  }
-  if (traced_for_gradient(arrays)) {
+  if (traced_for_gradient(leaves.operands())) {
     reject("a step cannot be differentiated");
   }
 }

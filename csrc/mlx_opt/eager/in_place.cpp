@@ -9,6 +9,7 @@
 #include "mlx_opt/eager/in_flight.h"
 #include "mlx_opt/eager/merge.h"
 #include "mlx_opt/eager/pacing.h"
+#include "mlx_opt/graph/small_step.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
 
@@ -155,9 +156,7 @@ bool runs_at_once(
     elements += x->size();
   }
   return short_tensors && elements <= small_step() &&
-         std::all_of(scalars.begin(), scalars.end(), [](const auto& x) {
-           return x.status() != mx::array::Status::unscheduled && x.is_available();
-         });
+         std::all_of(scalars.begin(), scalars.end(), is_evaluated);
 }
 
 void evaluate_lazy(const std::vector<mx::array*>& counters, std::vector<mx::array> with) {

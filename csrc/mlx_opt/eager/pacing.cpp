@@ -1,7 +1,5 @@
 #include "mlx_opt/eager/pacing.h"
 
-#include <atomic>
-
 #include "mlx/transforms.h"
 #include "mlx_opt/backend/find.h"
 
@@ -17,17 +15,7 @@ constexpr int sync_streak_to_trust = 3;
 // How far below 0 the streak restarts after that assumption proved wrong.
 constexpr int sync_penalty = 64;
 
-std::atomic<size_t> small_step_limit{default_small_step};
-
 } // namespace
-
-size_t small_step() {
-  return small_step_limit.load(std::memory_order_relaxed);
-}
-
-void set_small_step(size_t elements) {
-  small_step_limit.store(elements, std::memory_order_relaxed);
-}
 
 void throttle(mx::Stream stream) {
   if (stream.device == mx::Device::gpu) {

@@ -16,14 +16,6 @@ MLX_OPT_API void throttle(mx::Stream stream);
 /// Python's lock.
 MLX_OPT_API bool release_lazy_result(mx::Stream stream);
 
-/// On the CPU, a step over at most this many elements takes less time than waking the stream's
-/// thread and runs on the calling thread.
-inline constexpr size_t default_small_step = 8192;
-
-/// The current limit of such a step's elements; 0 if every step is queued. Tests change it.
-MLX_OPT_API size_t small_step();
-MLX_OPT_API void set_small_step(size_t elements);
-
 /// True if a large step keeps the GPU busy longer than the host needs to prepare it, and then
 /// longer than MLX needs to walk over the results.
 bool outlasts_the_host(const Accesses& accesses, mx::Stream stream);

@@ -13,8 +13,10 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/small_step.h"
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/rules/clip.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
 namespace {
@@ -38,6 +40,26 @@ mx::array scale_by_operations(
   return mx::where(mx::isfinite(norm, s), scale, nan, s);
 }
 
+class ScaleTask {
+ public:
+  ScaleTask(const Inputs& inputs, float max_norm, bool skip_nonfinite)
+      : norm_(inputs[0].data<float>()),
+        traced_max_norm_(inputs.size() > 1 ? inputs[1].data<float>() : nullptr),
+        max_norm_(max_norm),
+        skip_nonfinite_(skip_nonfinite) {}
+
+  float operator()() const {
+    const float max_norm = traced_max_norm_ ? *traced_max_norm_ : max_norm_;
+    return MLX_OPT_LEVEL::Clipping::scale(*norm_, max_norm, skip_nonfinite_);
+  }
+
+ private:
+  const float* norm_;
+  const float* traced_max_norm_; // null if max_norm is a constant
+  float max_norm_;
+  bool skip_nonfinite_;
+};
+
 class ClipScale : public mx::UnaryPrimitive {
  public:
   ClipScale(mx::Stream stream, float max_norm, bool skip_nonfinite)
@@ -46,15 +68,8 @@ class ClipScale : public mx::UnaryPrimitive {
   void eval_cpu(const Inputs& inputs, mx::array& output) override {
     output.set_data(mx::allocator::malloc(output.nbytes()));
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    const float* traced_max_norm = inputs.size() > 1 ? inputs[1].data<float>() : nullptr;
-    encoder.dispatch([norm = inputs[0].data<float>(),
-                      traced_max_norm,
-                      max_norm = max_norm_,
-                      skip_nonfinite = skip_nonfinite_,
-                      scale = output.data<float>()] {
-      *scale = MLX_OPT_LEVEL::Clipping::scale(
-          *norm, traced_max_norm ? *traced_max_norm : max_norm, skip_nonfinite);
-    });
+    encoder.dispatch([task = ScaleTask(inputs, max_norm_, skip_nonfinite_),
+                      scale = output.data<float>()] { *scale = task(); });
   }
 
   void eval_gpu(const Inputs& inputs, mx::array& output) override {
@@ -92,8 +107,11 @@ GradientScale scale_of(Inputs inputs, float max_norm, bool skip_nonfinite, mx::S
   const bool plain = std::all_of(inputs.begin(), inputs.end(), [](const mx::array& x) {
     return x.dtype() == mx::float32 && x.ndim() == 0;
   });
-  if (!plain || !available(stream.device) || traced_for_gradient(inputs)) {
+  if (!plain || !available(stream.device) || traced_for_gradient(refs_to(inputs))) {
     return {scale_by_operations(inputs, max_norm, skip_nonfinite, stream), skip_nonfinite};
+  }
+  if (are_small(inputs, stream)) {
+    return {mx::array(ScaleTask(inputs, max_norm, skip_nonfinite)()), skip_nonfinite};
   }
   auto primitive = std::make_shared<ClipScale>(stream, max_norm, skip_nonfinite);
   return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skip_nonfinite};

@@ -8,6 +8,7 @@
 #include "mlx/primitives.h"
 #include "mlx_opt/backend/cpu/norm.h"
 #include "mlx_opt/backend/find.h"
+#include "mlx_opt/graph/small_step.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
@@ -72,6 +73,9 @@ mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s
   const mx::Stream stream = mx::to_stream(s);
   if (!available(stream.device)) {
     return norm_by_operations(arrays, stream);
+  }
+  if (are_small(arrays, stream)) {
+    return mx::array(cpu::norm(arrays));
   }
   return mx::array({}, mx::float32, std::make_shared<Norm>(stream), arrays);
 }

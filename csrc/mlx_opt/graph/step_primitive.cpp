@@ -110,13 +110,19 @@ std::vector<mx::array> outputs_of(const mx::array& token) {
   auto primitives = std::make_shared<std::deque<StepOutput>>();
   std::vector<mx::array> outputs;
   outputs.reserve(step.dtypes().size());
-  for (size_t i = 0; i < step.dtypes().size(); ++i) {
-    primitives->emplace_back(stream, i);
-    outputs.emplace_back(
-        inputs[step.input_of(i)].shape(),
-        step.dtypes()[i],
-        std::shared_ptr<mx::Primitive>(primitives, &primitives->back()),
-        std::vector<mx::array>{token});
+  auto replaced = inputs.begin();
+  for (const auto& [tensors, operands] : step.spec().runs) {
+    for (size_t t = 0; t < tensors; ++t, ++replaced) {
+      for (int k = 0; k < operands - 1; ++k, ++replaced) {
+        const size_t position = outputs.size();
+        primitives->emplace_back(stream, position);
+        outputs.emplace_back(
+            replaced->shape(),
+            step.dtypes()[position],
+            std::shared_ptr<mx::Primitive>(primitives, &primitives->back()),
+            std::vector<mx::array>{token});
+      }
+    }
   }
   return outputs;
 }

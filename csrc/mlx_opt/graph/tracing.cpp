@@ -10,7 +10,7 @@ namespace mlx_opt {
 
 // MLX does not export this test, but vjp and jvp can be recognised: they trace copies of their
 // primals, while compile and vmap trace arrays without a primitive.
-bool traced_for_gradient(const std::vector<mx::array>& arrays) {
+bool traced_for_gradient(const ArrayRefs& arrays) {
   std::vector<mx::array> stack;
   std::unordered_set<std::uintptr_t> seen;
   auto push = [&](const mx::array& x) {
@@ -18,7 +18,9 @@ bool traced_for_gradient(const std::vector<mx::array>& arrays) {
       stack.push_back(x);
     }
   };
-  std::for_each(arrays.begin(), arrays.end(), push);
+  for (const mx::array* x : arrays) {
+    push(*x);
+  }
   while (!stack.empty()) {
     const mx::array x = std::move(stack.back());
     stack.pop_back();

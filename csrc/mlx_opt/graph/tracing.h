@@ -1,11 +1,10 @@
 // Whether MLX traces an array, and whether it is ready to be read.
 #pragma once
 
-#include <vector>
-
 #include "mlx/array.h"
 #include "mlx/stream.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
 
@@ -13,7 +12,7 @@ namespace mx = mlx::core;
 
 /// True if a gradient transformation (vjp, jvp), which the primitives do not support, traces any of
 /// `arrays`.
-MLX_OPT_API bool traced_for_gradient(const std::vector<mx::array>& arrays);
+MLX_OPT_API bool traced_for_gradient(const ArrayRefs& arrays);
 
 /// True if work that is queued on `stream` may read `x` without waiting.
 MLX_OPT_API bool is_ready(const mx::array& x, mx::Stream stream);
