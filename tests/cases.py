@@ -39,11 +39,22 @@ class Case(NamedTuple):
     @property
     def formats(self):
         """The slots whose dtype is set by the rule, not by the parameter's and the gradient's."""
-        return {"m2": mx.float32} if self.rule == "AdEMAMix" else {}
+        own = {"AdEMAMix": ["m2"], "MADGRAD": ["s", "v", "x0"]}
+        return dict.fromkeys(own.get(self.rule, []), mx.float32)
+
+    @property
+    def unset(self):
+        """The slots that have no value before the first step."""
+        return {"Adan": ["previous"], "MADGRAD": ["x0"]}.get(self.rule, [])
 
     @property
     def slots(self):
         return references.slots(self.rule)
+
+    def is_signed(self, name):
+        """False for a slot that holds a mean or a sum of squares or of sizes."""
+        signed = {"Adan": ["v", "previous"], "MADGRAD": ["s", "x0"]}.get(self.rule, [])
+        return name.startswith("m") or name in signed
 
     def reference(self, w, g, state, step, learning_rate):
         """One step in float64."""
@@ -70,7 +81,8 @@ class Plain(stock.Optimizer):
     def init_single(self, parameter, state):
         for name in self.case.slots:
             dtype = mx.result_type(parameter, self.case.formats.get(name, parameter))
-            state[name] = mx.zeros(parameter.shape, dtype)
+            first = float("nan") if name in self.case.unset else 0.0
+            state[name] = mx.full(parameter.shape, first, dtype)
 
     def apply_single(self, gradient, parameter, state):
         before = dict(state)
@@ -127,6 +139,11 @@ CASES = [
         {"betas": (0.8, 0.95, 0.999), "alpha": 5.0, "eps": 1e-5, "weight_decay": 0.1},
     ),
     Case("AdEMAMix", {"alpha_warmup": 30, "beta3_warmup": 60}),
+    Case("Adan"),
+    Case("Adan", {"betas": (0.9, 0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
+    Case("Adan", {"weight_decay": 0.1, "no_prox": True}),
+    Case("MADGRAD"),
+    Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]
 
 # One case a rule and form of it, for behaviours that do not depend on the options.

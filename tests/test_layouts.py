@@ -73,11 +73,9 @@ class Leaf:
         pick = st.just(dtype) if dtype else dtypes
         arrays = [draw(views(shape, draw(pick), seed)) for seed in range(2 + len(case.slots))]
         self.w, self.g, *slots = arrays
-        # `m` may have any sign; the others are sums of squares.
-        signs = ["m" if name.startswith("m") else "square" for name in case.slots]
         self.slots = {
-            name: x if sign == "m" else mx.abs(x)
-            for name, sign, x in zip(case.slots, signs, slots, strict=True)
+            name: x if case.is_signed(name) else mx.abs(x)
+            for name, x in zip(case.slots, slots, strict=True)
         }
 
 
@@ -158,6 +156,13 @@ OPTIONS = {
     "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0)},
     "Lamb": {"betas": st.tuples(betas, betas), "eps": positive, "weight_decay": st.floats(0, 1.0)},
     "Signum": {"beta": betas, "weight_decay": st.floats(0, 1.0)},
+    "Adan": {
+        "betas": st.tuples(betas, betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "no_prox": st.booleans(),
+    },
+    "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),
         "alpha": st.floats(0, 10.0),
@@ -177,7 +182,7 @@ def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
     rng = np.random.default_rng(number)
     w, g, *slots = rng.normal(size=(2 + len(case.slots), 77)).astype(np.float32)
     slots = {
-        k: x if k.startswith("m") else np.abs(x) for k, x in zip(case.slots, slots, strict=True)
+        k: x if case.is_signed(k) else np.abs(x) for k, x in zip(case.slots, slots, strict=True)
     }
     learning_rate = float(np.float32(learning_rate))
 

@@ -19,6 +19,7 @@ nb::dict description(Rule rule) {
   constexpr const char* extents[] = {"elements", "rows", "columns"};
   constexpr const char* owners[] = {"all", "matrices", "vectors"};
   constexpr const char* formats[] = {"promoted", "float32"};
+  constexpr const char* begins[] = {"zeros", "unset"};
   constexpr const char* ranges[] = {
       "any", "not_negative", "positive", "not_positive", "below_one", "flag"};
   nb::list hypers, slots, conditions;
@@ -34,7 +35,8 @@ nb::dict description(Rule rule) {
         owners[static_cast<int>(slot.owner)],
         option,
         slot.idle,
-        formats[static_cast<int>(slot.format)]));
+        formats[static_cast<int>(slot.format)],
+        begins[static_cast<int>(slot.begin)]));
   }
   for (const Condition& condition : conditions_of(rule)) {
     conditions.append(
@@ -164,8 +166,8 @@ Raises:
 Returns:
     A dict for each, in the order in which their conditions are to be checked: ``rule``,
     ``optimizer``; ``hypers``, each (name, default, range); ``slots``, each (name, extent, owner,
-    option, idle, format); ``conditions``, each (option, setting); ``elementwise``, true if the
-    update of an element depends only on that element's gradient and state.)");
+    option, idle, format, begin); ``conditions``, each (option, setting); ``elementwise``, true if
+    the update of an element depends only on that element's gradient and state.)");
   m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
   m.def(
       "check_hyper",

@@ -24,6 +24,7 @@ class Slot(NamedTuple):
     option: str | None
     idle: bool
     format: str
+    begin: str
 
 
 class Form(NamedTuple):

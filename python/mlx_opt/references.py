@@ -37,8 +37,10 @@ def is_any_shape(name):
 
 
 def initial_state(name, w):
-    """The state before the first step: zeros of the parameter's shape for each slot."""
-    return {leaf: np.zeros(np.shape(w)) for leaf in slots(name)}
+    """The state before the first step: an array of the parameter's shape for each slot."""
+    form = forms_of(getattr(optimizers, name)._rule).forms[0]
+    begins = {"zeros": 0.0, "unset": np.nan}
+    return {slot.name: np.full(np.shape(w), begins[slot.begin]) for slot in form.slots}
 
 
 def run(name, w, gradients, options):
@@ -107,10 +109,15 @@ def exact_step(name, w, g, state, step, options, stored=None):
         inputs |= {f"new {slot}": stored[slot] for slot in state}
     exact = run(inputs)
     with np.errstate(invalid="ignore"):  # inf - inf: infinite values must agree exactly
-        error = {k: FLOAT32 * (np.abs(inputs[k]) + np.abs(x - inputs[k])) for k, x in exact.items()}
+        error = {k: FLOAT32 * (_size(inputs[k]) + _size(x - inputs[k])) for k, x in exact.items()}
         for changed, x in inputs.items():
             less = run(inputs | {changed: x * (1 - FLOAT32)})
             more = run(inputs | {changed: x * (1 + FLOAT32)})
             for k in exact:
                 error[k] += np.maximum(np.abs(less[k] - exact[k]), np.abs(more[k] - exact[k]))
     return {k: (x, error[k]) for k, x in exact.items()}
+
+
+def _size(x):
+    """Absolute values; 0 for NaN, as which a slot may begin."""
+    return np.where(np.isnan(x), 0.0, np.abs(x))

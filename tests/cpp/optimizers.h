@@ -108,6 +108,29 @@ inline const std::vector<Case>& elementwise() {
          const double m = s[0] / (1 - std::pow(0.9, step)) + 2 * std::min(step / 2.0, 1.0) * s[1];
          w -= lr * 0.1 * w + lr * m / (std::sqrt(s[2] / (1 - std::pow(0.999, step))) + 1e-8);
        }},
+      {"Adan",
+       RuleByName{"Adan", {{"weight_decay", 0.1}}},
+       [](double& w, Values& s, double g, double lr, int step) {
+         const double difference = step == 1 ? 0 : g - s[3];
+         const double ahead = g + 0.92 * difference;
+         s[0] = 0.98 * s[0] + 0.02 * g;
+         s[1] = 0.92 * s[1] + 0.08 * difference;
+         s[2] = 0.99 * s[2] + 0.01 * ahead * ahead;
+         s[3] = g;
+         const double m = s[0] / (1 - std::pow(0.98, step));
+         const double v = s[1] / (1 - std::pow(0.92, step));
+         w -= lr * (m + 0.92 * v) / (std::sqrt(s[2] / (1 - std::pow(0.99, step))) + 1e-8);
+         w /= 1 + lr * 0.1;
+       }},
+      {"MADGRAD",
+       RuleByName{"MADGRAD", {{"weight_decay", 0.1}}},
+       [](double& w, Values& s, double g, double lr, int step) {
+         const double d = g + 0.1 * w;
+         s[0] += lr * std::sqrt(step) * d;
+         s[1] += lr * std::sqrt(step) * d * d;
+         s[2] = step == 1 ? w : s[2];
+         w = 0.9 * w + 0.1 * (s[2] - s[0] / (std::cbrt(s[1]) + 1e-6));
+       }},
   };
   return cases;
 }

@@ -58,6 +58,21 @@ TEST_CASE("a slot with a format of its own leaves the parameter its dtype") {
   CHECK(state[1].data<float>()[0] == doctest::Approx(1e-4).epsilon(1e-6));
 }
 
+TEST_CASE("a slot that begins unset is NaN, and the first step gives it its value") {
+  const RuleByName hypers = {"MADGRAD"};
+  mlx_opt::Arrays w = {mx::full({5}, 3.0f, mx::bfloat16)};
+  mlx_opt::Arrays state = mlx_opt::initial_state(hypers, w);
+  REQUIRE(mlx_opt::state_names(hypers, 1) == std::vector<std::string_view>{"s", "v", "x0"});
+  CHECK_FALSE(mx::any(state[1]).item<bool>());
+  CHECK(mx::all(mx::isnan(state[2])).item<bool>());
+  for (int step = 1; step <= 2; ++step) {
+    mlx_opt::update(w, {mx::ones({5})}, state, hypers, mx::array(0.1f), mx::array(step));
+    mx::eval(state);
+    CHECK(state[2].dtype() == mx::float32);
+    CHECK(mx::all(mx::equal(state[2], mx::array(3.0f))).item<bool>());
+  }
+}
+
 TEST_CASE("a hyperparameter out of its range is refused by name") {
   CHECK_THROWS_WITH_AS(
       mlx_opt::definition(RuleByName{"AdEMAMix", {{"betas[2]", 1.0}}}),

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -129,6 +130,19 @@ TEST_CASE("all mixes of storage and all lengths of tail follow the formula") {
       check_adamw({a, a, a, a}, size);
     }
   }
+}
+
+TEST_CASE("a cube root is good to a few units in the last place, of the smallest numbers too") {
+  using portable::cube_root;
+  for (float x = 1e-45f; x < 3e38f; x = std::nextafter(x * 1.0371f, INFINITY)) {
+    CAPTURE(x);
+    const double exact = std::cbrt(double(x));
+    REQUIRE(std::abs(cube_root(x) - exact) <= 0x1p-23 * exact);
+  }
+  CHECK(cube_root(std::numeric_limits<float>::max()) == doctest::Approx(6.9814636e12));
+  CHECK(cube_root(0.0f) == 0.0f);
+  CHECK(std::isinf(cube_root(INFINITY)));
+  CHECK(std::isnan(cube_root(NAN)));
 }
 
 TEST_CASE("halves convert as MLX converts them, all of them") {

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "mlx/mlx.h"
@@ -63,12 +64,29 @@ mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index) {
   return mlx_opt::slot_shape(*program.slots(factored)[index], parameter);
 }
 
+namespace {
+
+// Some elements are NaN, as those are that have no value yet.
+mx::array partly_unset(const mx::array& x) {
+  const mx::array nan(std::numeric_limits<float>::quiet_NaN(), x.dtype());
+  const auto cpu = mx::Device::cpu;
+  auto result = mx::where(mx::greater(x, mx::array(1, x.dtype()), cpu), nan, x, cpu);
+  result.eval();
+  return result;
+}
+
+} // namespace
+
 std::vector<mx::array> operands_of(
     Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
+  const auto slots = mlx_opt::Program(rule).slots(0);
   std::vector<mx::array> operands;
   for (const auto& shape : shapes) {
-    for (int k = 0; k < mlx_opt::info(rule).slots + 2; ++k) {
-      operands.push_back(numbers(shape, dtype, static_cast<int>(operands.size())));
+    for (size_t k = 0; k < slots.size() + 2; ++k) {
+      const bool is_slot = 0 < k && k <= slots.size();
+      const auto x = numbers(shape, dtype, static_cast<int>(operands.size()));
+      const bool unset = is_slot && slots[k - 1]->begin == mlx_opt::Begin::unset;
+      operands.push_back(unset ? partly_unset(x) : x);
     }
   }
   return operands;

@@ -20,8 +20,9 @@ namespace mlx_opt {
 /// Throws std::invalid_argument for a hyperparameter out of its range.
 MLX_OPT_API std::vector<std::string_view> state_names(const Hyperparameters& hypers, size_t ndim);
 
-/// Zeros for the state that `update` takes: for each parameter the arrays of `state_names`, with
-/// the parameter's dtype, and its shape unless the optimizer's documentation says another.
+/// The state that `update` takes: for each parameter the arrays of `state_names`, with the
+/// parameter's dtype and its shape unless the optimizer's documentation says another. They are
+/// zeros, or NaN where the first step takes a copy of the parameter or the gradient.
 MLX_OPT_API Arrays initial_state(const Hyperparameters& hypers, const Arrays& parameters);
 
 /// One step of an optimizer over all parameters: replaces the arrays in `parameters` and `state` by

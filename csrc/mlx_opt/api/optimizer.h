@@ -26,8 +26,8 @@ using NamedArrays = std::map<std::string, mx::array>;
 class MLX_OPT_API Optimizer {
  public:
   /// `parameters`: those to be updated; float32, float16 or bfloat16. Only shapes and dtypes are
-  /// noted; the state begins as zeros. `learning_rate`: only Adafactor with relative_step, which
-  /// does not use it, can do without.
+  /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
+  /// relative_step, which does not use it, can do without.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
   /// dtype and for a learning rate that is missing, std::runtime_error if the running MLX is not

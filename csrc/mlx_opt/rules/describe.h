@@ -43,6 +43,12 @@ enum class Format : uint8_t {
   float32,  // whatever the parameter and the gradient are
 };
 
+/// What a slot holds before the first step of its parameter.
+enum class Begin : uint8_t {
+  zeros,
+  unset, // NaN, for which the rule's first step takes a copy of what it has then; see `value_or`
+};
+
 struct SlotInfo {
   const char* name;
   Extent extent = Extent::elements;
@@ -54,6 +60,7 @@ struct SlotInfo {
   /// True if the rule neither reads nor writes the slot; it is there because mlx.optimizers has it.
   bool idle = false;
   Format format = Format::promoted;
+  Begin begin = Begin::zeros;
 };
 
 /// What an option must be for a rule to serve its optimizer.

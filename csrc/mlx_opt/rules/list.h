@@ -5,9 +5,11 @@
 #include "adagrad.h"
 #include "adamax.h"
 #include "adamw.h"
+#include "adan.h"
 #include "ademamix.h"
 #include "lamb.h"
 #include "lion.h"
+#include "madgrad.h"
 #include "muon.h"
 #include "rmsprop.h"
 #include "sgd.h"
@@ -19,8 +21,10 @@
   RULE(Adagrad)                     \
   RULE(Adamax)                      \
   RULE(AdamW)                       \
+  RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(Lion)                        \
+  RULE(MADGRAD)                     \
   RULE(Momentum)                    \
   RULE(Muon)                        \
   RULE(Nesterov)                    \

@@ -73,6 +73,12 @@ MLX_OPT_FN float exp_minus_one(float x) {
 MLX_OPT_FN float power(float x, float y) {
   return ::metal::precise::pow(x, y);
 }
+MLX_OPT_FN int as_int(float x) {
+  return as_type<int>(x);
+}
+MLX_OPT_FN float as_float(int bits) {
+  return as_type<float>(bits);
+}
 #elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
 MLX_OPT_FN float power(float x, float y) {
   return powf(x, y);
@@ -88,6 +94,12 @@ MLX_OPT_FN float exp_minus_one(float x) {
 }
 MLX_OPT_FN float fma(float a, float b, float c) {
   return fmaf(a, b, c);
+}
+MLX_OPT_FN int as_int(float x) {
+  return __float_as_int(x);
+}
+MLX_OPT_FN float as_float(int bits) {
+  return __int_as_float(bits);
 }
 #else
 MLX_OPT_FN float power(float x, float y) {
@@ -109,6 +121,12 @@ MLX_OPT_FN float fma(float a, float b, float c) {
   return a * b + c;
 #endif
 }
+MLX_OPT_FN int as_int(float x) {
+  return __builtin_bit_cast(int, x);
+}
+MLX_OPT_FN float as_float(int bits) {
+  return __builtin_bit_cast(float, bits);
+}
 #endif
 
 // The larger of the two; NaN if either is.
@@ -119,6 +137,11 @@ MLX_OPT_FN float maximum(float a, float b) {
 // The smaller of the two; NaN if either is.
 MLX_OPT_FN float minimum(float a, float b) {
   return (a < b || a != a) ? a : b;
+}
+
+// What a slot that begins unset holds, or `first` while it is unset.
+MLX_OPT_FN float value_or(float slot, float first) {
+  return slot == slot ? slot : first;
 }
 
 // -1, 0 or 1; 0 for NaN, as mx.sign.
@@ -134,6 +157,20 @@ MLX_OPT_FN float scaled(float rate, float x) {
 // The decay of w: rate * w, but 0 for an infinite w.
 MLX_OPT_FN float decay_of(float w, float rate) {
   return absolute(w) <= 3.402823466e38f ? rate * w : 0.0f;
+}
+
+// The cube root of x, which is 0 or more. An estimate by the bits, whose exponent is divided by 3,
+// is good to 4 %; each step of Halley's method triples its digits. The scales keep off denormal
+// numbers, whose bits are no logarithm, and numbers whose multiples are infinite.
+MLX_OPT_FN float cube_root(float x) {
+  bool small = x < 1e-30f;
+  float v = x * (small ? 16777216.0f : 1.0f / 16777216);
+  float y = as_float(static_cast<int>(static_cast<float>(as_int(v)) * (1.0f / 3) + 709958130.0f));
+  for (int i = 0; i < 2; ++i) {
+    float cube = y * y * y;
+    y = fma(y, (v - cube) / fma(2.0f, cube, v), y);
+  }
+  return x > 0.0f && x <= 3.402823466e38f ? y * (small ? 1.0f / 256 : 256.0f) : x;
 }
 
 // 1 - x^n.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <stdexcept>
 
 #include "mlx/ops.h"
@@ -86,8 +87,9 @@ mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
 std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {
   std::vector<mx::array> state;
   for (const SlotInfo* slot : program.state_slots(parameter.ndim())) {
-    state.push_back(
-        mx::zeros(slot_shape(*slot, parameter.shape()), slot_dtype(*slot, parameter.dtype())));
+    const float value = slot->begin == Begin::unset ? std::numeric_limits<float>::quiet_NaN() : 0;
+    state.push_back(mx::full(
+        slot_shape(*slot, parameter.shape()), value, slot_dtype(*slot, parameter.dtype())));
   }
   return state;
 }

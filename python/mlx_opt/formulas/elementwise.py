@@ -1,6 +1,6 @@
 """The formulas of the elementwise rules."""
 
-from .registry import log, reference
+from .registry import log, reference, value_or
 
 
 @reference(
@@ -183,6 +183,57 @@ def ademamix(
     d = learning_rate * (m1 / c1 + alpha * m2) / (xp.sqrt(v / c2) + eps)
     w = (1 - learning_rate * weight_decay) * w - d
     return w, {"m1": m1, "m2": m2, "v": v}
+
+
+@reference("Adan", {"weight_decay": 0.1}, {"weight_decay": 0.1, "no_prox": True})
+def adan(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.98, 0.92, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
+    no_prox=False,
+):
+    """Adan: Adam with Nesterov's momentum, by the differences of gradients that follow each other.
+
+    Xie, Zhou, Li, Lin and Yan 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster
+    Optimizing Deep Models", arXiv:2208.06677.
+    """
+    beta1, beta2, beta3 = betas
+    difference = g - value_or(xp, state["previous"], g)
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * difference
+    n = beta3 * state["n"] + (1 - beta3) * (g + beta2 * difference) ** 2
+    c1, c2, c3 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    d = learning_rate * (m / c1 + beta2 * v / c2) / (xp.sqrt(n / c3) + eps)
+    decay = learning_rate * weight_decay
+    w = (1 - decay) * w - d if no_prox else (w - d) / (1 + decay)
+    return w, {"m": m, "v": v, "n": n, "previous": g}
+
+
+@reference("MADGRAD", {"weight_decay": 0.1})
+def madgrad(xp, w, g, state, step, *, learning_rate, momentum=0.9, weight_decay=0.0, eps=1e-6):
+    """MADGRAD: the sum of all gradients, from where the parameter began, over a cube root.
+
+    Defazio and Jelassi 2022, "A Momentumized, Adaptive, Dual Averaged Gradient Method", JMLR 23,
+    arXiv:2101.11075.
+    """
+    x0 = value_or(xp, state["x0"], w)
+    weight = learning_rate * xp.sqrt(step)
+
+    g = g + xp.where(weight_decay == 0, 0, weight_decay * w)  # 0 of an infinite parameter too
+    s = state["s"] + weight * g
+    v = state["v"] + weight * g**2
+    root = v ** (1 / 3) + eps
+    z = x0 - xp.where(root == 0, 0, s / xp.where(root == 0, 1, root))
+    w = momentum * w + (1 - momentum) * z
+    return w, {"s": s, "v": v, "x0": x0}
 
 
 def _progress(xp, step, steps):

@@ -46,3 +46,8 @@ def log(xp, x):
     if isinstance(x, mx.array):
         return xp.log(x)
     return math.log(x) if x > 0 else -1e300
+
+
+def value_or(xp, slot, first):
+    """A slot of the state that begins unset, as NaN, or `first` while it is that."""
+    return xp.where(xp.isnan(slot), first, slot)

@@ -89,6 +89,12 @@ inline float __uint_as_float(unsigned x) {
 inline unsigned __float_as_uint(float x) {
   return same_bits<unsigned>(x);
 }
+inline float __int_as_float(int x) {
+  return same_bits<float>(x);
+}
+inline int __float_as_int(float x) {
+  return same_bits<int>(x);
+}
 
 // The instructions that programs write in assembly. The first of two halves goes to the high bits.
 inline float cvt_f32_f16(unsigned short x) {

@@ -102,6 +102,8 @@ class Tensor:
         self.names = ["w", *primitive(case).state]
         values = [normal(*shape, seed=seed + k) for k in range(len(self.names) + 1)]
         values[1:-1] = [mx.abs(x) for x in values[1:-1]]
+        for slot in map(self.names.index, case.unset):  # some elements have no value yet
+            values[slot] = mx.where(values[slot] > 1, float("nan"), values[slot])
         self.values = [x.astype(dtype) for x, dtype in zip(values, name.storages, strict=True)]
         self.buffers = [kernels.stored(x, lead) for x in self.values]
         self.size, self.shape = values[0].size, shape

@@ -10,7 +10,7 @@ namespace {
 template <typename Element, int count>
 MLX_OPT_FN Element take(const float (&from)[count][lanes], int i) {
   constexpr int fields = sizeof(Element) / sizeof(float);
-  static_assert(fields <= 4, "take and put know elements of up to four fields");
+  static_assert(fields <= 5, "take and put know elements of up to five fields");
   static_assert(fields <= count);
   if constexpr (fields == 1) {
     return {from[0][i]};
@@ -18,8 +18,10 @@ MLX_OPT_FN Element take(const float (&from)[count][lanes], int i) {
     return {from[0][i], from[1][i]};
   } else if constexpr (fields == 3) {
     return {from[0][i], from[1][i], from[2][i]};
-  } else {
+  } else if constexpr (fields == 4) {
     return {from[0][i], from[1][i], from[2][i], from[3][i]};
+  } else {
+    return {from[0][i], from[1][i], from[2][i], from[3][i], from[4][i]};
   }
 }
 
@@ -34,9 +36,12 @@ MLX_OPT_FN void put(float (&to)[count][lanes], int i, const Element& e) {
   } else if constexpr (count == 3) {
     const auto [a, b, c] = e;
     to[0][i] = a, to[1][i] = b, to[2][i] = c;
-  } else {
+  } else if constexpr (count == 4) {
     const auto [a, b, c, d] = e;
     to[0][i] = a, to[1][i] = b, to[2][i] = c, to[3][i] = d;
+  } else {
+    const auto [a, b, c, d, f] = e;
+    to[0][i] = a, to[1][i] = b, to[2][i] = c, to[3][i] = d, to[4][i] = f;
   }
 }
 
