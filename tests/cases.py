@@ -3,6 +3,7 @@
 Values are drawn in NumPy from a seed, so that both optimizers and the reference see the same.
 """
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,17 @@ class Case(NamedTuple):
     def slots(self):
         return references.slots(self.rule)
 
+    @property
+    def keeps(self):
+        """The numbers that the root of the state keeps from step to step."""
+        return ["mu_product"] if self.rule == "NAdam" else []
+
+    def begin_behind(self, optimizer, steps):
+        """Let the next step of an optimizer be that behind so many."""
+        optimizer.state["step"] = mx.array(steps, mx.uint64)
+        for name in self.keeps:
+            optimizer.state[name] = mx.array(mu_product(self, steps))
+
     def is_signed(self, name):
         """False for a slot that holds a mean or a sum of squares or of sizes."""
         signed = {"Adan": ["v", "previous"], "MADGRAD": ["s", "x0"]}.get(self.rule, [])
@@ -70,6 +82,13 @@ def is_lazy(x):
         return "label" in path.read_text()
 
 
+def mu_product(case, steps):
+    """NAdam's product of the momenta of the first `steps` steps."""
+    beta1 = case.options.get("betas", (0.9, 0.999))[0]
+    decay = case.options.get("momentum_decay", 4e-3)
+    return math.prod(beta1 * (1 - 0.5 * 0.96 ** (i * decay)) for i in range(1, steps + 1))
+
+
 class Plain(stock.Optimizer):
     """A rule that mlx.optimizers does not have, written in its style as a graph of operations."""
 
@@ -77,6 +96,16 @@ class Plain(stock.Optimizer):
         super().__init__()
         self._maybe_schedule("learning_rate", learning_rate)
         self.case = case
+        if case.keeps:
+            self.state["mu_product"] = mx.array(1.0)
+
+    def apply_gradients(self, gradients, parameters):
+        if self.case.keeps:
+            beta1 = self.case.options.get("betas", (0.9, 0.999))[0]
+            decay = self.case.options.get("momentum_decay", 4e-3)
+            momentum = beta1 * (1 - 0.5 * 0.96 ** ((self.step + 1) * decay))
+            self.state["mu_product"] = self.state["mu_product"] * momentum
+        return super().apply_gradients(gradients, parameters)
 
     def init_single(self, parameter, state):
         for name in self.case.slots:
@@ -94,6 +123,7 @@ class Plain(stock.Optimizer):
             self.step,
             learning_rate=self.learning_rate,
             **self.case.options,
+            **{name: self.state[name] for name in self.case.keeps},
         )
         state.update(after)
         if any(x.dtype not in DTYPES for x in (gradient, parameter, *before.values())):
@@ -142,6 +172,10 @@ CASES = [
     Case("Adan"),
     Case("Adan", {"betas": (0.9, 0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("Adan", {"weight_decay": 0.1, "no_prox": True}),
+    Case("NAdam"),
+    Case("NAdam", {"betas": (0.8, 0.95), "eps": 1e-5, "momentum_decay": 0.5}),
+    Case("NAdam", {"weight_decay": 0.1}),
+    Case("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

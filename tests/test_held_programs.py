@@ -156,6 +156,8 @@ class HeldBuffers(RuleBasedStateMachine):
         """The same step on what is kept, evaluated at once."""
         optimizer = self.case.ours(0.05)
         optimizer.state["step"] = mx.array(self.steps, mx.uint64)
+        for name in self.case.keeps:
+            optimizer.state[name] = mx.array(self.optimizer.state[name].item())
         w = {str(i): self.w[i].exact for i in g}
         optimizer.init(w)
         for i in g:

@@ -93,7 +93,7 @@ def leaves(model, optimizer):
     return {
         path: leaf
         for path, leaf in tree_flatten(trees)
-        if path not in ("state.step", "state.learning_rate")
+        if path not in ("state.step", "state.learning_rate", "state.mu_product")
     }
 
 

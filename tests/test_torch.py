@@ -39,6 +39,17 @@ PAIRS = [
         "AdamW",
         {"weight_decay": 0.1},
     ),
+    (Case("NAdam"), "NAdam", {}),
+    (
+        Case("NAdam", {"weight_decay": 0.1, "momentum_decay": 0.1}),
+        "NAdam",
+        {"weight_decay": 0.1, "momentum_decay": 0.1},
+    ),
+    (
+        Case("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+        "NAdam",
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
 ]
 each_pair = pytest.mark.parametrize(
     ("case", "name", "options"), PAIRS, ids=[str(case) for case, _, _ in PAIRS]
@@ -52,6 +63,7 @@ MOMENTS = {
     "AdaDelta": {"v": "square_avg", "u": "acc_delta"},
     "Adam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "AdamW": {"m": "exp_avg", "v": "exp_avg_sq"},
+    "NAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
 }
 
 

@@ -149,7 +149,7 @@ def test_an_empty_update_counts_a_step(case):
     for _ in range(4):
         optimizer.update(model, {})
     assert optimizer.step.item() == 4
-    assert optimizer.state.keys() == {"step", "learning_rate"}
+    assert optimizer.state.keys() == {"step", "learning_rate", *case.keeps}
     np.testing.assert_allclose(optimizer.learning_rate.item(), 0.1 * 0.5**3, rtol=1e-6)
 
 

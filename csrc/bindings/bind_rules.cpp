@@ -8,6 +8,7 @@
 
 #include "bindings/scalars.h"
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/step/kept.h"
 
 namespace mlx_opt::python {
 namespace {
@@ -24,8 +25,8 @@ nb::dict description(Rule rule) {
       "any", "not_negative", "positive", "not_positive", "below_one", "flag"};
   nb::list hypers, slots, conditions;
   for (const HyperInfo& hyper : hypers_of(rule)) {
-    hypers.append(
-        nb::make_tuple(hyper.name, hyper.standard, ranges[static_cast<int>(hyper.range)]));
+    hypers.append(nb::make_tuple(
+        hyper.name, hyper.standard, ranges[static_cast<int>(hyper.range)], hyper.kept));
   }
   for (const SlotInfo& slot : slots_of(rule)) {
     nb::object option = slot.option ? nb::object(nb::str(slot.option)) : nb::none();
@@ -93,6 +94,16 @@ std::vector<mx::Dtype> result_dtypes(
   std::vector<mx::Dtype> dtypes;
   push_dtypes(slots, pointers.data(), is_coupled(program.rule(), scalars.hypers), dtypes);
   return dtypes;
+}
+
+nb::dict next_kept(const Program& program, const std::vector<nb::object>& hypers, nb::handle step) {
+  nb::dict kept;
+  const Rule rule = program.rule();
+  if (const HyperInfo* info = kept_by(rule)) {
+    const GroupScalars scalars = scalars_from(rule, hypers, nb::none(), step);
+    kept[info->name] = *mlx_opt::next_kept(rule, scalars.hypers, scalars.step);
+  }
+  return kept;
 }
 
 nb::list descriptions(const std::string& optimizer) {
@@ -165,7 +176,7 @@ Raises:
 
 Returns:
     A dict for each, in the order in which their conditions are to be checked: ``rule``,
-    ``optimizer``; ``hypers``, each (name, default, range); ``slots``, each (name, extent, owner,
+    ``optimizer``; ``hypers``, each (name, default, range, kept); ``slots``, each (name, extent, owner,
     option, idle, format, begin); ``conditions``, each (option, setting); ``elementwise``, true if
     the update of an element depends only on that element's gradient and state.)");
   m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
@@ -198,6 +209,18 @@ Raises:
       "program"_a,
       "parameter"_a,
       "The state of a parameter before the first step, a dict of arrays.");
+  m.def(
+      "next_kept",
+      next_kept,
+      "program"_a,
+      "hypers"_a,
+      "step"_a,
+      R"(The numbers that a rule keeps from step to step, as they are in a step: 0-d arrays by name.
+
+Args:
+    program: What updates the parameters.
+    hypers: Its hyperparameters in order, the last of which are these numbers as they were before.
+    step: The number of the step, from 1.)");
   m.def(
       "result_dtypes",
       result_dtypes,

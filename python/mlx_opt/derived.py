@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from . import _ext
 from .forms import Form, forms_of
@@ -72,6 +73,18 @@ class DerivedOptimizer(FusedOptimizer):
         """Initialize optimizer state"""
         state.update(_ext.initial_state(self._program()[0], parameter))
 
+    def _apply_leaves(self, gradients: Any, parameters: Any) -> Any:
+        if not self._form.kept:
+            return super()._apply_leaves(gradients, parameters)
+        # As mlx.optimizers' own, and then the numbers that `apply_single` finds in the state.
+        if not self._initialized:
+            self.init(gradients)
+        for name, schedule in self._schedulers.items():
+            self.state[name] = schedule(self.step)
+        self.state["step"] = self.step + 1
+        self.state.update(_ext.next_kept(*self._program(), self.step))
+        return tree_map(self.apply_single, gradients, parameters, self.state)
+
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         program, hypers = self._program()
         names = [slot.name for slot in self._form.slots]
@@ -88,6 +101,7 @@ class DerivedOptimizer(FusedOptimizer):
             self.step,
             learning_rate=self.learning_rate,
             **{hyper.name: getattr(self, hyper.name) for hyper in self._hyperparameters},
+            **{name: getattr(self, name) for name in self._form.kept},
         )
         results = [new, *(after[name] for name in names)]
         if dtypes is not None:
@@ -112,6 +126,8 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
         self._maybe_schedule("learning_rate", arguments.arguments["learning_rate"])
         for hyper in hyperparameters:
             setattr(self, hyper.name, arguments.arguments[hyper.name])
+        for kept, first in form.kept.items():
+            self.state[kept] = mx.array(first)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     members: dict[str, Any] = {
@@ -123,7 +139,17 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
         "_rule": name,
     }
     members |= {hyper.name: hyper for hyper in hyperparameters}
+    members |= {kept: _kept_number(kept) for kept in form.kept}
     return type(name, (DerivedOptimizer,), members)
+
+
+def _kept_number(name: str) -> property:
+    def number(self: Any) -> mx.array:
+        if name not in self.state:
+            raise KeyError(f'the optimizer state has no "{name}"')
+        return self.state[name]
+
+    return property(number, doc="Of the last step, from the state, which keeps it; a 0-d array.")
 
 
 def _hyperparameters(optimizer: str, form: Form) -> list[Hyperparameter]:

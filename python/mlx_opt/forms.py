@@ -37,6 +37,9 @@ class Form(NamedTuple):
     standards: dict[str, Any]
     """The defaults of the hyperparameters, by their names in the rule's description."""
 
+    kept: dict[str, float]
+    """The numbers that the state keeps, with those that they begin as; behind the `hypers`."""
+
     slots: tuple[Slot, ...]
     conditions: tuple[tuple[str, str], ...]
     option: str | None
@@ -52,6 +55,7 @@ class Form(NamedTuple):
         hypers = [
             values[name] if index is None else values[name][index] for name, index in self.hypers
         ]
+        hypers += [values[name] for name in self.kept]
         if self.option is None:
             return _program(self.rule), hypers
         with_options = values[self.option] is not None
@@ -81,6 +85,7 @@ def forms_of(optimizer: str) -> Forms:
     forms = tuple(_form(description) for description in _ext.descriptions(optimizer))
     attributes = {name: None for form in forms for name, _ in form.hypers}
     attributes |= {option: None for form in forms for option, _ in form.conditions}
+    attributes |= {name: None for form in forms for name in form.kept}
     return Forms(forms, tuple(attributes))
 
 
@@ -89,12 +94,14 @@ def _form(description: dict[str, Any]) -> Form:
     options = [slot.option for slot in slots if slot.option is not None]
     standards = {
         name: bool(standard) if range == "flag" else standard
-        for name, standard, range in description["hypers"]
+        for name, standard, range, kept in description["hypers"]
+        if not kept
     }
     return Form(
         description["rule"],
-        tuple(_hyper(name) for name, *_ in description["hypers"]),
+        tuple(map(_hyper, standards)),
         standards,
+        {name: first for name, first, _, kept in description["hypers"] if kept},
         slots,
         tuple(description["conditions"]),
         options[0] if options else None,

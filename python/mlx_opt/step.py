@@ -46,6 +46,9 @@ class Settled(NamedTuple):
 
     program: _ext.Program
     hypers: list
+    kept: list[str]
+    """The numbers in the state's root that the rule keeps."""
+
     rate: Any
     step: Any
     formula: Formula
@@ -122,6 +125,7 @@ def _prepare(
             _choose_root_entries(step, clipped, rollback)
             record(step.optimizer, clipped, rollback)
         counters += counters_of(step.state)
+        counters += [step.state[name] for name in step.kept if name in step.state]
     trees = []
     for optimizer, own, apply in shares:
         if apply is not None:
@@ -148,6 +152,11 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     rollback.put(optimizer.state, "step", after["step"], before)
     program, hypers = optimizer._program()
     rate, step = optimizer._rate(), optimizer.step
+    kept = _ext.next_kept(program, hypers, step)
+    for name, number in kept.items():
+        after[name] = number
+        rollback.put(optimizer.state, name, number, before)
+    hypers[len(hypers) - len(kept) :] = kept.values()
     # A schedule may have installed a hook.
     own = optimizer._uses_own_step()
     formula = optimizer._formula if own else optimizer.apply_single
@@ -161,6 +170,7 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
         after,
         program,
         hypers,
+        list(kept),
         rate,
         step,
         formula,

@@ -73,6 +73,19 @@ TEST_CASE("a slot that begins unset is NaN, and the first step gives it its valu
   }
 }
 
+TEST_CASE("a number that a rule keeps is no hyperparameter that can be set") {
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::definition(RuleByName{"NAdam", {{"mu_product", 0.5}}}),
+      "mlx_opt NAdam: there is no hyperparameter mu_product",
+      std::invalid_argument);
+  mlx_opt::Arrays w = {mx::ones({5})};
+  mlx_opt::Arrays state = mlx_opt::initial_state(RuleByName{"NAdam"}, w);
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::update(w, {w[0]}, state, RuleByName{"NAdam"}, mx::array(0.1f), mx::array(1)),
+      "mlx_opt NAdam: Optimizer alone keeps its mu_product",
+      std::invalid_argument);
+}
+
 TEST_CASE("a hyperparameter out of its range is refused by name") {
   CHECK_THROWS_WITH_AS(
       mlx_opt::definition(RuleByName{"AdEMAMix", {{"betas[2]", 1.0}}}),

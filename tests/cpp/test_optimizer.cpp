@@ -129,6 +129,49 @@ TEST_CASE("a step whose norm is not finite is counted, and nothing else changes"
   }
 }
 
+TEST_CASE("a number that a rule keeps changes with each step that is taken, and is in the state") {
+  const mlx_opt::RuleByName hypers = {"NAdam", {{"momentum_decay", 0.1}}};
+  const auto momentum = [](int step) { return 0.9 * (1 - 0.5 * std::pow(0.96, 0.1 * step)); };
+  const auto kept = [](const Optimizer& optimizer) {
+    return mx::array(optimizer.state().at("mu_product")).item<float>();
+  };
+  for (bool skips : {false, true}) {
+    auto named = parameters();
+    Optimizer optimizer(named, hypers, 0.1);
+    CHECK(kept(optimizer) == 1);
+    double product = 1, m = 0, v = 0, w = 0.5;
+    for (int step = 1; step <= 4; ++step) {
+      if (skips) {
+        auto broken = gradients();
+        broken.at("bias") = broken.at("bias") * mx::array(NAN);
+        optimizer.update(named, broken, {.skip_nonfinite = true});
+        CHECK(kept(optimizer) == doctest::Approx(product).epsilon(1e-6));
+      }
+      auto g = gradients();
+      mx::eval(mlx_opt::values(g));
+      optimizer.update(named, std::move(g), {.skip_nonfinite = skips});
+      product *= momentum(step);
+      CHECK(kept(optimizer) == doctest::Approx(product).epsilon(1e-6));
+      const double d = 0.25;
+      m = 0.9 * m + 0.1 * d;
+      v = 0.999 * v + 0.001 * d * d;
+      const double next = momentum(step + 1);
+      w -= 0.1 * (next * m / (1 - product * next) + (1 - momentum(step)) * d / (1 - product)) /
+           (std::sqrt(v / (1 - std::pow(0.999, step))) + 1e-8);
+      mx::eval(named.at("bias"));
+      CHECK(named.at("bias").data<float>()[0] == doctest::Approx(w).epsilon(1e-5));
+    }
+    auto other = parameters();
+    Optimizer again(other, hypers, 0.1);
+    again.set_state(optimizer.state());
+    CHECK(equal(again.state(), optimizer.state()));
+    auto state = optimizer.state();
+    state.erase("mu_product");
+    CHECK(
+        message_of([&] { again.set_state(state); }) == "mlx_opt: the state has no \"mu_product\"");
+  }
+}
+
 TEST_CASE("an update that fails names the parameter and changes nothing") {
   auto named = parameters();
   Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1);

@@ -46,7 +46,8 @@ bool is_known(std::string_view optimizer, const std::string& name) {
   for (Rule rule : rules_of(optimizer)) {
     const auto hypers = hypers_of(rule);
     const auto conditions = conditions_of(rule);
-    if (std::any_of(hypers.begin(), hypers.end(), [&](auto& x) { return x.name == name; }) ||
+    if (std::any_of(
+            hypers.begin(), hypers.end(), [&](auto& x) { return x.name == name && !x.kept; }) ||
         std::any_of(
             conditions.begin(), conditions.end(), [&](auto& x) { return x.option == name; })) {
       return true;

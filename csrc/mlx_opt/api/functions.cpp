@@ -4,6 +4,7 @@
 
 #include "mlx/ops.h"
 #include "mlx_opt/api/run_step.h"
+#include "mlx_opt/step/kept.h"
 
 namespace mlx_opt {
 namespace {
@@ -42,6 +43,9 @@ void update(
     const std::optional<GradientScale>& scale,
     mx::StreamOrDevice s) {
   const Definition definition = mlx_opt::definition(hypers);
+  if (const HyperInfo* kept = kept_by(definition.program.rule())) {
+    refuse(definition.program.rule(), std::string("Optimizer alone keeps its ") + kept->name);
+  }
   check_count("gradients", gradients.size(), parameters.size());
   std::vector<Leaf> leaves;
   leaves.reserve(parameters.size());

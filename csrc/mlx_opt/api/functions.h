@@ -45,9 +45,10 @@ MLX_OPT_API Arrays initial_state(const Hyperparameters& hypers, const Arrays& pa
 /// old ones where a gradient has its parameter's dtype. A step can be part of a function that
 /// mx::compile or mx::vmap takes, but not of one that is differentiated.
 ///
-/// Throws std::invalid_argument where an argument does not fit, which it names, and
-/// std::runtime_error if the device has no backend or the running MLX is not the one that this
-/// library was built for (MLX_OPT_MLX_VERSION). `parameters` and `state` are then as they were.
+/// Throws std::invalid_argument where an argument does not fit, which it names, and for NAdam,
+/// whose mu_product Optimizer alone keeps; std::runtime_error if the device has no backend or the
+/// running MLX is not the one that this library was built for (MLX_OPT_MLX_VERSION). `parameters`
+/// and `state` are then as they were.
 MLX_OPT_API void update(
     Arrays& parameters,
     Arrays gradients,

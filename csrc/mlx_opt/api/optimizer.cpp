@@ -8,6 +8,7 @@
 #include "mlx_opt/api/run_step.h"
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
+#include "mlx_opt/step/kept.h"
 #include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
 
@@ -63,6 +64,10 @@ void move_former_entries(NamedArrays& state) {
   }
 }
 
+std::string name_of_kept(const Hyperparameters& hypers) {
+  return kept_by(definition(hypers).program.rule())->name;
+}
+
 std::uint64_t number(const std::optional<mx::array>& count) {
   return count ? mx::array(*count).item<std::uint64_t>() : 0;
 }
@@ -83,6 +88,9 @@ Optimizer::Optimizer(
   const Definition definition = mlx_opt::definition(hypers_);
   if (!learning_rate && definition.uses_learning_rate) {
     reject("this optimizer needs a learning rate");
+  }
+  if (const HyperInfo* kept = kept_by(definition.program.rule())) {
+    kept_ = mx::array(static_cast<float>(kept->standard));
   }
   for (const auto& [name, parameter] : parameters) {
     check_operand(name, "parameter", parameter, parameter.shape());
@@ -108,7 +116,7 @@ void Optimizer::update(
     names.push_back(&name);
     leaves.push_back({&parameter->second, &gradient, slots->second.arrays.data()});
   }
-  const Definition definition = mlx_opt::definition(hypers_);
+  Definition definition = mlx_opt::definition(hypers_);
   check_leaves(definition, [&](size_t i) { return *names[i]; }, leaves, s);
   std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
   std::optional<GradientScale> scale;
@@ -128,11 +136,20 @@ void Optimizer::update(
   if (skipped) {
     counters.push_back(&*skipped);
   }
+  std::optional<mx::array> kept = kept_;
+  if (kept) {
+    definition.hypers.back() = *kept;
+    const mx::array next = *next_kept(definition.program.rule(), definition.hypers, step, s);
+    definition.hypers.back() = next;
+    kept = clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next, *kept, s) : next;
+    counters.push_back(&*kept);
+  }
   run_step(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
   skipped_ = std::move(skipped);
+  kept_ = std::move(kept);
 }
 
 std::uint64_t Optimizer::skipped() const {
@@ -150,6 +167,9 @@ NamedArrays Optimizer::state() const {
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
   }
+  if (kept_) {
+    state.emplace(name_of_kept(hypers_), *kept_);
+  }
   for (const auto& [parameter, slots] : slots_) {
     for (size_t k = 0; k < slots.names.size(); ++k) {
       state.emplace(key_of(parameter, slots.names[k]), slots.arrays[k]);
@@ -160,7 +180,7 @@ NamedArrays Optimizer::state() const {
 
 Arrays Optimizer::values() const {
   Arrays values = {step_};
-  for (const auto& x : {grad_norm_, skipped_}) {
+  for (const auto& x : {grad_norm_, skipped_, kept_}) {
     if (x) {
       values.push_back(*x);
     }
@@ -180,7 +200,8 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
-  for (const auto& x : {learning_rate, grad_norm, skipped}) {
+  auto kept = kept_ ? std::optional(take_scalar(rest, name_of_kept(hypers_), false)) : std::nullopt;
+  for (const auto& x : {learning_rate, grad_norm, skipped, kept}) {
     if (x) {
       arrays.push_back(*x);
     }
@@ -204,6 +225,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   learning_rate_ = learning_rate ? std::optional(learning_rate->item<float>()) : std::nullopt;
   skipped_ = std::move(skipped);
   grad_norm_ = std::move(grad_norm);
+  kept_ = std::move(kept);
   slots_ = std::move(slots);
 }
 

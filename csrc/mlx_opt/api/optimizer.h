@@ -79,7 +79,8 @@ class MLX_OPT_API Optimizer {
   }
 
   /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
-  /// "learning_rate" (float32, 0-d) if there is one, and for each parameter its arrays,
+  /// "learning_rate" (float32, 0-d) if there is one, the number that the rule keeps, as NAdam does
+  /// "mu_product" (float32, 0-d), and for each parameter its arrays,
   /// "layers.0.weight.m"; and, once they were asked for, "mlx_opt.grad_norm" (float32, 0-d) and
   /// "mlx_opt.skipped" (uint64, 0-d).
   NamedArrays state() const;
@@ -120,6 +121,7 @@ class MLX_OPT_API Optimizer {
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
+  std::optional<mx::array> kept_; // the rule's number
   std::map<std::string, SlotArrays> slots_;
 };
 

@@ -21,6 +21,9 @@ struct HyperInfo {
   const char* name;
   double standard;
   Range range = Range::any;
+  /// True for a number that is not set: it begins as `standard`, each step changes it as the rule's
+  /// `next` says, and the optimizer's state keeps it under its name. It is the last one.
+  bool kept = false;
 };
 
 /// The shape of a state slot.

@@ -11,6 +11,7 @@
 #include "lion.h"
 #include "madgrad.h"
 #include "muon.h"
+#include "nadam.h"
 #include "rmsprop.h"
 #include "sgd.h"
 #include "signum.h"
@@ -27,6 +28,7 @@
   RULE(MADGRAD)                     \
   RULE(Momentum)                    \
   RULE(Muon)                        \
+  RULE(NAdam)                       \
   RULE(Nesterov)                    \
   RULE(RMSprop)                     \
   RULE(SGD)                         \

@@ -1,5 +1,7 @@
 """The formulas of the elementwise rules."""
 
+import math
+
 from .registry import log, reference, value_or
 
 
@@ -215,6 +217,51 @@ def adan(
     decay = learning_rate * weight_decay
     w = (1 - decay) * w - d if no_prox else (w - d) / (1 + decay)
     return w, {"m": m, "v": v, "n": n, "previous": g}
+
+
+@reference("NAdam", {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True})
+def nadam(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    momentum_decay=4e-3,
+    decoupled_weight_decay=False,
+    mu_product=None,
+):
+    """NAdam: Adam with Nesterov's momentum, which grows over the first steps.
+
+    Dozat 2016, "Incorporating Nesterov Momentum into Adam", ICLR workshop.
+    """
+    beta1, beta2 = betas
+
+    def momentum(step):
+        return nadam_momentum(beta1, momentum_decay, step)
+
+    if mu_product is None:  # that of steps that all had these hyperparameters
+        mu_product = math.prod(momentum(i) for i in range(1, step + 1))
+    coupled = 0 if decoupled_weight_decay else weight_decay
+    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    now, following = momentum(step), momentum(step + 1)
+    u = (1 - now) * g / (1 - mu_product) + following * m / (1 - mu_product * following)
+    d = learning_rate * u / (xp.sqrt(v / -xp.expm1(step * log(xp, beta2))) + eps)
+    if decoupled_weight_decay:
+        w = (1 - learning_rate * weight_decay) * w
+    return w - d, {"m": m, "v": v}
+
+
+def nadam_momentum(beta1, decay, step):
+    """The momentum of a step of NAdam."""
+    return beta1 * (1 - 0.5 * 0.96 ** (step * decay))
 
 
 @reference("MADGRAD", {"weight_decay": 0.1})
