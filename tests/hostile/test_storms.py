@@ -23,7 +23,7 @@ def form(i, action):
 
 def each(names):
     programs = [pytest.param(name, form(i, name), id=name) for i, name in enumerate(names)]
-    return pytest.mark.parametrize("action, form", thinned(programs, 3))
+    return pytest.mark.parametrize("action, form", thinned(programs, 6))
 
 
 @each([name for name in ACTIONS if suits_threads(name)])
