@@ -10,8 +10,7 @@ struct Adan {
   };
   struct Scalars {
     float gradients, differences; // the learning rate times what m and v weigh in the update
-    float denominator_scale;
-    float before, after; // the part of the parameter that decays before and after its update
+    float denominator_scale, decay;
   };
   struct Element {
     float w, m, v, n, previous;
@@ -22,10 +21,13 @@ struct Adan {
     s.gradients = lr / one_minus_power(h.beta1, step);
     s.differences = lr * h.beta2.value / one_minus_power(h.beta2, step);
     s.denominator_scale = 1.0f / square_root(one_minus_power(h.beta3, step));
-    float decay = lr * h.weight_decay.value;
-    bool proximal = h.no_prox.value == 0.0f;
-    s.before = proximal ? 0.0f : decay;
-    s.after = proximal ? decay / (1.0f + decay) : 0.0f;
+    s.decay = lr * h.weight_decay.value;
+    if (h.no_prox.value == 0.0f) { // (w - d) / (1 + decay), with the division in the scalars
+      float kept = 1.0f / (1.0f + s.decay);
+      s.gradients *= kept;
+      s.differences *= kept;
+      s.decay *= kept;
+    }
     return s;
   }
 
@@ -38,8 +40,7 @@ struct Adan {
     float n = fma(h.beta3.value, e.n, h.beta3.one_minus * (ahead * ahead));
     float d = fma(s.differences, v, s.gradients * m) /
               fma(square_root(n), s.denominator_scale, h.eps.value);
-    float w = e.w - (decay_of(e.w, s.before) + d);
-    return {w - decay_of(w, s.after), m, v, n, g};
+    return {e.w - (decay_of(e.w, s.decay) + d), m, v, n, g};
   }
 
   MLX_OPT_DESCRIBE({
