@@ -12,6 +12,7 @@
 #include "mlx_opt/graph/small_step.h"
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
+#include "mlx_opt/types/arrays.h"
 
 namespace mlx_opt {
 namespace {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "mlx_opt/types/arrays.h"
+
 namespace mlx_opt {
 namespace {
 
@@ -16,10 +18,6 @@ size_t small_step() {
 
 void set_small_step(size_t elements) {
   small_step_limit.store(elements, std::memory_order_relaxed);
-}
-
-bool is_evaluated(const mx::array& x) {
-  return x.status() != mx::array::Status::unscheduled && !x.is_tracer() && x.is_available();
 }
 
 bool are_small(const std::vector<mx::array>& arrays, mx::Stream stream) {

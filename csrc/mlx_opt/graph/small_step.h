@@ -19,9 +19,6 @@ inline constexpr size_t default_small_step = 8192;
 MLX_OPT_API size_t small_step();
 MLX_OPT_API void set_small_step(size_t elements);
 
-/// True if `x` is not traced and the calling thread may read it without waiting.
-bool is_evaluated(const mx::array& x);
-
 /// True if `arrays` are evaluated and so small that the calling thread computes with them itself.
 bool are_small(const std::vector<mx::array>& arrays, mx::Stream stream);
 

@@ -21,8 +21,9 @@ struct HyperInfo {
   const char* name;
   double standard;
   Range range = Range::any;
-  /// True for a number that is not set: it begins as `standard`, each step changes it as the rule's
-  /// `next` says, and the optimizer's state keeps it under its name. It is the last one.
+  /// True for a number that the rule keeps and users do not set: it begins as `standard`, the
+  /// rule's `next` updates it in each step, and the optimizer's state holds it. Must be the last
+  /// one.
   bool kept = false;
 };
 

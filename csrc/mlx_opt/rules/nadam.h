@@ -1,4 +1,4 @@
-// NAdam: Dozat, ICLR 2016 workshop, with the warm-up of the momentum that it has there.
+// NAdam: Dozat, ICLR 2016 workshop, with its warm-up of the momentum.
 #pragma once
 #include "portable.h"
 

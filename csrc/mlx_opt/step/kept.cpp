@@ -13,7 +13,7 @@ namespace {
 template <typename R>
 concept Keeps = requires(typename R::template Numbers<float> numbers) { R::next(numbers, 1.0f); };
 
-// What a description says must be what the rule has.
+// True if the description and the rule agree on whether it keeps a number.
 template <typename R>
 constexpr bool keeps_the_last() {
   size_t kept = 0;
@@ -31,7 +31,7 @@ MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_KEPT)
 MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_CHECK_KEPT)
 #undef MLX_OPT_CHECK_KEPT
 
-// The number after a step, of the hyperparameters in order, as numbers or as nodes of a graph.
+// The number in a step. `hypers`: in the rule's order, as numbers or as nodes of a graph.
 template <typename R, typename Number>
 Number next_of(const std::vector<Number>& hypers, const Number& step) {
   constexpr size_t count = sizeof(typename R::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
@@ -56,8 +56,7 @@ Number next_of(Rule rule, const std::vector<Number>& hypers, const Number& step)
 
 template <typename T>
 std::optional<float> value_of(const mx::array& x, mx::Dtype dtype) {
-  if (x.dtype() != dtype || x.size() != 1 || x.is_tracer() ||
-      x.status() == mx::array::Status::unscheduled || !x.is_available()) {
+  if (x.dtype() != dtype || x.size() != 1 || !is_evaluated(x)) {
     return std::nullopt;
   }
   return static_cast<float>(*x.data<T>());
@@ -69,7 +68,7 @@ std::optional<float> value_of(const Scalar& x) {
                 : value_of<float>(std::get<mx::array>(x), mx::float32);
 }
 
-// What is no scalar stays as it is; `check` refuses it by name.
+// An array that is not a scalar is passed on; `check` refuses it by name.
 mx::array node_of(const Scalar& x) {
   if (const auto* number = std::get_if<double>(&x)) {
     return mx::array(static_cast<float>(*number));

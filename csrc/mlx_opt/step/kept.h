@@ -11,13 +11,11 @@
 
 namespace mlx_opt {
 
-/// The description of the number that a rule keeps; null if it keeps none. Its hyperparameters end
-/// with it.
+/// The description of the number that a rule keeps, its last hyperparameter; null if it keeps none.
 MLX_OPT_API const HyperInfo* kept_by(Rule rule);
 
-/// What that number is in step number `step`, 0-d; `hypers` has what it was before. Lazy, but where
-/// the CPU is the device and all that it is made of is evaluated: MLX has no operation to run then.
-/// None if the rule keeps none.
+/// The number's value in step `step`, 0-d; `hypers` holds its previous value. Evaluated if the
+/// device is the CPU and all inputs are evaluated, else lazy. None if the rule keeps none.
 MLX_OPT_API std::optional<mx::array> next_kept(
     Rule rule, const std::vector<Scalar>& hypers, const mx::array& step, mx::StreamOrDevice s = {});
 

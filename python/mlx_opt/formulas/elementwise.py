@@ -201,7 +201,7 @@ def adan(
     weight_decay=0.0,
     no_prox=False,
 ):
-    """Adan: Adam with Nesterov's momentum, by the differences of gradients that follow each other.
+    """Adan: Adam with Nesterov's momentum, from the differences of successive gradients.
 
     Xie, Zhou, Li, Lin and Yan 2022, "Adan: Adaptive Nesterov Momentum Algorithm for Faster
     Optimizing Deep Models", arXiv:2208.06677.
