@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as stock
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 import mlx_opt
 from mlx_opt import formulas, references
@@ -82,11 +83,41 @@ def is_lazy(x):
         return "label" in path.read_text()
 
 
-def mu_product(case, steps):
-    """NAdam's product of the momenta of the first `steps` steps."""
+def nadam_momentum(case, step):
     beta1 = case.options.get("betas", (0.9, 0.999))[0]
     decay = case.options.get("momentum_decay", 4e-3)
-    return math.prod(beta1 * (1 - 0.5 * 0.96 ** (i * decay)) for i in range(1, steps + 1))
+    return beta1 * (1 - 0.5 * 0.96 ** (step * decay))
+
+
+def mu_product(case, steps):
+    """NAdam's product of the momenta of the first `steps` steps."""
+    return math.prod(nadam_momentum(case, i) for i in range(1, steps + 1))
+
+
+def assert_goes_on_inside_compile(case, initialized, skipped, steps, tolerance):
+    """Compare captured steps, of which number `skipped` has a NaN, with those of
+    `apply_gradients`; return both optimizers."""
+    optimizer, plain = case.ours(0.01), case.ours(0.01)
+    model = nn.Linear(8, 4)
+    model.update(tree_map(lambda x: normal(*x.shape, seed=3), model.parameters()))
+    expected = tree_map(mx.array, model.parameters())
+    if initialized:
+        optimizer.init(model.trainable_parameters())
+    state, traces = [model.state, optimizer.state], []
+
+    def run(g):
+        traces.append(1)
+        optimizer.update(model, g, skip_nonfinite=True)
+
+    step = mx.compile(run, inputs=state, outputs=state)
+    for number in range(steps):
+        g = tree_map(lambda x, number=number: normal(*x.shape, seed=10 + number), expected)
+        g["weight"] = g["weight"] * (float("nan") if number == skipped else 1)
+        step(g)
+        expected = plain.apply_gradients(g, expected, skip_nonfinite=True)
+    assert_close(model.parameters(), expected, tolerance)
+    assert len(traces) <= 3
+    return optimizer, plain
 
 
 class Plain(stock.Optimizer):
@@ -101,9 +132,7 @@ class Plain(stock.Optimizer):
 
     def apply_gradients(self, gradients, parameters):
         if self.case.keeps:
-            beta1 = self.case.options.get("betas", (0.9, 0.999))[0]
-            decay = self.case.options.get("momentum_decay", 4e-3)
-            momentum = beta1 * (1 - 0.5 * 0.96 ** ((self.step + 1) * decay))
+            momentum = nadam_momentum(self.case, self.step + 1)
             self.state["mu_product"] = self.state["mu_product"] * momentum
         return super().apply_gradients(gradients, parameters)
 

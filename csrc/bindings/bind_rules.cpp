@@ -96,11 +96,13 @@ std::vector<mx::Dtype> result_dtypes(
   return dtypes;
 }
 
-nb::dict next_kept(const Program& program, const std::vector<nb::object>& hypers, nb::handle step) {
+// Every step calls this, and most rules keep no number, so the list is read only for those that do.
+nb::dict next_kept(const Program& program, nb::list hypers, nb::handle step) {
   nb::dict kept;
   const Rule rule = program.rule();
   if (const HyperInfo* info = kept_by(rule)) {
-    const GroupScalars scalars = scalars_from(rule, hypers, nb::none(), step);
+    const auto values = nb::cast<std::vector<nb::object>>(hypers);
+    const GroupScalars scalars = scalars_from(rule, values, nb::none(), step);
     kept[info->name] = *mlx_opt::next_kept(rule, scalars.hypers, scalars.step);
   }
   return kept;

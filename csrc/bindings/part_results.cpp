@@ -37,7 +37,8 @@ const nb::object& Part::object_of(Successor& successor) {
 // which no one else can observe and which takes a fraction of the time of a new object.
 void Part::put(Successor& successor) {
   const auto& [leaf, container, key, before, array, object] = successor;
-  const bool shared = Py_REFCNT(before.ptr()) > 2 || stored(container, key) != before.ptr();
+  // The lookup first: the comparison with another key may run Python code.
+  const bool shared = stored(container, key) != before.ptr() || Py_REFCNT(before.ptr()) > 2;
   if (shared || object.is_valid()) {
     store(container, key, object_of(successor));
   } else {

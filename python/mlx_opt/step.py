@@ -153,10 +153,11 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     program, hypers = optimizer._program()
     rate, step = optimizer._rate(), optimizer.step
     kept = _ext.next_kept(program, hypers, step)
-    for name, number in kept.items():
-        after[name] = number
-        rollback.put(optimizer.state, name, number, before)
-    hypers[len(hypers) - len(kept) :] = kept.values()
+    if kept:
+        for name, number in kept.items():
+            after[name] = number
+            rollback.put(optimizer.state, name, number, before)
+        hypers[-len(kept) :] = kept.values()
     # A schedule may have installed a hook.
     own = optimizer._uses_own_step()
     formula = optimizer._formula if own else optimizer.apply_single
