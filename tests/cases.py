@@ -58,8 +58,8 @@ class Case(NamedTuple):
         """The numbers that the root of the state keeps from step to step."""
         return ["mu_product"] if self.rule == "NAdam" else []
 
-    def begin_behind(self, optimizer, steps):
-        """Let the next step of an optimizer be that behind so many."""
+    def begin_after(self, optimizer, steps):
+        """Set the root of an optimizer's state as it is after `steps` steps."""
         optimizer.state["step"] = mx.array(steps, mx.uint64)
         for name in self.keeps:
             optimizer.state[name] = mx.array(mu_product(self, steps))

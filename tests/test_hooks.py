@@ -119,7 +119,7 @@ def test_apply_single_called_by_hand_is_one_leafs_step(case):
     for optimizer in (ours, theirs):
         state = {}
         optimizer.init_single(w, state)
-        case.begin_behind(optimizer, 1)
+        case.begin_after(optimizer, 1)
         kept = state
         results.append((optimizer.apply_single(g, w, state), state))
         assert kept is state

@@ -107,7 +107,7 @@ def test_a_state_without_it_is_refused_and_nothing_changes():
 def test_another_value_in_the_state_counts():
     optimizer, case = CASE.ours(0.01), CASE
     optimizer.init(tree(0))
-    case.begin_behind(optimizer, 50)
+    case.begin_after(optimizer, 50)
     w = optimizer.apply_gradients(tree(1), tree(0))
     state = {"m": 0.0, "v": 0.0}
     expected, _ = case.reference(wide(tree(0)["a"]), wide(tree(1)["a"]), state, 51, 0.01)

@@ -198,7 +198,7 @@ def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
 
     optimizer = case.ours(learning_rate)
     optimizer.init({"w": mx.array(w)})
-    case.begin_behind(optimizer, number - 1)
+    case.begin_after(optimizer, number - 1)
     optimizer.state["w"].update({k: mx.array(x) for k, x in slots.items()})
     new = optimizer.apply_gradients({"w": mx.array(g)}, {"w": mx.array(w)})["w"]
     exact_w, exact_g = w.astype(np.float64), g.astype(np.float64)

@@ -76,7 +76,7 @@ class DerivedOptimizer(FusedOptimizer):
     def _apply_leaves(self, gradients: Any, parameters: Any) -> Any:
         if not self._form.kept:
             return super()._apply_leaves(gradients, parameters)
-        # As mlx.optimizers' own, and then the numbers that `apply_single` finds in the state.
+        # As in mlx.optimizers, but updates the kept numbers, which `apply_single` reads.
         if not self._initialized:
             self.init(gradients)
         for name, schedule in self._schedulers.items():
@@ -149,7 +149,7 @@ def _kept_number(name: str) -> property:
             raise KeyError(f'the optimizer state has no "{name}"')
         return self.state[name]
 
-    return property(number, doc="Of the last step, from the state, which keeps it; a 0-d array.")
+    return property(number, doc="The value in the last step, from the state; a 0-d array.")
 
 
 def _hyperparameters(optimizer: str, form: Form) -> list[Hyperparameter]:

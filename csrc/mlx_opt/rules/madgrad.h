@@ -30,7 +30,7 @@ struct MADGRAD {
     return {fma(h.momentum.value, e.w, h.momentum.one_minus * z), s, v, x0};
   }
 
-  // In bfloat16 the sums would stand still as soon as they are 256 times what is added to them.
+  // In bfloat16 the sums would stop growing once they are 256 times their increments.
   MLX_OPT_DESCRIBE({
       .optimizer = "MADGRAD",
       .hypers =

@@ -139,7 +139,7 @@ MLX_OPT_FN float minimum(float a, float b) {
   return (a < b || a != a) ? a : b;
 }
 
-// What a slot that begins unset holds, or `first` while it is unset.
+// The value of a slot that begins unset, or `first` while it is unset.
 MLX_OPT_FN float value_or(float slot, float first) {
   return slot == slot ? slot : first;
 }
@@ -159,9 +159,9 @@ MLX_OPT_FN float decay_of(float w, float rate) {
   return absolute(w) <= 3.402823466e38f ? rate * w : 0.0f;
 }
 
-// The cube root of x, which is 0 or more. An estimate by the bits, whose exponent is divided by 3,
-// is good to 4 %; each step of Halley's method triples its digits. The scales keep off denormal
-// numbers, whose bits are no logarithm, and numbers whose multiples are infinite.
+// The cube root of x >= 0. Dividing the bits by 3 divides the exponent by 3 and gives an estimate
+// within 4 %; each step of Halley's method triples its correct digits. The scaling avoids denormal
+// numbers, whose bits do not approximate a logarithm, and overflow.
 MLX_OPT_FN float cube_root(float x) {
   bool small = x < 1e-30f;
   float v = x * (small ? 16777216.0f : 1.0f / 16777216);

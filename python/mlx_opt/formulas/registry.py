@@ -49,5 +49,5 @@ def log(xp, x):
 
 
 def value_or(xp, slot, first):
-    """A slot of the state that begins unset, as NaN, or `first` while it is that."""
+    """The values of a slot, or `first` where it is unset, that is NaN."""
     return xp.where(xp.isnan(slot), first, slot)
