@@ -82,7 +82,8 @@ std::vector<mx::Dtype> result_dtypes(
     const Program& program,
     const std::vector<nb::object>& hypers,
     const std::vector<mx::array>& operands) {
-  const GroupScalars scalars = scalars_from(program.rule(), hypers, nb::none(), nb::int_(1));
+  const GroupScalars scalars =
+      scalars_from(program.rule(), hypers, nb::none(), mx::array(1, mx::uint64));
   std::vector<const mx::array*> pointers;
   for (const mx::array& x : operands) {
     pointers.push_back(&x);
@@ -102,7 +103,7 @@ nb::dict next_kept(const Program& program, nb::list hypers, nb::handle step) {
   const Rule rule = program.rule();
   if (const HyperInfo* info = kept_by(rule)) {
     const auto values = nb::cast<std::vector<nb::object>>(hypers);
-    const GroupScalars scalars = scalars_from(rule, values, nb::none(), step);
+    const GroupScalars scalars = scalars_from(rule, values, nb::none(), step_from(step));
     kept[info->name] = *mlx_opt::next_kept(rule, scalars.hypers, scalars.step);
   }
   return kept;
@@ -142,7 +143,9 @@ Program muon(
 } // namespace
 
 void bind_rules(nb::module_& m) {
-  nb::class_<Program>(m, "Program", "A rule with its options settled.");
+  nb::class_<Program>(m, "Program", "A rule with its options settled.")
+      .def_prop_ro(
+          "rule", [](const Program& program) { return std::string(name_of(program.rule())); });
   m.def(
       "program",
       program,

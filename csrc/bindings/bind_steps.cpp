@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/scalars.h"
@@ -11,6 +12,38 @@
 namespace mlx_opt::python {
 
 using namespace nb::literals;
+
+namespace {
+
+// Hyperparameters, learning rate, its factor and formula.
+using GroupArguments = std::tuple<std::vector<nb::object>, nb::object, float, nb::object>;
+
+std::vector<PartGroup> groups_from(
+    Rule rule, const std::vector<GroupArguments>& groups, nb::handle step) {
+  if (groups.empty() || groups.size() > UINT16_MAX) {
+    throw nb::value_error("groups: expected 1 to 65535");
+  }
+  std::vector<PartGroup> result;
+  result.reserve(groups.size());
+  const mx::array number = step_from(step);
+  for (const auto& [hypers, learning_rate, rate_scale, formula] : groups) {
+    GroupScalars scalars = scalars_from(rule, hypers, learning_rate, number);
+    scalars.rate_scale = rate_scale;
+    result.push_back({std::move(scalars), formula});
+  }
+  return result;
+}
+
+std::vector<int> checked_positions(std::vector<int> positions, size_t groups) {
+  for (int position : positions) {
+    if (position < Assignment::unchanged || position >= static_cast<int>(groups)) {
+      throw nb::value_error("positions: there is no such group");
+    }
+  }
+  return positions;
+}
+
+} // namespace
 
 void bind_steps(nb::module_& m) {
   nb::class_<Part>(
@@ -22,18 +55,23 @@ The first method that needs the leaves finds and checks them, and changes nothin
 
 Args:
     program: The program that updates the leaves.
-    hypers: Its hyperparameters in order, each a number or a 0-d array.
-    learning_rate: A 0-d array, or None if the program does not read it.
+    groups: The scalars of each group of leaves: the hyperparameters of the program in order, each
+        a number or a 0-d array; the learning rate, a 0-d array, or None if the program does not
+        read it; a number that multiplies it; and a function, called as ``formula(gradient,
+        parameter, state)`` for leaves that the primitives do not serve: other dtypes, other
+        devices, and under a gradient transformation. It returns the new parameter and changes
+        ``state``, which is a copy.
     step: The number of this step, from 1.
-    formula: Called as ``formula(gradient, parameter, state)`` for leaves that the primitives do
-        not serve: other dtypes, other devices, and under a gradient transformation. It returns the
-        new parameter, changes ``state``, which is a copy.
     gradients: A tree of arrays.
     parameters: A tree that has a leaf of the same shape for each gradient.
     state: A tree that has a dict of arrays for each gradient.
     initialized: True if every leaf must have state.
     assigned: True if the results are put into the tree of parameters.
     fused: True if the primitives update the leaves that they support.
+    assignment: A tree of dicts, by the keys of ``gradients``, with an index of ``positions`` for
+        each leaf. None if all leaves are in the first group.
+    positions: Numbers of groups; -1 for leaves that another part updates, -2 for leaves that are
+        not updated.
 
 Raises:
     KeyError: A gradient has no parameter or no state.
@@ -43,22 +81,20 @@ Raises:
           "__init__",
           [](Part* self,
              const Program& program,
-             const std::vector<nb::object>& hypers,
-             nb::handle learning_rate,
+             const std::vector<GroupArguments>& groups,
              nb::handle step,
-             nb::object formula,
              nb::object gradients,
              nb::object parameters,
              nb::object state,
              bool initialized,
              bool assigned,
-             bool fused) {
-            Settled settled{
-                scalars_from(program.rule(), hypers, learning_rate, step), std::nullopt};
+             bool fused,
+             nb::object assignment,
+             std::vector<int> positions) {
             new (self) Part(
                 program,
-                std::move(settled),
-                std::move(formula),
+                groups_from(program.rule(), groups, step),
+                {std::move(assignment), checked_positions(std::move(positions), groups.size())},
                 std::move(gradients),
                 std::move(parameters),
                 std::move(state),
@@ -67,31 +103,32 @@ Raises:
                 fused);
           },
           "program"_a,
-          "hypers"_a,
-          "learning_rate"_a.none(),
+          "groups"_a,
           "step"_a,
-          "formula"_a.none(),
           "gradients"_a,
           "parameters"_a,
           "state"_a.none(),
           "initialized"_a = true,
           "assigned"_a = false,
-          "fused"_a = true)
+          "fused"_a = true,
+          "assignment"_a.none() = nb::none(),
+          "positions"_a = std::vector<int>())
       .def("collect", &Part::collect, "Finds the leaves and checks them; changes nothing.")
       .def(
           "clip",
-          [](Part& self, const mx::array& scale, bool skip_nonfinite, nb::object formula) {
-            self.clip({scale, skip_nonfinite}, std::move(formula));
+          [](Part& self, const mx::array& scale, bool skip_nonfinite, nb::object around) {
+            self.clip({scale, skip_nonfinite}, std::move(around));
           },
           "scale"_a,
           "skip_nonfinite"_a,
-          "formula"_a,
+          "around"_a,
           R"(Sets the scale of the gradients.
 
 Args:
     scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
     skip_nonfinite: True if the step is skipped if ``scale`` is not finite.
-    formula: Replaces the part's formula; it must apply ``scale`` itself.)")
+    around: Called with a group's formula; returns one that applies ``scale`` too.)")
+      .def("gradients", &Part::gradients, "The gradients of all leaves.")
       .def("stage", &Part::stage, "Computes the results, lazily. Changes nothing.")
       .def("tree", &Part::tree, "The staged parameters, with the structure of the gradients.")
       .def("commit", &Part::commit, "Puts the staged slots into the state.");
@@ -116,6 +153,12 @@ Args:
 Returns:
     True if the step was made. False, with nothing changed, if the model has its own
     ``__setitem__``.)");
+  m.def(
+      "is_assigned",
+      is_assigned,
+      "assignment"_a,
+      "tree"_a,
+      "True if ``assignment``, a tree of dicts by the keys of ``tree``, has an int for each leaf.");
   m.def(
       "set_small_step",
       set_small_step,

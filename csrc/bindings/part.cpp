@@ -50,8 +50,8 @@ nb::object slot_of(nb::handle state, nb::handle name) {
 
 Part::Part(
     const Program& program,
-    Settled settled,
-    nb::object formula,
+    std::vector<PartGroup> groups,
+    Assignment assignment,
     nb::object gradients,
     nb::object parameters,
     nb::object state,
@@ -59,8 +59,8 @@ Part::Part(
     bool assigned,
     bool fused)
     : program_(program),
-      settled_(std::move(settled)),
-      formula_(std::move(formula)),
+      groups_(std::move(groups)),
+      assignment_(std::move(assignment)),
       initialized_(initialized),
       assigned_(assigned),
       available_(fused && mlx_opt::available(mx::default_device())),
@@ -81,21 +81,34 @@ void Part::collect() {
     return;
   }
   collected_ = true;
-  walk(gradients_, parameters_, state_, nb::none(), nullptr);
+  walk(gradients_, parameters_, state_, nb::none(), assignment_.tree, nullptr);
   gradients_ = parameters_ = state_ = {};
   leave_shared_state_to_the_formula();
 }
 
-void Part::walk(
+// Adds the nodes and leaves of a tree; returns false if it added none.
+bool Part::walk(
     nb::handle gradients,
     nb::handle parameters,
     nb::handle state,
     nb::handle container,
+    nb::handle groups,
     const Path* path) {
   if (!is_container(gradients)) {
-    nodes_.push_back({{}, {}, 0});
-    collect_leaf(gradients, parameters, state, container, path);
-    return;
+    const int group = group_of(groups, path);
+    if (group >= 0) {
+      nodes_.push_back({});
+      collect_leaf(gradients, parameters, state, container, static_cast<uint16_t>(group), path);
+      return true;
+    }
+    // A list needs something in the leaf's place.
+    if (group == Assignment::other_part && PyDict_Check(container.ptr())) {
+      return false;
+    }
+    const nb::object key = path ? nb::borrow(path->key) : nb::none();
+    nb::object value = group == Assignment::unchanged ? nb::borrow(parameters) : nb::dict();
+    nodes_.push_back({key, {}, std::move(value), 0});
+    return true;
   }
   const Recursion recursion;
   const std::vector<Item> items = items_of(gradients);
@@ -103,16 +116,37 @@ void Part::walk(
   leaves_.reserve(leaves_.size() + items.size());
   nodes_.reserve(nodes_.size() + items.size() + 1);
   slots_.reserve(slots_.size() + items.size() * slot_names_[0].size());
+  const size_t node = nodes_.size();
   nodes_.push_back(
-      {path ? nb::borrow(path->key) : nb::none(), nb::borrow(gradients.type()), items.size()});
+      {path ? nb::borrow(path->key) : nb::none(), nb::borrow(gradients.type()), {}, 0});
   for (const auto& [child_key, child] : items) {
     const Path here{path, child_key};
     plain_ &= has_own_lookup(parameters, child_key) && has_own_lookup(state, child_key);
     const nb::object parameter = entry(parameters, child_key, "parameter", here);
-    const nb::object child_state = initialized_ ? entry(state, child_key, "optimizer state", here)
-                                                : entry_or_none(state, child_key);
-    walk(child, parameter, child_state, parameters, &here);
+    PyObject* found = PyDict_Check(groups.ptr()) ? dict_item(groups, child_key) : nullptr;
+    const nb::handle child_groups = found ? found : Py_None;
+    const bool needs_state = is_container(child) || group_of(child_groups, &here) >= 0;
+    const nb::object child_state = !needs_state   ? nb::none()
+                                   : initialized_ ? entry(state, child_key, "optimizer state", here)
+                                                  : entry_or_none(state, child_key);
+    nodes_[node].children += walk(child, parameter, child_state, parameters, child_groups, &here);
   }
+  return true;
+}
+
+// The leaf's group in this part, or what Assignment has instead.
+int Part::group_of(nb::handle groups, const Path* path) const {
+  if (assignment_.tree.is_none()) {
+    return 0;
+  }
+  const size_t position =
+      PyLong_CheckExact(groups.ptr()) ? PyLong_AsSize_t(groups.ptr()) : SIZE_MAX;
+  if (position >= assignment_.positions.size()) {
+    PyErr_Clear();
+    const std::string message = prefix(path) + "the tree of gradients changed during the step";
+    throw nb::value_error(message.c_str());
+  }
+  return assignment_.positions[position];
 }
 
 void Part::collect_leaf(
@@ -120,6 +154,7 @@ void Part::collect_leaf(
     nb::handle parameter,
     nb::handle state,
     nb::handle container,
+    uint16_t group,
     const Path* path) {
   for (auto [object, what] : {std::pair{gradient, "gradient"}, {parameter, "parameter"}}) {
     if (!is_array(object)) {
@@ -143,7 +178,8 @@ void Part::collect_leaf(
        nb::borrow(container),
        path ? nb::borrow(path->key) : nb::none(),
        first_slot,
-       kind,
+       static_cast<uint16_t>(kind),
+       group,
        false});
   Leaf& leaf = leaves_.back();
   if (!has_state) {
@@ -249,7 +285,7 @@ const Leaves& Part::leaves() {
     served_leaves_.emplace(program_, leaves_.size());
     for (const Leaf& leaf : leaves_) {
       if (leaf.served) {
-        push_operands(leaf, served_leaves_->add(leaf.kind).arrays);
+        push_operands(leaf, served_leaves_->add(leaf.kind, leaf.group).arrays);
       }
     }
   }
@@ -271,9 +307,17 @@ std::vector<mx::array> Part::gradients() {
   return gradients;
 }
 
+Request Part::request() const {
+  std::vector<GroupScalars> groups;
+  groups.reserve(groups_.size());
+  for (const PartGroup& group : groups_) {
+    groups.push_back(group.scalars);
+  }
+  return {&program_, std::move(groups), scale_, mx::default_stream(mx::default_device())};
+}
+
 mlx_opt::Part Part::in_place() {
-  const mx::Stream stream = mx::default_stream(mx::default_device());
-  return {{&program_, {settled_.scalars}, settled_.scale, stream}, leaves()};
+  return {request(), leaves()};
 }
 
 } // namespace mlx_opt::python

@@ -14,24 +14,34 @@
 
 namespace mlx_opt::python {
 
-/// The settled scalars of a step: the optimizer is not asked for them again.
-struct Settled {
+/// A group of a part's leaves: its settled scalars, and the formula for leaves that the primitives
+/// do not support. `formula(gradient, parameter, state)` returns the new parameter and changes
+/// `state`, a copy.
+struct PartGroup {
   GroupScalars scalars;
-  std::optional<GradientScale> scale;
+  nb::object formula;
+};
+
+/// The groups of leaves by path. `tree`: a tree of dicts, by the keys of the gradients' tree, with
+/// an index of `positions` for each leaf; None if all leaves are in the part's first group.
+struct Assignment {
+  static constexpr int other_part = -1; // the leaf is updated by another part
+  static constexpr int unchanged = -2;  // the leaf is not updated
+
+  nb::object tree;
+  std::vector<int> positions; // a group of the part, or one of the values above
 };
 
 /// Collecting may run Python code of the trees' classes, and changes nothing. From then on the part
 /// holds every leaf by object, so a tree that changes takes no array away.
 class Part {
  public:
-  /// `formula(gradient, parameter, state)` updates the leaves that the primitives do not support:
-  /// it returns the new parameter and changes `state`, a copy. `initialized`: true if every leaf
-  /// must have state. `assigned`: true if the results go into the parameters' tree. `fused`: false
-  /// if the formula updates all leaves.
+  /// `initialized`: true if every leaf must have state. `assigned`: true if the results go into the
+  /// parameters' tree. `fused`: false if the formulas update all leaves.
   Part(
       const Program& program,
-      Settled settled,
-      nb::object formula,
+      std::vector<PartGroup> groups,
+      Assignment assignment,
       nb::object gradients,
       nb::object parameters,
       nb::object state,
@@ -51,10 +61,10 @@ class Part {
     return plain_;
   }
 
-  /// Sets the scale of the gradients, and a formula that applies it too.
-  void clip(GradientScale scale, nb::object formula) {
-    settled_.scale = std::move(scale);
-    formula_ = std::move(formula);
+  /// Sets the scale of the gradients. `around(formula)` is the formula that applies it too.
+  void clip(GradientScale scale, nb::object around) {
+    scale_ = std::move(scale);
+    around_ = std::move(around);
   }
 
   /// True if a transformation traces any of the gradients.
@@ -103,14 +113,16 @@ class Part {
     nb::object container; // that holds the parameter
     nb::object key;       // of the parameter in the container
     size_t first_slot;    // index in slots_
-    size_t kind;
+    uint16_t kind;
+    uint16_t group;
     bool served;
   };
 
   // A container of the gradients' tree, which its children follow, or a leaf.
   struct Node {
-    nb::object key;  // null for a leaf, which has its own
-    nb::object type; // null for a leaf
+    nb::object key;   // null for a leaf, which has its own
+    nb::object type;  // null for a leaf
+    nb::object value; // the result for a leaf that the part does not update; else null
     size_t children;
   };
 
@@ -127,23 +139,27 @@ class Part {
     nb::object object; // the array as Python's; null until it is needed
   };
 
-  void walk(
+  bool walk(
       nb::handle gradients,
       nb::handle parameters,
       nb::handle state,
       nb::handle container,
+      nb::handle groups,
       const Path* path);
   void collect_leaf(
       nb::handle gradient,
       nb::handle parameter,
       nb::handle state,
       nb::handle container,
+      uint16_t group,
       const Path* path);
+  int group_of(nb::handle groups, const Path* path) const;
   bool collect_slots(nb::handle state, size_t kind, const Path* path);
   bool has_arrays(const Leaf& leaf) const;
   void leave_shared_state_to_the_formula();
   void push_operands(const Leaf& leaf, std::vector<mx::array*>& operands);
   const Leaves& leaves();
+  Request request() const;
   bool is_traced();
   bool has_real_scale() const;
   void stage_kernels();
@@ -153,8 +169,10 @@ class Part {
   nb::object rebuilt(size_t& node, size_t& leaf) const;
 
   Program program_;
-  Settled settled_;
-  nb::object formula_;
+  std::vector<PartGroup> groups_;
+  Assignment assignment_;
+  std::optional<GradientScale> scale_;
+  nb::object around_; // null if the gradients are not scaled
   bool initialized_;
   bool assigned_;
   bool available_;

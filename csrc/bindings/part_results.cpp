@@ -8,14 +8,16 @@ namespace mlx_opt::python {
 
 bool Part::is_traced() {
   ArrayRefs arrays = leaves().operands();
-  arrays.push_back(&settled_.scalars.learning_rate);
-  arrays.push_back(&settled_.scalars.step);
-  if (settled_.scale) {
-    arrays.push_back(&settled_.scale->value);
+  if (scale_) {
+    arrays.push_back(&scale_->value);
   }
-  for (const Scalar& hyper : settled_.scalars.hypers) {
-    if (const auto* x = std::get_if<mx::array>(&hyper)) {
-      arrays.push_back(x);
+  for (const auto& [scalars, formula] : groups_) {
+    arrays.push_back(&scalars.learning_rate);
+    arrays.push_back(&scalars.step);
+    for (const Scalar& hyper : scalars.hypers) {
+      if (const auto* x = std::get_if<mx::array>(&hyper)) {
+        arrays.push_back(x);
+      }
     }
   }
   return traced_for_gradient(arrays);
@@ -23,7 +25,7 @@ bool Part::is_traced() {
 
 // MLX's norm of complex gradients is complex, and so is the scale computed from it.
 bool Part::has_real_scale() const {
-  return !settled_.scale || !mx::issubdtype(settled_.scale->value.dtype(), mx::complexfloating);
+  return !scale_ || !mx::issubdtype(scale_->value.dtype(), mx::complexfloating);
 }
 
 const nb::object& Part::object_of(Successor& successor) {
@@ -67,9 +69,8 @@ void Part::stage_kernels() {
       served.push_back(i);
     }
   }
-  const mx::Stream stream = mx::default_stream(mx::default_device());
   const Leaves& leaves = this->leaves();
-  auto outputs = successors({&program_, {settled_.scalars}, settled_.scale, stream}, leaves);
+  auto outputs = successors(request(), leaves);
   new_parameters_.reserve(served.size());
   new_slots_.reserve(outputs.size() - served.size());
   auto next = outputs.begin();
@@ -114,7 +115,9 @@ void Part::stage_formula() {
         }
       }
     }
-    results_[i] = formula_(leaf.gradient, leaf.parameter, state);
+    const nb::object& formula = groups_[leaf.group].formula;
+    results_[i] =
+        (around_.is_valid() ? around_(formula) : formula)(leaf.gradient, leaf.parameter, state);
     if (!is_array(results_[i])) {
       throw nb::type_error("the formula of a step must return an array");
     }
@@ -134,13 +137,16 @@ nb::object Part::tree() {
 
 nb::object Part::rebuilt(size_t& node, size_t& leaf) const {
   const Node& here = nodes_[node++];
+  if (here.value.is_valid()) {
+    return here.value;
+  }
   if (!here.type.is_valid()) {
     return results_[leaf++];
   }
   if (PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(here.type.ptr()), &PyDict_Type)) {
     nb::dict result;
     for (size_t i = 0; i < here.children; ++i) {
-      const nb::object key = nodes_[node].type.is_valid() ? nodes_[node].key : leaves_[leaf].key;
+      const nb::object& key = nodes_[node].key.is_valid() ? nodes_[node].key : leaves_[leaf].key;
       result[key] = rebuilt(node, leaf);
     }
     return result;

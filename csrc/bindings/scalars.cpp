@@ -49,6 +49,8 @@ mx::array rate_from(nb::handle given) {
   return array_of(given);
 }
 
+} // namespace
+
 mx::array step_from(nb::handle given) {
   if (is_array(given)) {
     return array_of(given);
@@ -63,10 +65,11 @@ mx::array step_from(nb::handle given) {
   return mx::array(static_cast<uint64_t>(number));
 }
 
-} // namespace
-
 GroupScalars scalars_from(
-    Rule rule, const std::vector<nb::object>& hypers, nb::handle learning_rate, nb::handle step) {
+    Rule rule,
+    const std::vector<nb::object>& hypers,
+    nb::handle learning_rate,
+    const mx::array& step) {
   const auto infos = hypers_of(rule);
   if (hypers.size() != infos.size()) {
     throw nb::value_error("a hyperparameter is missing");
@@ -75,7 +78,7 @@ GroupScalars scalars_from(
   for (size_t i = 0; i < hypers.size(); ++i) {
     values.push_back(scalar_from(infos[i].name, hypers[i]));
   }
-  return {std::move(values), rate_from(learning_rate), step_from(step)};
+  return {std::move(values), rate_from(learning_rate), step};
 }
 
 } // namespace mlx_opt::python

@@ -13,10 +13,15 @@ namespace mlx_opt::python {
 /// with a message that begins with `name`.
 double number_from(const std::string& name, nb::handle given);
 
+/// Converts the number of a step, a whole number or an array. Throws TypeError or ValueError.
+mx::array step_from(nb::handle given);
+
 /// Converts the scalars of a step: a hyperparameter is a number or a 0-d array, the learning rate
-/// an array or None, the step a whole number or an array. Throws TypeError or ValueError that names
-/// the wrong one.
+/// an array or None. Throws TypeError or ValueError that names the wrong one.
 GroupScalars scalars_from(
-    Rule rule, const std::vector<nb::object>& hypers, nb::handle learning_rate, nb::handle step);
+    Rule rule,
+    const std::vector<nb::object>& hypers,
+    nb::handle learning_rate,
+    const mx::array& step);
 
 } // namespace mlx_opt::python

@@ -1,5 +1,7 @@
 #include "bindings/tree.h"
 
+#include <algorithm>
+
 #include <nanobind/stl/string.h>
 
 namespace mlx_opt::python {
@@ -91,6 +93,21 @@ PyObject* stored(nb::handle container, nb::handle key) {
                                                     : nullptr;
   }
   return nullptr;
+}
+
+bool is_assigned(nb::handle assignment, nb::handle tree) {
+  if (!is_container(tree)) {
+    return PyLong_CheckExact(assignment.ptr());
+  }
+  const Recursion recursion;
+  if (!PyDict_CheckExact(assignment.ptr())) {
+    return false;
+  }
+  const auto items = items_of(tree);
+  return std::all_of(items.begin(), items.end(), [&](const Item& item) {
+    PyObject* child = dict_item(assignment, item.key);
+    return child && is_assigned(child, item.child);
+  });
 }
 
 void store(nb::handle container, nb::handle key, nb::handle value) {

@@ -91,6 +91,9 @@ inline PyObject* dict_item(nb::handle dict, nb::handle key) {
   return item;
 }
 
+/// True if `assignment`, a tree of dicts by the keys of `tree`, has an int for each leaf.
+bool is_assigned(nb::handle assignment, nb::handle tree);
+
 /// Stores a value under a key without running Python code.
 void store(nb::handle container, nb::handle key, nb::handle value);
 

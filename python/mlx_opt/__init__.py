@@ -8,6 +8,7 @@ _error = info.import_error()
 if _error is None:
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
+    from .groups import Group, freeze, layer_decay, no_decay
     from .optimizers import DERIVED as _DERIVED
     from .optimizers import (
         SGD,
@@ -47,6 +48,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Group",
     "Lion",
     "MultiOptimizer",
     "Muon",
@@ -57,10 +59,13 @@ __all__ = [
     "clip_grad_norm",
     "cosine_decay",
     "exponential_decay",
+    "freeze",
     "install",
     "installed",
     "join_schedules",
+    "layer_decay",
     "linear_schedule",
+    "no_decay",
     "num_threads",
     "set_num_threads",
     "step_decay",

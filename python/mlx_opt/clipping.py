@@ -30,9 +30,9 @@ class ClipRequest(NamedTuple):
             return ClipRequest(None, True) if skip_nonfinite else None
         return ClipRequest(_checked_norm(max_norm), skip_nonfinite)
 
-    def compute(self, gradients: Any, part: _ext.Part | None = None) -> ClippedStep:
-        """The norm and the scale of gradients, or of those that a step's part holds."""
-        norm = global_norm(gradients, part)
+    def compute(self, gradients: list[Any]) -> ClippedStep:
+        """The norm and the scale of gradients: trees, or lists of the parts that hold them."""
+        norm = global_norm(gradients)
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
         scale = _ext.gradient_scale(norm, *self)
         _ext.begin_scale(scale)
@@ -104,11 +104,18 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
     return tree_map(lambda g: scaled(g, scale), grads), norm
 
 
-def global_norm(tree: Any, part: _ext.Part | None = None) -> mx.array:
-    """The square root of the sum of the squares of all elements, 0-d."""
-    norm = _ext.global_norm(tree if part is None else part)
+def global_norm(tree: Any) -> mx.array:
+    """The square root of the sum of the squares of all elements, 0-d. `tree`: see `compute`."""
+    norm = _ext.global_norm(tree)
+    if norm is not None:
+        return norm
     # For other dtypes MLX computes the norm; nothing evaluates its clipped gradients.
-    return stock.clip_grad_norm(tree, 0.0)[1] if norm is None else norm
+    gradients = tree_map(_gradients_of, tree, is_leaf=lambda x: isinstance(x, _ext.Part))
+    return stock.clip_grad_norm(gradients, 0.0)[1]
+
+
+def _gradients_of(leaf: Any) -> Any:
+    return leaf.gradients() if isinstance(leaf, _ext.Part) else leaf
 
 
 def scaled(gradient: mx.array, scale: mx.array) -> mx.array:

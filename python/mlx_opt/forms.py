@@ -1,4 +1,7 @@
-"""Chooses the rule for an optimizer and its options, from the rules' descriptions."""
+"""Chooses the rule for an optimizer and its options, from the rules' descriptions.
+
+A hyperparameter is a number, a schedule or an array, but a flag that chooses a form is a bool.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
-from . import _ext
+import mlx.core as mx
 
+from . import _ext
+from .hyperparameters import Attribute
+
+# An array may become positive from one step to the next.
 _HOLDS = {
-    "positive": lambda value: value > 0,
+    "positive": lambda value: isinstance(value, mx.array) or value > 0,
     "off": lambda value: not value,
     "on": lambda value: bool(value),
 }
@@ -66,8 +73,14 @@ class Forms(NamedTuple):
     """The forms of an optimizer, in the order in which their conditions are to be checked."""
 
     forms: tuple[Form, ...]
-    attributes: tuple[str, ...]
-    """The attributes of the optimizer that the forms read."""
+    attributes: dict[str, Attribute]
+    """The hyperparameters that the optimizer's constructor takes, by name."""
+
+    keeps: bool
+    """True if the rule keeps numbers from step to step."""
+
+    names: tuple[str, ...]
+    """The attributes of the optimizer that the forms read: hyperparameters and kept numbers."""
 
     def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         """The program that these attributes select, and its hyperparameters."""
@@ -83,10 +96,20 @@ _program = cache(_ext.program)
 @cache
 def forms_of(optimizer: str) -> Forms:
     forms = tuple(_form(description) for description in _ext.descriptions(optimizer))
-    attributes = {name: None for form in forms for name, _ in form.hypers}
-    attributes |= {option: None for form in forms for option, _ in form.conditions}
-    attributes |= {name: None for form in forms for name in form.kept}
-    return Forms(forms, tuple(attributes))
+    standards: dict[str, dict[str, Any]] = {}  # of each attribute
+    for form in forms:
+        for (name, _), part in zip(form.hypers, form.standards, strict=True):
+            standards.setdefault(name, {})[part] = form.standards[part]
+    for form in forms:
+        for option, _ in form.conditions:
+            standards.setdefault(option, {option: False})
+    options = {form.option for form in forms}
+    attributes = {
+        name: Attribute(optimizer, name, parts, name in options)
+        for name, parts in standards.items()
+    }
+    kept = {name: None for form in forms for name in form.kept}
+    return Forms(forms, attributes, bool(kept), (*attributes, *kept))
 
 
 def _form(description: dict[str, Any]) -> Form:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from . import _ext
+from . import _ext, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula
-from .forms import forms_of
+from .forms import Forms, forms_of
+from .grouping import Grouping, Portion, forget_other_groups
+from .groups import Group
+from .hyperparameters import Hyperparameter, Option, first_value, has_schedule
+from .rollback import Rollback
 from .step import Share
+from .tools import describe
+from .tools.describe import ParameterRow
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 """The dtypes that the primitives read and write."""
@@ -26,22 +35,88 @@ class FusedOptimizer(Optimizer):
     _rule: str
     """The name of the optimizer in the rules' descriptions."""
 
+    _forms: Forms
+
     _fixed: dict[str, Any] = {}
     """Hyperparameters of the rule that the optimizer does not have."""
 
+    _options: tuple[str, ...] = ()
+    """Attributes that the program depends on, besides the rule's hyperparameters."""
+
+    _checks_values = False
+    """True if a hyperparameter cannot be set to a value that the rule does not allow."""
+
+    _grouping: Grouping | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if not hasattr(cls, "_rule"):
+            return
+        cls._forms = forms_of(cls._rule)
+        for name, attribute in cls._forms.attributes.items():
+            if name not in cls._fixed and not hasattr(cls, name):
+                setattr(cls, name, Hyperparameter(attribute, cls._checks_values))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that the constructor was given."""
+        return () if self._grouping is None else self._grouping.groups
+
+    def describe(self, model: Any, show: bool = True) -> list[ParameterRow]:
+        """Return which hyperparameters each parameter has, and from which group.
+
+        Args:
+            model: A module, of which all parameters that are not frozen by it are described, or a
+                tree of arrays.
+            show: Print a table too, which needs rich.
+
+        Raises:
+            ImportError: rich is not installed.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer = optim.SGD(0.5, groups=[optim.Group("b", weight_decay=0.1)])
+            >>> rows = optimizer.describe({"a": mx.ones(2), "b": mx.ones(2)}, show=False)
+            >>> [(row.path, row.values["weight_decay"]) for row in rows]
+            [('a', 0.0), ('b', 0.1)]
+        """
+        parameters = model.trainable_parameters() if isinstance(model, nn.Module) else model
+        grouping = self._grouping or Grouping(type(self).__name__, (), [])
+        grouping.assignment.extend(parameters, model)
+        values = self._values()
+        rows = grouping.rows(self, values, parameters)
+        if show:
+            describe.show(rows, type(self).__name__, grouping.shown(self, values))
+        return rows
+
+    def init(self, parameters: Any) -> None:
+        grouping = self._grouping
+        forget_other_groups(self.state, grouping)
+        if grouping is None:
+            super().init(parameters)
+            return
+        reserved.refuse_parameters_of_that_name(parameters)
+        grouping.assignment.extend(parameters, parameters)
+        grouping.init(self, parameters)
+        self._initialized = True
+
     def check(self, gradients: Any, parameters: Any) -> None:
-        if self._uses_own_step():
-            program, hypers = self._program()
+        if not self._uses_own_step():
+            return
+        if self._grouping is not None:
+            self._grouping.assignment.extend(gradients, parameters)
+        for portion in self._portions(self._values()):
             part = _ext.Part(
-                program,
-                hypers,
-                None,
+                portion.program,
+                portion.groups,
                 0,
-                None,
                 gradients,
                 parameters,
                 self.state,
                 initialized=self._initialized,
+                assignment=portion.tree,
+                positions=portion.positions,
             )
             part.collect()
 
@@ -53,25 +128,19 @@ class FusedOptimizer(Optimizer):
             parameter: An array of the same shape.
             state: The arrays that :meth:`init_single` made.
         """
-        program, hypers = self._program()
-        part = _ext.Part(
-            program,
-            hypers,
-            self._rate(),
-            self.step,
-            self._formula,
-            gradient,
-            parameter,
-            state,
-            fused=self._uses_primitives(),
-        )
+        values = self._values()
+        program, hypers = self._program_of(values)
+        group = hypers, self._rate(values), 1.0, self._formula
+        fused = self._uses_primitives()
+        part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
         part.stage()
         part.commit()
         updated: Any = part.tree()
         return updated
 
     def _shares(self, gradients: Any) -> list[Share]:
-        return [Share(self, gradients, None if self._uses_own_step() else self._apply_leaves)]
+        own = self._uses_own_step() or self._grouping is not None
+        return [Share(self, gradients, None if own else self._apply_leaves)]
 
     def _uses_own_step(self) -> bool:
         """True if `apply_single` is not overridden."""
@@ -85,17 +154,66 @@ class FusedOptimizer(Optimizer):
         """False if the formula updates all leaves."""
         return True
 
-    def _program(self) -> tuple[_ext.Program, list[Any]]:
-        """The program and its hyperparameters; reads each attribute once."""
-        forms, fixed = forms_of(self._rule), self._fixed
-        return forms.settle(
-            {
-                name: fixed[name] if name in fixed else getattr(self, name)
-                for name in forms.attributes
-            }
-        )
+    def _set_groups(self, given: Any) -> None:
+        """Take the constructor's argument `groups`.
 
-    def _rate(self) -> Any:
+        Raises:
+            TypeError, ValueError: A group has what it cannot have.
+        """
+        if given is None or len(given) == 0:
+            return
+        values, name = self._values(), type(self).__name__
+        attributes = [
+            each
+            for attribute, each in self._forms.attributes.items()
+            if attribute not in self._fixed
+        ]
+        attributes += [Option(name, option) for option in self._options]
+        self._grouping = Grouping(name, given, attributes)
+        self._grouping.check(self, values)
+        self._grouping.settle(self, Rollback(), [])
+
+    def _values(self) -> dict[str, Any]:
+        """The values of all attributes that the rule needs; reads each once."""
+        fixed = self._fixed
+        values = {
+            name: fixed[name] if name in fixed else getattr(self, name)
+            for name in self._forms.names
+        }
+        for name in self._options:
+            values[name] = getattr(self, name)
+        return values
+
+    def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
+        """The program that values of the attributes select, and its hyperparameters."""
+        return self._forms.settle(values)
+
+    def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
+        """The numbers that the rule keeps from step to step, as they are in this step."""
+        if not self._forms.keeps:
+            return {}
+        return _ext.next_kept(*self._program_of(values), step)
+
+    def _portions(self, values: dict[str, Any]) -> list[Portion]:
+        """The portions of a step.
+
+        Raises:
+            TypeError: There are groups, and `apply_single` is overridden.
+        """
+        if self._grouping is None:
+            program, hypers = self._program_of(values)
+            rate = self._rate(values)
+            formula = self._formula if self._uses_own_step() else self.apply_single
+            return [Portion(program, [(hypers, rate, 1.0, formula)], None, [])]
+        portions = self._grouping.portions(self, values)
+        if not self._uses_own_step():
+            raise TypeError(
+                f"{type(self).__name__}: groups: apply_single is overridden, and does not get the "
+                "hyperparameters of groups"
+            )
+        return portions
+
+    def _rate(self, values: dict[str, Any]) -> Any:
         """The learning rate; None if the program does not read it.
 
         Raises:
@@ -112,6 +230,31 @@ class FusedOptimizer(Optimizer):
 
 
 _apply_single = FusedOptimizer.apply_single
+
+
+def with_groups(cls: type) -> Callable[..., None]:
+    """The constructor of an optimizer of mlx.optimizers, which takes `groups` too."""
+    inherited = cls.__init__  # type: ignore[misc]
+
+    signature = inspect.signature(inherited)
+
+    def __init__(self: Any, *args: Any, groups: Any = (), **kwargs: Any) -> None:
+        try:
+            given = signature.bind(self, *args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        attributes = self._forms.attributes
+        scheduled = {name for name in attributes if has_schedule(given.get(name))}
+        # mlx.optimizers checks its arguments, so it gets the first values of schedules.
+        inherited(**{**given, **{name: first_value(given[name]) for name in scheduled}})
+        for name in scheduled:
+            setattr(self, name, given[name])
+        self._set_groups(groups)
+
+    groups = inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=())
+    parameters = [*signature.parameters.values(), groups]
+    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return __init__
 
 
 def in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:

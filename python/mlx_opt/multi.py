@@ -16,6 +16,17 @@ from .trees import split
 class MultiOptimizer(Optimizer, stock.MultiOptimizer):
     __doc__ = stock.MultiOptimizer.__doc__
 
+    def __init__(
+        self,
+        optimizers: list[Any],
+        filters: list[Any] = [],  # noqa: B006 (as in mlx.optimizers)
+        *,
+        groups: Any = (),
+    ) -> None:
+        if groups:
+            raise TypeError("MultiOptimizer: groups belong to its optimizers, which take them")
+        stock.MultiOptimizer.__init__(self, optimizers, filters)
+
     state = stock.MultiOptimizer.state
 
     def init(self, parameters: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -45,6 +46,8 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
+        groups: Groups of parameters with values of their own: :class:`Group`, or dicts. They are of
+            the parameters that ``fallback`` does not update, which has groups of its own.
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` has another value, or
@@ -61,6 +64,7 @@ class Muon(FusedOptimizer, stock.Muon):
     """
 
     _rule = "Muon"
+    _options = ("ns_steps", "ns_dtype", "ns_coefficients", "adjust_lr", "decoupled_weight_decay")
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Muon(FusedOptimizer, stock.Muon):
         adjust_lr: str = "original",
         decoupled_weight_decay: bool = False,
         fallback: Optimizer | None = None,
+        groups: Sequence[Any] = (),
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
@@ -86,12 +91,15 @@ class Muon(FusedOptimizer, stock.Muon):
         self.ns_coefficients = ns_coefficients
         self.adjust_lr = adjust_lr
         self.decoupled_weight_decay = decoupled_weight_decay
-        self._muon_program()
+        self._program_of(self._values())
+        self._set_groups(groups)
 
     def init(self, parameters: Any) -> None:
         if self.fallback is None:
             super().init(parameters)
             return
+        if self._grouping is not None:
+            self._grouping.assignment.extend(parameters, parameters)
         reserved.refuse_parameters_of_that_name(parameters)
         matrices, others = _split(parameters)
         super().init(matrices)
@@ -134,35 +142,8 @@ class Muon(FusedOptimizer, stock.Muon):
         matrices, others = _split(gradients)
         return super()._shares(matrices) + shares_of(self.fallback, others)
 
-    def _program(self) -> tuple[_ext.Program, list[Any]]:
-        return self._muon_program(), super()._program()[1]
-
-    def _muon_program(self) -> _ext.Program:
-        """The program with the current options.
-
-        Raises:
-            TypeError, ValueError: An option has a wrong value; the message names it.
-        """
-        if self.adjust_lr not in ADJUSTMENTS:
-            raise ValueError(
-                f"adjust_lr: expected one of {', '.join(ADJUSTMENTS)}, got {self.adjust_lr!r}"
-            )
-        if isinstance(self.ns_steps, bool) or not isinstance(self.ns_steps, int):
-            raise TypeError(f"ns_steps: expected an int, got {type(self.ns_steps).__name__}")
-        if self.ns_steps < 0:
-            raise ValueError(f"ns_steps: expected 0 or more, got {self.ns_steps}")
-        if not (self.ns_dtype is None or self.ns_dtype in STORAGE):
-            raise ValueError(
-                f"ns_dtype: expected float32, float16, bfloat16 or None, got {self.ns_dtype}"
-            )
-        return _ext.muon_program(
-            self.ns_steps,
-            self.ns_dtype,
-            newton_schulz.coefficients_of(self.ns_coefficients),
-            self.adjust_lr,
-            bool(self.decoupled_weight_decay),
-            newton_schulz.STACK,
-        )
+    def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
+        return _program(*(values[name] for name in self._options)), super()._program_of(values)[1]
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         def descend(update: mx.array, parameter: mx.array, _: dict) -> mx.array:
@@ -203,6 +184,33 @@ class Muon(FusedOptimizer, stock.Muon):
 
 
 _iterations = stock.Muon._zeropower_via_newtonschulz5
+
+
+def _program(
+    ns_steps: Any, ns_dtype: Any, ns_coefficients: Any, adjust_lr: Any, decoupled: Any
+) -> _ext.Program:
+    """The program with these options.
+
+    Raises:
+        TypeError, ValueError: An option has a wrong value; the message names it.
+    """
+    if adjust_lr not in ADJUSTMENTS:
+        raise ValueError(f"adjust_lr: expected one of {', '.join(ADJUSTMENTS)}, got {adjust_lr!r}")
+    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int):
+        raise TypeError(f"ns_steps: expected an int, got {type(ns_steps).__name__}")
+    if ns_steps < 0:
+        raise ValueError(f"ns_steps: expected 0 or more, got {ns_steps}")
+    if not (ns_dtype is None or ns_dtype in STORAGE):
+        raise ValueError(f"ns_dtype: expected float32, float16, bfloat16 or None, got {ns_dtype}")
+    coefficients = newton_schulz.coefficients_of(ns_coefficients)
+    triples = tuple(map(tuple, coefficients))
+    return _cached(ns_steps, ns_dtype, triples, adjust_lr, bool(decoupled), newton_schulz.STACK)
+
+
+@cache
+def _cached(*options: Any) -> _ext.Program:
+    """One object for the same options, so that their leaves are updated together."""
+    return _ext.muon_program(*options)
 
 
 def _original(shape: tuple[int, ...]) -> float:

@@ -16,7 +16,7 @@ from . import _ext
 from .base import Optimizer
 from .clipping import clip_grad_norm
 from .derived import optimizer_class
-from .fused import FusedOptimizer
+from .fused import FusedOptimizer, with_groups
 from .multi import MultiOptimizer
 from .muon import Muon
 
@@ -39,52 +39,61 @@ __all__ = [
 
 class SGD(FusedOptimizer, stock.SGD):
     __doc__ = stock.SGD.__doc__
+    __init__ = with_groups(stock.SGD)
     _rule = "SGD"
 
 
 class RMSprop(FusedOptimizer, stock.RMSprop):
     __doc__ = stock.RMSprop.__doc__
+    __init__ = with_groups(stock.RMSprop)
     _rule = "RMSprop"
 
 
 class Adagrad(FusedOptimizer, stock.Adagrad):
     __doc__ = stock.Adagrad.__doc__
+    __init__ = with_groups(stock.Adagrad)
     _rule = "Adagrad"
 
 
 class AdaDelta(FusedOptimizer, stock.AdaDelta):
     __doc__ = stock.AdaDelta.__doc__
+    __init__ = with_groups(stock.AdaDelta)
     _rule = "AdaDelta"
 
 
 class Adam(FusedOptimizer, stock.Adam):
     __doc__ = stock.Adam.__doc__
+    __init__ = with_groups(stock.Adam)
     _rule = "AdamW"
     _fixed = {"weight_decay": 0.0}
 
 
 class AdamW(Adam, stock.AdamW):
     __doc__ = stock.AdamW.__doc__
+    __init__ = with_groups(stock.AdamW)
     _fixed = {}
 
 
 class Adamax(Adam, stock.Adamax):
     __doc__ = stock.Adamax.__doc__
+    __init__ = with_groups(stock.Adamax)
     _rule = "Adamax"
 
 
 class Lion(FusedOptimizer, stock.Lion):
     __doc__ = stock.Lion.__doc__
+    __init__ = with_groups(stock.Lion)
     _rule = "Lion"
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):
     __doc__ = stock.Adafactor.__doc__
+    __init__ = with_groups(stock.Adafactor)
     _rule = "Adafactor"
 
-    def _rate(self) -> Any:
+    def _rate(self, values: dict[str, Any]) -> Any:
         # With relative_step the rule computes the learning rate, and there may be none.
-        return None if self.relative_step else super()._rate()
+        return None if values["relative_step"] else super()._rate(values)
 
 
 DERIVED = {

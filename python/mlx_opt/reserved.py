@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 
 KEY = "mlx_opt"
+GROUPS = "groups"
+"""The key of the entries of groups, by their names."""
 
 _FORMERLY_IN_THE_ROOT = ("grad_norm", "skipped")
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import setitem
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .trees import CONTAINERS
+
+
+class Change(NamedTuple):
+    """An entry of a dict before and after it was set."""
+
+    entries: dict
+    key: Any
+    old: Any
+    new: Any
 
 
 class Rollback:
@@ -39,16 +48,24 @@ class Rollback:
     def note(self, undo: Callable[..., Any], *arguments: Any) -> None:
         self.notes.append((undo, arguments))
 
-    def put(self, entries: dict, key: Any, value: Any, before: dict | None = None) -> None:
-        """Set an entry of a dict; the old value is put into `before`."""
+    def put(self, entries: dict, key: Any, value: Any) -> None:
+        """Set an entry of a dict."""
         if key in entries:
-            old = entries[key]
-            self.notes.append((setitem, (entries, key, old)))
-            if before is not None:
-                before[key] = old
+            self.notes.append((setitem, (entries, key, entries[key])))
         else:
             self.notes.append((_remove, (entries, key)))
         entries[key] = value
+
+    def replace(self, entries: dict, key: Any, value: Any, changes: list[Change]) -> None:
+        """Set an entry of a dict, and note the change if it had a value."""
+        if key in entries:
+            changes.append(Change(entries, key, entries[key], value))
+        self.put(entries, key, value)
+
+    def remove(self, entries: dict, key: Any) -> None:
+        """Remove an entry of a dict."""
+        self.notes.append((setitem, (entries, key, entries[key])))
+        del entries[key]
 
     def keep_tree(self, tree: Any) -> None:
         """Note the contents of all containers of a tree."""

@@ -18,9 +18,10 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
 from . import _ext, reserved
-from .clipping import ClippedStep, ClipRequest, Formula
+from .clipping import ClippedStep, ClipRequest
 from .foreign import Apply, members_of, note_state, run_foreign
-from .rollback import Rollback
+from .grouping import Portion
+from .rollback import Change, Rollback
 
 
 class Share(NamedTuple):
@@ -38,20 +39,14 @@ class Settled(NamedTuple):
     optimizer: Any
     gradients: Any
     state: dict
-    before: dict[str, Any]
-    """The old entries of the state's root that the step replaces."""
+    changes: list[Change]
+    """The entries of the state, besides those of parameters, that the step replaces."""
 
-    after: dict[str, Any]
-    """The new entries."""
-
-    program: _ext.Program
-    hypers: list
+    portions: list[Portion]
     kept: list[str]
     """The numbers in the state's root that the rule keeps."""
 
-    rate: Any
     step: Any
-    formula: Formula
     fused: bool
 
 
@@ -107,22 +102,20 @@ def _prepare(
     rollback: Rollback,
     assigned: bool,
 ) -> _Step:
-    fused = [share for share in shares if share.apply is None]
-    settled = [_settle(share, parameters, rollback) for share in fused]
-    parts = [_part(step, parameters, assigned) for step in settled]
+    settled = [_settle(share, parameters, rollback) for share in shares if share.apply is None]
+    parts = [_parts(step, parameters, assigned) for step in settled]
     clipped = None
     if request is not None:
-        # The norm must be that of the step's gradients. A part holds them; a split has copied the
-        # tree, which may have changed since.
-        if len(shares) > 1:
-            gradients = [share.gradients for share in shares]
-        clipped = request.compute(gradients, parts[0] if len(shares) == len(parts) == 1 else None)
+        own = iter(parts)
+        clipped = request.compute(
+            [share.gradients if share.apply else next(own) for share in shares]
+        )
     counters: list[Any] = []
-    for step, part in zip(settled, parts, strict=True):
+    for step, own_parts in zip(settled, parts, strict=True):
         if clipped is not None:
-            skip_nonfinite = clipped.finite is not None
-            part.clip(clipped.scale, skip_nonfinite, clipped.around(step.formula))
-            _choose_root_entries(step, clipped, rollback)
+            for part in own_parts:
+                part.clip(clipped.scale, clipped.finite is not None, clipped.around)
+            _choose_entries(step, clipped, rollback)
             record(step.optimizer, clipped, rollback)
         counters += counters_of(step.state)
         counters += [step.state[name] for name in step.kept if name in step.state]
@@ -133,77 +126,65 @@ def _prepare(
             if clipped is not None:
                 for member in members_of(optimizer):
                     record(member, clipped, rollback)
-    return _Step(parts, trees, counters)
+    return _Step([part for own_parts in parts for part in own_parts], trees, counters)
 
 
 def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     optimizer: Any = share.optimizer
+    grouping = optimizer._grouping
+    if grouping is not None:
+        grouping.assignment.extend(share.gradients, parameters)
     if not optimizer._initialized:
         optimizer.check(share.gradients, parameters)
         note_state(optimizer, rollback)
         optimizer._init_own(share.gradients)
     rollback.note(setattr, optimizer, "_state", optimizer._state)
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
+    changes: list[Change] = []
     for name, schedule in optimizer._schedulers.items():
-        after[name] = schedule(optimizer.step)
-        rollback.put(optimizer.state, name, after[name], before)
-    after["step"] = _ext.next_number(optimizer.step)
-    rollback.put(optimizer.state, "step", after["step"], before)
-    program, hypers = optimizer._program()
-    rate, step = optimizer._rate(), optimizer.step
-    kept = _ext.next_kept(program, hypers, step)
-    if kept:
-        for name, number in kept.items():
-            after[name] = number
-            rollback.put(optimizer.state, name, number, before)
-        hypers[-len(kept) :] = kept.values()
+        value = schedule(optimizer.step)  # may replace the state
+        rollback.replace(optimizer.state, name, value, changes)
+    if grouping is not None:
+        grouping.settle(optimizer, rollback, changes)
+    number = _ext.next_number(optimizer.step)
+    rollback.replace(optimizer.state, "step", number, changes)
+    values, step = optimizer._values(), optimizer.step
+    kept = optimizer._next_kept(values, step)
+    for name, number in kept.items():
+        rollback.replace(optimizer.state, name, number, changes)
+        values[name] = number
+    portions = optimizer._portions(values)
     # A schedule may have installed a hook.
-    own = optimizer._uses_own_step()
-    formula = optimizer._formula if own else optimizer.apply_single
-    fused = own and optimizer._uses_primitives()
+    fused = optimizer._uses_own_step() and optimizer._uses_primitives()
     state = optimizer.state
-    return Settled(
-        optimizer,
-        share.gradients,
-        state,
-        before,
-        after,
-        program,
-        hypers,
-        list(kept),
-        rate,
-        step,
-        formula,
-        fused,
-    )
+    return Settled(optimizer, share.gradients, state, changes, portions, list(kept), step, fused)
 
 
-def _part(settled: Settled, parameters: Any, assigned: bool) -> _ext.Part:
-    return _ext.Part(
-        settled.program,
-        settled.hypers,
-        settled.rate,
-        settled.step,
-        settled.formula,
-        settled.gradients,
-        parameters,
-        settled.state,
-        True,
-        assigned,
-        settled.fused,
-    )
+def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]:
+    return [
+        _ext.Part(
+            portion.program,
+            portion.groups,
+            settled.step,
+            settled.gradients,
+            parameters,
+            settled.state,
+            True,
+            assigned,
+            settled.fused,
+            portion.tree,
+            portion.positions,
+        )
+        for portion in settled.portions
+    ]
 
 
-def _choose_root_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
-    """Make the entries of the state's root the old ones if the step is skipped."""
+def _choose_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
+    """Make the state's entries besides those of parameters the old ones if the step is skipped."""
     if clipped.finite is None:
         return
-    state = settled.state
-    for name, old in settled.before.items():
-        new = settled.after[name]
-        if state.get(name) is new:  # else other code has replaced the entry
-            rollback.put(state, name, _chosen_entry(clipped, name, new, old))
+    for entries, name, old, new in settled.changes:
+        if entries.get(name) is new:  # else other code has replaced the entry
+            rollback.put(entries, name, _chosen_entry(clipped, name, new, old))
 
 
 def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:

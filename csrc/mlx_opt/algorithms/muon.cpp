@@ -67,41 +67,21 @@ class MuonStep : public Composition {
  public:
   MuonStep(Muon options, size_t stack) : options_(std::move(options)), stack_(stack) {}
 
-  Arrays successors(const Request& request, Arrays operands) const override {
-    const auto& [hypers, learning_rate, step] = request.groups.at(0);
-    const mx::Stream stream = request.stream;
-    Arrays parameters;
-    for (size_t i = 0; i < operands.size(); i += 3) {
-      parameters.push_back(operands[i]);
-    }
-    auto coupled = hypers;
-    Scalar& decay = coupled[position_of(Rule::Muon, "weight_decay")];
-    const Scalar decoupled = options_.decoupled_weight_decay ? decay : Scalar(0.0);
-    if (options_.decoupled_weight_decay) {
-      decay = 0.0;
-    }
-    Arrays results = mlx_opt::step(
-        Rule::Muon, std::move(operands), coupled, learning_rate, step, stream, request.scale);
+  Arrays successors(const Request& request, const Leaves& leaves) const override {
+    Arrays results = mlx_opt::successors(momentum_request(request), leaves);
     Arrays directions;
     for (size_t i = 0; i < results.size(); i += 2) {
       directions.push_back(std::move(results[i]));
     }
-    orthogonalize(directions, options_, stack_, stream);
-    Arrays descent;
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      descent.push_back(std::move(parameters[i]));
-      descent.push_back(std::move(directions[i]));
+    orthogonalize(directions, options_, stack_, request.stream);
+    const auto& [width, members, arrays, groups] = leaves.kinds()[0];
+    Leaves descent(descent_, directions.size());
+    for (size_t i = 0; i < directions.size(); ++i) {
+      auto& added = descent.add(0, groups[i]).arrays;
+      added.push_back(arrays[i * width]);
+      added.push_back(&directions[i]);
     }
-    // SGD adds the decay to its gradient, which is the direction here: that subtracts learning rate
-    // * decay * parameter, which is decoupled decay.
-    Arrays successors = mlx_opt::step(
-        Rule::SGD,
-        std::move(descent),
-        {decoupled},
-        learning_rate,
-        step,
-        stream,
-        finite_only(request.scale, stream));
+    Arrays successors = mlx_opt::successors(descent_request(request), descent);
     for (size_t i = 0; i < successors.size(); ++i) {
       results[2 * i] = std::move(successors[i]);
     }
@@ -109,6 +89,35 @@ class MuonStep : public Composition {
   }
 
  private:
+  // The step of the momentum; its results are in the parameters' places.
+  Request momentum_request(const Request& request) const {
+    Request momentum = request;
+    momentum.program = &momentum_;
+    for (GroupScalars& group : momentum.groups) {
+      if (options_.decoupled_weight_decay) {
+        decay_of(group) = 0.0;
+      }
+    }
+    return momentum;
+  }
+
+  // SGD adds the decay to its gradient, which is the direction here: that subtracts learning rate *
+  // decay * parameter, which is decoupled decay.
+  Request descent_request(const Request& request) const {
+    Request descent{&descent_, {}, finite_only(request.scale, request.stream), request.stream};
+    for (GroupScalars group : request.groups) {
+      group.hypers = {options_.decoupled_weight_decay ? decay_of(group) : Scalar(0.0)};
+      descent.groups.push_back(std::move(group));
+    }
+    return descent;
+  }
+
+  static Scalar& decay_of(GroupScalars& group) {
+    return group.hypers[position_of(Rule::Muon, "weight_decay")];
+  }
+
+  const Program momentum_ = Program(Rule::Muon);
+  const Program descent_ = Program(Rule::SGD);
   Muon options_;
   size_t stack_;
 };

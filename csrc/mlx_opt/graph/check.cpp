@@ -38,6 +38,7 @@ class ScalarInputWriter {
   GroupSources push(const GroupScalars& group) {
     const Description& description = description_of(rule_);
     GroupSources sources;
+    sources.rate_scale = group.rate_scale;
     sources.reads_step = reads(rule_, description.step, group.hypers);
     sources.reads_learning_rate = reads(rule_, description.learning_rate, group.hypers);
     if (sources.reads_step) {
@@ -124,7 +125,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   if (!available(request.stream.device)) {
     refuse(rule, "there is no kernel for this device");
   }
-  bool coupled = false;
+  std::vector<bool> coupled; // of each group
   ScalarInputWriter writer(rule, request.stream, checked.scalars);
   for (const GroupScalars& group : request.groups) {
     if (group.hypers.size() != hypers_of(rule).size()) {
@@ -133,7 +134,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
           "expected " + std::to_string(hypers_of(rule).size()) + " hyperparameters, got " +
               std::to_string(group.hypers.size()));
     }
-    coupled |= is_coupled(rule, group.hypers);
+    coupled.push_back(is_coupled(rule, group.hypers));
     checked.spec.sources.push_back(writer.push(group));
   }
   if (request.scale) {
@@ -144,8 +145,10 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
     const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
     checked.spec.runs.push_back({members.size(), operands});
     checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
-    for (size_t i = 0; i < arrays.size(); i += operands) {
-      push_dtypes(request.program->slots(kind), &arrays[i], coupled, checked.dtypes);
+    auto leaf = arrays.data();
+    for (uint16_t group : groups) {
+      push_dtypes(request.program->slots(kind), leaf, coupled[group], checked.dtypes);
+      leaf += operands;
     }
     if (request.groups.size() > 1) {
       checked.spec.groups.insert(checked.spec.groups.end(), groups.begin(), groups.end());

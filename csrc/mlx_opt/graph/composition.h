@@ -12,10 +12,8 @@ class Composition {
  public:
   virtual ~Composition() = default;
 
-  /// The new parameters and slots after a step over `operands`: each tensor's parameter, slots and
-  /// gradient.
-  virtual std::vector<mx::array> successors(
-      const Request& request, std::vector<mx::array> operands) const = 0;
+  /// The new parameters and slots after a step, in the order of the leaves.
+  virtual std::vector<mx::array> successors(const Request& request, const Leaves& leaves) const = 0;
 };
 
 } // namespace mlx_opt

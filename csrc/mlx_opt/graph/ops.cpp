@@ -19,17 +19,17 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
 } // namespace
 
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
+  if (leaves.size() == 0) {
+    return {};
+  }
+  if (const Composition* composition = request.program->composition()) {
+    return composition->successors(request, leaves);
+  }
   std::vector<mx::array> inputs;
   const ArrayRefs operands = leaves.operands();
   inputs.reserve(operands.size() + 8);
   for (const mx::array* x : operands) {
     inputs.push_back(*x);
-  }
-  if (inputs.empty()) {
-    return {};
-  }
-  if (const Composition* composition = request.program->composition()) {
-    return composition->successors(request, std::move(inputs));
   }
   CheckedStep checked = check(request, leaves);
   inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());

@@ -20,7 +20,8 @@ namespace mlx_opt {
 struct GroupScalars {
   std::vector<Scalar> hypers; // in the rule's order
   mx::array learning_rate;
-  mx::array step; // the number of this step, from 1
+  mx::array step;          // the number of this step, from 1
+  float rate_scale = 1.0f; // multiplies the learning rate
 };
 
 /// Pointers to the arrays of a step's leaves, sorted by kind.

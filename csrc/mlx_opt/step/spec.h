@@ -24,6 +24,7 @@ struct GroupSources {
   std::vector<int> traced;    // indices of those that are read from arrays when the step runs
   bool reads_step = false;
   bool reads_learning_rate = true;
+  float rate_scale = 1.0f; // multiplies the learning rate
 };
 
 /// The inputs of a step, in order: the operands of each run's tensors; for each group the step's

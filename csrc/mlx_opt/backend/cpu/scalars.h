@@ -23,7 +23,7 @@ class GroupScalars {
   }
 
   float learning_rate() const {
-    return learning_rate_ ? *learning_rate_ : 0.0f;
+    return learning_rate_ ? sources_.rate_scale * *learning_rate_ : 0.0f;
   }
 
  private:

@@ -25,7 +25,8 @@ MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
   }
   Uniforms<Rule> uniforms;
   memcpy(&uniforms.hypers, hypers, sizeof hypers);
-  const float rate = group.learning_rate ? *group.learning_rate : 0.0f;
+  const float rate =
+      group.learning_rate ? static_cast<float>(group.rate_scale) * *group.learning_rate : 0.0f;
   const float step = group.step ? static_cast<float>(*group.step) : 0.0f;
   uniforms.scalars = Rule::prepare(uniforms.hypers, rate, step);
   uniforms.scale = table.scale ? *table.scale : 1.0f;

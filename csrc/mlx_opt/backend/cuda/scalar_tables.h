@@ -17,6 +17,7 @@ template <int count>
 struct GroupTable {
   const unsigned long long* step;
   const float* learning_rate;
+  double rate_scale; // a float
   HyperSource hypers[count];
 };
 

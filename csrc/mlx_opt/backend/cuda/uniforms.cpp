@@ -16,7 +16,7 @@ constexpr size_t head = sizeof(ScalarTable<1, 1>) - sizeof(GroupTable<1>);
 
 // The maximum number of groups of a launch.
 int groups_of_a_launch(const UniformsShape& shape, size_t groups) {
-  const size_t group = 2 * sizeof(const float*) + shape.hypers * sizeof(HyperSource);
+  const size_t group = sizeof(GroupTable<1>) + (shape.hypers - 1) * sizeof(HyperSource);
   const int max_groups = capacity_of(small_parameter, head, group);
   if (max_groups == 0) {
     throw std::runtime_error(
@@ -54,6 +54,7 @@ const T* address_if_any(const mx::array* x) {
 void add_group(const GroupSources& sources, const GroupInputs& inputs, Parameter& parameter) {
   parameter.add(address_if_any<unsigned long long>(inputs.step));
   parameter.add(address_if_any<float>(inputs.learning_rate));
+  parameter.add(double{sources.rate_scale});
   for (size_t k = 0; k < sources.hypers.size(); ++k) {
     const auto hyper = make_hyper(sources.hypers[k]);
     const auto traced =

@@ -35,9 +35,11 @@ MLX_OPT_FN void prepare(
     hypers[3 * k + 2] = given ? ::metal::precise::log(x) : source->log;
   }
   const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
+  const float rate = value_of<float>(own + 1, scalars);
   const Uniforms<Rule> uniforms = {
       h,
-      Rule::prepare(h, value_of<float>(own + 1, scalars), value_of<ulong>(own, scalars)),
+      Rule::prepare(
+          h, own[1].given < 0 ? rate : own[1].value * rate, value_of<ulong>(own, scalars)),
       value_of<float>(own + 2 + count, scalars)};
   thread const float* from = reinterpret_cast<thread const float*>(&uniforms);
   device float* to = group_uniforms + group * Uniforms<Rule>::floats;

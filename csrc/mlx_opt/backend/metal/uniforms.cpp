@@ -83,6 +83,9 @@ void GroupUniforms::add_group(
   Dispatch& dispatch = dispatches_.back();
   dispatch.add(inputs.step, constant(0.0f));
   dispatch.add(inputs.learning_rate, constant(0.0f));
+  if (inputs.learning_rate) {
+    dispatch.sources.back().value = group.rate_scale;
+  }
   for (size_t k = 0; k < group.hypers.size(); ++k) {
     const auto traced = std::find(group.traced.begin(), group.traced.end(), static_cast<int>(k));
     const bool is_read = traced != group.traced.end();

@@ -1,0 +1,376 @@
+"""The groups of an optimizer, with the values that they have in a step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers.optimizers as stock
+
+from . import _ext, reserved
+from .assignment import Assignment, Combination
+from .groups import Group, group_from
+from .hyperparameters import Attribute
+from .rollback import Change, Rollback
+from .tools.describe import ParameterRow
+from .trees import CONTAINERS
+
+OWN_KEYS = ("learning_rate_scale", "frozen")
+
+
+class Settings:
+    """What one group sets: constants, and values that the optimizer's state has."""
+
+    def __init__(self, optimizer: str, group: Group, attributes: dict[str, Attribute]) -> None:
+        self.name = group.name
+        self.constants: dict[str, Any] = {}
+        self.schedules: dict[str, Callable[[Any], Any]] = {}
+        self.arrays: dict[str, mx.array] = {}
+        self._sequences: dict[str, list[Any]] = {}
+        """The attributes with elements in the state, whose places have None."""
+
+        if group.frozen:
+            self.constants["frozen"] = True
+        if group.learning_rate_scale is not None:
+            self.constants["learning_rate_scale"] = _scale(group.learning_rate_scale)
+        for name, value in group.hyperparameters.items():
+            if name not in attributes:
+                known = ", ".join([*attributes, *OWN_KEYS])
+                raise TypeError(
+                    f"{optimizer}: groups: there is no {name}; a group can have {known}"
+                )
+            self._add(attributes[name], value)
+        if self.name is None and self.is_in_state:
+            first = next(iter(self._sequences))
+            raise ValueError(
+                f"{optimizer}: groups: a group with a schedule or an array for {first} needs a name"
+            )
+
+    def _add(self, attribute: Attribute, value: Any) -> None:
+        attribute.check(value)
+        constants = attribute.split(value)
+        for i, (part, each) in enumerate(zip(attribute.parts, constants, strict=True)):
+            if callable(each):
+                self.schedules[part] = each
+            elif isinstance(each, mx.array):
+                self.arrays[part] = each
+            else:
+                continue
+            constants[i] = None
+            self._sequences[attribute.name] = constants
+        if attribute.name not in self._sequences:
+            self.constants[attribute.name] = attribute.settled(value)
+
+    @property
+    def is_in_state(self) -> bool:
+        """True if the optimizer's state has values of the group."""
+        return bool(self._sequences)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.constants, *self._sequences)
+
+    def values(self, attributes: dict[str, Attribute], entries: dict) -> dict[str, Any]:
+        """The values of all that the group sets. `entries`: the groups' entries in the state."""
+        if not self._sequences:
+            return self.constants
+        own = entries.get(self.name, {})
+        values = dict(self.constants)
+        for name, constants in self._sequences.items():
+            attribute = attributes[name]
+            parts = zip(attribute.parts, constants, strict=True)
+            values[name] = attribute.joined(
+                [own.get(part, 0.0) if each is None else each for part, each in parts]
+            )
+        return values
+
+
+class LearningRate(Attribute):
+    """A group's own learning rate."""
+
+    def __init__(self) -> None:
+        super().__init__("", "learning_rate", {"learning_rate": None})
+
+    def check(self, value: Any) -> None:
+        if callable(value) or isinstance(value, mx.array):
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(
+                "groups: learning_rate: expected a number, a schedule or an array, "
+                f"got {type(value).__name__}"
+            )
+
+    def settled(self, value: Any) -> Any:
+        return mx.array(value)
+
+
+class Portion(NamedTuple):
+    """The leaves of a step that one program updates."""
+
+    program: _ext.Program
+    groups: list[tuple[list[Any], Any, float, Any]]
+    """For each group the hyperparameters, the learning rate, its factor and the formula."""
+
+    tree: Any
+    """The index of each leaf in `positions`; None if there is one group."""
+
+    positions: list[int]
+
+
+class Grouping:
+    """The groups of an optimizer."""
+
+    def __init__(self, optimizer: str, given: Iterable[Any], attributes: list[Attribute]) -> None:
+        """`attributes`: the hyperparameters that a group can have, besides the learning rate."""
+        self.groups = tuple(map(group_from, given))
+        self._attributes = {each.name: each for each in [LearningRate(), *attributes]}
+        self._settings = [Settings(optimizer, group, self._attributes) for group in self.groups]
+        names = [group.name for group in self.groups if group.name is not None]
+        if len(names) != len(set(names)):
+            raise ValueError(f"{optimizer}: groups: two groups have the same name")
+        self.assignment = Assignment(self.groups, [each.keys for each in self._settings])
+
+    def check(self, optimizer: Any, base: dict[str, Any]) -> None:
+        """Raise what the values of a group would raise in a step."""
+        second_step = mx.array(2, mx.uint64)
+        kept = optimizer._next_kept(base, second_step)
+        for settings in self._settings:
+            values = {**base, **settings.values(self._attributes, {})}
+            optimizer._program_of(values)
+            for name, number in optimizer._next_kept(values, second_step).items():
+                if number.item() != kept[name].item():
+                    raise ValueError(
+                        f"{type(optimizer).__name__}: groups: the optimizer keeps one {name}, "
+                        f"which a group cannot change by {', '.join(settings.keys)}"
+                    )
+
+    def init(self, optimizer: Any, parameters: Any) -> None:
+        """Initialize the state of assigned parameters that have none.
+
+        Slots that a parameter's program has and its state has not are begun, with a warning.
+        """
+        skeleton = _Skeleton()
+        skeleton._state = optimizer.state
+        skeleton.init(parameters)
+        begun: list[str] = []
+        optimizers = [
+            with_values(optimizer, self._own_values(combination, optimizer.state))
+            for combination in self.assignment.combinations
+        ]
+        frozen = [bool(vars(type(each)).get("frozen")) for each in optimizers]
+
+        def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
+            if frozen[index]:
+                return
+            fresh: dict[str, Any] = {}
+            optimizers[index].init_single(parameter, fresh)
+            missing = {name: x for name, x in fresh.items() if name not in state}
+            if len(missing) < len(fresh):
+                begun.extend(f"{path}.{name}" for name in missing)
+            elif state and path:
+                return  # of another optimizer; the step raises
+            state.update(missing)
+
+        for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.tree)
+        if begun:
+            warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)
+
+    def settle(self, optimizer: Any, rollback: Rollback, changes: list[Change]) -> None:
+        """Put the values of schedules, and arrays that are missing, into the state."""
+        for settings in self._settings:
+            if not settings.is_in_state:
+                continue
+            for part, schedule in settings.schedules.items():
+                value = schedule(optimizer.step)  # may replace the state
+                entries = _own_entries(optimizer.state, settings.name, rollback)
+                rollback.replace(entries, part, value, changes)
+            entries = _own_entries(optimizer.state, settings.name, rollback)
+            for part, array in settings.arrays.items():
+                if part not in entries:
+                    rollback.put(entries, part, array)
+
+    def entries_to_forget(self, entries: dict) -> list[str]:
+        """The names of entries that are of no group."""
+        return sorted(set(entries) - {each.name for each in self._settings if each.is_in_state})
+
+    def portions(self, optimizer: Any, base: dict[str, Any]) -> list[Portion]:
+        """The portions of a step. `base`: the optimizer's own hyperparameters."""
+        entries = _entries_of(optimizer.state)
+        settled = [each.values(self._attributes, entries) for each in self._settings]
+        portions: dict[_ext.Program, list[Any]] = {}
+        places: list[tuple[Any, int]] = []  # the program and the group of each combination
+        for combination in self.assignment.combinations:
+            own = {key: settled[i][key] for key, i in combination.items()}
+            if own.get("frozen"):
+                places.append((None, 0))
+                continue
+            program, group = self._group(optimizer, base, own)
+            groups = portions.setdefault(program, [])
+            places.append((program, len(groups)))
+            groups.append(group)
+        if not portions:  # there are no parameters, or all are frozen
+            program, group = self._group(optimizer, base, {})
+            portions[program] = [group]
+        return [
+            Portion(program, groups, self.assignment.tree, _positions(places, program, i == 0))
+            for i, (program, groups) in enumerate(portions.items())
+        ]
+
+    def rows(self, optimizer: Any, base: dict[str, Any], parameters: Any) -> list[ParameterRow]:
+        """What the optimizer does with each parameter."""
+        rows: list[ParameterRow] = []
+
+        def add(path: str, parameter: mx.array, _: Any, index: int) -> None:
+            combination = self.assignment.combinations[index]
+            own = self._own_values(combination, optimizer.state)
+            frozen = bool(own.get("frozen"))
+            program, (_, rate, scale, _) = self._group(optimizer, base, own)
+            values = _shown(rate, scale, {name: own.get(name, base[name]) for name in base})
+            groups = {key: self.groups[i].label for key, i in combination.items()}
+            shape = tuple(parameter.shape)
+            rows.append(
+                ParameterRow(
+                    path,
+                    shape,
+                    parameter.dtype,
+                    program.rule,
+                    {} if frozen else values,
+                    groups,
+                    frozen,
+                )
+            )
+
+        for_each_leaf(add, parameters, None, self.assignment.tree)
+        return rows
+
+    def shown(self, optimizer: Any, base: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's own hyperparameters, as numbers."""
+        _, (_, rate, _, _) = self._group(optimizer, base, {})
+        return _shown(rate, 1.0, base)
+
+    def _group(self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]) -> tuple[Any, Any]:
+        """The program of a combination's leaves, and what Part needs of their group."""
+        if not own:
+            program, hypers = optimizer._program_of(base)
+            return program, (hypers, optimizer._rate(base), 1.0, optimizer._formula)
+        values = {**base, **own}
+        program, hypers = optimizer._program_of(values)
+        rate = own["learning_rate"] if "learning_rate" in own else optimizer._rate(values)
+        scale = own.get("learning_rate_scale", 1.0)
+        if rate is None and scale != 1.0:
+            raise ValueError(
+                "groups: learning_rate_scale: this optimizer does not read the learning rate"
+            )
+        return program, (hypers, rate, scale, GroupFormula(optimizer, own, rate, scale))
+
+    def _own_values(self, combination: Combination, state: dict) -> dict[str, Any]:
+        """What the groups of a combination set."""
+        entries = _entries_of(state)
+        return {
+            key: self._settings[i].values(self._attributes, entries)[key]
+            for key, i in combination.items()
+        }
+
+
+class GroupFormula:
+    """The formula of an optimizer with a group's hyperparameters."""
+
+    def __init__(self, optimizer: Any, values: dict[str, Any], rate: Any, scale: float) -> None:
+        self._arguments = optimizer, values, rate, scale
+        self._optimizer: Any = None
+
+    def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        if self._optimizer is None:
+            optimizer, values, rate, scale = self._arguments
+            if rate is not None:
+                values = {**values, "learning_rate": rate if scale == 1.0 else rate * scale}
+            self._optimizer = with_values(optimizer, values)
+        return self._optimizer._formula(gradient, parameter, state)
+
+
+def with_values(optimizer: Any, values: dict[str, Any]) -> Any:
+    """A copy of an optimizer, with the same state, whose attributes have other values.
+
+    The values are attributes of a class of its own, so that they replace properties too.
+    """
+    cls: Any = type(optimizer)
+    metaclass: Any = type(cls)
+    own = metaclass(cls.__name__, (cls,), {"__module__": cls.__module__, **values})
+    copy = object.__new__(own)
+    vars(copy).update({name: x for name, x in vars(optimizer).items() if name not in values})
+    return copy
+
+
+def _own_entries(state: dict, name: str | None, rollback: Rollback) -> dict:
+    for key in (reserved.KEY, reserved.GROUPS, name):
+        if key not in state:
+            rollback.put(state, key, {})
+        state = state[key]
+    return state
+
+
+def _entries_of(state: dict) -> dict:
+    """The entries of all groups in a state."""
+    return reserved.entries_of(state).get(reserved.GROUPS, {})
+
+
+def forget_other_groups(state: dict, grouping: Grouping | None) -> None:
+    """Drop a state's entries of groups that an optimizer does not have, with a warning."""
+    entries = _entries_of(state)
+    others = sorted(entries) if grouping is None else grouping.entries_to_forget(entries)
+    for name in others:
+        del entries[name]
+    if others:
+        names = ", ".join(others)
+        warnings.warn(f"the optimizer has no groups {names}; dropped from the state", stacklevel=3)
+
+
+def _positions(places: list[tuple[Any, int]], program: _ext.Program, is_first: bool) -> list[int]:
+    """The group of each combination in the portion of a program."""
+    other_part, unchanged = -1, -2
+    if not is_first:
+        unchanged = other_part  # the first portion returns the parameters
+    return [
+        unchanged if own is None else group if own is program else other_part
+        for own, group in places
+    ]
+
+
+def _shown(rate: mx.array | None, scale: float, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the learning rate, if the step reads it, as numbers."""
+    rates = {} if rate is None else {"learning_rate": (rate * scale).item()}
+    return {**rates, **values}
+
+
+class _Skeleton(stock.Optimizer):
+    """Makes an empty dict in the state for each parameter."""
+
+    def init_single(self, parameter: mx.array, state: dict) -> None:
+        pass
+
+
+def for_each_leaf(
+    visit: Callable[[str, mx.array, Any, int], None],
+    parameters: Any,
+    state: Any,
+    tree: Any,
+    path: str = "",
+) -> None:
+    """Visit each leaf of a tree of parameters with its state, if any, and its index in `tree`."""
+    if not isinstance(parameters, CONTAINERS):
+        visit(path, parameters, state, tree)
+        return
+    prefix = f"{path}." if path else ""
+    for key, child in parameters.items() if isinstance(parameters, dict) else enumerate(parameters):
+        below = None if state is None else state[key]
+        for_each_leaf(visit, child, below, tree[key], f"{prefix}{key}")
+
+
+def _scale(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+        raise ValueError(
+            f"groups: learning_rate_scale: expected a number of 0 or more, got {given!r}"
+        )
+    return float(given)

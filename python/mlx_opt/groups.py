@@ -1,0 +1,209 @@
+"""Groups of parameters with hyperparameters of their own, as the program describes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+Match = str | Callable[[str, mx.array], bool]
+
+
+class Group:
+    """Parameters that have hyperparameters of their own.
+
+    If several groups of an optimizer match a parameter, each hyperparameter comes from the first
+    of them that has it.
+
+    Args:
+        *match: What the parameters match: a pattern of :func:`fnmatch.fnmatchcase` for the path, or
+            a function of the path and the array that returns a bool. The path is the keys joined by
+            dots, as :func:`mlx.utils.tree_flatten` gives it. ``layers.1*`` matches
+            ``layers.10`` too.
+        name: The key of the group's entries in the optimizer's state. A group with a schedule or an
+            array needs one.
+        frozen: If true, the parameters are not updated, have no state and do not count in the norm
+            of the gradients.
+        may_match_nothing: If true, it is no error if a pattern matches no parameter.
+        learning_rate_scale: A number that multiplies the learning rate.
+        **hyperparameters: Any of the optimizer's constructor, ``learning_rate`` among them: a value
+            or a schedule.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Nothing is to be matched.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import mlx_opt as optim
+        >>> group = optim.Group("*.bias", "*norm*", weight_decay=0.0)
+        >>> optimizer = optim.AdamW(1e-3, weight_decay=0.1, groups=[group])
+        >>> w = optimizer.apply_gradients({"bias": mx.zeros(2)}, {"bias": mx.ones(2)})
+        Traceback (most recent call last):
+        ...
+        ValueError: groups: "*.bias" matches no parameter; the nearest path is "bias"
+    """
+
+    def __init__(
+        self,
+        *match: Match,
+        name: str | None = None,
+        frozen: bool = False,
+        may_match_nothing: bool = False,
+        learning_rate_scale: float | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        if not match:
+            raise ValueError("Group: expected a pattern or a function to match, got none")
+        for each in match:
+            if not isinstance(each, str) and not callable(each):
+                raise TypeError(
+                    f"Group: expected a pattern or a function to match, got {type(each).__name__}"
+                )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"Group: name: expected a str, got {type(name).__name__}")
+        if name is not None and (not name or "." in name):
+            raise ValueError(f'Group: name: expected a name without dots, got "{name}"')
+        self.match = match
+        self.name = name
+        self.frozen = bool(frozen)
+        self.may_match_nothing = bool(may_match_nothing)
+        self.learning_rate_scale = learning_rate_scale
+        self.hyperparameters = hyperparameters
+
+    @property
+    def label(self) -> str:
+        """The name, or what the group matches."""
+        return self.name or ", ".join(
+            each if isinstance(each, str) else _name_of(each) for each in self.match
+        )
+
+    def __repr__(self) -> str:
+        settings = {
+            "name": self.name,
+            "frozen": self.frozen or None,
+            "learning_rate_scale": self.learning_rate_scale,
+            **self.hyperparameters,
+        }
+        shown = [_name_of(each) if callable(each) else repr(each) for each in self.match]
+        shown += [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        return f"Group({', '.join(shown)})"
+
+
+def group_from(given: Any) -> Group:
+    """A group, or one from a dict: ``{"match": "*.bias", "weight_decay": 0.0}``."""
+    if isinstance(given, Group):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"groups: expected a Group or a dict, got {type(given).__name__}")
+    settings = dict(given)
+    match = settings.pop("match", ())
+    return Group(*(match if isinstance(match, (list, tuple)) else [match]), **settings)
+
+
+def no_decay() -> Group:
+    """The group of the parameters that usually have no weight decay.
+
+    These are biases, parameters of norms and all others of fewer than two dimensions.
+
+    Example:
+        >>> import mlx_opt as optim
+        >>> optimizer = optim.AdamW(1e-3, weight_decay=0.1, groups=[optim.no_decay()])
+    """
+    return Group(is_bias_or_norm, may_match_nothing=True, weight_decay=0.0)
+
+
+def is_bias_or_norm(path: str, array: mx.array) -> bool:
+    """True for biases, parameters of norms and all others of fewer than two dimensions."""
+    keys = path.lower().split(".")
+    return array.ndim < 2 or keys[-1] == "bias" or any("norm" in key for key in keys)
+
+
+def freeze(*match: Match) -> Group:
+    """The group of parameters that the optimizer leaves as they are; see :class:`Group`.
+
+    Example:
+        >>> import mlx.core as mx
+        >>> import mlx_opt as optim
+        >>> optimizer = optim.SGD(0.5, groups=[optim.freeze("embed*")])
+        >>> w = {"embed": mx.array([1.0]), "head": mx.array([1.0])}
+        >>> optimizer.apply_gradients(w, w)
+        {'embed': array([1], dtype=float32), 'head': array([0.5], dtype=float32)}
+    """
+    return Group(*match, frozen=True)
+
+
+def layer_decay(model: Any, decay: float, layers: str | None = None) -> list[Group]:
+    """Groups whose learning rates fall from the last layer to the first.
+
+    The learning rate of the last layer is multiplied by ``decay``, that of the layer before it by
+    the square of ``decay`` and so on. Parameters that the model has before its layers, such as
+    embeddings, count as one more layer; those behind the layers keep the learning rate. Clark et
+    al., `ELECTRA <https://arxiv.org/abs/2003.10555>`_.
+
+    Args:
+        model: A module or a tree of parameters, in which one list holds the layers.
+        decay: A number above 0, usually from 0.65 to 1.
+        layers: The path of the list. Default: the longest list.
+
+    Raises:
+        ValueError: ``decay`` is not above 0, or there is no such list.
+
+    Example:
+        >>> import mlx.nn as nn
+        >>> import mlx_opt as optim
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> [group.learning_rate_scale for group in optim.layer_decay(model, 0.5)]
+        [0.25, 0.5]
+    """
+    if not decay > 0:
+        raise ValueError(f"layer_decay: decay: expected a number above 0, got {decay}")
+    parameters = model.parameters() if isinstance(model, nn.Module) else model
+    paths = list(tree_flatten(parameters, destination={}))
+    prefix = _list_of_layers(paths) if layers is None else f"{layers}."
+    depths = [_index_behind(prefix, path) for path in paths]
+    numbers = {depth for depth in depths if depth is not None}
+    if not numbers:
+        raise ValueError(f'layer_decay: the model has no list of layers "{prefix[:-1]}"')
+    count = max(numbers) + 1
+    first = next(i for i, depth in enumerate(depths) if depth is not None)
+    groups = []
+    if first > 0:
+        groups.append(
+            Group(*map(_escaped, paths[:first]), learning_rate_scale=decay ** (count + 1))
+        )
+    for number in sorted(numbers):
+        pattern = f"{_escaped(prefix)}{number}.*"
+        groups.append(Group(pattern, learning_rate_scale=decay ** (count - number)))
+    return groups
+
+
+def _list_of_layers(paths: list[str]) -> str:
+    """The path of the longest list, with a dot behind it."""
+    sizes: dict[str, int] = {}
+    for path in paths:
+        for number in re.finditer(r"(?:^|(?<=\.))(\d+)\.", path):
+            prefix = path[: number.start()]
+            sizes[prefix] = max(sizes.get(prefix, 0), int(number[1]) + 1)
+            break
+    if not sizes:
+        raise ValueError("layer_decay: the model has no list of layers")
+    return max(sizes, key=lambda prefix: sizes[prefix])
+
+
+def _index_behind(prefix: str, path: str) -> int | None:
+    number = path[len(prefix) :].split(".")[0] if path.startswith(prefix) else ""
+    return int(number) if number.isdecimal() else None
+
+
+def _escaped(path: str) -> str:
+    """The pattern that only this text matches."""
+    return re.sub(r"([*?[])", r"[\1]", path)
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", None) or repr(function)

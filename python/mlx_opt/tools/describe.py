@@ -1,0 +1,88 @@
+"""What an optimizer does with each parameter, as data and as a table."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+
+class ParameterRow(NamedTuple):
+    """What an optimizer does with one parameter."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    rule: str
+    """The rule that updates it: ``"Momentum"``, for example, for SGD with momentum."""
+
+    values: dict[str, Any]
+    """Its hyperparameters, with the learning rate as a float; empty if it is frozen."""
+
+    groups: dict[str, str]
+    """For each value that a group sets, the name of the group or what it matches."""
+
+    frozen: bool
+
+
+def show(rows: list[ParameterRow], optimizer: str, own: dict[str, Any]) -> None:
+    """Print the optimizer's own values and a table of what groups set instead.
+
+    Paths that differ only in numbers share a row, if all else is equal.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("parameters", overflow="fold")
+    table.add_column("tensors", justify="right")
+    table.add_column("elements", justify="right")
+    table.add_column("rule")
+    table.add_column("set by groups", overflow="fold")
+    for members in _alike(rows).values():
+        first = members[0]
+        path = first.path if len(members) == 1 else _pattern(first.path)
+        elements = sum(map(_size, members))
+        rule = "none" if first.frozen else first.rule
+        table.add_row(path, str(len(members)), f"{elements:,}", rule, "\n".join(_settings(first)))
+    values = ", ".join(f"{name}={_text(value)}" for name, value in own.items())
+    console = Console(markup=False, highlight=False)
+    console.print(f"{optimizer}({values})")
+    console.print(f"{len(rows)} tensors, {sum(map(_size, rows)):,} elements")
+    console.print(table)
+
+
+def _settings(row: ParameterRow) -> list[str]:
+    if row.frozen:
+        return [f"frozen: {row.groups['frozen']}"]
+    names = {name: name.removesuffix("_scale") for name in row.groups}
+    return [
+        f"{names[name]}={_text(row.values[names[name]])}: {group}"
+        for name, group in row.groups.items()
+    ]
+
+
+def _alike(rows: list[ParameterRow]) -> dict[Any, list[ParameterRow]]:
+    alike: dict[Any, list[ParameterRow]] = {}
+    for row in rows:
+        key = _pattern(row.path), row.rule, repr(row.values), repr(row.groups), row.frozen
+        alike.setdefault(key, []).append(row)
+    return alike
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"(?:^|(?<=\.))\d+(?=\.|$)", "*", path)
+
+
+def _size(row: ParameterRow) -> int:
+    size = 1
+    for extent in row.shape:
+        size *= extent
+    return size
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
