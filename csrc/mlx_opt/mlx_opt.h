@@ -6,5 +6,6 @@
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
 #include "mlx_opt/types/clipping.h"
+#include "mlx_opt/types/group.h"
 #include "mlx_opt/types/hyperparameters.h"
 #include "mlx_opt/version.h"

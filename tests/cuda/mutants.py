@@ -173,6 +173,13 @@ MUTANTS = [
         f"{ASAN}|{DIFFERS}",
     ),
     Mutant(
+        "the learning rate is not multiplied by the group's factor",
+        "static_cast<float>(group.rate_scale) * *group.learning_rate",
+        "*group.learning_rate",
+        "two groups*",
+        DIFFERS,
+    ),
+    Mutant(
         "all tensors' rates are made with the first group's scalars",
         "const Uniforms<Rule>& uniforms = uniforms_of<Rule>(table.group_uniforms, tensor.group);",
         "const Uniforms<Rule>& uniforms = uniforms_of<Rule>(table.group_uniforms, 0);",

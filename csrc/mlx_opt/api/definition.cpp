@@ -88,12 +88,11 @@ bool uses_learning_rate(Rule rule, const std::vector<Scalar>& hypers) {
          std::get<double>(hypers[position_of(rule, reads.flag)]) == 0.0;
 }
 
-Definition named(const std::string& optimizer, const Values& values) {
-  const Rule rule = rule_for(optimizer, values);
-  auto hypers = hypers_for(optimizer, rule, values);
-  const bool reads_rate = uses_learning_rate(rule, hypers);
-  return {Program(rule, has_options(rule, values)), std::move(hypers), reads_rate};
-}
+// An optimizer's name in the rules' descriptions, and its values.
+struct Named {
+  std::string optimizer;
+  Values values;
+};
 
 Values adam_values(const auto& h) {
   return {
@@ -103,52 +102,48 @@ Values adam_values(const auto& h) {
       {"bias_correction", h.bias_correction}};
 }
 
-Definition define(const SGD& h) {
-  if (h.nesterov && (h.momentum <= 0.0 || h.dampening != 0.0)) {
-    refuse("SGD", "nesterov needs a momentum above 0 and a dampening of 0");
-  }
-  return named(
+Named named(const SGD& h) {
+  return {
       "SGD",
       {{"momentum", h.momentum},
        {"dampening", h.dampening},
        {"weight_decay", h.weight_decay},
-       {"nesterov", h.nesterov}});
+       {"nesterov", h.nesterov}}};
 }
 
-Definition define(const RMSprop& h) {
-  return named("RMSprop", {{"alpha", h.alpha}, {"eps", h.eps}});
+Named named(const RMSprop& h) {
+  return {"RMSprop", {{"alpha", h.alpha}, {"eps", h.eps}}};
 }
 
-Definition define(const Adagrad& h) {
-  return named("Adagrad", {{"eps", h.eps}});
+Named named(const Adagrad& h) {
+  return {"Adagrad", {{"eps", h.eps}}};
 }
 
-Definition define(const AdaDelta& h) {
-  return named("AdaDelta", {{"rho", h.rho}, {"eps", h.eps}});
+Named named(const AdaDelta& h) {
+  return {"AdaDelta", {{"rho", h.rho}, {"eps", h.eps}}};
 }
 
-Definition define(const Adam& h) {
+Named named(const Adam& h) {
   Values values = adam_values(h);
   values["weight_decay"] = 0.0;
-  return named("AdamW", values);
+  return {"AdamW", std::move(values)};
 }
 
-Definition define(const AdamW& h) {
+Named named(const AdamW& h) {
   Values values = adam_values(h);
   values["weight_decay"] = h.weight_decay;
-  return named("AdamW", values);
+  return {"AdamW", std::move(values)};
 }
 
-Definition define(const Adamax& h) {
-  return named("Adamax", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"eps", h.eps}});
+Named named(const Adamax& h) {
+  return {"Adamax", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"eps", h.eps}}};
 }
 
-Definition define(const Lion& h) {
-  return named(
-      "Lion", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"weight_decay", h.weight_decay}});
+Named named(const Lion& h) {
+  return {"Lion", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"weight_decay", h.weight_decay}}};
 }
 
-Definition define(const Adafactor& h) {
+Named named(const Adafactor& h) {
   Values values = {
       {"eps[0]", h.eps.first},
       {"eps[1]", h.eps.second},
@@ -161,26 +156,43 @@ Definition define(const Adafactor& h) {
   if (h.beta_1) {
     values["beta_1"] = *h.beta_1;
   }
-  return named("Adafactor", values);
+  return {"Adafactor", std::move(values)};
 }
 
-Definition define(const Muon& h) {
-  Definition definition = named(
+Named named(const Muon& h) {
+  return {
       "Muon",
-      {{"momentum", h.momentum}, {"nesterov", h.nesterov}, {"weight_decay", h.weight_decay}});
-  definition.program = muon_program(h);
-  definition.uses_learning_rate = true;
-  return definition;
+      {{"momentum", h.momentum}, {"nesterov", h.nesterov}, {"weight_decay", h.weight_decay}}};
 }
 
-Definition define(const RuleByName& h) {
-  return named(h.name, h.hypers);
+Named named(const RuleByName& h) {
+  return {h.name, h.hypers};
+}
+
+void check_nesterov(const Values& values) {
+  const auto value = [&](const char* name) { return values.at(name); };
+  if (value("nesterov") != 0.0 && (value("momentum") <= 0.0 || value("dampening") != 0.0)) {
+    refuse("SGD", "nesterov needs a momentum above 0 and a dampening of 0");
+  }
 }
 
 } // namespace
 
-Definition definition(const Hyperparameters& hypers) {
-  return std::visit([](const auto& h) { return define(h); }, hypers);
+Definition definition(const Hyperparameters& hypers, const std::map<std::string, double>& values) {
+  auto [optimizer, all] = std::visit([](const auto& h) { return named(h); }, hypers);
+  for (const auto& [name, value] : values) {
+    all[name] = value;
+  }
+  if (std::holds_alternative<SGD>(hypers)) {
+    check_nesterov(all);
+  }
+  const Rule rule = rule_for(optimizer, all);
+  auto of_rule = hypers_for(optimizer, rule, all);
+  if (const Muon* muon = std::get_if<Muon>(&hypers)) {
+    return {muon_program(*muon), std::move(of_rule), true};
+  }
+  const bool reads_rate = uses_learning_rate(rule, of_rule);
+  return {Program(rule, has_options(rule, all)), std::move(of_rule), reads_rate};
 }
 
 std::vector<std::string_view> state_names(const Program& program, size_t ndim) {

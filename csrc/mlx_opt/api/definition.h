@@ -1,6 +1,8 @@
 // The rule and the hyperparameters of an optimizer of the C++ interface.
 #pragma once
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "mlx_opt/graph/request.h"
@@ -14,8 +16,10 @@ struct Definition {
   bool uses_learning_rate;
 };
 
-/// Throws std::invalid_argument for a hyperparameter that is unknown or out of its range.
-MLX_OPT_API Definition definition(const Hyperparameters& hypers);
+/// `values` replace hyperparameters by name. Throws std::invalid_argument for a hyperparameter that
+/// is unknown or out of its range.
+MLX_OPT_API Definition
+definition(const Hyperparameters& hypers, const std::map<std::string, double>& values = {});
 
 /// The names of a parameter's arrays.
 std::vector<std::string_view> state_names(const Program& program, size_t ndim);

@@ -56,8 +56,9 @@ void update(
   }
   check_count("arrays of state", state.size(), next);
   const auto name = [](size_t i) { return "parameter " + std::to_string(i); };
-  check_leaves(definition, name, leaves, s);
-  run_step(definition, leaves, learning_rate, step, scale, {}, s);
+  check_leaves(definition.program, name, leaves, s);
+  const GroupScalars scalars{definition.hypers, learning_rate, step};
+  run_step({{&definition.program, {scalars}, std::move(leaves)}}, scale, {}, s);
 }
 
 } // namespace mlx_opt

@@ -5,7 +5,8 @@
 #include "mlx/io.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
-#include "mlx_opt/api/run_step.h"
+#include "mlx_opt/api/assignment.h"
+#include "mlx_opt/api/step_leaves.h"
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
 #include "mlx_opt/step/kept.h"
@@ -64,10 +65,6 @@ void move_former_entries(NamedArrays& state) {
   }
 }
 
-std::string name_of_kept(const Hyperparameters& hypers) {
-  return kept_by(definition(hypers).program.rule())->name;
-}
-
 std::uint64_t number(const std::optional<mx::array>& count) {
   return count ? mx::array(*count).item<std::uint64_t>() : 0;
 }
@@ -82,46 +79,61 @@ mx::array one_more_unless_finite(
 } // namespace
 
 Optimizer::Optimizer(
-    const NamedArrays& parameters, Hyperparameters hypers, std::optional<double> learning_rate)
-    : hypers_(std::move(hypers)), learning_rate_(learning_rate) {
+    const NamedArrays& parameters,
+    const Hyperparameters& hypers,
+    std::optional<double> learning_rate,
+    const std::vector<Group>& groups)
+    : learning_rate_(learning_rate) {
   check_mlx();
-  const Definition definition = mlx_opt::definition(hypers_);
-  if (!learning_rate && definition.uses_learning_rate) {
-    reject("this optimizer needs a learning rate");
+  std::vector<std::string> names;
+  for (const auto& [name, parameter] : parameters) {
+    check_operand(name, "parameter", parameter, parameter.shape());
+    names.push_back(name);
   }
-  if (const HyperInfo* kept = kept_by(definition.program.rule())) {
+  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups));
+  for (const Combination& combination : assignment_->combinations) {
+    if (!learning_rate && !combination.learning_rate && combination.definition.uses_learning_rate) {
+      reject("this optimizer needs a learning rate");
+    }
+  }
+  if (const HyperInfo* kept = kept_by(definition().program.rule())) {
     kept_ = mx::array(static_cast<float>(kept->standard));
   }
   for (const auto& [name, parameter] : parameters) {
-    check_operand(name, "parameter", parameter, parameter.shape());
-    slots_.emplace(
-        name,
-        SlotArrays{
-            state_names(definition.program, parameter.ndim()),
-            initial_state(hypers_, {parameter})});
+    const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
+    if (!combination.frozen) {
+      const Program& program = combination.definition.program;
+      slots_.emplace(
+          name,
+          SlotArrays{state_names(program, parameter.ndim()), initial_state(program, parameter)});
+    }
   }
+}
+
+const Definition& Optimizer::definition() const {
+  return assignment_->combinations[0].definition;
 }
 
 void Optimizer::update(
     NamedArrays& parameters, NamedArrays gradients, const Clip& clip, mx::StreamOrDevice s) {
-  std::vector<const std::string*> names;
-  std::vector<Leaf> leaves;
+  StepLeaves leaves(*assignment_);
   for (auto& [name, gradient] : gradients) {
     const auto parameter = parameters.find(name);
-    const auto slots = slots_.find(name);
-    if (parameter == parameters.end() || slots == slots_.end()) {
-      const bool no_parameter = parameter == parameters.end();
+    const auto combination = assignment_->of_names.find(name);
+    const bool no_parameter = parameter == parameters.end();
+    if (no_parameter || combination == assignment_->of_names.end()) {
       reject(name + ": there is a gradient but no " + (no_parameter ? "parameter" : "state"));
     }
-    names.push_back(&name);
-    leaves.push_back({&parameter->second, &gradient, slots->second.arrays.data()});
+    if (!assignment_->combinations[combination->second].frozen) {
+      auto& slots = slots_.at(name).arrays;
+      leaves.add(combination->second, name, {&parameter->second, &gradient, slots.data()});
+    }
   }
-  Definition definition = mlx_opt::definition(hypers_);
-  check_leaves(definition, [&](size_t i) { return *names[i]; }, leaves, s);
+  leaves.check(s);
   std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
   std::optional<GradientScale> scale;
   if (clip.max_norm || clip.skip_nonfinite) {
-    norm = global_norm(mlx_opt::values(gradients), s);
+    norm = global_norm(leaves.gradients(), s);
     scale = gradient_scale(*norm, clip, s);
     begin_scale(scale->value);
     if (clip.skip_nonfinite) {
@@ -137,14 +149,17 @@ void Optimizer::update(
     counters.push_back(&*skipped);
   }
   std::optional<mx::array> kept = kept_;
+  std::optional<mx::array> next_number; // the rule's in this step
   if (kept) {
-    definition.hypers.back() = *kept;
-    const mx::array next = *next_kept(definition.program.rule(), definition.hypers, step, s);
-    definition.hypers.back() = next;
+    auto hypers = definition().hypers;
+    hypers.back() = *kept;
+    const mx::array next = *next_kept(definition().program.rule(), hypers, step, s);
+    next_number = next;
     kept = clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next, *kept, s) : next;
     counters.push_back(&*kept);
   }
-  run_step(definition, leaves, mx::array(learning_rate_.value_or(0.0f)), step, scale, counters, s);
+  const mx::array rate(learning_rate_.value_or(0.0f));
+  run_step(std::move(leaves).with_scalars(rate, step, next_number), scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -168,7 +183,7 @@ NamedArrays Optimizer::state() const {
     state.emplace(skipped_key, *skipped_);
   }
   if (kept_) {
-    state.emplace(name_of_kept(hypers_), *kept_);
+    state.emplace(kept_by(definition().program.rule())->name, *kept_);
   }
   for (const auto& [parameter, slots] : slots_) {
     for (size_t k = 0; k < slots.names.size(); ++k) {
@@ -194,13 +209,15 @@ Arrays Optimizer::values() const {
 void Optimizer::set_state(const NamedArrays& state) {
   NamedArrays rest = state;
   Arrays arrays = {take_scalar(rest, "step", true)};
-  const bool uses_learning_rate = definition(hypers_).uses_learning_rate;
+  const bool uses_learning_rate = definition().uses_learning_rate;
   auto learning_rate = uses_learning_rate ? take_scalar(rest, "learning_rate", false)
                                           : take_scalar_if_any(rest, "learning_rate", false);
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
-  auto kept = kept_ ? std::optional(take_scalar(rest, name_of_kept(hypers_), false)) : std::nullopt;
+  auto kept =
+      kept_ ? std::optional(take_scalar(rest, kept_by(definition().program.rule())->name, false))
+            : std::nullopt;
   for (const auto& x : {learning_rate, grad_norm, skipped, kept}) {
     if (x) {
       arrays.push_back(*x);

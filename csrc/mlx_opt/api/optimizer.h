@@ -3,11 +3,16 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "mlx_opt/api/functions.h"
+#include "mlx_opt/types/group.h"
 
 namespace mlx_opt {
+
+struct Assignment;
+struct Definition;
 
 /// Arrays by name. mlx.utils.tree_flatten makes such names: "layers.0.weight".
 using NamedArrays = std::map<std::string, mx::array>;
@@ -29,13 +34,17 @@ class MLX_OPT_API Optimizer {
   /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
   /// relative_step, which does not use it, can do without.
   ///
+  /// `groups`: of parameters with hyperparameters of their own.
+  ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
-  /// dtype and for a learning rate that is missing, std::runtime_error if the running MLX is not
-  /// the one that this library was built for.
+  /// dtype, for a learning rate that is missing and for a group that matches nothing or has a value
+  /// that it cannot have, std::runtime_error if the running MLX is not the one that this library
+  /// was built for.
   Optimizer(
       const NamedArrays& parameters,
-      Hyperparameters hypers,
-      std::optional<double> learning_rate = std::nullopt);
+      const Hyperparameters& hypers,
+      std::optional<double> learning_rate = std::nullopt,
+      const std::vector<Group>& groups = {});
 
   /// One step: replaces the parameters that have a gradient, and their state, by their successors.
   /// See `mlx_opt::update` for when it runs, for whose buffers they take, and for dtypes. Gradients
@@ -115,7 +124,9 @@ class MLX_OPT_API Optimizer {
     Arrays arrays;
   };
 
-  Hyperparameters hypers_;
+  const Definition& definition() const;
+
+  std::shared_ptr<const Assignment> assignment_; // of the parameters to groups
   std::optional<float> learning_rate_;
   std::uint64_t attempts_ = 0;            // steps done and skipped
   mx::array step_ = mx::array(attempts_); // those done

@@ -23,7 +23,7 @@ Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
   for (const Leaf& leaf : leaves) {
     const size_t ndim = leaf.parameter->ndim();
-    auto& arrays = collected.add(program.kind_of(ndim)).arrays;
+    auto& arrays = collected.add(program.kind_of(ndim), leaf.group).arrays;
     arrays.push_back(leaf.parameter);
     const Slots& slots = program.state_slots(ndim);
     for (size_t k = 0; k < slots.size(); ++k) {
@@ -53,6 +53,18 @@ void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& 
     if (!fits(leaf.state[k], expected)) {
       const std::string what = std::string("state ") + slots[k]->name;
       check_operand(name(i), what, leaf.state[k], expected, "expected");
+    }
+  }
+}
+
+// Replaces the parameters and slots by their successors.
+void replace(const Leaves& leaves, std::vector<mx::array> successors) {
+  auto next = successors.begin();
+  for (const Leaves::Kind& kind : leaves.kinds()) {
+    for (size_t i = 0; i < kind.arrays.size(); ++i) {
+      if ((i + 1) % kind.operands != 0) {
+        *kind.arrays[i] = std::move(*next++);
+      }
     }
   }
 }
@@ -90,7 +102,7 @@ void check_operand(
 }
 
 void check_leaves(
-    const Definition& definition,
+    const Program& program,
     const Name& name,
     const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s) {
@@ -99,36 +111,32 @@ void check_leaves(
     throw std::runtime_error("mlx_opt: this build has no backend for the device in use");
   }
   for (size_t i = 0; i < leaves.size(); ++i) {
-    check_leaf(definition.program, name, i, leaves[i]);
+    check_leaf(program, name, i, leaves[i]);
   }
 }
 
 void run_step(
-    const Definition& definition,
-    const std::vector<Leaf>& leaves,
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const std::vector<ProgramLeaves>& programs,
     const std::optional<GradientScale>& scale,
     const std::vector<mx::array*>& counters,
     mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
-  const Program& program = definition.program;
-  const Request request{&program, {{definition.hypers, learning_rate, step}}, scale, stream};
-  const Leaves collected = collect(program, leaves);
+  std::vector<Part> parts;
+  for (const auto& [program, groups, leaves] : programs) {
+    parts.push_back({{program, groups, scale, stream}, collect(*program, leaves)});
+  }
   throttle(stream);
-  const auto run = [&] { return run_in_place({{request, collected}}, counters, stream); };
+  const auto run = [&] { return run_in_place(parts, counters, stream); };
   if (run() || (release_lazy_result(stream) && run())) {
     return;
   }
-  check_differentiation(collected);
-  std::vector<mx::array> results = successors(request, collected);
-  auto next = results.begin();
-  for (const Leaves::Kind& kind : collected.kinds()) {
-    for (size_t i = 0; i < kind.arrays.size(); ++i) {
-      if ((i + 1) % kind.operands != 0) {
-        *kind.arrays[i] = std::move(*next++);
-      }
-    }
+  std::vector<std::vector<mx::array>> results;
+  for (const Part& part : parts) {
+    check_differentiation(part.leaves);
+    results.push_back(successors(part.request, part.leaves));
+  }
+  for (size_t p = 0; p < parts.size(); ++p) {
+    replace(parts[p].leaves, std::move(results[p]));
   }
 }
 

@@ -13,6 +13,14 @@ struct Leaf {
   mx::array* parameter;
   mx::array* gradient;
   mx::array* state;
+  uint16_t group = 0;
+};
+
+/// The leaves that one program updates, and the scalars of their groups.
+struct ProgramLeaves {
+  const Program* program;
+  std::vector<GroupScalars> groups;
+  std::vector<Leaf> leaves;
 };
 
 /// What errors call leaf i.
@@ -21,7 +29,7 @@ using Name = std::function<std::string(size_t i)>;
 /// Throws std::invalid_argument if the leaves do not fit, std::runtime_error if the device has no
 /// backend or the running MLX is not the one that this library was built for.
 void check_leaves(
-    const Definition& definition,
+    const Program& program,
     const Name& name,
     const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s);
@@ -33,10 +41,7 @@ void check_leaves(
 /// Throws std::invalid_argument if the other arguments do not fit, or the step is to be
 /// differentiated; nothing has changed then.
 void run_step(
-    const Definition& definition,
-    const std::vector<Leaf>& leaves,
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const std::vector<ProgramLeaves>& programs,
     const std::optional<GradientScale>& scale,
     const std::vector<mx::array*>& counters,
     mx::StreamOrDevice s);

@@ -112,6 +112,7 @@ class Group(NamedTuple):
     hypers: Sequence[float]
     learning_rate: float
     traced: bool = False
+    rate_scale: float = 1.0
 
 
 class Scalars:
@@ -119,15 +120,15 @@ class Scalars:
 
     def __init__(self, groups, step, scale):
         self.given, table = [np.array([step], np.uint64)], []
-        for hypers, learning_rate, traced in groups:
-            table += [(0, 0, 0, 0), self.read(learning_rate)]
+        for hypers, learning_rate, traced, rate_scale in groups:
+            table += [(0, 0, 0, 0), self.read(learning_rate, rate_scale)]
             table += [self.read(x) if traced else (*derived(x), -1) for x in hypers]
             table.append((1, 0, 0, -1) if scale is None else self.read(scale))
         self.table = np.array(table, SOURCE)
 
-    def read(self, x):
+    def read(self, x, value=0.0):
         self.given.append(np.array([x], np.float32))
-        return 0, 0, 0, len(self.given) - 1
+        return value, 0, 0, len(self.given) - 1
 
     def run(self, rule, groups, group_uniforms):
         capacity = min(n for n in PREPARE_CAPACITIES if n >= len(self.given))

@@ -43,6 +43,13 @@ MUTANTS = [
         f"{ASAN}|assert",
     ),
     Mutant(
+        "the learning rate is not multiplied by the group's factor",
+        "own[1].value * rate",
+        "rate",
+        "test_the_tensors_of_a_pack_have_groups and AdamW",
+        "assert",
+    ),
+    Mutant(
         "a chunk's place has 32 bits",
         "static_cast<ulong>(group - tensor.first_chunk) * chunk",
         "static_cast<ulong>((group - tensor.first_chunk) * chunk)",

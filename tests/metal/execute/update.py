@@ -144,7 +144,11 @@ def uniforms_of(case, traced=False, scale=None):
 def group_uniforms_of(cases, learning_rates, traced=False):
     """The uniforms of groups, each with the hyperparameters of a case; all of one rule."""
     rules = [primitive(case) for case in cases]
-    groups = [Group(r.hypers, x, traced) for r, x in zip(rules, learning_rates, strict=True)]
+    # The learning rate times its factor is exact.
+    groups = [
+        Group(r.hypers, 4 * x, traced, rate_scale=0.25)
+        for r, x in zip(rules, learning_rates, strict=True)
+    ]
     return kernels.prepare_groups(rules[0].name, groups, STEP)
 
 

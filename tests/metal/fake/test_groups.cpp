@@ -14,6 +14,7 @@ struct Group {
   float learning_rate;
   bool traced = false;
   mx::array step = Scalars{}.step;
+  float rate_scale = 1.0f;
 };
 
 std::vector<Scalar> scalars_of(const Group& group) {
@@ -43,7 +44,7 @@ StepSpec spec_of(Rule rule, const std::vector<Group>& groups, std::vector<Tensor
     for (size_t k = 0; group.traced && k < group.hypers.size(); ++k) {
       traced.push_back(static_cast<int>(k));
     }
-    spec.sources.push_back({group.hypers, traced, true});
+    spec.sources.push_back({group.hypers, traced, true, true, group.rate_scale});
   }
   return spec;
 }
@@ -95,7 +96,7 @@ std::vector<mx::array> expected_of(
         rule,
         copies_of({operands.begin() + t * width, operands.begin() + (t + 1) * width}),
         scalars_of(group),
-        mx::array(group.learning_rate),
+        mx::array(group.rate_scale * group.learning_rate),
         group.step,
         mx::default_stream(mx::Device::cpu),
         scale ? std::optional(GradientScale{mx::array(*scale), false}) : std::nullopt);
@@ -127,7 +128,7 @@ void check_groups(
 const std::vector<Group> three_groups = {
     {{0.9, 0.999, 1e-8, 0.1, 1.0}, 0.01f},
     {{0.8, 0.95, 1e-3, 0.0, 0.0}, 0.5f},
-    {{0.5, 0.9, 1e-6, 0.3, 1.0}, 0.002f, true, mx::array(7, mx::uint64)}};
+    {{0.5, 0.9, 1e-6, 0.3, 1.0}, 0.02f, true, mx::array(7, mx::uint64), 0.1f}};
 
 } // namespace
 
@@ -226,7 +227,7 @@ TEST_CASE("Adafactor's tensors have groups of their own") {
         t < 2,
         false,
         scalars_of(group),
-        mx::array(group.learning_rate),
+        mx::array(group.rate_scale * group.learning_rate),
         group.step,
         mx::default_stream(mx::Device::cpu),
         std::nullopt);

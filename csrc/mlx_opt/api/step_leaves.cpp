@@ -1,0 +1,74 @@
+#include "mlx_opt/api/step_leaves.h"
+
+#include <algorithm>
+
+namespace mlx_opt {
+namespace {
+
+bool is_same(const Program& a, const Program& b) {
+  return a.rule() == b.rule() && a.operands(0) == b.operands(0);
+}
+
+} // namespace
+
+StepLeaves::StepLeaves(const Assignment& assignment) : assignment_(assignment) {
+  for (const Combination& combination : assignment.combinations) {
+    const Program& program = combination.definition.program;
+    const auto same = std::find_if(programs_.begin(), programs_.end(), [&](const auto& other) {
+      return is_same(*other.program, program);
+    });
+    const auto place = static_cast<size_t>(same - programs_.begin());
+    if (same == programs_.end()) {
+      programs_.push_back({&program, {}, {}});
+      names_.emplace_back();
+      groups_.push_back(0);
+    }
+    places_.push_back({place, groups_[place]++});
+  }
+}
+
+void StepLeaves::add(size_t combination, const std::string& name, Leaf leaf) {
+  const auto [place, group] = places_[combination];
+  leaf.group = group;
+  programs_[place].leaves.push_back(leaf);
+  names_[place].push_back(&name);
+}
+
+void StepLeaves::check(mx::StreamOrDevice s) const {
+  for (size_t i = 0; i < programs_.size(); ++i) {
+    const auto name = [&](size_t leaf) { return *names_[i][leaf]; };
+    check_leaves(*programs_[i].program, name, programs_[i].leaves, s);
+  }
+}
+
+Arrays StepLeaves::gradients() const {
+  Arrays gradients;
+  for (const ProgramLeaves& program : programs_) {
+    for (const Leaf& leaf : program.leaves) {
+      gradients.push_back(*leaf.gradient);
+    }
+  }
+  return gradients;
+}
+
+std::vector<ProgramLeaves> StepLeaves::with_scalars(
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::optional<mx::array>& kept) && {
+  for (size_t i = 0; i < places_.size(); ++i) {
+    const Combination& combination = assignment_.combinations[i];
+    const auto& rate = combination.learning_rate;
+    GroupScalars scalars{
+        combination.definition.hypers,
+        rate ? mx::array(*rate) : learning_rate,
+        step,
+        combination.rate_scale};
+    if (kept) {
+      scalars.hypers.back() = *kept;
+    }
+    programs_[places_[i].program].groups.push_back(std::move(scalars));
+  }
+  return std::move(programs_);
+}
+
+} // namespace mlx_opt

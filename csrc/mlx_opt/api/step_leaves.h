@@ -1,0 +1,43 @@
+// The leaves of a step of the C++ optimizer, by program.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "mlx_opt/api/assignment.h"
+#include "mlx_opt/api/run_step.h"
+
+namespace mlx_opt {
+
+class StepLeaves {
+ public:
+  explicit StepLeaves(const Assignment& assignment);
+
+  /// `name`: what errors call the leaf; it must outlive the object.
+  void add(size_t combination, const std::string& name, Leaf leaf);
+
+  /// Throws what `check_leaves` throws.
+  void check(mx::StreamOrDevice s) const;
+
+  Arrays gradients() const;
+
+  /// The leaves with the scalars of their groups. `kept`: the number that the rule keeps, if any.
+  std::vector<ProgramLeaves> with_scalars(
+      const mx::array& learning_rate,
+      const mx::array& step,
+      const std::optional<mx::array>& kept) &&;
+
+ private:
+  struct Place {
+    size_t program;
+    uint16_t group;
+  };
+
+  const Assignment& assignment_;
+  std::vector<ProgramLeaves> programs_;
+  std::vector<std::vector<const std::string*>> names_; // of the leaves of each program
+  std::vector<uint16_t> groups_;                       // their number in each program
+  std::vector<Place> places_;                          // of each combination
+};
+
+} // namespace mlx_opt

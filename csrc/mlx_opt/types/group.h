@@ -1,0 +1,29 @@
+// Groups of parameters with hyperparameters of their own.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace mlx_opt {
+
+/// Parameters of an Optimizer that have hyperparameters of their own:
+///
+///   Group{.match = {"*.bias", "*norm*"}, .hypers = {{"weight_decay", 0.0}}}
+///
+/// If several groups match a parameter, each value comes from the first of them that has it.
+struct Group {
+  /// Patterns of the parameters' names as fnmatch(3) has them, with no character to escape others.
+  std::vector<std::string> match;
+  /// Hyperparameters by the names that docs/rules gives them: {"betas[1]", 0.95}.
+  std::map<std::string, double> hypers = {};
+  std::optional<double> learning_rate_scale = std::nullopt; // multiplies the learning rate
+  std::optional<double> learning_rate = std::nullopt;
+  /// True if the parameters are not updated, have no state and do not count in the norm.
+  bool frozen = false;
+  /// True if a pattern may match no parameter.
+  bool may_match_nothing = false;
+};
+
+} // namespace mlx_opt

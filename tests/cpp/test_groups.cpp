@@ -1,0 +1,146 @@
+// Groups of the optimizer over named parameters.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "mlx/mlx.h"
+#include "optimizers.h"
+#include "trees.h"
+
+namespace mx = mlx::core;
+using mlx_opt::Group;
+using mlx_opt::NamedArrays;
+using mlx_opt::Optimizer;
+using namespace trees;
+
+namespace {
+
+NamedArrays only(const NamedArrays& all, const std::string& name) {
+  return {{name, all.at(name)}};
+}
+
+// The parameters after some steps with groups, and those that two optimizers give.
+void check_split(
+    const mlx_opt::Hyperparameters& base,
+    const mlx_opt::Hyperparameters& of_bias,
+    const Group& group,
+    double rate,
+    double rate_of_bias,
+    const mlx_opt::Clip& clip = {}) {
+  auto grouped = parameters(), bias = only(parameters(), "bias");
+  auto weight = only(parameters(), "layers.0.weight");
+  Optimizer optimizer(grouped, base, rate, {group});
+  Optimizer first(bias, of_bias, rate_of_bias), second(weight, base, rate);
+  for (int step = 0; step < 3; ++step) {
+    optimizer.update(grouped, gradients(), clip);
+    first.update(bias, only(gradients(), "bias"), clip);
+    second.update(weight, only(gradients(), "layers.0.weight"), clip);
+  }
+  CHECK(equal(only(grouped, "bias"), bias));
+  CHECK(equal(only(grouped, "layers.0.weight"), weight));
+}
+
+} // namespace
+
+TEST_CASE("a group has hyperparameters of its own") {
+  check_split(
+      mlx_opt::AdamW{.weight_decay = 0.1},
+      mlx_opt::AdamW{.beta2 = 0.9, .weight_decay = 0.0},
+      {.match = {"*bias"}, .hypers = {{"weight_decay", 0.0}, {"betas[1]", 0.9}}},
+      0.1,
+      0.1);
+}
+
+TEST_CASE("a group has a factor of the learning rate, or a rate of its own") {
+  const float scaled = 0.5f * static_cast<float>(0.1);
+  check_split(
+      mlx_opt::Lion{},
+      mlx_opt::Lion{},
+      {.match = {"bias"}, .learning_rate_scale = 0.5},
+      0.1,
+      scaled);
+  check_split(
+      mlx_opt::Lion{},
+      mlx_opt::Lion{},
+      {.match = {"bi?s"}, .learning_rate_scale = 0.5, .learning_rate = 0.4},
+      0.1,
+      0.2f);
+}
+
+TEST_CASE("a group's hyperparameters may choose another rule") {
+  check_split(
+      mlx_opt::SGD{},
+      mlx_opt::SGD{.momentum = 0.9, .nesterov = true},
+      {.match = {"bias"}, .hypers = {{"momentum", 0.9}, {"nesterov", 1.0}}},
+      0.1,
+      0.1,
+      {.skip_nonfinite = true});
+}
+
+TEST_CASE("Muon has groups") {
+  check_split(
+      mlx_opt::Muon{.decoupled_weight_decay = true},
+      mlx_opt::Muon{.momentum = 0.5, .weight_decay = 0.3, .decoupled_weight_decay = true},
+      {.match = {"bias"}, .hypers = {{"momentum", 0.5}, {"weight_decay", 0.3}}},
+      0.1,
+      0.1);
+}
+
+TEST_CASE("the first group that has a value gives it") {
+  auto named = parameters();
+  Optimizer optimizer(
+      named,
+      mlx_opt::SGD{},
+      1.0,
+      {{.match = {"bias"}, .learning_rate_scale = 0.5},
+       {.match = {"*"}, .learning_rate_scale = 0.25, .learning_rate = 2.0}});
+  optimizer.update(named, gradients());
+  CHECK(mx::array_equal(named.at("bias"), mx::full({3}, 0.25f)).item<bool>());
+  CHECK(mx::array_equal(named.at("layers.0.weight"), mx::full({2, 3}, 2.0f)).item<bool>());
+}
+
+TEST_CASE("the norm is that of all groups, without those that are frozen") {
+  auto named = parameters();
+  Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1, {{.match = {"layers.*"}, .frozen = true}});
+  optimizer.update(named, gradients(), {.max_norm = 0.1});
+  CHECK(std::abs(optimizer.grad_norm()->item<float>() - std::sqrt(3 * 0.0625)) < 1e-6);
+  CHECK(mx::array_equal(named.at("layers.0.weight"), mx::full({2, 3}, 1.0f)).item<bool>());
+  CHECK(!optimizer.state().contains("layers.0.weight.m"));
+  CHECK(optimizer.state().contains("bias.m"));
+}
+
+TEST_CASE("a state goes to an optimizer with the same groups and back") {
+  auto named = parameters();
+  const std::vector<Group> groups = {{.match = {"bias"}, .frozen = true}};
+  Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1, groups),
+      other(named, mlx_opt::AdamW{}, 0.1, groups);
+  optimizer.update(named, gradients());
+  other.set_state(optimizer.state());
+  CHECK(equal(other.state(), optimizer.state()));
+}
+
+TEST_CASE("a wrong group is refused by name") {
+  const auto message = [](const mlx_opt::Hyperparameters& hypers, Group group) {
+    return message_of([&] { Optimizer(parameters(), hypers, 0.1, {group}); });
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  CHECK(has(message(mlx_opt::SGD{}, {}), "no pattern"));
+  CHECK(has(message(mlx_opt::SGD{}, {.match = {"biass"}}), "\"biass\" of a group matches no"));
+  CHECK(message(mlx_opt::SGD{}, {.match = {"biass"}, .may_match_nothing = true}).empty());
+  CHECK(has(message(mlx_opt::SGD{}, {.match = {"*"}, .hypers = {{"decay", 1.0}}}), "decay"));
+  CHECK(
+      has(message(mlx_opt::AdamW{}, {.match = {"*"}, .hypers = {{"betas[0]", 1.5}}}), "betas[0]"));
+  CHECK(has(message(mlx_opt::SGD{}, {.match = {"*"}, .learning_rate_scale = -1.0}), "0 or more"));
+  CHECK(
+      has(message(mlx_opt::Adafactor{}, {.match = {"*"}, .learning_rate_scale = 0.5}),
+          "does not read the learning rate"));
+  CHECK(
+      has(message(mlx_opt::RuleByName{"NAdam"}, {.match = {"*"}, .hypers = {{"betas[0]", 0.5}}}),
+          "mu_product"));
+  CHECK(
+      has(message(mlx_opt::SGD{}, {.match = {"*"}, .hypers = {{"nesterov", 1.0}}}),
+          "nesterov needs a momentum"));
+}
