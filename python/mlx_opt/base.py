@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import reserved, step
+from . import loss_scale, reserved, step
 from .clipping import ClipRequest
 from .step import Share
 
@@ -117,6 +117,45 @@ class Optimizer(stock.Optimizer):
         """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
         array; before the first of these, None."""
         return reserved.entries_of(self.state).get("grad_norm")
+
+    @property
+    def loss_scale(self) -> mx.array | None:
+        """The factor by which the program multiplies the loss, against underflow in float16.
+
+        None, the default, or a 0-d float32 array that is kept in the state. If it is set, a step
+        divides the gradients by it; ``max_norm`` and :attr:`grad_norm` are of the divided gradients.
+        A step whose norm is infinite or NaN is skipped, and the scale is halved. It is doubled after
+        2000 steps in a row that were not skipped, and stays between 2**-24 and 2**24.
+        Micikevicius et al., `Mixed precision training <https://arxiv.org/abs/1710.03740>`_.
+
+        Raises:
+            TypeError: Set to something that is neither a number nor None.
+            ValueError: Set to a number that is out of the range.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer, w = optim.SGD(0.5), mx.array([1.0], mx.float16)
+            >>> optimizer.loss_scale = 2.0**10
+            >>> slope = mx.grad(lambda w: optimizer.loss_scale * (3 * w).sum())(w)
+            >>> optimizer.apply_gradients({"w": slope}, {"w": w})
+            {'w': array([-0.5], dtype=float16)}
+        """
+        return reserved.entries_of(self.state).get(loss_scale.KEY)
+
+    @loss_scale.setter
+    def loss_scale(self, value: float | mx.array | None) -> None:
+        scale = None if value is None else loss_scale.checked(value)
+        entries = self._entries_for_clipping()
+        entries.pop(loss_scale.STEPS_KEY, None)
+        if scale is None:
+            entries.pop(loss_scale.KEY, None)
+        else:
+            entries[loss_scale.KEY] = scale
+
+    def _entries_for_clipping(self) -> dict:
+        """mlx_opt's entries of the state that holds the results of clipping."""
+        return self.state.setdefault(reserved.KEY, {})
 
     @property
     def skipped(self) -> mx.array | None:

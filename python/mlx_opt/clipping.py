@@ -30,13 +30,17 @@ class ClipRequest(NamedTuple):
             return ClipRequest(None, True) if skip_nonfinite else None
         return ClipRequest(_checked_norm(max_norm), skip_nonfinite)
 
-    def compute(self, gradients: list[Any]) -> ClippedStep:
+    def compute(self, gradients: list[Any], loss_scale: mx.array | None) -> ClippedStep:
         """The norm and the scale of gradients: trees, or lists of the parts that hold them."""
         norm = global_norm(gradients)
+        if loss_scale is not None:
+            norm = norm / loss_scale
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
         scale = _ext.gradient_scale(norm, *self)
         _ext.begin_scale(scale)
-        return ClippedStep(norm, scale, finite)
+        if loss_scale is not None:
+            scale = scale / loss_scale
+        return ClippedStep(norm, scale, finite, loss_scale)
 
 
 class ClippedStep(NamedTuple):
@@ -50,6 +54,9 @@ class ClippedStep(NamedTuple):
 
     finite: mx.array | None
     """A 0-d bool, true if the step is applied; None if steps are never skipped."""
+
+    loss_scale: mx.array | None = None
+    """What the gradients were multiplied by, 0-d; None if they were not."""
 
     def scaled(self, gradient: mx.array) -> mx.array:
         return scaled(gradient, self.scale)

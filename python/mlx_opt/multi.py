@@ -43,6 +43,18 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
         """As for any :class:`Optimizer`: the global norm of all gradients."""
         return reserved.entries_of(self.optimizers[0].state).get("grad_norm")
 
+    def _entries_for_clipping(self) -> dict:
+        return self.optimizers[0].state.setdefault(reserved.KEY, {})
+
+    @property
+    def loss_scale(self) -> mx.array | None:
+        """As for any :class:`Optimizer`: of all gradients."""
+        return reserved.entries_of(self.optimizers[0].state).get("loss_scale")
+
+    @loss_scale.setter
+    def loss_scale(self, value: float | mx.array | None) -> None:
+        Optimizer.loss_scale.__set__(self, value)
+
     @property
     def skipped(self) -> mx.array | None:
         """As for any :class:`Optimizer`."""

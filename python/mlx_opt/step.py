@@ -17,7 +17,7 @@ import mlx.nn as nn
 import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
-from . import _ext, reserved
+from . import _ext, loss_scale, reserved
 from .clipping import ClippedStep, ClipRequest
 from .foreign import Apply, members_of, note_state, run_foreign
 from .grouping import Portion
@@ -105,11 +105,14 @@ def _prepare(
     settled = [_settle(share, parameters, rollback) for share in shares if share.apply is None]
     parts = [_parts(step, parameters, assigned) for step in settled]
     clipped = None
+    # Of several optimizers the first holds it, as it does the norm.
+    scale = reserved.entries_of(shares[0].optimizer.state).get(loss_scale.KEY) if shares else None
+    if scale is not None:
+        request = ClipRequest(None if request is None else request.max_norm, skip_nonfinite=True)
     if request is not None:
         own = iter(parts)
-        clipped = request.compute(
-            [share.gradients if share.apply else next(own) for share in shares]
-        )
+        held = [share.gradients if share.apply else next(own) for share in shares]
+        clipped = request.compute(held, scale)
     counters: list[Any] = []
     for step, own_parts in zip(settled, parts, strict=True):
         if clipped is not None:
@@ -198,6 +201,8 @@ def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:
         skipped = entries.get("skipped", mx.array(0, mx.uint64))
         skipped = skipped + mx.logical_not(clipped.finite).astype(mx.uint64)
         rollback.put(entries, "skipped", skipped)
+        if clipped.loss_scale is not None:
+            loss_scale.record(entries, clipped.loss_scale, clipped.finite, rollback)
 
 
 def _chosen_entry(clipped: ClippedStep, name: str, new: Any, old: Any) -> Any:
@@ -214,4 +219,6 @@ def _chosen_entry(clipped: ClippedStep, name: str, new: Any, old: Any) -> Any:
 def counters_of(state: Any) -> list[Any]:
     """The arrays of a state that count steps."""
     entries = reserved.entries_of(state)
-    return [x for x in (state.get("step"), entries.get("skipped")) if x is not None]
+    names = ("skipped", loss_scale.KEY, loss_scale.STEPS_KEY)
+    numbers = [state.get("step"), *(entries.get(name) for name in names)]
+    return [x for x in numbers if x is not None]
