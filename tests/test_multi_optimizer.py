@@ -1,5 +1,9 @@
 """MultiOptimizer: each weight to the first optimizer whose filter takes it."""
 
+import re
+import tempfile
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as stock
@@ -215,3 +219,21 @@ def test_a_part_may_have_a_hook_of_its_own():
     optimizer = mlx_opt.MultiOptimizer([muon, mlx_opt.SGD(0.1)], [lambda p, x: True])
     new = optimizer.apply_gradients({"w": mx.ones((1, 3))}, {"w": mx.ones((2, 3))})
     assert new["w"].shape == (2, 3)
+
+
+def steps_behind(arrays):
+    """The number of primitives of a step that arrays depend on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.dot"
+        mx.export_to_dot(str(path), *arrays)
+        return len(re.findall(r"mlx_opt::Step\b", path.read_text()))
+
+
+@pytest.mark.parametrize("rules", [["AdamW"] * 3, ["SGD", "AdamW", "SGD"], ["Muon"] * 2])
+def test_optimizers_of_one_rule_share_a_primitive(rules):
+    optimizers = [getattr(mlx_opt, rule)(0.01 * (1 + i)) for i, rule in enumerate(rules)]
+    filters = [lambda path, x, i=i: f"layers.{i}" in path for i in range(len(rules) - 1)]
+    optimizer = mlx_opt.MultiOptimizer(optimizers, filters)
+    w = optimizer.apply_gradients(tree(1), tree(0))
+    steps = 2 if "Muon" in rules else len(set(rules))
+    assert steps_behind(flat(w).values()) == steps

@@ -129,7 +129,6 @@ Args:
     skip_nonfinite: True if the step is skipped if ``scale`` is not finite.
     around: Called with a group's formula; returns one that applies ``scale`` too.)")
       .def("gradients", &Part::gradients, "The gradients of all leaves.")
-      .def("stage", &Part::stage, "Computes the results, lazily. Changes nothing.")
       .def("tree", &Part::tree, "The staged parameters, with the structure of the gradients.")
       .def("commit", &Part::commit, "Puts the staged slots into the state.");
 
@@ -172,6 +171,12 @@ Args:
       next_number,
       "step"_a,
       "``step + 1``; evaluated if the CPU is the default device and ``step`` is evaluated.");
+  m.def(
+      "stage",
+      stage,
+      "parts"_a,
+      "Computes the results of all parts, lazily, and holds them in the parts; changes nothing "
+      "else.");
   m.def(
       "commit",
       commit,

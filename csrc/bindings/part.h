@@ -92,8 +92,14 @@ class Part {
   /// The part in the form that run_in_place takes.
   mlx_opt::Part in_place();
 
-  /// Computes the results, lazily, and holds them; runs the formula. Changes nothing.
-  void stage();
+  /// Leaves everything to the formula that the kernels cannot update. Follows collect().
+  void settle_served();
+
+  /// Holds the results of the kernels, in the order of the part's leaves in `in_place`.
+  void take(std::vector<mx::array> outputs);
+
+  /// Runs the formula for the leaves that the kernels do not update, and holds the results.
+  void stage_formula();
 
   /// The staged parameters in a tree with the gradients' structure. May run Python code of the
   /// classes of its tuples.
@@ -162,8 +168,6 @@ class Part {
   Request request() const;
   bool is_traced();
   bool has_real_scale() const;
-  void stage_kernels();
-  void stage_formula();
   static const nb::object& object_of(Successor& successor);
   static void put(Successor& successor);
   nb::object rebuilt(size_t& node, size_t& leaf) const;

@@ -1,7 +1,6 @@
 // The results of a part that does not run in place.
 #include "bindings/part.h"
 #include "mlx/utils.h"
-#include "mlx_opt/graph/ops.h"
 #include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt::python {
@@ -48,19 +47,16 @@ void Part::put(Successor& successor) {
   }
 }
 
-void Part::stage() {
-  collect();
+void Part::settle_served() {
   if (is_traced() || !has_real_scale()) {
     for (Leaf& leaf : leaves_) {
       leaf.served = false;
     }
     served_leaves_.reset();
   }
-  stage_kernels();
-  stage_formula();
 }
 
-void Part::stage_kernels() {
+void Part::take(std::vector<mx::array> outputs) {
   new_parameters_.clear();
   new_slots_.clear();
   std::vector<size_t> served;
@@ -69,8 +65,6 @@ void Part::stage_kernels() {
       served.push_back(i);
     }
   }
-  const Leaves& leaves = this->leaves();
-  auto outputs = successors(request(), leaves);
   new_parameters_.reserve(served.size());
   new_slots_.reserve(outputs.size() - served.size());
   auto next = outputs.begin();
@@ -85,7 +79,7 @@ void Part::stage_kernels() {
       object_of(successors.back());
     }
   };
-  for (size_t position : leaves.order()) {
+  for (size_t position : leaves().order()) {
     const size_t i = served[position];
     const Leaf& leaf = leaves_[i];
     push(new_parameters_, i, leaf.container, leaf.key, leaf.parameter);

@@ -5,6 +5,7 @@
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
 #include "mlx/utils.h"
+#include "mlx_opt/eager/merge.h"
 #include "mlx_opt/eager/pacing.h"
 #include "mlx_opt/graph/tracing.h"
 
@@ -86,8 +87,8 @@ bool update(
     (part->may_overwrite() ? in_place : staged).push_back(part);
   }
   // Everything that can fail comes before the first change.
-  for (Part* part : staged) {
-    part->stage();
+  if (!staged.empty()) {
+    stage(staged);
     plain = false;
   }
   const auto arrays = arrays_of(counters);
@@ -105,10 +106,8 @@ bool update(
     done = waited && are_in_place() && try_in_place(in_place, arrays, stream);
   }
   if (!done) {
-    for (Part* part : in_place) {
-      part->stage();
-      staged.push_back(part);
-    }
+    stage(in_place);
+    staged.insert(staged.end(), in_place.begin(), in_place.end());
   }
   for (Part* part : staged) {
     part->commit();
@@ -119,6 +118,22 @@ bool update(
     evaluate_chains(parts, counters);
   }
   return true;
+}
+
+void stage(const std::vector<Part*>& parts) {
+  std::vector<mlx_opt::Part> requests;
+  for (Part* part : parts) {
+    part->collect();
+    part->settle_served();
+    requests.push_back(part->in_place());
+  }
+  auto results = successors_of_parts(std::move(requests));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    parts[i]->take(std::move(results[i]));
+  }
+  for (Part* part : parts) {
+    part->stage_formula();
+  }
 }
 
 void commit(const std::vector<Part*>& parts, nb::list notes) {

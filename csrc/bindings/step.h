@@ -15,6 +15,9 @@ namespace mlx_opt::python {
 bool update(
     const std::vector<Part*>& parts, const std::vector<nb::object>& counters, nb::list notes);
 
+/// Computes the results of all parts, lazily, and holds them in the parts; runs the formulas.
+void stage(const std::vector<Part*>& parts);
+
 /// Puts the staged slots of all parts into the state and empties `notes`. Runs no Python code
 /// before that.
 void commit(const std::vector<Part*>& parts, nb::list notes);

@@ -122,10 +122,10 @@ class Optimizer(stock.Optimizer):
     def loss_scale(self) -> mx.array | None:
         """The factor by which the program multiplies the loss, against underflow in float16.
 
-        None, the default, or a 0-d float32 array that is kept in the state. If it is set, a step
-        divides the gradients by it; ``max_norm`` and :attr:`grad_norm` are of the divided gradients.
-        A step whose norm is infinite or NaN is skipped, and the scale is halved. It is doubled after
-        2000 steps in a row that were not skipped, and stays between 2**-24 and 2**24.
+        None, the default, or a 0-d float32 array that is in the state. If it is set, a step
+        divides the gradients by it, before ``max_norm`` and :attr:`grad_norm`. A step whose norm is
+        infinite or NaN is skipped, and the scale is halved. It is doubled after 2000 steps in a row
+        that were not skipped, and stays between 2**-24 and 2**24.
         Micikevicius et al., `Mixed precision training <https://arxiv.org/abs/1710.03740>`_.
 
         Raises:

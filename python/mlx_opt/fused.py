@@ -133,7 +133,7 @@ class FusedOptimizer(Optimizer):
         group = hypers, self._rate(values), 1.0, self._formula
         fused = self._uses_primitives()
         part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
-        part.stage()
+        _ext.stage([part])
         part.commit()
         updated: Any = part.tree()
         return updated

@@ -85,8 +85,7 @@ class _Step(NamedTuple):
 
     def tree(self) -> Any:
         """The updated parameters; changes nothing."""
-        for part in self.parts:
-            part.stage()
+        _ext.stage(self.parts)
         trees = [part.tree() for part in self.parts] + self.trees
         tree = trees[0] if trees else {}
         for other in trees[1:]:

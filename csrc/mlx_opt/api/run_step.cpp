@@ -6,8 +6,8 @@
 #include "mlx/version.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
+#include "mlx_opt/eager/merge.h"
 #include "mlx_opt/eager/pacing.h"
-#include "mlx_opt/graph/ops.h"
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
@@ -130,11 +130,10 @@ void run_step(
   if (run() || (release_lazy_result(stream) && run())) {
     return;
   }
-  std::vector<std::vector<mx::array>> results;
   for (const Part& part : parts) {
     check_differentiation(part.leaves);
-    results.push_back(successors(part.request, part.leaves));
   }
+  auto results = successors_of_parts(parts);
   for (size_t p = 0; p < parts.size(); ++p) {
     replace(parts[p].leaves, std::move(results[p]));
   }

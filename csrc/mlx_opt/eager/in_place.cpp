@@ -190,7 +190,7 @@ bool run_in_place(
       return false;
     }
   }
-  parts = merged(std::move(parts));
+  parts = merged(std::move(parts)).parts;
   InPlaceTasks work;
   Accesses accesses;
   std::vector<mx::array> scalars;
