@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "mlx/mlx.h"
+#include "mlx_opt/eager/in_place.h"
 #include "mlx_opt/graph/small_step.h"
 #include "optimizers.h"
 #include "trees.h"
@@ -11,7 +12,25 @@
 namespace mx = mlx::core;
 using mlx_opt::NamedArrays;
 using mlx_opt::Optimizer;
+using mlx_opt::Program;
+using mlx_opt::Rule;
 using namespace trees;
+
+namespace {
+
+// A step of one leaf with all hyperparameters 0.
+mlx_opt::Part part_of(const Program& program, size_t kind, std::vector<mx::array>& operands) {
+  const std::vector<mlx_opt::Scalar> hypers(mlx_opt::hypers_of(program.rule()).size(), 0.0);
+  const mx::Stream stream = mx::default_stream(mx::Device::cpu);
+  mlx_opt::Leaves leaves(program);
+  auto& arrays = leaves.add(kind).arrays;
+  for (mx::array& x : operands) {
+    arrays.push_back(&x);
+  }
+  return {{&program, {{hypers, mx::array(0.1f), mx::array(1, mx::uint64)}}, {}, stream}, leaves};
+}
+
+} // namespace
 
 TEST_CASE("steps of the optimizer are in place from the second on") {
   NamedArrays named = {{"w", mx::full({1000}, 1.0f, mx::Device::cpu)}};
@@ -107,4 +126,28 @@ TEST_CASE("a copy that is kept of a parameter or its state does not change") {
   update();
   CHECK(equal(kept, before));
   CHECK_FALSE(mx::array_equal(named.at("bias"), bias).item<bool>());
+}
+
+TEST_CASE("no part of a step runs if one of them cannot be prepared") {
+  std::vector<mx::array> vector = {mx::full({3}, 1.0f), mx::full({3}, 1.0f)};
+  // Adafactor finds no rows and columns in a vector that is passed as a matrix.
+  std::vector<mx::array> no_matrix(4, mx::array(0.0f));
+  for (mx::array& x : no_matrix) {
+    x = mx::full({3}, 1.0f);
+  }
+  mx::eval(vector);
+  mx::eval(no_matrix);
+  const Program sgd(Rule::SGD), adafactor(Rule::Adafactor);
+  const auto run = [&](std::vector<mlx_opt::Part> parts) {
+    const bool done =
+        mlx_opt::run_in_place(std::move(parts), {}, mx::default_stream(mx::Device::cpu));
+    mx::synchronize();
+    return done;
+  };
+  const mlx_opt::Part valid = part_of(sgd, 0, vector), invalid = part_of(adafactor, 1, no_matrix);
+  CHECK_THROWS_AS(run({valid, invalid}), std::out_of_range);
+  CHECK(vector[0].data<float>()[0] == 1.0f);
+  CHECK(no_matrix[0].data<float>()[0] == 1.0f);
+  CHECK(run({valid}));
+  CHECK(vector[0].data<float>()[0] == 0.9f);
 }
