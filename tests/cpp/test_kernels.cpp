@@ -90,14 +90,8 @@ void check_adamw(const Storage (&storage)[4], int64_t size) {
   Values v(storage[2], random_values(size, 0.01f, 1, 3));
   Values g(storage[3], random_values(size, -1, 1, 4));
   const Values old_w = w, old_m = m, old_v = v;
-  Tensor tensor{};
-  Values* operands[] = {&w, &m, &v, &g};
-  for (int k = 0; k < 4; ++k) {
-    tensor.in[k] = operands[k]->operand();
-  }
-  for (int k = 0; k < 3; ++k) {
-    tensor.out[k] = tensor.in[k];
-  }
+  const Operand operands[] = {w.operand(), m.operand(), v.operand(), g.operand()};
+  const Tensor tensor{operands, operands};
   const float hypers[] = {
       beta1, 1 - beta1, 0, beta2, float(1 - 0.999), 0, eps, 1, 0, decay, 0, 0, 0, 1, 0};
   float scalars[max_scalars];
@@ -157,11 +151,10 @@ TEST_CASE("halves convert as MLX converts them, all of them") {
     for (int64_t i = 0; i < count; ++i) {
       halves[i] = static_cast<uint16_t>(i);
     }
-    Tensor tensor{};
-    tensor.in[0] = {halves.data(), storage, nullptr};
-    tensor.in[1] = {zeros.data(), Storage::float32, nullptr};
-    tensor.out[0] = {floats.data(), Storage::float32, nullptr};
-    sgd.run(tensor, 0, count, hypers, scalars, 1.0f);
+    const Operand in[] = {
+        {halves.data(), storage, nullptr}, {zeros.data(), Storage::float32, nullptr}};
+    const Operand out = {floats.data(), Storage::float32, nullptr};
+    sgd.run({in, &out}, 0, count, hypers, scalars, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       const float expected = widened(storage, halves[i]);
       if (std::isfinite(expected)) {
@@ -190,11 +183,10 @@ TEST_CASE("floats round to halves as MLX rounds them") {
     x = std::isfinite(x) ? x : 1.0f;
   }
   for (Storage storage : {Storage::float16, Storage::bfloat16}) {
-    Tensor tensor{};
-    tensor.in[0] = {floats.data(), Storage::float32, nullptr};
-    tensor.in[1] = {zeros.data(), Storage::float32, nullptr};
-    tensor.out[0] = {halves.data(), storage, nullptr};
-    sgd.run(tensor, 0, count, hypers, scalars, 1.0f);
+    const Operand in[] = {
+        {floats.data(), Storage::float32, nullptr}, {zeros.data(), Storage::float32, nullptr}};
+    const Operand out = {halves.data(), storage, nullptr};
+    sgd.run({in, &out}, 0, count, hypers, scalars, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       REQUIRE(halves[i] == narrowed(storage, floats[i]));
     }
@@ -221,14 +213,12 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     float scalars[max_scalars];
     const Kernel& sgd = kernel(Rule::SGD);
     sgd.prepare(hypers, lr, 1, scalars);
-    Tensor tensor{};
-    tensor.in[0] = tensor.out[0] = expected.operand();
-    tensor.in[1] = straight.operand();
-    sgd.run(tensor, 0, rows * columns, hypers, scalars, 1.0f);
-    tensor.in[0] = tensor.out[0] = result.operand();
-    tensor.in[1] = transposed_values.operand();
-    tensor.in[1].layout = &layout;
-    REQUIRE(is_transposed(tensor.in[1]));
+    const Operand direct[] = {expected.operand(), straight.operand()};
+    sgd.run({direct, direct}, 0, rows * columns, hypers, scalars, 1.0f);
+    Operand in_panels[] = {result.operand(), transposed_values.operand()};
+    in_panels[1].layout = &layout;
+    REQUIRE(is_transposed(in_panels[1]));
+    const Tensor tensor{in_panels, in_panels};
     sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, 1.0f);
     sgd.run(tensor, 0, 32 * columns, hypers, scalars, 1.0f);
     CHECK(result.floats == expected.floats);

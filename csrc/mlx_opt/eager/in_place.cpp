@@ -146,7 +146,8 @@ bool runs_at_once(
     const std::vector<mx::array>& scalars,
     InFlightStep* last,
     mx::Stream stream) {
-  if (stream.device != mx::Device::cpu || (last && last->is_pending())) {
+  if (stream.device != mx::Device::cpu || (last && last->is_pending()) ||
+      !std::all_of(scalars.begin(), scalars.end(), is_evaluated)) {
     return false;
   }
   const bool short_tensors = std::all_of(tasks.begin(), tasks.end(), [](const Task& task) {
@@ -156,8 +157,7 @@ bool runs_at_once(
   for (const mx::array* x : accesses.read) {
     elements += x->size();
   }
-  return short_tensors && elements <= small_step() &&
-         std::all_of(scalars.begin(), scalars.end(), is_evaluated);
+  return short_tensors && elements <= small_step();
 }
 
 void evaluate_lazy(const std::vector<mx::array*>& counters, std::vector<mx::array> with) {
@@ -220,6 +220,7 @@ bool run_in_place(
   }
   auto next = accesses.overwritten.begin();
   for (Task& task : work.tasks) {
+    task.overwritten.reserve(task.dtypes.size());
     for (size_t i = 0; i < task.dtypes.size(); ++i) {
       task.overwritten.push_back(const_cast<mx::array&>(**next++).buffer());
     }

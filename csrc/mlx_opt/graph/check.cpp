@@ -87,7 +87,9 @@ void push_dtypes(
       std::all_of(slots.begin(), slots.end(), [](const SlotInfo* slot) {
         return slot->format == Format::promoted;
       })) {
-    dtypes.insert(dtypes.end(), slots.size() + 1, gradient);
+    for (size_t k = 0; k <= slots.size(); ++k) {
+      dtypes.push_back(operands[k]->dtype());
+    }
     return;
   }
   // Weight decay that is added to the gradient promotes it with the parameter's dtype.

@@ -10,20 +10,8 @@ struct Operands::Owned {
   Layout view;
 };
 
-namespace {
-
-Operand contiguous(const mx::array& x) {
-  void* data = const_cast<void*>(static_cast<const void*>(x.data<char>()));
-  return {data, storage_of(x.dtype()), nullptr};
-}
-
-} // namespace
-
-Operand Operands::of(const mx::array& x) {
-  Operand operand = contiguous(x);
-  if (x.flags().row_contiguous) {
-    return operand;
-  }
+// Null if the array has one element: its dimensions are all of size 1.
+const Layout* Operands::layout_of(const mx::array& x) {
   auto layout = std::make_shared<Owned>();
   auto& [shape, strides, view] = *layout;
   for (const Dimension& dimension : merged_dimensions(x)) {
@@ -31,13 +19,8 @@ Operand Operands::of(const mx::array& x) {
     strides.push_back(dimension.stride);
   }
   view = {shape.data(), strides.data(), static_cast<int>(shape.size())};
-  operand.layout = view.ndim ? &view : nullptr;
   layouts_.push_back(std::move(layout));
-  return operand;
-}
-
-Operand Operands::in_any_order(const mx::array& x) {
-  return x.flags().contiguous && x.data_size() == x.size() ? contiguous(x) : of(x);
+  return view.ndim ? &view : nullptr;
 }
 
 } // namespace mlx_opt::cpu

@@ -43,12 +43,15 @@ struct StepTask {
   const Kernel* kernel;
   int threads;
   StepScalars scalars;
+  std::vector<Operand> in = {};  // of all tensors, which point here
+  std::vector<Operand> out = {}; // likewise; their addresses are set last
   std::vector<Tensor> tensors = {};
   std::vector<Plan::Extent> extents = {};
   std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
   Operands operands = {};
   std::shared_ptr<void> keep_alive = {};
 
+  void reserve(size_t count);
   void add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes);
   void run() const;
 
@@ -64,15 +67,24 @@ struct StepTask {
   void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
+void StepTask::reserve(size_t count) {
+  in.resize(count * (fields + 1));
+  out.resize(count * fields);
+  tensors.reserve(count);
+  extents.reserve(count);
+}
+
 void StepTask::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
-  Tensor& tensor = tensors.emplace_back();
+  Operand* operand = &in[tensors.size() * (fields + 1)];
+  Operand* result = &out[tensors.size() * fields];
+  tensors.push_back({operand, result});
   for (int k = 0; k <= fields; ++k) {
-    tensor.in[k] = operands.of(*arrays[k]);
+    operand[k] = operands.of(*arrays[k]);
   }
   for (int k = 0; k < fields; ++k) {
-    tensor.out[k] = {nullptr, storage_of(dtypes[k]), nullptr};
+    result[k].storage = storage_of(dtypes[k]);
   }
-  const Operand& gradient = tensor.in[fields];
+  const Operand& gradient = operand[fields];
   const int64_t grain =
       is_transposed(gradient) ? transposed_rows * gradient.layout->shape[1] : Plan::alignment;
   extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
@@ -159,20 +171,16 @@ class Step : public Prepared {
     task_ = std::make_shared<StepTask>(StepTask{
         fields, &kernel(spec.rule), num_threads(), StepScalars(spec, &inputs[tensors * width])});
     task_->groups = spec.groups;
-    task_->tensors.reserve(tensors);
-    task_->extents.reserve(tensors);
+    task_->reserve(tensors);
     for (size_t t = 0; t < tensors; ++t) {
       task_->add_tensor(&inputs[t * width], &dtypes[t * fields]);
     }
   }
 
   void enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive) override {
-    auto output = outputs.begin();
-    for (Tensor& tensor : task_->tensors) {
-      for (int k = 0; k < task_->fields; ++k, ++output) {
-        auto buffer = *output;
-        tensor.out[k].data = buffer.raw_ptr();
-      }
+    for (size_t i = 0; i < task_->out.size(); ++i) {
+      auto buffer = outputs[i];
+      task_->out[i].data = buffer.raw_ptr();
     }
     task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {

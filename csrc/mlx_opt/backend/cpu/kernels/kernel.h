@@ -37,8 +37,8 @@ static inline bool is_transposed(const Operand& operand) {
 /// One parameter. In: its value, its slots and its gradient; out: its value and its slots. An
 /// output may share the buffer of a contiguous input of the same storage.
 struct Tensor {
-  Operand in[max_slots + 2];
-  Operand out[max_slots + 1];
+  const Operand* in;
+  const Operand* out;
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
