@@ -1,4 +1,10 @@
-"""Every kernel once over small arrays, for compute-sanitizer to look at."""
+"""Every kernel once over small arrays, for compute-sanitizer to look at: small_run.py [PATTERN].
+
+PATTERN selects some of the rules and dtypes, such as "Lamb .*float16".
+"""
+
+import re
+import sys
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +21,11 @@ RULES = [
     lambda: mlx_opt.AdamW(0.1, bias_correction=True),
     lambda: mlx_opt.Adamax(0.1),
     lambda: mlx_opt.Lion(0.1),
+    lambda: mlx_opt.Signum(0.1),
+    lambda: mlx_opt.NAdam(0.1),
+    lambda: mlx_opt.AdEMAMix(0.1),
+    lambda: mlx_opt.Adan(0.1),
+    lambda: mlx_opt.MADGRAD(0.1),
     lambda: mlx_opt.Lamb(0.1),
     lambda: mlx_opt.Adafactor(),
     lambda: mlx_opt.Adafactor(beta_1=0.9, weight_decay=0.1),
@@ -41,9 +52,11 @@ def gradients_of(dtype):
     return {**flat, **odd}
 
 
+pattern = sys.argv[1] if len(sys.argv) > 1 else ""
 for dtype in (mx.float32, mx.float16, mx.bfloat16):
-    for rule in RULES:
-        optimizer = rule()
+    for optimizer in (rule() for rule in RULES):
+        if not re.search(pattern, f"{type(optimizer).__name__} {dtype}"):
+            continue
         gradients = gradients_of(dtype)
         model = nn.Module()
         for name, g in gradients.items():

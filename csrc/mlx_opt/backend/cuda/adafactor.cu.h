@@ -41,6 +41,63 @@ MLX_OPT_FN Index place_of(const AdafactorStrided& args, Index i) {
   return at[operand];
 }
 
+// The elements [begin, begin + count) of a line, of which each of `across` threads has some:
+// adjacent ones if vectors are loaded.
+template <int vector_width, int across>
+struct Line {
+  Index begin;
+  int count;
+  bool vectors;
+
+  // Where in the line element `lane` of this thread is.
+  MLX_OPT_FN int column_of(int lane, bool vectors) {
+    const int own = threadIdx.x % across;
+    return vectors ? own * vector_width + lane : own + lane * across;
+  }
+
+  // Loads this thread's elements; 0 past the end. `place(i)`: where element i of the tensor is.
+  template <typename Format, typename Place>
+  __device__ __forceinline__ void load(
+      const void* from, const Place& place, Raw<Format, vector_width>& to) const {
+    if constexpr (vector_width > 1) {
+      if (vectors) {
+        if (column_of(0, true) < count) {
+          to.load(from, begin + column_of(0, true));
+        }
+        return;
+      }
+    }
+#pragma unroll
+    for (int lane = 0; lane < vector_width; ++lane) {
+      if (column_of(lane, false) < count) {
+        to.load_lane(lane, from, place(begin + column_of(lane, false)));
+      }
+    }
+  }
+
+  template <typename Format>
+  __device__ __forceinline__ void load(const void* from, Raw<Format, vector_width>& to) const {
+    load<Format>(from, [](Index i) { return i; }, to);
+  }
+
+  template <typename Format>
+  __device__ __forceinline__ void store(void* to, const float (&from)[vector_width]) const {
+    if (vector_width > 1 && vectors) {
+      if (column_of(0, true) < count) {
+        mlx_opt::MLX_OPT_LEVEL::store<Format>(to, begin + column_of(0, true), from);
+      }
+      return;
+    }
+#pragma unroll
+    for (int lane = 0; lane < vector_width; ++lane) {
+      const float x[1] = {from[lane]};
+      if (column_of(lane, false) < count) {
+        mlx_opt::MLX_OPT_LEVEL::store<Format>(to, begin + column_of(lane, false), x);
+      }
+    }
+  }
+};
+
 // A tile of a tensor's matrices in the orientation of its gradient in memory, or of the rows into
 // which a tensor that is not factored is divided.
 template <int vector_width>
@@ -96,54 +153,27 @@ struct Tile {
     return count < width ? static_cast<int>(count) : width;
   }
 
-  // The tile's column that element `lane` of this thread is in: adjacent ones if vectors are
-  // loaded.
-  __device__ __forceinline__ int column_of(int lane, bool vectors) const {
-    const int own = threadIdx.x % warp;
-    return vectors ? own * vector_width + lane : own + lane * warp;
+  // The tile's column that element `lane` of this thread is in.
+  MLX_OPT_FN int column_of(int lane, bool vectors) {
+    return Line<vector_width, warp>::column_of(lane, vectors);
+  }
+
+  __device__ __forceinline__ Line<vector_width, warp> part_of(int line, bool vectors) const {
+    return {begin_of(line), line < height ? width_of(line) : 0, vectors};
   }
 
   // Loads this thread's part of a line; 0 past its end.
   template <int operand, typename Format, typename Table>
   __device__ __forceinline__ void load_line(
       const Table& table, int line, bool vectors, Raw<Format, vector_width>& to) const {
-    const void* from = tensor.in[in_tensor[operand]];
-    const Index begin = begin_of(line);
-    const int count = line < height ? width_of(line) : 0;
-    if constexpr (vector_width > 1) {
-      if (vectors) {
-        if (column_of(0, true) < count) {
-          to.load(from, begin + column_of(0, true));
-        }
-        return;
-      }
-    }
-#pragma unroll
-    for (int lane = 0; lane < vector_width; ++lane) {
-      if (column_of(lane, false) < count) {
-        to.load_lane(lane, from, place_of<operand>(table, begin + column_of(lane, false)));
-      }
-    }
+    const auto place = [&](Index i) { return place_of<operand>(table, i); };
+    part_of(line, vectors).template load<Format>(tensor.in[in_tensor[operand]], place, to);
   }
 
   template <typename Format>
   __device__ __forceinline__ void store_line(
       void* to, int line, bool vectors, const float (&from)[vector_width]) const {
-    const Index begin = begin_of(line);
-    const int count = line < height ? width_of(line) : 0;
-    if (vector_width > 1 && vectors) {
-      if (column_of(0, true) < count) {
-        store<Format>(to, begin + column_of(0, true), from);
-      }
-      return;
-    }
-#pragma unroll
-    for (int lane = 0; lane < vector_width; ++lane) {
-      const float x[1] = {from[lane]};
-      if (column_of(lane, false) < count) {
-        store<Format>(to, begin + column_of(lane, false), x);
-      }
-    }
+    part_of(line, vectors).template store<Format>(to, from);
   }
 
   // True if every line consists of whole vectors of operands of these formats.

@@ -72,6 +72,7 @@ Program program_of(const AdafactorKernel& kernel) {
            "find.cu.h",
            "uniforms.cu.h",
            "block_sum.cu.h",
+           "patch.cu.h",
            "adafactor.cu.h",
            definition_of(kernel.pass).file}),
       kernel.capacity ? "AdafactorTable<" + std::to_string(kernel.capacity) + ">"

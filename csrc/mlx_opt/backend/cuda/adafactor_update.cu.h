@@ -18,10 +18,6 @@ template <
     int vector_width>
 struct AdafactorUpdate : Pass<vector_width> {
   using Pass<vector_width>::at_once;
-  // Rows of a transposed gradient that go through shared memory at once.
-  static constexpr int rows_at_once = warp;
-  static constexpr int parts = cuda::adafactor_rows / warp;
-
   template <typename Table>
   MLX_OPT_FN void run(const Table& table) {
     const auto tile = Pass<vector_width>::tile_of(table);
@@ -32,11 +28,15 @@ struct AdafactorUpdate : Pass<vector_width> {
     }
     if (!t.factored) {
       unfactored(table, tile);
-    } else if (vector_width > 1 && t.transposed) {
-      transposed(table, tile);
-    } else {
-      factored(table, tile);
+      return;
     }
+    if constexpr (vector_width > 1) {
+      if (t.transposed) {
+        transposed(table, tile);
+        return;
+      }
+    }
+    factored(table, tile);
   }
 
  private:
@@ -107,102 +107,97 @@ struct AdafactorUpdate : Pass<vector_width> {
   // memory, the other operands along the rows.
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table, const Tile<vector_width>& tile) {
-    __shared__ float strip[rows_at_once][cuda::adafactor_rows + 1];
+    __shared__ typename Strip::Memory strip;
+    __shared__ float of_rows[Tile<vector_width>::width];
     const AdafactorTensor& t = tile.tensor;
-    const Index first_column = static_cast<Index>(tile.down) * cuda::adafactor_rows;
-    const Index remaining = t.rows - tile.left;
-    const int height = remaining < Tile<vector_width>::width ? static_cast<int>(remaining)
-                                                             : Tile<vector_width>::width;
-    const TransposedFactors factors = transposed_factors(tile, first_column, height);
-    for (int top = 0; top < height; top += rows_at_once) {
-      __syncthreads();
-      const int own = threadIdx.x % warp;
-      for (int line = threadIdx.x / warp; line < tile.height; line += warps) {
-        float x[1] = {0.0f};
-        if (top + own < height) {
-          load<G>(t.in[4], tile.begin_of(line) + top + own, x);
-        }
-        strip[own][line] = x[0];
-      }
-      __syncthreads();
-      update_strip(table, tile, first_column, top, height, strip, factors);
-    }
-  }
-
-  // The factors of the thread's columns and of its warp's rows: lane k holds that of row `warps *
-  // k`.
-  struct TransposedFactors {
-    float of_columns[parts];
-    float of_rows;
-  };
-
-  MLX_OPT_FN TransposedFactors
-  transposed_factors(const Tile<vector_width>& tile, Index first_column, int height) {
-    static_assert(Tile<vector_width>::width / warps <= warp, "a lane for each row of a warp");
-    const AdafactorTensor& t = tile.tensor;
-    const int own = threadIdx.x % warp;
-    TransposedFactors factors;
-#pragma unroll
-    for (int k = 0; k < parts; ++k) {
-      const Index column = first_column + own + k * warp;
-      factors.of_columns[k] =
-          column < t.columns ? t.scratch.column_factors[tile.matrix * t.columns + column] : 1.0f;
-    }
-    const int row = threadIdx.x / warp + warps * own;
-    const float mean = mean_row(t, tile.matrix);
-    const float x =
-        row < height ? t.scratch.row_means[tile.matrix * t.rows + tile.left + row] : 1.0f;
-    factors.of_rows = Adafactor::row_factor(x, mean);
-    return factors;
-  }
-
-  template <typename Table>
-  MLX_OPT_FN void update_strip(
-      const Table& table,
-      const Tile<vector_width>& tile,
-      Index first_column,
-      int top,
-      int height,
-      const float (&strip)[rows_at_once][cuda::adafactor_rows + 1],
-      const TransposedFactors& factors) {
-    const AdafactorTensor& t = tile.tensor;
-    const Index first_row = tile.matrix * t.rows + tile.left;
-    const int own = threadIdx.x % warp;
-    const auto place = [&](int row, int part) {
-      return (first_row + top + row) * t.columns + first_column + own + part * warp;
-    };
-    const auto inside = [&](int row, int part) {
-      return top + row < height && own + part * warp < tile.height;
-    };
-    constexpr int count = rows_at_once / warps;
-    float w[count][parts][1], m[count][parts][1];
-#pragma unroll
-    for (int k = 0; k < count * parts; ++k) {
-      const int row = threadIdx.x / warp + k / parts * warps;
-      if (inside(row, k % parts)) {
-        load<W>(t.in[0], place(row, k % parts), w[k / parts][k % parts]);
-        if (has_moment) {
-          load<M>(t.in[3], place(row, k % parts), m[k / parts][k % parts]);
-        }
-      }
-    }
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
+    const Index first_row = tile.matrix * t.rows + tile.left;
+    const Index first_column = static_cast<Index>(tile.down) * cuda::adafactor_rows;
+    const int height = tile.width_of(0);
+    const bool down = tile.template allows_vectors<G>(t.in[4]);
+    const bool along = t.columns % vector_width == 0 && has_aligned_rows(t);
+    if (threadIdx.x < Tile<vector_width>::width) {
+      const float mean = mean_row(t, tile.matrix);
+      const float x = threadIdx.x < height ? t.scratch.row_means[first_row + threadIdx.x] : 1.0f;
+      of_rows[threadIdx.x] = Adafactor::row_factor(x, mean);
+    }
+    float of_columns[vector_width];
 #pragma unroll
-    for (int k = 0; k < count * parts; ++k) {
-      const int row = threadIdx.x / warp + k / parts * warps;
-      const float of_row = __shfl_sync(0xffffffffu, factors.of_rows, (top + row) / warps);
-      if (inside(row, k % parts)) {
-        const float g = uniforms.scale * strip[row][own + k % parts * warp];
-        const float u[1] = {of_row * factors.of_columns[k % parts] * g};
-        auto& new_w = w[k / parts][k % parts];
-        auto& new_m = m[k / parts][k % parts];
-        apply(new_w, new_m, u, uniforms, rates);
-        store<NewW>(t.out[0], place(row, k % parts), new_w);
+    for (int lane = 0; lane < vector_width; ++lane) {
+      const Index column = first_column + Row::column_of(lane, along);
+      of_columns[lane] =
+          column < t.columns ? t.scratch.column_factors[tile.matrix * t.columns + column] : 1.0f;
+    }
+    const auto part_of = [&](int row) -> Row {
+      const Index begin = (first_row + row) * t.columns + first_column;
+      return {begin, row < height ? tile.height : 0, along};
+    };
+    for (int top = 0; top < height; top += strip_height) {
+      Strip gradient;
+      Raw<W, vector_width> stored_w[rows_of_thread];
+      Raw<M, vector_width> stored_m[rows_of_thread];
+      const Index begin = tile.begin_of(0) + top;
+      gradient.load(t.in[4], begin, tile.columns, height - top, tile.height, down);
+#pragma unroll
+      for (int k = 0; k < rows_of_thread; ++k) {
+        const Row part = part_of(top + row_of(k));
+        part.template load<W>(t.in[0], stored_w[k]);
         if (has_moment) {
-          store<NewM>(t.out[3], place(row, k % parts), new_m);
+          part.template load<M>(t.in[3], stored_m[k]);
         }
       }
+      __syncthreads();
+      gradient.put(strip);
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < rows_of_thread; ++k) {
+        const int row = row_of(k);
+        const Row part = part_of(top + row);
+        float w[vector_width], m[vector_width], u[vector_width];
+        stored_w[k].widen(w);
+        stored_m[k].widen(m);
+        get_row(strip, row, along, u);
+#pragma unroll
+        for (int lane = 0; lane < vector_width; ++lane) {
+          u[lane] = of_rows[top + row] * of_columns[lane] * (uniforms.scale * u[lane]);
+        }
+        apply(w, m, u, uniforms, rates);
+        part.template store<NewW>(t.out[0], w);
+        if (has_moment) {
+          part.template store<NewM>(t.out[3], m);
+        }
+      }
+    }
+  }
+
+  // The rows of a transposed gradient that go through shared memory at once, and those of a thread.
+  static constexpr int strip_height = 8 * vector_width;
+  static constexpr int threads_across = cuda::adafactor_rows / vector_width;
+  static constexpr int rows_of_thread = strip_height * threads_across / threads;
+  using Strip = PatchLoads<G, vector_width, strip_height, cuda::adafactor_rows>;
+  using Row = Line<vector_width, threads_across>;
+
+  MLX_OPT_FN int row_of(int k) {
+    return threadIdx.x / threads_across + k * (threads / threads_across);
+  }
+
+  MLX_OPT_FN bool has_aligned_rows(const AdafactorTensor& t) {
+    const void* const all[] = {t.in[0], t.out[0]};
+    const void* const moments[] = {t.in[3], t.out[3]};
+    return List<W, NewW>::template aligned<vector_width>(all) &&
+           (!has_moment || List<M, NewM>::template aligned<vector_width>(moments));
+  }
+
+  MLX_OPT_FN void get_row(
+      typename Strip::Memory& strip, int row, bool vectors, float (&to)[vector_width]) {
+    if (vectors) {
+      strip.get(row, Row::column_of(0, true), to);
+      return;
+    }
+#pragma unroll
+    for (int lane = 0; lane < vector_width; ++lane) {
+      to[lane] = strip.at(row, Row::column_of(lane, false));
     }
   }
 

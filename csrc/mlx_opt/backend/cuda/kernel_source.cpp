@@ -73,7 +73,13 @@ std::string files_of_passes(std::string_view rule_header, bool two_passes) {
   const std::string rule = joined(texts(), {"portable.h"}) + std::string(rule_header);
   const std::string walks = joined(
       texts(),
-      {"scaling.h", "tables.h", "storage.cu.h", "find.cu.h", "uniforms.cu.h", "walk.cu.h"});
+      {"scaling.h",
+       "tables.h",
+       "storage.cu.h",
+       "find.cu.h",
+       "uniforms.cu.h",
+       "patch.cu.h",
+       "walk.cu.h"});
   return rule + walks +
          (two_passes ? joined(texts(), {"block_sum.cu.h", "two_pass.cu.h"})
                      : joined(texts(), {"update.cu.h"}));

@@ -121,7 +121,8 @@ struct Walks {
   // memory, the other operands along the rows.
   template <typename Table>
   MLX_OPT_FN void transposed(const Table& table) {
-    __shared__ float gradient[tile][tile + 1];
+    using Loads = PatchLoads<typename Pass::Gradient, vector_width, tile, tile>;
+    __shared__ typename Loads::Memory patch;
     const Tensor& tensor = find<&Tensor::first_chunk>(table, blockIdx.x);
     Pass pass(table.group_uniforms, tensor);
     const int columns = tensor.columns;
@@ -134,55 +135,30 @@ struct Walks {
     const int width = columns - left < tile ? columns - left : tile;
 
     using Source = List<typename Pass::Gradient>;
-    if (rows % vector_width == 0 &&
-        Source::template aligned<vector_width>(tensor.in + operands - 1)) {
-      transpose<vector_width>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
-    } else {
-      transpose<1>(tensor.in[operands - 1], rows, top, left, height, width, gradient);
-    }
+    const void* const* gradient = tensor.in + operands - 1;
+    const bool vectors =
+        rows % vector_width == 0 && Source::template aligned<vector_width>(gradient);
+    Loads loads;
+    loads.load(*gradient, left * rows + top, rows, height, width, vectors);
+    loads.put(patch);
     __syncthreads();
     if (columns % vector_width == 0 && Pass::Rows::template aligned<vector_width>(tensor.in) &&
         Out::template aligned<vector_width>(tensor.out)) {
-      take_tile<vector_width>(tensor, top, left, height, width, gradient, pass);
+      take_tile<vector_width>(tensor, top, left, height, width, patch, pass);
     } else {
-      take_tile<1>(tensor, top, left, height, width, gradient, pass);
+      take_tile<1>(tensor, top, left, height, width, patch, pass);
     }
     pass.end(tensor, index);
   }
 
-  template <int count>
-  MLX_OPT_FN void transpose(
-      const void* operand,
-      Index rows,
-      Index top,
-      int left,
-      int height,
-      int width,
-      float (&to)[tile][tile + 1]) {
-    constexpr int steps = tile / count;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < tile * steps; i += threads) {
-      const int row = i % steps * count;
-      const int column = i / steps;
-      if (row < height && column < width) {
-        float values[count];
-        load<typename Pass::Gradient>(operand, (left + column) * rows + top + row, values);
-#pragma unroll
-        for (int lane = 0; lane < count; ++lane) {
-          to[row + lane][column] = values[lane];
-        }
-      }
-    }
-  }
-
-  template <int count>
+  template <int count, typename Memory>
   MLX_OPT_FN void take_tile(
       const Tensor& tensor,
       Index top,
       int left,
       int height,
       int width,
-      const float (&gradient)[tile][tile + 1],
+      Memory& gradient,
       Pass& pass) {
     constexpr int steps = tile / count;
     for (int i = threadIdx.x; i < tile * steps; i += threads) {
@@ -196,10 +172,7 @@ struct Walks {
         }
         float x[operands][count];
         Pass::Rows::load_all(tensor.in, at, x);
-#pragma unroll
-        for (int lane = 0; lane < count; ++lane) {
-          x[operands - 1][lane] = gradient[row][column + lane];
-        }
+        gradient.get(row, column, x[operands - 1]);
         pass.apply(x);
         Out::store_all(tensor.out, at, x + first);
       }
