@@ -205,6 +205,10 @@ CASES = [
     Case("NAdam", {"betas": (0.8, 0.95), "eps": 1e-5, "momentum_decay": 0.5}),
     Case("NAdam", {"weight_decay": 0.1}),
     Case("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    Case("RAdam"),
+    Case("RAdam", {"betas": (0.8, 0.95), "eps": 1e-5}),
+    Case("RAdam", {"weight_decay": 0.1}),
+    Case("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

@@ -169,6 +169,12 @@ OPTIONS = {
         "momentum_decay": st.floats(0, 1.0),
         "decoupled_weight_decay": st.booleans(),
     },
+    "RAdam": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "decoupled_weight_decay": st.booleans(),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

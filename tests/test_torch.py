@@ -50,6 +50,17 @@ PAIRS = [
         "NAdam",
         {"weight_decay": 0.1, "decoupled_weight_decay": True},
     ),
+    (Case("RAdam"), "RAdam", {}),
+    (
+        Case("RAdam", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
+        "RAdam",
+        {"betas": (0.8, 0.95), "weight_decay": 0.1},
+    ),
+    (
+        Case("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+        "RAdam",
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
 ]
 each_pair = pytest.mark.parametrize(
     ("case", "name", "options"), PAIRS, ids=[str(case) for case, _, _ in PAIRS]
@@ -64,6 +75,7 @@ MOMENTS = {
     "Adam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "AdamW": {"m": "exp_avg", "v": "exp_avg_sq"},
     "NAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
+    "RAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
 }
 
 

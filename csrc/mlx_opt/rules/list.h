@@ -12,6 +12,7 @@
 #include "madgrad.h"
 #include "muon.h"
 #include "nadam.h"
+#include "radam.h"
 #include "rmsprop.h"
 #include "sgd.h"
 #include "signum.h"
@@ -30,6 +31,7 @@
   RULE(Muon)                        \
   RULE(NAdam)                       \
   RULE(Nesterov)                    \
+  RULE(RAdam)                       \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
   RULE(Signum)
