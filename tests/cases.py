@@ -47,7 +47,7 @@ class Case(NamedTuple):
     @property
     def unset(self):
         """The slots that have no value before the first step."""
-        return {"Adan": ["previous"], "MADGRAD": ["x0"]}.get(self.rule, [])
+        return {"ADOPT": ["v"], "Adan": ["previous"], "MADGRAD": ["x0"]}.get(self.rule, [])
 
     @property
     def slots(self):
@@ -209,6 +209,10 @@ CASES = [
     Case("RAdam", {"betas": (0.8, 0.95), "eps": 1e-5}),
     Case("RAdam", {"weight_decay": 0.1}),
     Case("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    Case("ADOPT"),
+    Case("ADOPT", {"betas": (0.7, 0.99), "eps": 1e-3, "weight_decay": 0.1}),
+    Case("ADOPT", {"weight_decay": 0.1, "decouple": True, "clip_exponent": 0.3}),
+    Case("ADOPT", {"clip": False}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

@@ -175,6 +175,14 @@ OPTIONS = {
         "weight_decay": st.floats(0, 1.0),
         "decoupled_weight_decay": st.booleans(),
     },
+    "ADOPT": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "decouple": st.booleans(),
+        "clip": st.booleans(),
+        "clip_exponent": st.floats(0, 1.0),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -7,6 +7,7 @@
 #include "adamw.h"
 #include "adan.h"
 #include "ademamix.h"
+#include "adopt.h"
 #include "lamb.h"
 #include "lion.h"
 #include "madgrad.h"
@@ -25,6 +26,7 @@
   RULE(AdamW)                       \
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
+  RULE(ADOPT)                       \
   RULE(Lion)                        \
   RULE(MADGRAD)                     \
   RULE(Momentum)                    \

@@ -139,6 +139,15 @@ MLX_OPT_FN float minimum(float a, float b) {
   return (a < b || a != a) ? a : b;
 }
 
+MLX_OPT_FN float infinity() {
+  return as_float(0x7f800000);
+}
+
+// x, but at most `bound` from 0; NaN if x is.
+MLX_OPT_FN float clamped(float x, float bound) {
+  return x > bound ? bound : (x < -bound ? -bound : x);
+}
+
 // The value of a slot that begins unset, or `first` while it is unset.
 MLX_OPT_FN float value_or(float slot, float first) {
   return slot == slot ? slot : first;

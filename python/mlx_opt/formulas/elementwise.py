@@ -313,6 +313,49 @@ def radam_length(xp, beta2, step):
     return 2 / (1 - beta2) - 1 - 2 / rate + step * rest
 
 
+@reference(
+    "ADOPT",
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "decouple": True},
+    {"clip": False},
+)
+def adopt(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.9999),
+    eps=1e-6,
+    weight_decay=0.0,
+    decouple=False,
+    clip=True,
+    clip_exponent=0.25,
+):
+    """ADOPT: Adam that divides a gradient by the second moment of those before it.
+
+    Taniguchi et al. 2024, "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate",
+    arXiv:2411.02853.
+    """
+    beta1, beta2 = betas
+    coupled = 0 if decouple else weight_decay
+    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+
+    root = xp.sqrt(value_or(xp, state["v"], math.inf))  # the first step divides by infinity
+    n = g / xp.maximum(root, eps)
+    if clip:
+        bound = (step - 1) ** clip_exponent
+        n = xp.clip(n, -bound, bound)
+    m = beta1 * state["m"] + (1 - beta1) * n
+    before = value_or(xp, state["v"], g**2)
+    v = beta2 * before + (1 - beta2) * g**2
+    if decouple:
+        w = (1 - xp.where(xp.isinf(root), 0, learning_rate * weight_decay)) * w
+    return w - learning_rate * m, {"m": m, "v": v}
+
+
 @reference("MADGRAD", {"weight_decay": 0.1})
 def madgrad(xp, w, g, state, step, *, learning_rate, momentum=0.9, weight_decay=0.0, eps=1e-6):
     """MADGRAD: the sum of all gradients, from where the parameter began, over a cube root.

@@ -1,0 +1,75 @@
+"""The optimizers' published packages, where torch and pytorch_optimizer are installed.
+
+`pip install --group oracles` installs them; continuous integration does not.
+"""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from cases import Case, normal, wide
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+oracles = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
+
+STEPS = 50
+LEARNING_RATE = 0.01
+SHAPES = [(33, 7), (129,), ()]
+
+
+def adopt(parameters, weight_decay, weight_decouple):
+    """Theirs counts one step more for the clip, and decays in the first step too."""
+    optimizer = oracles.ADOPT(
+        parameters,
+        lr=LEARNING_RATE,
+        weight_decay=weight_decay,
+        weight_decouple=weight_decouple,
+        clip_lambda=lambda step: (step - 1) ** 0.25,
+    )
+    if weight_decouple:
+        (group,) = optimizer.param_groups
+        group["weight_decay"] = 0.0
+        yield optimizer
+        group["weight_decay"] = weight_decay
+    while True:
+        yield optimizer
+
+
+# Ours, and what gives theirs for each step.
+PAIRS = [
+    (Case("ADOPT", {"weight_decay": 0.1}), lambda p: adopt(p, 0.1, False)),
+    (Case("ADOPT", {"weight_decay": 0.1, "decouple": True}), lambda p: adopt(p, 0.1, True)),
+]
+
+
+def gradients(step):
+    """Of all magnitudes, some of them zero."""
+    return [
+        normal(*shape, seed=100 * (1 + i) + step) ** 3 * (step % 5 != 0 or i != 1)
+        for i, shape in enumerate(SHAPES)
+    ]
+
+
+def their_walk(make):
+    parameters = [torch.tensor(wide(normal(*shape)), dtype=torch.float64) for shape in SHAPES]
+    optimizers = make(parameters)
+    for step in range(STEPS):
+        for p, g in zip(parameters, gradients(step), strict=True):
+            p.grad = torch.tensor(wide(g), dtype=torch.float64)
+        next(optimizers).step()
+    return [p.numpy() for p in parameters]
+
+
+def our_walk(case):
+    optimizer = case.ours(LEARNING_RATE)
+    w = {"w": [normal(*shape) for shape in SHAPES]}
+    for step in range(STEPS):
+        w = optimizer.apply_gradients({"w": gradients(step)}, w)
+        mx.eval(w, optimizer.state)
+    return [wide(x) for x in w["w"]]
+
+
+@pytest.mark.parametrize(("case", "make"), PAIRS, ids=[str(case) for case, _ in PAIRS])
+def test_float32_follows_the_packages_float64(case, make):
+    for x, expected in zip(our_walk(case), their_walk(make), strict=True):
+        assert np.abs(x - expected).max() <= 2e-6 * max(np.abs(expected).max(), 1)
