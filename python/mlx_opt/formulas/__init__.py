@@ -11,6 +11,7 @@ arrays), the 1-based `step` and the hyperparameters under the names that the opt
 gives them. It returns the new parameter and the new state, and leaves its arguments as they were.
 """
 
+from . import adam_variants as adam_variants
 from . import elementwise as elementwise
 from .registry import CASES as CASES
 from .registry import FINISHES as FINISHES

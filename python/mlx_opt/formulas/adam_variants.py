@@ -1,0 +1,97 @@
+"""The formulas of elementwise rules that change Adam's in one place."""
+
+import math
+
+from .registry import log, reference, value_or
+
+
+@reference("RAdam", {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True})
+def radam(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+):
+    """RAdam: Adam whose steps are smaller as long as its second moment is of few gradients.
+
+    Liu, Jiang, He, Chen, Liu, Gao and Han 2020, "On the Variance of the Adaptive Learning Rate and
+    Beyond", arXiv:1908.03265.
+    """
+    beta1, beta2 = betas
+    coupled = 0 if decoupled_weight_decay else weight_decay
+    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    length = radam_length(xp, beta2, step)
+    adaptive = length > 5
+    length, limit = xp.maximum(length, 5), xp.maximum(2 / (1 - beta2) - 1, 5)
+    variance = (length - 4) / (limit - 4) * (length - 2) / (limit - 2) * limit / length
+    rate = learning_rate / c1 * xp.where(adaptive, xp.sqrt(variance * c2), 1)
+    if decoupled_weight_decay:
+        w = (1 - learning_rate * weight_decay) * w
+    return w - rate * m / xp.where(adaptive, xp.sqrt(v) + eps, 1), {"m": m, "v": v}
+
+
+def radam_length(xp, beta2, step):
+    """How many gradients v averages: 2 / (1 - beta2) - 1 - 2 t beta2^t / (1 - beta2^t).
+
+    It is small in the first steps, where the terms are large, so it comes from a series there.
+    """
+    rate = -log(xp, beta2)
+    x = rate * step
+    y = xp.minimum(x, 1)
+    series = 1 - y / 6 + y**3 / 360 - y**5 / 15120 + y**7 / 604800 - y**9 / 23950080
+    rest = xp.where(x < 1, series, 2 / x - 2 / xp.expm1(xp.minimum(x, 80)))
+    return 2 / (1 - beta2) - 1 - 2 / rate + step * rest
+
+
+@reference(
+    "ADOPT",
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "decouple": True},
+    {"clip": False},
+)
+def adopt(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.9999),
+    eps=1e-6,
+    weight_decay=0.0,
+    decouple=False,
+    clip=True,
+    clip_exponent=0.25,
+):
+    """ADOPT: Adam that divides a gradient by the second moment of those before it.
+
+    Taniguchi et al. 2024, "ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate",
+    arXiv:2411.02853.
+    """
+    beta1, beta2 = betas
+    coupled = 0 if decouple else weight_decay
+    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+
+    root = xp.sqrt(value_or(xp, state["v"], math.inf))  # the first step divides by infinity
+    n = g / xp.maximum(root, eps)
+    if clip:
+        bound = (step - 1) ** clip_exponent
+        n = xp.clip(n, -bound, bound)
+    m = beta1 * state["m"] + (1 - beta1) * n
+    before = value_or(xp, state["v"], g**2)
+    v = beta2 * before + (1 - beta2) * g**2
+    if decouple:
+        w = (1 - xp.where(xp.isinf(root), 0, learning_rate * weight_decay)) * w
+    return w - learning_rate * m, {"m": m, "v": v}
