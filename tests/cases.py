@@ -3,6 +3,7 @@
 Values are drawn in NumPy from a seed, so that both optimizers and the reference see the same.
 """
 
+import inspect
 import math
 import tempfile
 from pathlib import Path
@@ -34,9 +35,15 @@ class Case(NamedTuple):
         return getattr(mlx_opt, self.rule)(learning_rate, **self.options)
 
     def stock(self, learning_rate):
-        if hasattr(stock, self.rule):
+        if self.is_in_stock:
             return getattr(stock, self.rule)(learning_rate, **self.options)
         return Plain(self, learning_rate)
+
+    @property
+    def is_in_stock(self):
+        """True if mlx.optimizers has the rule with these options."""
+        cls = getattr(stock, self.rule, None)
+        return cls is not None and {*self.options} <= {*inspect.signature(cls).parameters}
 
     @property
     def formats(self):
@@ -182,6 +189,9 @@ CASES = [
     Case("AdamW"),
     Case("AdamW", {"weight_decay": 0.1}),
     Case("AdamW", {"betas": (0.8, 0.99), "weight_decay": 0.1, "bias_correction": True}),
+    Case("AdamW", {"weight_decay": 0.1, "nesterov": True, "bias_correction": True}),
+    Case("AdamW", {"weight_decay": 0.1, "cautious_weight_decay": True}),
+    Case("Adam", {"nesterov": True}),
     Case("Adamax"),
     Case("Adamax", {"betas": (0.8, 0.95), "eps": 1e-5}),
     Case("Lion"),

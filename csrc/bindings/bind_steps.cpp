@@ -1,5 +1,7 @@
 #include "bindings/bind_steps.h"
 
+#include <algorithm>
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -41,6 +43,14 @@ std::vector<int> checked_positions(std::vector<int> positions, size_t groups) {
     }
   }
   return positions;
+}
+
+// The binding makes a null pointer of None.
+const std::vector<Part*>& checked(const std::vector<Part*>& parts) {
+  if (std::find(parts.begin(), parts.end(), nullptr) != parts.end()) {
+    throw nb::type_error("parts: expected Part, got NoneType");
+  }
+  return parts;
 }
 
 } // namespace
@@ -134,7 +144,9 @@ Args:
 
   m.def(
       "update",
-      update,
+      [](const std::vector<Part*>& parts, const std::vector<nb::object>& counters, nb::list notes) {
+        return update(checked(parts), counters, notes);
+      },
       "parts"_a,
       "counters"_a,
       "notes"_a,
@@ -173,13 +185,13 @@ Args:
       "``step + 1``; evaluated if the CPU is the default device and ``step`` is evaluated.");
   m.def(
       "stage",
-      stage,
+      [](const std::vector<Part*>& parts) { stage(checked(parts)); },
       "parts"_a,
       "Computes the results of all parts, lazily, and holds them in the parts; changes nothing "
       "else.");
   m.def(
       "commit",
-      commit,
+      [](const std::vector<Part*>& parts, nb::list notes) { commit(checked(parts), notes); },
       "parts"_a,
       "notes"_a,
       R"(Puts the staged slots of all parts into the state.
@@ -189,7 +201,9 @@ Args:
     notes: As for :func:`update`.)");
   m.def(
       "evaluate_chains",
-      evaluate_chains,
+      [](const std::vector<Part*>& parts, const std::vector<nb::object>& counters) {
+        evaluate_chains(checked(parts), counters);
+      },
       "parts"_a,
       "counters"_a,
       "Queues the counters, or the arrays that they depend on, whose inputs are evaluated.");

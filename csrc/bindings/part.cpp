@@ -95,7 +95,7 @@ bool Part::walk(
     nb::handle groups,
     const Path* path) {
   if (!is_container(gradients)) {
-    const int group = group_of(groups, path);
+    const int group = group_of(gradients, groups, path);
     if (group >= 0) {
       nodes_.push_back({});
       collect_leaf(gradients, parameters, state, container, static_cast<uint16_t>(group), path);
@@ -124,8 +124,8 @@ bool Part::walk(
     plain_ &= has_own_lookup(parameters, child_key) && has_own_lookup(state, child_key);
     const nb::object parameter = entry(parameters, child_key, "parameter", here);
     PyObject* found = PyDict_Check(groups.ptr()) ? dict_item(groups, child_key) : nullptr;
-    const nb::handle child_groups = found ? found : Py_None;
-    const bool needs_state = is_container(child) || group_of(child_groups, &here) >= 0;
+    const nb::object child_groups = nb::borrow(found ? found : Py_None);
+    const bool needs_state = is_container(child) || group_of(child, child_groups, &here) >= 0;
     const nb::object child_state = !needs_state   ? nb::none()
                                    : initialized_ ? entry(state, child_key, "optimizer state", here)
                                                   : entry_or_none(state, child_key);
@@ -135,8 +135,8 @@ bool Part::walk(
 }
 
 // The leaf's group in this part, or what Assignment has instead.
-int Part::group_of(nb::handle groups, const Path* path) const {
-  if (assignment_.tree.is_none()) {
+int Part::group_of(nb::handle gradient, nb::handle groups, const Path* path) const {
+  if (assignment_.tree.is_none() || !is_array(gradient)) {
     return 0;
   }
   const size_t position =

@@ -102,7 +102,7 @@ class Part {
   void stage_formula();
 
   /// The staged parameters in a tree with the gradients' structure. May run Python code of the
-  /// classes of its tuples.
+  /// classes of its tuples. Throws std::logic_error if nothing is staged.
   nb::object tree();
 
   /// Puts the staged slots into the state. Runs no Python code.
@@ -159,7 +159,7 @@ class Part {
       nb::handle container,
       uint16_t group,
       const Path* path);
-  int group_of(nb::handle groups, const Path* path) const;
+  int group_of(nb::handle gradient, nb::handle groups, const Path* path) const;
   bool collect_slots(nb::handle state, size_t kind, const Path* path);
   bool has_arrays(const Leaf& leaf) const;
   void leave_shared_state_to_the_formula();
@@ -182,6 +182,7 @@ class Part {
   bool available_;
   bool may_overwrite_;
   bool collected_ = false;
+  bool staged_ = false;
   bool assignable_ = true;
   bool plain_ = true;
   nb::object gradients_, parameters_, state_;    // until they are collected

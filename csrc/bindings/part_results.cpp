@@ -91,6 +91,7 @@ void Part::take(std::vector<mx::array> outputs) {
 }
 
 void Part::stage_formula() {
+  staged_ = true;
   results_.assign(leaves_.size(), {});
   entries_.clear();
   std::unordered_map<PyObject*, nb::dict> states; // the formula's copies, by the original state
@@ -122,6 +123,9 @@ void Part::stage_formula() {
 }
 
 nb::object Part::tree() {
+  if (!staged_) {
+    throw std::logic_error("a part has no tree before it is staged");
+  }
   for (Successor& parameter : new_parameters_) {
     results_[parameter.leaf] = object_of(parameter);
   }

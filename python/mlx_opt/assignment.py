@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +17,21 @@ Combination = dict[str, int]
 """For each hyperparameter that a group sets, the number of the group that it comes from."""
 
 
+class Found(NamedTuple):
+    """The parameters that an optimizer has met, with their groups."""
+
+    tree: Any
+    """Dicts by the keys of the parameters' tree, with the index of a combination for each."""
+
+    combinations: list[Combination]
+    matched: set[tuple[int, int]]
+    """The groups and their patterns that have matched a parameter."""
+
+    paths: list[str]
+    is_judged: bool
+    """True if it has been checked that all patterns match a parameter."""
+
+
 class Assignment:
     """The groups of all parameters that an optimizer has met; each is assigned once."""
 
@@ -24,48 +39,60 @@ class Assignment:
         """`keys`: the names of what each group sets."""
         self._groups = groups
         self._keys = keys
-        self._judged = False
-        self._numbers: dict[tuple[tuple[str, int], ...], int] = {}
-        self.tree: Any = {}
-        """Dicts by the keys of the parameters' tree, with the index of a combination for each."""
+        self.found = Found({}, [], set(), [], is_judged=False)
 
-        self.combinations: list[Combination] = []
+    def extend(self, gradients: Any, parameters: Any, judges: bool = True) -> bool:
+        """Assign all parameters of a step; return True if any is new.
 
-    def extend(self, gradients: Any, parameters: Any) -> None:
-        """Assign all parameters of a step. May run the functions of the groups.
+        May run the functions of the groups. `judges`: True if `parameters` are those of a step.
 
         Raises:
             ValueError: A pattern matches none of the parameters of the first step.
         """
-        if self._judged and _ext.is_assigned(self.tree, gradients):
-            return
-        arrays: dict[str, mx.array] = {}
-        matched: set[tuple[int, int]] = set()
-        tree = self._assigned(parameters, self.tree, "", arrays, matched)
+        found = self.found
+        if found.is_judged and _ext.is_assigned(found.tree, gradients):
+            return False
+        search = _Search(self._groups, self._keys, found)
+        tree = search.assigned(parameters, found.tree, "")
         # For parameters that are in containers of other kinds.
-        tree = self._assigned(gradients, tree, "", arrays, matched)
-        if not self._judged and arrays:
-            self._check_all_match(matched, list(arrays))
-            self._judged = True
-        self.tree = tree
+        tree = search.assigned(gradients, tree, "")
+        if judges and not found.is_judged and search.paths:
+            self._check_all_match(search.matched, search.paths)
+        is_judged = found.is_judged or judges and bool(search.paths)
+        self.found = Found(tree, search.combinations, search.matched, search.paths, is_judged)
+        return True
 
-    def combination_of(self, tree: Any) -> Combination:
-        return self.combinations[tree] if isinstance(tree, int) else {}
+    def restore(self, found: Found) -> None:
+        """Forget the parameters that have been met since."""
+        self.found = found
 
-    def _assigned(
-        self,
-        node: Any,
-        tree: Any,
-        path: str,
-        arrays: dict[str, mx.array],
-        matched: set[tuple[int, int]],
-    ) -> Any:
+    def _check_all_match(self, matched: set[tuple[int, int]], paths: list[str]) -> None:
+        for i, group in enumerate(self._groups):
+            for k, each in enumerate(group.match):
+                if (i, k) not in matched and not group.may_match_nothing:
+                    raise ValueError(
+                        f"groups: {_shown(each)} matches no parameter{_near(each, paths)}"
+                    )
+
+
+class _Search:
+    """Adds parameters to those that were found."""
+
+    def __init__(
+        self, groups: tuple[Group, ...], keys: list[tuple[str, ...]], found: Found
+    ) -> None:
+        self._groups = tuple(zip(groups, keys, strict=True))
+        self.combinations = list(found.combinations)
+        self.matched = set(found.matched)
+        self.paths = list(found.paths)
+
+    def assigned(self, node: Any, tree: Any, path: str) -> Any:
         """`tree` with the leaves of `node` added."""
         if isinstance(node, mx.array):
             if isinstance(tree, int):
                 return tree
-            arrays[path] = node
-            return self._number_of(path, node, matched)
+            self.paths.append(path)
+            return self._index_of(self._combination_of(path, node))
         if not isinstance(node, CONTAINERS):
             return tree
         assigned = dict(tree) if isinstance(tree, dict) else {}
@@ -75,32 +102,25 @@ class Assignment:
         for key, child in items:
             if isinstance(node, nn.Module) and str(key).startswith("_"):
                 continue
-            below = self._assigned(child, assigned.get(key), f"{prefix}{key}", arrays, matched)
+            below = self.assigned(child, assigned.get(key), f"{prefix}{key}")
             if below is not None:
                 assigned[key] = below
         return assigned
 
-    def _number_of(self, path: str, array: mx.array, matched: set[tuple[int, int]]) -> int:
+    def _combination_of(self, path: str, array: mx.array) -> Combination:
         combination: Combination = {}
-        for i, (group, keys) in enumerate(zip(self._groups, self._keys, strict=True)):
+        for i, (group, keys) in enumerate(self._groups):
             found = [k for k, each in enumerate(group.match) if _matches(each, path, array)]
-            matched.update((i, k) for k in found)
+            self.matched.update((i, k) for k in found)
             if found:
                 for key in keys:
                     combination.setdefault(key, i)
-        identity = tuple(sorted(combination.items()))
-        if identity not in self._numbers:
-            self._numbers[identity] = len(self.combinations)
-            self.combinations.append(combination)
-        return self._numbers[identity]
+        return combination
 
-    def _check_all_match(self, matched: set[tuple[int, int]], paths: list[str]) -> None:
-        for i, group in enumerate(self._groups):
-            for k, each in enumerate(group.match):
-                if (i, k) not in matched and not group.may_match_nothing:
-                    raise ValueError(
-                        f"groups: {_shown(each)} matches no parameter{_near(each, paths)}"
-                    )
+    def _index_of(self, combination: Combination) -> int:
+        if combination not in self.combinations:
+            self.combinations.append(combination)
+        return self.combinations.index(combination)
 
 
 def _matches(match: Match, path: str, array: mx.array) -> bool:

@@ -30,7 +30,7 @@ class Optimizer(stock.Optimizer):
         Raises:
             ValueError: A parameter has the name that mlx_opt reserves for its own entries.
         """
-        reserved.refuse_parameters_of_that_name(parameters)
+        reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
         super().init(parameters)
 
     def update(

@@ -11,8 +11,9 @@ from mlx.utils import tree_map
 from . import _ext
 from .forms import Form, forms_of
 from .formulas import FORMULAS
-from .fused import STORAGE, FusedOptimizer
+from .fused import FusedOptimizer
 from .hyperparameters import Attribute
+from .rule_formula import rule_formula
 
 
 class DerivedOptimizer(FusedOptimizer):
@@ -38,28 +39,7 @@ class DerivedOptimizer(FusedOptimizer):
         return tree_map(self.apply_single, gradients, parameters, self.state)
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        program, hypers = self._program_of(self._values())
-        names = [slot.name for slot in self._form.slots]
-        arrays = [parameter, *(state[name] for name in names), gradient]
-        dtypes = None
-        if all(x.dtype in STORAGE for x in arrays):
-            dtypes = _ext.result_dtypes(program, hypers, arrays)
-            arrays = [x.astype(mx.float32) for x in arrays]
-        new, after = FORMULAS[self._rule](
-            mx,
-            arrays[0],
-            arrays[-1],
-            dict(zip(names, arrays[1:-1], strict=True)),
-            self.step,
-            learning_rate=self.learning_rate,
-            **{name: getattr(self, name) for name in self._forms.attributes},
-            **{name: getattr(self, name) for name in self._form.kept},
-        )
-        results = [new, *(after[name] for name in names)]
-        if dtypes is not None:
-            results = [x.astype(dtype) for x, dtype in zip(results, dtypes, strict=True)]
-        state.update(zip(names, results[1:], strict=True))
-        return results[0]
+        return rule_formula(self, gradient, parameter, state)
 
 
 def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:

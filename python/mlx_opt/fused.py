@@ -7,22 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from . import _ext, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula
 from .forms import Forms, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
-from .groups import Group
+from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option, first_value, has_schedule
 from .rollback import Rollback
+from .rule_formula import STORAGE, rule_formula
 from .step import Share
 from .tools import describe
-from .tools.describe import ParameterRow
-
-STORAGE = (mx.float32, mx.float16, mx.bfloat16)
-"""The dtypes that the primitives read and write."""
+from .tools.describe import Described, ParameterRow
 
 
 class FusedOptimizer(Optimizer):
@@ -40,6 +37,9 @@ class FusedOptimizer(Optimizer):
     _fixed: dict[str, Any] = {}
     """Hyperparameters of the rule that the optimizer does not have."""
 
+    _additions: tuple[str, ...] = ()
+    """Flags that the optimizer of this name in mlx.optimizers does not have."""
+
     _options: tuple[str, ...] = ()
     """Attributes that the program depends on, besides the rule's hyperparameters."""
 
@@ -48,6 +48,9 @@ class FusedOptimizer(Optimizer):
 
     _grouping: Grouping | None = None
 
+    groups: tuple[Group, ...] = ()
+    """The groups that the constructor was given."""
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if not hasattr(cls, "_rule"):
@@ -55,23 +58,27 @@ class FusedOptimizer(Optimizer):
         cls._forms = forms_of(cls._rule)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
-                setattr(cls, name, Hyperparameter(attribute, cls._checks_values))
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups that the constructor was given."""
-        return () if self._grouping is None else self._grouping.groups
+                missing = attribute.standard if name in cls._additions else None
+                setattr(cls, name, Hyperparameter(attribute, cls._checks_values, missing))
 
     def describe(self, model: Any, show: bool = True) -> list[ParameterRow]:
         """Return which hyperparameters each parameter has, and from which group.
+
+        It may be called at any time. It assigns the parameters to their groups, as a step does.
 
         Args:
             model: A module, of which all parameters that are not frozen by it are described, or a
                 tree of arrays.
             show: Print a table too, which needs rich.
 
+        Returns:
+            For each parameter its ``path``, ``shape`` and ``dtype``, the name of the ``rule`` that
+            updates it, its ``values``, the ``groups`` that they come from, and whether it is
+            ``frozen``.
+
         Raises:
             ImportError: rich is not installed.
+            TypeError: A leaf of the tree is not an array.
 
         Example:
             >>> import mlx.core as mx
@@ -81,14 +88,12 @@ class FusedOptimizer(Optimizer):
             >>> [(row.path, row.values["weight_decay"]) for row in rows]
             [('a', 0.0), ('b', 0.1)]
         """
-        parameters = model.trainable_parameters() if isinstance(model, nn.Module) else model
+        return describe.describe(self._described, model, show)
+
+    def _described(self, parameters: Any, model: Any) -> list[Described]:
         grouping = self._grouping or Grouping(type(self).__name__, (), [])
         grouping.assignment.extend(parameters, model)
-        values = self._values()
-        rows = grouping.rows(self, values, parameters)
-        if show:
-            describe.show(rows, type(self).__name__, grouping.shown(self, values))
-        return rows
+        return [grouping.described(self, self._values(), parameters)]
 
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
@@ -96,16 +101,20 @@ class FusedOptimizer(Optimizer):
         if grouping is None:
             super().init(parameters)
             return
-        reserved.refuse_parameters_of_that_name(parameters)
-        grouping.assignment.extend(parameters, parameters)
+        reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
+        self._assign(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
+
+    def _assign(self, gradients: Any, parameters: Any, judges: bool = True) -> None:
+        """Assign parameters to groups, if there are any; see `Assignment.extend`."""
+        if self._grouping is not None:
+            self._grouping.assignment.extend(gradients, parameters, judges)
 
     def check(self, gradients: Any, parameters: Any) -> None:
         if not self._uses_own_step():
             return
-        if self._grouping is not None:
-            self._grouping.assignment.extend(gradients, parameters)
+        self._assign(gradients, parameters)
         for portion in self._portions(self._values()):
             part = _ext.Part(
                 portion.program,
@@ -160,18 +169,26 @@ class FusedOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: A group has what it cannot have.
         """
-        if given is None or len(given) == 0:
+        name = type(self).__name__
+        groups = groups_from(name, given)
+        if not groups:
             return
-        values, name = self._values(), type(self).__name__
         attributes = [
             each
             for attribute, each in self._forms.attributes.items()
             if attribute not in self._fixed
         ]
         attributes += [Option(name, option) for option in self._options]
-        self._grouping = Grouping(name, given, attributes)
-        self._grouping.check(self, values)
+        self.groups = groups
+        self._grouping = Grouping(name, groups, attributes)
+        if self._has_own_hyperparameters():
+            self._grouping.check(self, self._values())
         self._grouping.settle(self, Rollback(), [])
+
+    def _has_own_hyperparameters(self) -> bool:
+        """False if a subclass has a property, which may need what its constructor sets later."""
+        names = (name for name in self._forms.attributes if name not in self._fixed)
+        return all(isinstance(getattr(type(self), name), Hyperparameter) for name in names)
 
     def _values(self) -> dict[str, Any]:
         """The values of all attributes that the rule needs; reads each once."""
@@ -213,12 +230,18 @@ class FusedOptimizer(Optimizer):
             )
         return portions
 
+    def _reads_rate(self, values: dict[str, Any]) -> bool:
+        """True if the program reads the learning rate."""
+        return True
+
     def _rate(self, values: dict[str, Any]) -> Any:
         """The learning rate; None if the program does not read it.
 
         Raises:
             TypeError: There is none.
         """
+        if not self._reads_rate(values):
+            return None
         rate = self.learning_rate
         if rate is None:
             raise TypeError("learning_rate: expected a 0-d mlx.core.array, got NoneType")
@@ -226,33 +249,44 @@ class FusedOptimizer(Optimizer):
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
+        if any(getattr(self, name) for name in self._additions):
+            return rule_formula(self, gradient, parameter, state)
         return in_float32(super().apply_single, gradient, parameter, state)
 
 
 _apply_single = FusedOptimizer.apply_single
 
 
-def with_groups(cls: type) -> Callable[..., None]:
-    """The constructor of an optimizer of mlx.optimizers, which takes `groups` too."""
+def described_by(optimizer: Any, parameters: Any, model: Any) -> list[Described]:
+    """What an optimizer does with its parameters; empty for one that has no rule."""
+    describes = getattr(optimizer, "_described", None)
+    return [] if describes is None else describes(parameters, model)
+
+
+def constructor(cls: type, *additions: str) -> Callable[..., None]:
+    """The constructor of an optimizer of mlx.optimizers, with flags and `groups` added."""
     inherited = cls.__init__  # type: ignore[misc]
-
     signature = inspect.signature(inherited)
+    defaults = {**dict.fromkeys(additions, False), "groups": ()}
 
-    def __init__(self: Any, *args: Any, groups: Any = (), **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
         try:
             given = signature.bind(self, *args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
-        attributes = self._forms.attributes
-        scheduled = {name for name in attributes if has_schedule(given.get(name))}
+        scheduled = {name for name in self._forms.attributes if has_schedule(given.get(name))}
         # mlx.optimizers checks its arguments, so it gets the first values of schedules.
         inherited(**{**given, **{name: first_value(given[name]) for name in scheduled}})
         for name in scheduled:
             setattr(self, name, given[name])
-        self._set_groups(groups)
+        for name in additions:
+            setattr(self, name, bool(added[name]))
+        self._set_groups(added["groups"])
 
-    groups = inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=())
-    parameters = [*signature.parameters.values(), groups]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
+    parameters = [*signature.parameters.values(), *own]
     __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return __init__
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,10 +12,10 @@ import mlx.optimizers.optimizers as stock
 
 from . import _ext, reserved
 from .assignment import Assignment, Combination
-from .groups import Group, group_from
+from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
-from .tools.describe import ParameterRow
+from .tools.describe import Described, ParameterRow
 from .trees import CONTAINERS
 
 OWN_KEYS = ("learning_rate_scale", "frozen")
@@ -31,8 +32,8 @@ class Settings:
         self._sequences: dict[str, list[Any]] = {}
         """The attributes with elements in the state, whose places have None."""
 
-        if group.frozen:
-            self.constants["frozen"] = True
+        if group.frozen is not None:
+            self.constants["frozen"] = group.frozen
         if group.learning_rate_scale is not None:
             self.constants["learning_rate_scale"] = _scale(group.learning_rate_scale)
         for name, value in group.hyperparameters.items():
@@ -50,6 +51,9 @@ class Settings:
 
     def _add(self, attribute: Attribute, value: Any) -> None:
         attribute.check(value)
+        if not attribute.may_be_scheduled:
+            self.constants[attribute.name] = value
+            return
         constants = attribute.split(value)
         for i, (part, each) in enumerate(zip(attribute.parts, constants, strict=True)):
             if callable(each):
@@ -96,14 +100,14 @@ class LearningRate(Attribute):
     def check(self, value: Any) -> None:
         if callable(value) or isinstance(value, mx.array):
             return
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
                 "groups: learning_rate: expected a number, a schedule or an array, "
                 f"got {type(value).__name__}"
             )
 
     def settled(self, value: Any) -> Any:
-        return mx.array(value)
+        return mx.array(float(value))
 
 
 class Portion(NamedTuple):
@@ -122,15 +126,17 @@ class Portion(NamedTuple):
 class Grouping:
     """The groups of an optimizer."""
 
-    def __init__(self, optimizer: str, given: Iterable[Any], attributes: list[Attribute]) -> None:
+    def __init__(
+        self, optimizer: str, groups: tuple[Group, ...], attributes: list[Attribute]
+    ) -> None:
         """`attributes`: the hyperparameters that a group can have, besides the learning rate."""
-        self.groups = tuple(map(group_from, given))
+        self.groups = groups
         self._attributes = {each.name: each for each in [LearningRate(), *attributes]}
-        self._settings = [Settings(optimizer, group, self._attributes) for group in self.groups]
+        self._settings = [Settings(optimizer, group, self._attributes) for group in groups]
         names = [group.name for group in self.groups if group.name is not None]
         if len(names) != len(set(names)):
             raise ValueError(f"{optimizer}: groups: two groups have the same name")
-        self.assignment = Assignment(self.groups, [each.keys for each in self._settings])
+        self.assignment = Assignment(groups, [each.keys for each in self._settings])
 
     def check(self, optimizer: Any, base: dict[str, Any]) -> None:
         """Raise what the values of a group would raise in a step."""
@@ -157,9 +163,9 @@ class Grouping:
         begun: list[str] = []
         optimizers = [
             with_values(optimizer, self._own_values(combination, optimizer.state))
-            for combination in self.assignment.combinations
+            for combination in self.assignment.found.combinations
         ]
-        frozen = [bool(vars(type(each)).get("frozen")) for each in optimizers]
+        frozen = [bool(vars(each).get("frozen")) for each in optimizers]
 
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
             if frozen[index]:
@@ -173,7 +179,7 @@ class Grouping:
                 return  # of another optimizer; the step raises
             state.update(missing)
 
-        for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.tree)
+        for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
             warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)
 
@@ -184,6 +190,7 @@ class Grouping:
                 continue
             for part, schedule in settings.schedules.items():
                 value = schedule(optimizer.step)  # may replace the state
+                value = mx.array(value) if isinstance(value, Real) else value
                 entries = _own_entries(optimizer.state, settings.name, rollback)
                 rollback.replace(entries, part, value, changes)
             entries = _own_entries(optimizer.state, settings.name, rollback)
@@ -201,7 +208,7 @@ class Grouping:
         settled = [each.values(self._attributes, entries) for each in self._settings]
         portions: dict[_ext.Program, list[Any]] = {}
         places: list[tuple[Any, int]] = []  # the program and the group of each combination
-        for combination in self.assignment.combinations:
+        for combination in self.assignment.found.combinations:
             own = {key: settled[i][key] for key, i in combination.items()}
             if own.get("frozen"):
                 places.append((None, 0))
@@ -214,41 +221,51 @@ class Grouping:
             program, group = self._group(optimizer, base, {})
             portions[program] = [group]
         return [
-            Portion(program, groups, self.assignment.tree, _positions(places, program, i == 0))
+            Portion(
+                program, groups, self.assignment.found.tree, _positions(places, program, i == 0)
+            )
             for i, (program, groups) in enumerate(portions.items())
         ]
 
-    def rows(self, optimizer: Any, base: dict[str, Any], parameters: Any) -> list[ParameterRow]:
-        """What the optimizer does with each parameter."""
+    def described(self, optimizer: Any, base: dict[str, Any], parameters: Any) -> Described:
+        """What the optimizer does with each parameter. `base`: its own hyperparameters."""
         rows: list[ParameterRow] = []
 
-        def add(path: str, parameter: mx.array, _: Any, index: int) -> None:
-            combination = self.assignment.combinations[index]
+        def add(path: str, parameter: Any, _: Any, index: Any) -> None:
+            if not isinstance(parameter, mx.array):
+                raise TypeError(f"{path}: expected an array, got {type(parameter).__name__}")
+            combination = self.assignment.found.combinations[index]
             own = self._own_values(combination, optimizer.state)
             frozen = bool(own.get("frozen"))
             program, (_, rate, scale, _) = self._group(optimizer, base, own)
             values = _shown(rate, scale, {name: own.get(name, base[name]) for name in base})
-            groups = {key: self.groups[i].label for key, i in combination.items()}
-            shape = tuple(parameter.shape)
             rows.append(
                 ParameterRow(
                     path,
-                    shape,
+                    tuple(parameter.shape),
                     parameter.dtype,
                     program.rule,
                     {} if frozen else values,
-                    groups,
+                    {key: self.groups[i].label for key, i in combination.items()},
                     frozen,
                 )
             )
 
-        for_each_leaf(add, parameters, None, self.assignment.tree)
-        return rows
-
-    def shown(self, optimizer: Any, base: dict[str, Any]) -> dict[str, Any]:
-        """The optimizer's own hyperparameters, as numbers."""
+        for_each_leaf(add, parameters, None, self.assignment.found.tree)
         _, (_, rate, _, _) = self._group(optimizer, base, {})
-        return _shown(rate, 1.0, base)
+        return Described(type(optimizer).__name__, _shown(rate, 1.0, base), rows)
+
+    def frozen(self, parameters: Any) -> list[str]:
+        """The paths of assigned parameters that are frozen."""
+        paths: list[str] = []
+
+        def add(path: str, _: Any, __: Any, index: int) -> None:
+            i = self.assignment.found.combinations[index].get("frozen")
+            if i is not None and self.groups[i].frozen:
+                paths.append(path)
+
+        for_each_leaf(add, parameters, None, self.assignment.found.tree)
+        return paths
 
     def _group(self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]) -> tuple[Any, Any]:
         """The program of a combination's leaves, and what Part needs of their group."""
@@ -259,10 +276,10 @@ class Grouping:
         program, hypers = optimizer._program_of(values)
         rate = own["learning_rate"] if "learning_rate" in own else optimizer._rate(values)
         scale = own.get("learning_rate_scale", 1.0)
-        if rate is None and scale != 1.0:
-            raise ValueError(
-                "groups: learning_rate_scale: this optimizer does not read the learning rate"
-            )
+        reads_rate = optimizer._reads_rate(values)
+        for name in ("learning_rate", "learning_rate_scale"):
+            if name in own and not reads_rate:
+                raise ValueError(f"groups: {name}: the step does not read the learning rate")
         return program, (hypers, rate, scale, GroupFormula(optimizer, own, rate, scale))
 
     def _own_values(self, combination: Combination, state: dict) -> dict[str, Any]:
@@ -291,15 +308,23 @@ class GroupFormula:
 
 
 def with_values(optimizer: Any, values: dict[str, Any]) -> Any:
-    """A copy of an optimizer, with the same state, whose attributes have other values.
-
-    The values are attributes of a class of its own, so that they replace properties too.
-    """
+    """A copy of an optimizer whose hyperparameters have other values, for use within a step."""
     cls: Any = type(optimizer)
-    metaclass: Any = type(cls)
-    own = metaclass(cls.__name__, (cls,), {"__module__": cls.__module__, **values})
-    copy = object.__new__(own)
-    vars(copy).update({name: x for name, x in vars(optimizer).items() if name not in values})
+    # A property of a subclass would win over a value of the object.
+    replaced = {
+        name: value
+        for name, value in values.items()
+        if name != "learning_rate" and isinstance(getattr(cls, name, None), property)
+    }
+    if replaced:
+        metaclass: Any = type(cls)
+        cls = metaclass(cls.__name__, (cls,), {"__module__": cls.__module__, **replaced})
+    copy = object.__new__(cls)
+    vars(copy).update(vars(optimizer))
+    vars(copy).update({name: x for name, x in values.items() if name not in replaced})
+    copy._state = dict(optimizer.state)
+    if values.get("learning_rate") is not None:
+        copy._state["learning_rate"] = values["learning_rate"]
     return copy
 
 
@@ -320,11 +345,11 @@ def forget_other_groups(state: dict, grouping: Grouping | None) -> None:
     """Drop a state's entries of groups that an optimizer does not have, with a warning."""
     entries = _entries_of(state)
     others = sorted(entries) if grouping is None else grouping.entries_to_forget(entries)
-    for name in others:
-        del entries[name]
     if others:
         names = ", ".join(others)
         warnings.warn(f"the optimizer has no groups {names}; dropped from the state", stacklevel=3)
+    for name in others:
+        del entries[name]
 
 
 def _positions(places: list[tuple[Any, int]], program: _ext.Program, is_first: bool) -> list[int]:
@@ -341,7 +366,13 @@ def _positions(places: list[tuple[Any, int]], program: _ext.Program, is_first: b
 def _shown(rate: mx.array | None, scale: float, values: dict[str, Any]) -> dict[str, Any]:
     """The values with the learning rate, if the step reads it, as numbers."""
     rates = {} if rate is None else {"learning_rate": (rate * scale).item()}
-    return {**rates, **values}
+    return {**rates, **{name: _number(value) for name, value in values.items()}}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_number, value))
+    return value.item() if isinstance(value, mx.array) else value
 
 
 class _Skeleton(stock.Optimizer):
@@ -365,11 +396,12 @@ def for_each_leaf(
     prefix = f"{path}." if path else ""
     for key, child in parameters.items() if isinstance(parameters, dict) else enumerate(parameters):
         below = None if state is None else state[key]
-        for_each_leaf(visit, child, below, tree[key], f"{prefix}{key}")
+        index = tree.get(key) if isinstance(tree, dict) else None
+        for_each_leaf(visit, child, below, index, f"{prefix}{key}")
 
 
 def _scale(given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+    if isinstance(given, bool) or not isinstance(given, Real) or not given >= 0:
         raise ValueError(
             f"groups: learning_rate_scale: expected a number of 0 or more, got {given!r}"
         )

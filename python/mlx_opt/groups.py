@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -16,43 +16,43 @@ Match = str | Callable[[str, mx.array], bool]
 class Group:
     """Parameters that have hyperparameters of their own.
 
-    If several groups of an optimizer match a parameter, each hyperparameter comes from the first
-    of them that has it.
+    If several groups of an optimizer match a parameter, each hyperparameter comes from the first in
+    the list that sets it. A parameter is assigned once, in the step in which it first appears.
 
     Args:
         *match: What the parameters match: a pattern of :func:`fnmatch.fnmatchcase` for the path, or
             a function of the path and the array that returns a bool. The path is the keys joined by
-            dots, as :func:`mlx.utils.tree_flatten` gives it. ``layers.1*`` matches
-            ``layers.10`` too.
-        name: The key of the group's entries in the optimizer's state. A group with a schedule or an
-            array needs one.
+            dots, as :func:`mlx.utils.tree_flatten` gives it. ``*`` matches dots too, so
+            ``layers.1*`` matches ``layers.10.weight``; ``*.bias`` does not match ``bias``.
+        name: The key of the group's values in ``state["mlx_opt"]["groups"]``. A group with a
+            schedule or an array needs one.
         frozen: If true, the parameters are not updated, have no state and do not count in the norm
-            of the gradients.
+            of the gradients. False takes parameters out of frozen groups behind it in the list.
         may_match_nothing: If true, it is no error if a pattern matches no parameter.
         learning_rate_scale: A number that multiplies the learning rate.
-        **hyperparameters: Any of the optimizer's constructor, ``learning_rate`` among them: a value
-            or a schedule.
+        **hyperparameters: Any of the optimizer's constructor, ``learning_rate`` among them: a
+            number, which does not change later; a schedule, which is a function of the number of
+            steps done; or a 0-d array, which can be replaced in the state.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: Nothing is to be matched.
+        ValueError: There is no pattern, or the name cannot be a key.
 
     Example:
         >>> import mlx.core as mx
         >>> import mlx_opt as optim
-        >>> group = optim.Group("*.bias", "*norm*", weight_decay=0.0)
-        >>> optimizer = optim.AdamW(1e-3, weight_decay=0.1, groups=[group])
-        >>> w = optimizer.apply_gradients({"bias": mx.zeros(2)}, {"bias": mx.ones(2)})
-        Traceback (most recent call last):
-        ...
-        ValueError: groups: "*.bias" matches no parameter; the nearest path is "bias"
+        >>> group = optim.Group("*bias", learning_rate_scale=0.0)
+        >>> optimizer = optim.SGD(0.5, groups=[group])
+        >>> w = {"bias": mx.array([1.0]), "weight": mx.array([1.0])}
+        >>> optimizer.apply_gradients(w, w)
+        {'bias': array([1], dtype=float32), 'weight': array([0.5], dtype=float32)}
     """
 
     def __init__(
         self,
         *match: Match,
         name: str | None = None,
-        frozen: bool = False,
+        frozen: bool | None = None,
         may_match_nothing: bool = False,
         learning_rate_scale: float | None = None,
         **hyperparameters: Any,
@@ -66,11 +66,13 @@ class Group:
                 )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"Group: name: expected a str, got {type(name).__name__}")
-        if name is not None and (not name or "." in name):
-            raise ValueError(f'Group: name: expected a name without dots, got "{name}"')
+        if name is not None and not re.fullmatch(r"[^\W\d][^.]*", name):
+            raise ValueError(
+                f'Group: name: expected a letter and then no dots, as for a key, got "{name}"'
+            )
         self.match = match
         self.name = name
-        self.frozen = bool(frozen)
+        self.frozen = None if frozen is None else bool(frozen)
         self.may_match_nothing = bool(may_match_nothing)
         self.learning_rate_scale = learning_rate_scale
         self.hyperparameters = hyperparameters
@@ -85,7 +87,7 @@ class Group:
     def __repr__(self) -> str:
         settings = {
             "name": self.name,
-            "frozen": self.frozen or None,
+            "frozen": self.frozen,
             "learning_rate_scale": self.learning_rate_scale,
             **self.hyperparameters,
         }
@@ -94,12 +96,23 @@ class Group:
         return f"Group({', '.join(shown)})"
 
 
-def group_from(given: Any) -> Group:
-    """A group, or one from a dict: ``{"match": "*.bias", "weight_decay": 0.0}``."""
+def groups_from(optimizer: str, given: Any) -> tuple[Group, ...]:
+    """The groups that a constructor was given: :class:`Group`, or dicts such as
+    ``{"match": "*.bias", "weight_decay": 0.0}``."""
+    if given is None:
+        return ()
+    if isinstance(given, (Group, Mapping, str)) or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise TypeError(f"{optimizer}: groups: expected a list of groups, got {kind}")
+    return tuple(_group_from(optimizer, each) for each in given)
+
+
+def _group_from(optimizer: str, given: Any) -> Group:
     if isinstance(given, Group):
         return given
     if not isinstance(given, Mapping):
-        raise TypeError(f"groups: expected a Group or a dict, got {type(given).__name__}")
+        kind = type(given).__name__
+        raise TypeError(f"{optimizer}: groups: expected a Group or a dict, got {kind}")
     settings = dict(given)
     match = settings.pop("match", ())
     return Group(*(match if isinstance(match, (list, tuple)) else [match]), **settings)
@@ -108,7 +121,8 @@ def group_from(given: Any) -> Group:
 def no_decay() -> Group:
     """The group of the parameters that usually have no weight decay.
 
-    These are biases, parameters of norms and all others of fewer than two dimensions.
+    These are biases, parameters of norms (a key of whose path ends with "norm", and a number at
+    most) and all others of fewer than two dimensions.
 
     Example:
         >>> import mlx_opt as optim
@@ -120,7 +134,8 @@ def no_decay() -> Group:
 def is_bias_or_norm(path: str, array: mx.array) -> bool:
     """True for biases, parameters of norms and all others of fewer than two dimensions."""
     keys = path.lower().split(".")
-    return array.ndim < 2 or keys[-1] == "bias" or any("norm" in key for key in keys)
+    is_norm = any(re.search(r"norm(_?\d+)?$", key) for key in keys)
+    return array.ndim < 2 or keys[-1] == "bias" or is_norm
 
 
 def freeze(*match: Match) -> Group:
@@ -141,9 +156,10 @@ def layer_decay(model: Any, decay: float, layers: str | None = None) -> list[Gro
     """Groups whose learning rates fall from the last layer to the first.
 
     The learning rate of the last layer is multiplied by ``decay``, that of the layer before it by
-    the square of ``decay`` and so on. Parameters that the model has before its layers, such as
-    embeddings, count as one more layer; those behind the layers keep the learning rate. Clark et
-    al., `ELECTRA <https://arxiv.org/abs/2003.10555>`_.
+    the square of ``decay`` and so on; layers without parameters do not count. Parameters that the
+    model defines before its layers, such as embeddings, count as one more layer; those that it
+    defines after them keep the learning rate. Clark et al., `ELECTRA
+    <https://arxiv.org/abs/2003.10555>`_.
 
     Args:
         model: A module or a tree of parameters, in which one list holds the layers.
@@ -156,30 +172,31 @@ def layer_decay(model: Any, decay: float, layers: str | None = None) -> list[Gro
     Example:
         >>> import mlx.nn as nn
         >>> import mlx_opt as optim
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> [group.learning_rate_scale for group in optim.layer_decay(model, 0.5)]
         [0.25, 0.5]
+        >>> groups = [optim.no_decay(), *optim.layer_decay(model, 0.5)]
+        >>> optimizer = optim.AdamW(1e-3, weight_decay=0.1, groups=groups)
     """
     if not decay > 0:
         raise ValueError(f"layer_decay: decay: expected a number above 0, got {decay}")
     parameters = model.parameters() if isinstance(model, nn.Module) else model
     paths = list(tree_flatten(parameters, destination={}))
     prefix = _list_of_layers(paths) if layers is None else f"{layers}."
-    depths = [_index_behind(prefix, path) for path in paths]
-    numbers = {depth for depth in depths if depth is not None}
+    indices = [_index_behind(prefix, path) for path in paths]
+    numbers = sorted({index for index in indices if index is not None})
     if not numbers:
         raise ValueError(f'layer_decay: the model has no list of layers "{prefix[:-1]}"')
-    count = max(numbers) + 1
-    first = next(i for i, depth in enumerate(depths) if depth is not None)
-    groups = []
+    first = next(i for i, index in enumerate(indices) if index is not None)
+    matches = [
+        [f"{_escaped(prefix)}{number}", f"{_escaped(prefix)}{number}.*"] for number in numbers
+    ]
     if first > 0:
-        groups.append(
-            Group(*map(_escaped, paths[:first]), learning_rate_scale=decay ** (count + 1))
-        )
-    for number in sorted(numbers):
-        pattern = f"{_escaped(prefix)}{number}.*"
-        groups.append(Group(pattern, learning_rate_scale=decay ** (count - number)))
-    return groups
+        matches.insert(0, [_escaped(path) for path in paths[:first]])
+    return [
+        Group(*match, learning_rate_scale=decay ** (len(matches) - i), may_match_nothing=True)
+        for i, match in enumerate(matches)
+    ]
 
 
 def _list_of_layers(paths: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext
+from . import _ext, reserved
 
 
 class Attribute:
@@ -106,24 +106,36 @@ class Held(tuple):
 class InState:
     """The place of a part that is in the optimizer's state."""
 
-    def __init__(self, first: Any) -> None:
-        self.first = first
-        """The value until the state has one."""
+    def __init__(self, first: Any, is_scheduled: bool) -> None:
+        """`first`: the value until the state has one."""
+        self._first = first
+        self._is_scheduled = is_scheduled
+
+    def value(self, state: dict, part: str) -> Any:
+        values = state if self._is_scheduled else _values_of(state)
+        return values.get(part, self._first)
+
+
+def _values_of(state: dict) -> dict:
+    """The values of hyperparameters that are arrays."""
+    return reserved.entries_of(state).get(reserved.VALUES, {})
 
 
 class Hyperparameter:
     """The attribute of an optimizer that holds a hyperparameter.
 
-    Numbers are in the object's own dict. A schedule's value and an array are in the optimizer's
-    state, like the learning rate's, so that mx.compile sees them change. A value that is set over a
-    schedule lasts until the next step.
+    Numbers are in the object's own dict. A schedule's value is in the root of the optimizer's
+    state, like the learning rate's, and an array is under the reserved key, so that mx.compile sees
+    them change. A value that is set over a schedule lasts until the next step.
     """
 
-    def __init__(self, attribute: Attribute, is_checked: bool) -> None:
-        """`is_checked`: False if any value can be set, as with mlx.optimizers."""
+    def __init__(self, attribute: Attribute, is_checked: bool, missing: Any = None) -> None:
+        """`is_checked`: False if any value can be set, as with mlx.optimizers. `missing`: the value
+        of objects that were pickled without the attribute; None if there are none."""
         self.attribute = attribute
         self.name = attribute.name
         self.is_checked = is_checked
+        self.missing = missing
         self.__doc__ = f"Default: {attribute.standard}."
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -132,13 +144,15 @@ class Hyperparameter:
         try:
             value = instance.__dict__[self.name]
         except KeyError:
+            if self.missing is not None:
+                return self.missing
             raise AttributeError(f'{type(instance).__name__} has no "{self.name}"') from None
         if type(value) is not Held:
             return value
         state = instance.state
         return self.attribute.joined(
             [
-                state.get(part, each.first) if isinstance(each, InState) else each
+                each.value(state, part) if isinstance(each, InState) else each
                 for part, each in zip(self.attribute.parts, value, strict=True)
             ]
         )
@@ -156,15 +170,27 @@ class Hyperparameter:
         vars(instance)[self.name] = held
 
     def __delete__(self, instance: Any) -> None:
-        del vars(instance)[self.name]
+        if vars(instance).pop(self.name, _ABSENT) is _ABSENT:
+            raise AttributeError(f'{type(instance).__name__} has no "{self.name}"')
+
+
+_ABSENT = object()
 
 
 def _hold(optimizer: Any, part: str, value: Any) -> Any:
     """The value, or its place in the state, where it is put."""
     if callable(value):
         optimizer._maybe_schedule(part, value)
-    elif isinstance(value, mx.array) or part in optimizer._schedulers:
+        return InState(optimizer.state[part], is_scheduled=True)
+    # A subclass may set a hyperparameter before the constructor has run.
+    own = vars(optimizer)
+    if part in own.get("_schedulers", ()):
         optimizer.state[part] = mx.array(value)
-    else:
-        return value
-    return InState(optimizer.state[part])
+        return InState(optimizer.state[part], is_scheduled=True)
+    if isinstance(value, mx.array) and "_state" in own:
+        entries = optimizer.state.setdefault(reserved.KEY, {})
+        entries.setdefault(reserved.VALUES, {})[part] = value
+        return InState(value, is_scheduled=False)
+    if "_state" in own:
+        _values_of(optimizer.state).pop(part, None)
+    return value

@@ -9,7 +9,10 @@ import mlx.optimizers.optimizers as stock
 
 from . import reserved
 from .base import Optimizer, shares_of
+from .fused import described_by
 from .step import Share
+from .tools import describe
+from .tools.describe import Described, ParameterRow
 from .trees import split
 
 
@@ -31,6 +34,15 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
 
     def init(self, parameters: Any) -> None:
         stock.MultiOptimizer.init(self, parameters)
+
+    def describe(self, model: Any, show: bool = True) -> list[ParameterRow]:
+        """As for any optimizer; parameters of optimizers of other packages are left out."""
+        return describe.describe(self._described, model, show)
+
+    def _described(self, parameters: Any, model: Any) -> list[Described]:
+        parts = self._split_dictionary(parameters)
+        members = zip(self.optimizers, parts, strict=True)
+        return [each for member, part in members for each in described_by(member, part, model)]
 
     def check(self, gradients: Any, parameters: Any) -> None:
         parts = self._split_dictionary(gradients)

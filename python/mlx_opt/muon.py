@@ -11,8 +11,9 @@ import mlx.optimizers.optimizers as stock
 
 from . import _ext, newton_schulz, reserved
 from .base import Optimizer, is_own, shares_of
-from .fused import STORAGE, FusedOptimizer, in_float32
+from .fused import STORAGE, FusedOptimizer, described_by, in_float32
 from .step import Share
+from .tools.describe import Described
 from .trees import split
 
 
@@ -98,9 +99,8 @@ class Muon(FusedOptimizer, stock.Muon):
         if self.fallback is None:
             super().init(parameters)
             return
-        if self._grouping is not None:
-            self._grouping.assignment.extend(parameters, parameters)
-        reserved.refuse_parameters_of_that_name(parameters)
+        self._assign(parameters, parameters, judges=False)
+        reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
         matrices, others = _split(parameters)
         super().init(matrices)
         self.fallback.init(others)
@@ -141,6 +141,23 @@ class Muon(FusedOptimizer, stock.Muon):
             return super()._shares(gradients)
         matrices, others = _split(gradients)
         return super()._shares(matrices) + shares_of(self.fallback, others)
+
+    def _assign(self, gradients: Any, parameters: Any, judges: bool = True) -> None:
+        if self._grouping is None or not self._grouping.assignment.extend(
+            gradients, parameters, judges
+        ):
+            return
+        frozen = () if self.fallback is None else self._grouping.frozen(_split(parameters)[1])
+        if frozen:
+            raise ValueError(
+                f"groups: {frozen[0]}: the fallback updates it, and has groups of its own"
+            )
+
+    def _described(self, parameters: Any, model: Any) -> list[Described]:
+        if self.fallback is None:
+            return super()._described(parameters, model)
+        matrices, others = _split(parameters)
+        return super()._described(matrices, model) + described_by(self.fallback, others, model)
 
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         return _program(*(values[name] for name in self._options)), super()._program_of(values)[1]

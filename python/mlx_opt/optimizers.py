@@ -16,7 +16,7 @@ from . import _ext
 from .base import Optimizer
 from .clipping import clip_grad_norm
 from .derived import optimizer_class
-from .fused import FusedOptimizer, with_groups
+from .fused import FusedOptimizer, constructor
 from .multi import MultiOptimizer
 from .muon import Muon
 
@@ -39,61 +39,63 @@ __all__ = [
 
 class SGD(FusedOptimizer, stock.SGD):
     __doc__ = stock.SGD.__doc__
-    __init__ = with_groups(stock.SGD)
+    __init__ = constructor(stock.SGD)
     _rule = "SGD"
 
 
 class RMSprop(FusedOptimizer, stock.RMSprop):
     __doc__ = stock.RMSprop.__doc__
-    __init__ = with_groups(stock.RMSprop)
+    __init__ = constructor(stock.RMSprop)
     _rule = "RMSprop"
 
 
 class Adagrad(FusedOptimizer, stock.Adagrad):
     __doc__ = stock.Adagrad.__doc__
-    __init__ = with_groups(stock.Adagrad)
+    __init__ = constructor(stock.Adagrad)
     _rule = "Adagrad"
 
 
 class AdaDelta(FusedOptimizer, stock.AdaDelta):
     __doc__ = stock.AdaDelta.__doc__
-    __init__ = with_groups(stock.AdaDelta)
+    __init__ = constructor(stock.AdaDelta)
     _rule = "AdaDelta"
 
 
 class Adam(FusedOptimizer, stock.Adam):
     __doc__ = stock.Adam.__doc__
-    __init__ = with_groups(stock.Adam)
+    __init__ = constructor(stock.Adam, "nesterov")
+    _additions: tuple[str, ...] = ("nesterov",)
     _rule = "AdamW"
-    _fixed = {"weight_decay": 0.0}
+    _fixed = {"weight_decay": 0.0, "cautious_weight_decay": False}
 
 
 class AdamW(Adam, stock.AdamW):
     __doc__ = stock.AdamW.__doc__
-    __init__ = with_groups(stock.AdamW)
+    __init__ = constructor(stock.AdamW, "nesterov", "cautious_weight_decay")
+    _additions = ("nesterov", "cautious_weight_decay")
     _fixed = {}
 
 
 class Adamax(Adam, stock.Adamax):
     __doc__ = stock.Adamax.__doc__
-    __init__ = with_groups(stock.Adamax)
+    __init__ = constructor(stock.Adamax)
+    _additions = ()
     _rule = "Adamax"
 
 
 class Lion(FusedOptimizer, stock.Lion):
     __doc__ = stock.Lion.__doc__
-    __init__ = with_groups(stock.Lion)
+    __init__ = constructor(stock.Lion)
     _rule = "Lion"
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):
     __doc__ = stock.Adafactor.__doc__
-    __init__ = with_groups(stock.Adafactor)
+    __init__ = constructor(stock.Adafactor)
     _rule = "Adafactor"
 
-    def _rate(self, values: dict[str, Any]) -> Any:
-        # With relative_step the rule computes the learning rate, and there may be none.
-        return None if values["relative_step"] else super()._rate(values)
+    def _reads_rate(self, values: dict[str, Any]) -> bool:
+        return not values["relative_step"]  # else the rule computes it
 
 
 DERIVED = {

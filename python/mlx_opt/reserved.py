@@ -5,6 +5,7 @@ They are under one key of the root, so that only one parameter name collides wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,9 @@ import mlx.core as mx
 KEY = "mlx_opt"
 GROUPS = "groups"
 """The key of the entries of groups, by their names."""
+
+VALUES = "values"
+"""The key of the hyperparameters that are arrays, by their names."""
 
 _FORMERLY_IN_THE_ROOT = ("grad_norm", "skipped")
 
@@ -21,11 +25,15 @@ def entries_of(state: dict) -> dict:
     return state.get(KEY, {})
 
 
-def refuse_parameters_of_that_name(parameters: Any) -> None:
-    if isinstance(parameters, dict) and KEY in parameters:
-        raise ValueError(
-            f'{KEY}: a parameter of this name cannot be trained, because state["{KEY}"] is reserved'
-        )
+def refuse_parameters_of_that_name(parameters: Any, scheduled: Iterable[str] = ()) -> None:
+    """`scheduled`: the hyperparameters whose values are in the root of the state."""
+    for name in (KEY, *scheduled):
+        # As in mlx.optimizers, whose state has the learning rate there.
+        if name != "learning_rate" and isinstance(parameters, dict) and name in parameters:
+            raise ValueError(
+                f"{name}: a parameter of this name cannot be trained, because "
+                f'state["{name}"] is reserved'
+            )
 
 
 def move_former_entries(state: dict) -> None:

@@ -134,13 +134,14 @@ def _prepare(
 def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     optimizer: Any = share.optimizer
     grouping = optimizer._grouping
+    rollback.note(setattr, optimizer, "_state", optimizer._state)
     if grouping is not None:
-        grouping.assignment.extend(share.gradients, parameters)
+        rollback.note(grouping.assignment.restore, grouping.assignment.found)
+        optimizer._assign(share.gradients, parameters)
     if not optimizer._initialized:
         optimizer.check(share.gradients, parameters)
         note_state(optimizer, rollback)
         optimizer._init_own(share.gradients)
-    rollback.note(setattr, optimizer, "_state", optimizer._state)
     changes: list[Change] = []
     for name, schedule in optimizer._schedulers.items():
         value = schedule(optimizer.step)  # may replace the state

@@ -99,7 +99,8 @@ Values adam_values(const auto& h) {
       {"betas[0]", h.beta1},
       {"betas[1]", h.beta2},
       {"eps", h.eps},
-      {"bias_correction", h.bias_correction}};
+      {"bias_correction", h.bias_correction},
+      {"nesterov", h.nesterov}};
 }
 
 Named named(const SGD& h) {
@@ -132,6 +133,7 @@ Named named(const Adam& h) {
 Named named(const AdamW& h) {
   Values values = adam_values(h);
   values["weight_decay"] = h.weight_decay;
+  values["cautious_weight_decay"] = h.cautious_weight_decay;
   return {"AdamW", std::move(values)};
 }
 

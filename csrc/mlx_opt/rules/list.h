@@ -24,6 +24,7 @@
   RULE(Adagrad)                     \
   RULE(Adamax)                      \
   RULE(AdamW)                       \
+  RULE(AdamWVariant)                \
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(ADOPT)                       \

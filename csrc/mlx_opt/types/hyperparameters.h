@@ -58,6 +58,7 @@ struct Adam {
   double beta2 = 0.999;
   double eps = 1e-8;
   bool bias_correction = false;
+  bool nesterov = false;
 };
 
 /// AdamW: Loshchilov and Hutter, ICLR 2019. State: m, v. Betas in [0, 1), eps >= 0.
@@ -67,6 +68,8 @@ struct AdamW {
   double eps = 1e-8;
   double weight_decay = 0.01;
   bool bias_correction = false;
+  bool nesterov = false;
+  bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
 };
 
 /// Adamax: Kingma and Ba, ICLR 2015, section 7.1, without bias correction. State: m, v. Betas in

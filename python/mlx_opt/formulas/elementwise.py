@@ -69,11 +69,8 @@ def adadelta(xp, w, g, state, step, *, learning_rate, rho=0.9, eps=1e-6):
     return w, {"v": v, "u": u}
 
 
-@reference("Adam", {"bias_correction": True})
-def adam(
-    xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8, bias_correction=False
-):
-    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980."""
+def adam_update(xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov):
+    """What Adam subtracts from the parameter, and the new state."""
     m, v = state["m"], state["v"]
     beta1, beta2 = betas
 
@@ -81,11 +78,36 @@ def adam(
     v = beta2 * v + (1 - beta2) * g**2
     c1 = 1 - beta1**step if bias_correction else 1.0
     c2 = 1 - beta2**step if bias_correction else 1.0
-    w = w - learning_rate * (m / c1) / (xp.sqrt(v / c2) + eps)
-    return w, {"m": m, "v": v}
+    average = beta1 * m + (1 - beta1) * g if nesterov else m
+    return learning_rate * (average / c1) / (xp.sqrt(v / c2) + eps), {"m": m, "v": v}
 
 
-@reference("AdamW", {"weight_decay": 0.1, "bias_correction": True})
+@reference("Adam", {"bias_correction": True})
+def adam(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    bias_correction=False,
+    nesterov=False,
+):
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980."""
+    update, after = adam_update(
+        xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov
+    )
+    return w - update, after
+
+
+@reference(
+    "AdamW",
+    {"weight_decay": 0.1, "bias_correction": True},
+    {"weight_decay": 0.1, "nesterov": True, "cautious_weight_decay": True},
+)
 def adamw(
     xp,
     w,
@@ -98,20 +120,17 @@ def adamw(
     eps=1e-8,
     weight_decay=0.01,
     bias_correction=False,
+    nesterov=False,
+    cautious_weight_decay=False,
 ):
     """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101."""
-    w = w - learning_rate * weight_decay * w
-    return adam(
-        xp,
-        w,
-        g,
-        state,
-        step,
-        learning_rate=learning_rate,
-        betas=betas,
-        eps=eps,
-        bias_correction=bias_correction,
+    update, after = adam_update(
+        xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov
     )
+    decayed = w * (1 - learning_rate * weight_decay)
+    if cautious_weight_decay:
+        decayed = xp.where(update * w >= 0, decayed, w)
+    return decayed - update, after
 
 
 @reference("Adamax")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 
 class ParameterRow(NamedTuple):
@@ -26,31 +28,53 @@ class ParameterRow(NamedTuple):
     frozen: bool
 
 
-def show(rows: list[ParameterRow], optimizer: str, own: dict[str, Any]) -> None:
-    """Print the optimizer's own values and a table of what groups set instead.
+class Described(NamedTuple):
+    """What one optimizer does with its parameters."""
+
+    optimizer: str
+    values: dict[str, Any]
+    """Its own hyperparameters."""
+
+    rows: list[ParameterRow]
+
+
+def describe(
+    described: Callable[[Any, Any], list[Described]], model: Any, shows: bool
+) -> list[ParameterRow]:
+    """The rows of a model's trainable parameters, which are printed too if `shows`."""
+    parameters = model.trainable_parameters() if isinstance(model, nn.Module) else model
+    found = described(parameters, model)
+    if shows:
+        show(found)
+    return [row for each in found for row in each.rows]
+
+
+def show(described: list[Described]) -> None:
+    """Print each optimizer's own values and a table of what groups set instead.
 
     Paths that differ only in numbers share a row, if all else is equal.
     """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    table.add_column("parameters", overflow="fold")
-    table.add_column("tensors", justify="right")
-    table.add_column("elements", justify="right")
-    table.add_column("rule")
-    table.add_column("set by groups", overflow="fold")
-    for members in _alike(rows).values():
-        first = members[0]
-        path = first.path if len(members) == 1 else _pattern(first.path)
-        elements = sum(map(_size, members))
-        rule = "none" if first.frozen else first.rule
-        table.add_row(path, str(len(members)), f"{elements:,}", rule, "\n".join(_settings(first)))
-    values = ", ".join(f"{name}={_text(value)}" for name, value in own.items())
     console = Console(markup=False, highlight=False)
-    console.print(f"{optimizer}({values})")
-    console.print(f"{len(rows)} tensors, {sum(map(_size, rows)):,} elements")
-    console.print(table)
+    for optimizer, values, rows in described:
+        table = Table()
+        table.add_column("parameters", overflow="fold")
+        table.add_column("tensors", justify="right")
+        table.add_column("elements", justify="right")
+        table.add_column("rule")
+        table.add_column("set by groups", overflow="fold")
+        for members in _alike(rows).values():
+            first = members[0]
+            path = first.path if len(members) == 1 else _pattern(first.path)
+            elements = f"{sum(map(_size, members)):,}"
+            rule = "none" if first.frozen else first.rule
+            table.add_row(path, str(len(members)), elements, rule, "\n".join(_settings(first)))
+        shown = ", ".join(f"{name}={_text(value)}" for name, value in values.items())
+        console.print(f"{optimizer}({shown})")
+        console.print(f"{len(rows)} tensors, {sum(map(_size, rows)):,} elements")
+        console.print(table)
 
 
 def _settings(row: ParameterRow) -> list[str]:

@@ -1,0 +1,39 @@
+"""The formula of a rule as the step of one parameter, where no primitive makes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from . import _ext
+from .formulas import FORMULAS
+
+STORAGE = (mx.float32, mx.float16, mx.bfloat16)
+"""The dtypes that the primitives read and write."""
+
+
+def rule_formula(optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+    """Return the updated parameter; ``state`` is updated in place."""
+    values = optimizer._values()
+    program, hypers = optimizer._program_of(values)
+    names = [slot.name for slot in optimizer._forms.forms[0].slots]
+    arrays = [parameter, *(state[name] for name in names), gradient]
+    dtypes = None
+    if all(x.dtype in STORAGE for x in arrays):
+        dtypes = _ext.result_dtypes(program, hypers, arrays)
+        arrays = [x.astype(mx.float32) for x in arrays]
+    new, after = FORMULAS[optimizer._rule](
+        mx,
+        arrays[0],
+        arrays[-1],
+        dict(zip(names, arrays[1:-1], strict=True)),
+        optimizer.step,
+        learning_rate=optimizer.learning_rate,
+        **values,
+    )
+    results = [new, *(after[name] for name in names)]
+    if dtypes is not None:
+        results = [x.astype(dtype) for x, dtype in zip(results, dtypes, strict=True)]
+    state.update(zip(names, results[1:], strict=True))
+    return results[0]
