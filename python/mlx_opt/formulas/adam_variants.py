@@ -54,12 +54,7 @@ def radam_length(xp, beta2, step):
     return 2 / (1 - beta2) - 1 - 2 / rate + step * rest
 
 
-@reference(
-    "ADOPT",
-    {"weight_decay": 0.1},
-    {"weight_decay": 0.1, "decouple": True},
-    {"clip": False},
-)
+@reference("ADOPT", {"weight_decay": 0.1}, {"weight_decay": 0.1, "decouple": True})
 def adopt(
     xp,
     w,
