@@ -223,6 +223,8 @@ CASES = [
     Case("ADOPT", {"betas": (0.7, 0.99), "eps": 1e-3, "weight_decay": 0.1}),
     Case("ADOPT", {"weight_decay": 0.1, "decouple": True, "clip_exponent": 0.3}),
     Case("ADOPT", {"clip": False}),
+    Case("AdamAtan2"),
+    Case("AdamAtan2", {"betas": (0.8, 0.95), "weight_decay": 0.1, "a": 2.0, "b": 0.5}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

@@ -183,6 +183,12 @@ OPTIONS = {
         "clip": st.booleans(),
         "clip_exponent": st.floats(0, 1.0),
     },
+    "AdamAtan2": {
+        "betas": st.tuples(betas, betas),
+        "weight_decay": st.floats(0, 1.0),
+        "a": st.floats(0, 2.0),
+        "b": positive,
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -3,6 +3,8 @@
 `pip install --group oracles` installs them; continuous integration does not.
 """
 
+import itertools
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -35,19 +37,32 @@ def adopt(parameters, weight_decay, weight_decouple):
         yield optimizer
 
 
+def steady(make, **options):
+    """The same optimizer for each step."""
+    return lambda parameters: itertools.repeat(make(parameters, lr=LEARNING_RATE, **options))
+
+
+def adam_atan2(parameters, **options):
+    package = pytest.importorskip("adam_atan2_pytorch", reason="adam-atan2-pytorch is missing")
+    return package.AdamAtan2(parameters, **options)
+
+
 # Ours, and what gives theirs for each step.
 PAIRS = [
     (Case("ADOPT", {"weight_decay": 0.1}), lambda p: adopt(p, 0.1, False)),
     (Case("ADOPT", {"weight_decay": 0.1, "decouple": True}), lambda p: adopt(p, 0.1, True)),
+    (
+        Case("AdamAtan2", {"weight_decay": 0.1, "b": 0.5}),
+        steady(adam_atan2, weight_decay=0.1, b=0.5),
+    ),
 ]
 
 
 def gradients(step):
-    """Of all magnitudes, some of them zero."""
-    return [
-        normal(*shape, seed=100 * (1 + i) + step) ** 3 * (step % 5 != 0 or i != 1)
-        for i, shape in enumerate(SHAPES)
-    ]
+    """From 1e-3 to 50, because theirs adds 1e-15 to squares; and zeros, of one parameter."""
+    gs = [normal(*shape, seed=100 * (1 + i) + step) for i, shape in enumerate(SHAPES)]
+    gs = [mx.sign(g) * (mx.abs(g) + 0.1) ** 3 for g in gs]
+    return [g * (step % 5 != 0 or i != 1) for i, g in enumerate(gs)]
 
 
 def their_walk(make):

@@ -3,6 +3,7 @@
 #include "adadelta.h"
 #include "adafactor.h"
 #include "adagrad.h"
+#include "adam_atan2.h"
 #include "adamax.h"
 #include "adamw.h"
 #include "adan.h"
@@ -22,6 +23,7 @@
 #define MLX_OPT_FOR_EACH_RULE(RULE) \
   RULE(AdaDelta)                    \
   RULE(Adagrad)                     \
+  RULE(AdamAtan2)                   \
   RULE(Adamax)                      \
   RULE(AdamW)                       \
   RULE(AdamWVariant)                \

@@ -182,6 +182,28 @@ MLX_OPT_FN float cube_root(float x) {
   return x > 0.0f && x <= 3.402823466e38f ? y * (small ? 1.0f / 256 : 256.0f) : x;
 }
 
+// atan2(y, x) for x >= 0: a polynomial in the square of the smaller over the larger, which is
+// within 2e-8 of the arc tangent.
+MLX_OPT_FN float angle(float y, float x) {
+  float size = absolute(y);
+  bool steep = size > x;
+  float small = steep ? x : size;
+  float large = steep ? size : x;
+  float equal = large > 0.0f ? 1.0f : 0.0f; // the ratio of equal numbers, 0 and infinity too
+  float r = small == large ? equal : small / large;
+  float z = r * r;
+  float p = fma(z, 0.002849889226f, -0.01606862726f);
+  p = fma(z, p, 0.04269151632f);
+  p = fma(z, p, -0.07504294273f);
+  p = fma(z, p, 0.1064093389f);
+  p = fma(z, p, -0.1420364443f);
+  p = fma(z, p, 0.1999261939f);
+  p = fma(z, p, -0.3333307334f);
+  p = fma(z, p, 0.9999999848f) * r;
+  p = steep ? 1.57079632679f - p : p;
+  return y < 0.0f ? -p : p;
+}
+
 // 1 - x^n.
 MLX_OPT_FN float one_minus_power(Hyper x, float n) {
   return -exp_minus_one(n * x.log);

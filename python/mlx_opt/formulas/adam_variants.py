@@ -90,3 +90,31 @@ def adopt(
     if decouple:
         w = (1 - xp.where(xp.isinf(root), 0, learning_rate * weight_decay)) * w
     return w - learning_rate * m, {"m": m, "v": v}
+
+
+@reference("AdamAtan2", {"weight_decay": 0.1})
+def adam_atan2(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
+    a=1.27,
+    b=1.0,
+):
+    """AdamAtan2: Adam with an arc tangent for the quotient, which needs no eps.
+
+    Everett et al. 2024, "Scaling Exponents Across Parameterizations and Optimizers",
+    arXiv:2407.05872.
+    """
+    beta1, beta2 = betas
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    d = learning_rate * a * xp.arctan2(m / c1, b * xp.sqrt(v / c2))
+    return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}
