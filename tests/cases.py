@@ -225,6 +225,8 @@ CASES = [
     Case("ADOPT", {"clip": False}),
     Case("AdamAtan2"),
     Case("AdamAtan2", {"betas": (0.8, 0.95), "weight_decay": 0.1, "a": 2.0, "b": 0.5}),
+    Case("LaProp"),
+    Case("LaProp", {"betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

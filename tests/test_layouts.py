@@ -189,6 +189,11 @@ OPTIONS = {
         "a": st.floats(0, 2.0),
         "b": positive,
     },
+    "LaProp": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -55,6 +55,7 @@ PAIRS = [
         Case("AdamAtan2", {"weight_decay": 0.1, "b": 0.5}),
         steady(adam_atan2, weight_decay=0.1, b=0.5),
     ),
+    (Case("LaProp", {"weight_decay": 0.1}), steady(oracles.LaProp, weight_decay=0.1)),
 ]
 
 

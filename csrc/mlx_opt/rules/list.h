@@ -10,6 +10,7 @@
 #include "ademamix.h"
 #include "adopt.h"
 #include "lamb.h"
+#include "laprop.h"
 #include "lion.h"
 #include "madgrad.h"
 #include "muon.h"
@@ -30,6 +31,7 @@
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(ADOPT)                       \
+  RULE(LaProp)                      \
   RULE(Lion)                        \
   RULE(MADGRAD)                     \
   RULE(Momentum)                    \

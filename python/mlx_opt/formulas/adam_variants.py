@@ -118,3 +118,30 @@ def adam_atan2(
     c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
     d = learning_rate * a * xp.arctan2(m / c1, b * xp.sqrt(v / c2))
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}
+
+
+@reference("LaProp", {"weight_decay": 0.1})
+def laprop(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-15,
+    weight_decay=0.0,
+):
+    """LaProp: Adam that averages the quotients of gradient and second moment.
+
+    Ziyin, Wang and Ueda 2020, "LaProp: Separating Momentum and Adaptivity in Adam",
+    arXiv:2002.04839.
+    """
+    beta1, beta2 = betas
+
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    m = beta1 * state["m"] + (1 - beta1) * g / (xp.sqrt(v / c2) + eps)
+    w = (1 - learning_rate * weight_decay) * (w - learning_rate * m / c1)
+    return w, {"m": m, "v": v}
