@@ -227,6 +227,9 @@ CASES = [
     Case("AdamAtan2", {"betas": (0.8, 0.95), "weight_decay": 0.1, "a": 2.0, "b": 0.5}),
     Case("LaProp"),
     Case("LaProp", {"betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
+    Case("QHAdam"),
+    Case("QHAdam", {"betas": (0.7, 0.95), "nus": (0.7, 0.9), "eps": 1e-5, "weight_decay": 0.1}),
+    Case("QHAdam", {"nus": (0.7, 1.0), "weight_decay": 0.1, "decouple_weight_decay": True}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

@@ -194,6 +194,13 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(0, 1.0),
     },
+    "QHAdam": {
+        "betas": st.tuples(betas, betas),
+        "nus": st.tuples(st.floats(0, 1.0), st.floats(0, 1.0)),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "decouple_weight_decay": st.booleans(),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -56,6 +56,14 @@ PAIRS = [
         steady(adam_atan2, weight_decay=0.1, b=0.5),
     ),
     (Case("LaProp", {"weight_decay": 0.1}), steady(oracles.LaProp, weight_decay=0.1)),
+    (
+        Case("QHAdam", {"nus": (0.7, 0.9), "weight_decay": 0.1}),
+        steady(oracles.QHAdam, nus=(0.7, 0.9), weight_decay=0.1),
+    ),
+    (
+        Case("QHAdam", {"weight_decay": 0.1, "decouple_weight_decay": True}),
+        steady(oracles.QHAdam, weight_decay=0.1, weight_decouple=True),
+    ),
 ]
 
 

@@ -15,6 +15,7 @@
 #include "madgrad.h"
 #include "muon.h"
 #include "nadam.h"
+#include "qhadam.h"
 #include "radam.h"
 #include "rmsprop.h"
 #include "sgd.h"
@@ -38,6 +39,7 @@
   RULE(Muon)                        \
   RULE(NAdam)                       \
   RULE(Nesterov)                    \
+  RULE(QHAdam)                      \
   RULE(RAdam)                       \
   RULE(RMSprop)                     \
   RULE(SGD)                         \

@@ -145,3 +145,43 @@ def laprop(
     m = beta1 * state["m"] + (1 - beta1) * g / (xp.sqrt(v / c2) + eps)
     w = (1 - learning_rate * weight_decay) * (w - learning_rate * m / c1)
     return w, {"m": m, "v": v}
+
+
+@reference(
+    "QHAdam",
+    {"nus": (0.7, 0.9), "weight_decay": 0.1},
+    {"weight_decay": 0.1, "decouple_weight_decay": True},
+)
+def qhadam(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    nus=(1.0, 1.0),
+    eps=1e-8,
+    weight_decay=0.0,
+    decouple_weight_decay=False,
+):
+    """QHAdam: Adam whose update mixes the averages with the gradient and its square.
+
+    Ma and Yarats 2019, "Quasi-hyperbolic Momentum and Adam for Deep Learning", arXiv:1810.06801.
+    """
+    nu1, nu2 = nus
+    coupled = 0 if decouple_weight_decay else weight_decay
+    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+
+    def fresh(beta):
+        return xp.where(step == 1, 1, (1 - beta) / -xp.expm1(step * log(xp, beta)))
+
+    fresh1, fresh2 = map(fresh, betas)
+    m = (1 - fresh1) * state["m"] + fresh1 * g
+    v = (1 - fresh2) * state["v"] + fresh2 * g**2
+    average = nu1 * m + xp.where(nu1 == 1, 0, (1 - nu1) * g)
+    square = nu2 * v + xp.where(nu2 == 1, 0, (1 - nu2) * g**2)
+    if decouple_weight_decay:
+        w = (1 - learning_rate * weight_decay) * w
+    return w - learning_rate * average / (xp.sqrt(square) + eps), {"m": m, "v": v}
