@@ -230,6 +230,8 @@ CASES = [
     Case("QHAdam"),
     Case("QHAdam", {"betas": (0.7, 0.95), "nus": (0.7, 0.9), "eps": 1e-5, "weight_decay": 0.1}),
     Case("QHAdam", {"nus": (0.7, 1.0), "weight_decay": 0.1, "decouple_weight_decay": True}),
+    Case("AdaBelief"),
+    Case("AdaBelief", {"betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.1}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

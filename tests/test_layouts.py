@@ -201,6 +201,11 @@ OPTIONS = {
         "weight_decay": st.floats(0, 1.0),
         "decouple_weight_decay": st.booleans(),
     },
+    "AdaBelief": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

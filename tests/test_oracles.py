@@ -64,6 +64,7 @@ PAIRS = [
         Case("QHAdam", {"weight_decay": 0.1, "decouple_weight_decay": True}),
         steady(oracles.QHAdam, weight_decay=0.1, weight_decouple=True),
     ),
+    (Case("AdaBelief", {"weight_decay": 0.1}), steady(oracles.AdaBelief, weight_decay=0.1)),
 ]
 
 

@@ -1,5 +1,6 @@
 // Every rule of the library. A new rule is one header and one line here.
 #pragma once
+#include "adabelief.h"
 #include "adadelta.h"
 #include "adafactor.h"
 #include "adagrad.h"
@@ -23,6 +24,7 @@
 
 // Those that update each element from its own gradient and state alone.
 #define MLX_OPT_FOR_EACH_RULE(RULE) \
+  RULE(AdaBelief)                   \
   RULE(AdaDelta)                    \
   RULE(Adagrad)                     \
   RULE(AdamAtan2)                   \

@@ -185,3 +185,30 @@ def qhadam(
     if decouple_weight_decay:
         w = (1 - learning_rate * weight_decay) * w
     return w - learning_rate * average / (xp.sqrt(square) + eps), {"m": m, "v": v}
+
+
+@reference("AdaBelief", {"weight_decay": 0.1})
+def adabelief(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-16,
+    weight_decay=0.0,
+):
+    """AdaBelief: Adam that divides by how far gradients are from their average.
+
+    Zhuang et al. 2020, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
+    Gradients", arXiv:2010.07468.
+    """
+    beta1, beta2 = betas
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    s = beta2 * state["s"] + (1 - beta2) * (g - m) ** 2 + eps
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    d = learning_rate * (m / c1) / (xp.sqrt(s / c2) + eps)
+    return (1 - learning_rate * weight_decay) * w - d, {"m": m, "s": s}
