@@ -73,7 +73,9 @@ class Case(NamedTuple):
 
     def is_signed(self, name):
         """False for a slot that holds a mean or a sum of squares or of sizes."""
-        signed = {"Adan": ["v", "previous"], "MADGRAD": ["s", "x0"]}.get(self.rule, [])
+        signed = {"Adan": ["v", "previous"], "DiffGrad": ["previous"], "MADGRAD": ["s", "x0"]}.get(
+            self.rule, []
+        )
         return name.startswith("m") or name in signed
 
     def reference(self, w, g, state, step, learning_rate):
@@ -232,6 +234,8 @@ CASES = [
     Case("QHAdam", {"nus": (0.7, 1.0), "weight_decay": 0.1, "decouple_weight_decay": True}),
     Case("AdaBelief"),
     Case("AdaBelief", {"betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.1}),
+    Case("DiffGrad"),
+    Case("DiffGrad", {"betas": (0.7, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

@@ -206,6 +206,11 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(0, 1.0),
     },
+    "DiffGrad": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -65,6 +65,10 @@ PAIRS = [
         steady(oracles.QHAdam, weight_decay=0.1, weight_decouple=True),
     ),
     (Case("AdaBelief", {"weight_decay": 0.1}), steady(oracles.AdaBelief, weight_decay=0.1)),
+    (
+        Case("DiffGrad", {"weight_decay": 0.1}),
+        steady(oracles.DiffGrad, weight_decay=0.1, weight_decouple=False),
+    ),
 ]
 
 

@@ -10,6 +10,7 @@
 #include "adan.h"
 #include "ademamix.h"
 #include "adopt.h"
+#include "diffgrad.h"
 #include "lamb.h"
 #include "laprop.h"
 #include "lion.h"
@@ -34,6 +35,7 @@
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(ADOPT)                       \
+  RULE(DiffGrad)                    \
   RULE(LaProp)                      \
   RULE(Lion)                        \
   RULE(MADGRAD)                     \

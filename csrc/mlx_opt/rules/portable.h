@@ -204,6 +204,19 @@ MLX_OPT_FN float angle(float y, float x) {
   return y < 0.0f ? -p : p;
 }
 
+// exp(-x) for x >= 0: a power of 2 times a polynomial, within 1e-7; 1e-38 where it is less.
+MLX_OPT_FN float exp_of_minus(float x) {
+  float t = minimum(1.44269504089f * x, 126.0f);
+  int n = static_cast<int>(t < 126.0f ? t + 0.5f : 126.0f); // of NaN too, which has no int
+  float r = static_cast<float>(n) - t;
+  float p = fma(r, 0.001327647273f, 0.009675541326f);
+  p = fma(r, p, 0.05550713271f);
+  p = fma(r, p, 0.2402211972f);
+  p = fma(r, p, 0.6931469671f);
+  p = fma(r, p, 1.0f);
+  return p * as_float((127 - n) * (1 << 23));
+}
+
 // 1 - x^n.
 MLX_OPT_FN float one_minus_power(Hyper x, float n) {
   return -exp_minus_one(n * x.log);

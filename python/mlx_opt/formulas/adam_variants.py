@@ -212,3 +212,23 @@ def adabelief(
     c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
     d = learning_rate * (m / c1) / (xp.sqrt(s / c2) + eps)
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "s": s}
+
+
+@reference("DiffGrad", {"weight_decay": 0.1})
+def diffgrad(
+    xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+):
+    """DiffGrad: Adam that takes smaller steps where the gradient changes little.
+
+    Dubey et al. 2019, "diffGrad: An Optimization Method for Convolutional Neural Networks",
+    arXiv:1909.11015.
+    """
+    beta1, beta2 = betas
+    g = g + xp.where(weight_decay == 0, 0, weight_decay * w)  # 0 of an infinite parameter too
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    friction = 1 + xp.exp(-xp.abs(state["previous"] - g))
+    d = learning_rate * xp.sqrt(c2) / c1 * m / (friction * (xp.sqrt(v) + eps))
+    return w - d, {"m": m, "v": v, "previous": g}
