@@ -54,7 +54,9 @@ class Case(NamedTuple):
     @property
     def unset(self):
         """The slots that have no value before the first step."""
-        return {"ADOPT": ["v"], "Adan": ["previous"], "MADGRAD": ["x0"]}.get(self.rule, [])
+        return {"ADOPT": ["v"], "Adan": ["previous"], "MADGRAD": ["x0"], "Yogi": ["v"]}.get(
+            self.rule, []
+        )
 
     @property
     def slots(self):
@@ -234,6 +236,11 @@ CASES = [
     Case("QHAdam", {"nus": (0.7, 1.0), "weight_decay": 0.1, "decouple_weight_decay": True}),
     Case("AdaBelief"),
     Case("AdaBelief", {"betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.1}),
+    Case("Yogi"),
+    Case(
+        "Yogi",
+        {"betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1, "initial_accumulator": 0.1},
+    ),
     Case("DiffGrad"),
     Case("DiffGrad", {"betas": (0.7, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("MADGRAD"),

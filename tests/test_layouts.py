@@ -206,6 +206,12 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(0, 1.0),
     },
+    "Yogi": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "initial_accumulator": positive,
+    },
     "DiffGrad": {
         "betas": st.tuples(betas, betas),
         "eps": positive,

@@ -69,6 +69,10 @@ PAIRS = [
         Case("DiffGrad", {"weight_decay": 0.1}),
         steady(oracles.DiffGrad, weight_decay=0.1, weight_decouple=False),
     ),
+    (
+        Case("Yogi", {"weight_decay": 0.1, "initial_accumulator": 0.0}),
+        steady(oracles.Yogi, weight_decay=0.1, initial_accumulator=0.0),
+    ),
 ]
 
 

@@ -90,7 +90,8 @@ def exact_step(name, w, g, state, step, options, stored=None):
     """The float64 step and the error that float32 may cause, for "w" and each slot by name.
 
     The error is that of a step from inputs with a relative error of `FLOAT32`. So a sum near 0, or
-    its sign, may be off by as much as the errors of its terms allow.
+    its sign, may be off by as much as the errors of its terms allow. A slot that begins with a
+    computed value, not with a copy of the parameter or the gradient, may be off by as much.
 
     `stored`: the new state as stored, from which a rule of two passes computes the parameter.
     """
@@ -115,6 +116,10 @@ def exact_step(name, w, g, state, step, options, stored=None):
             more = run(inputs | {changed: x * (1 + FLOAT32)})
             for k in exact:
                 error[k] += np.maximum(np.abs(less[k] - exact[k]), np.abs(more[k] - exact[k]))
+        for k, x in exact.items():
+            if x.shape == np.shape(w):
+                computed = np.isnan(inputs[k]) & (x != w) & (x != g)
+                error[k] += np.where(computed, FLOAT32 * np.abs(x), 0.0)
     return {k: (x, error[k]) for k, x in exact.items()}
 
 

@@ -22,6 +22,7 @@
 #include "rmsprop.h"
 #include "sgd.h"
 #include "signum.h"
+#include "yogi.h"
 
 // Those that update each element from its own gradient and state alone.
 #define MLX_OPT_FOR_EACH_RULE(RULE) \
@@ -47,7 +48,8 @@
   RULE(RAdam)                       \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
-  RULE(Signum)
+  RULE(Signum)                      \
+  RULE(Yogi)
 
 // Those of two passes over each tensor: the first takes the state's step and sums up over the
 // tensor, the second updates the parameter with what the sums give.

@@ -214,6 +214,35 @@ def adabelief(
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "s": s}
 
 
+@reference("Yogi", {"weight_decay": 0.1})
+def yogi(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-3,
+    weight_decay=0.0,
+    initial_accumulator=1e-6,
+):
+    """Yogi: Adam whose second moment changes by no more than a part of the gradient's square.
+
+    Zaheer, Reddi, Sachan, Kale and Kumar 2018, "Adaptive Methods for Nonconvex Optimization",
+    NeurIPS.
+    """
+    beta1, beta2 = betas
+    before = value_or(xp, state["v"], initial_accumulator)
+
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = before - (1 - beta2) * xp.sign(before - g**2) * g**2
+    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    d = learning_rate * (m / c1) / (xp.sqrt(v / c2) + eps)
+    return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}
+
+
 @reference("DiffGrad", {"weight_decay": 0.1})
 def diffgrad(
     xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
