@@ -243,6 +243,8 @@ CASES = [
     ),
     Case("DiffGrad"),
     Case("DiffGrad", {"betas": (0.7, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
+    Case("SignSGD"),
+    Case("SignSGD", {"weight_decay": 0.1}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

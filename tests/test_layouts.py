@@ -217,6 +217,7 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(0, 1.0),
     },
+    "SignSGD": {"weight_decay": st.floats(0, 1.0)},
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -73,6 +73,10 @@ PAIRS = [
         Case("Yogi", {"weight_decay": 0.1, "initial_accumulator": 0.0}),
         steady(oracles.Yogi, weight_decay=0.1, initial_accumulator=0.0),
     ),
+    (
+        Case("SignSGD", {"weight_decay": 0.1}),
+        steady(oracles.SignSGD, momentum=0.0, weight_decay=0.1),
+    ),
 ]
 
 

@@ -21,6 +21,7 @@
 #include "radam.h"
 #include "rmsprop.h"
 #include "sgd.h"
+#include "signsgd.h"
 #include "signum.h"
 #include "yogi.h"
 
@@ -48,6 +49,7 @@
   RULE(RAdam)                       \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
+  RULE(SignSGD)                     \
   RULE(Signum)                      \
   RULE(Yogi)
 

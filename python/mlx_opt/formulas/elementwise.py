@@ -169,6 +169,16 @@ def signum(xp, w, g, state, step, *, learning_rate, beta=0.9, weight_decay=0.0):
     return w, {"m": m}
 
 
+@reference("SignSGD", {"weight_decay": 0.1})
+def signsgd(xp, w, g, state, step, *, learning_rate, weight_decay=0.0):
+    """SignSGD: the sign of the gradient, with decoupled weight decay.
+
+    Bernstein et al. 2018, "signSGD: Compressed Optimisation for Non-Convex Problems",
+    arXiv:1802.04434.
+    """
+    return (1 - learning_rate * weight_decay) * w - learning_rate * xp.sign(g), {}
+
+
 @reference("AdEMAMix", {"weight_decay": 0.1, "alpha_warmup": 5, "beta3_warmup": 7})
 def ademamix(
     xp,
