@@ -48,7 +48,7 @@ class Case(NamedTuple):
     @property
     def formats(self):
         """The slots whose dtype is set by the rule, not by the parameter's and the gradient's."""
-        own = {"AdEMAMix": ["m2"], "MADGRAD": ["s", "v", "x0"]}
+        own = {"AdEMAMix": ["m2"], "MADGRAD": ["s", "v", "x0"], "SimplifiedAdEMAMix": ["m"]}
         return dict.fromkeys(own.get(self.rule, []), mx.float32)
 
     @property
@@ -245,6 +245,12 @@ CASES = [
     Case("DiffGrad", {"betas": (0.7, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("SignSGD"),
     Case("SignSGD", {"weight_decay": 0.1}),
+    Case("SimplifiedAdEMAMix"),
+    Case(
+        "SimplifiedAdEMAMix",
+        {"betas": (0.8, 0.9), "alpha": 5.0, "eps": 1e-5, "weight_decay": 0.1},
+    ),
+    Case("SimplifiedAdEMAMix", {"beta1_warmup": 30, "min_beta1": 0.8}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]

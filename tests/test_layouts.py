@@ -218,6 +218,14 @@ OPTIONS = {
         "weight_decay": st.floats(0, 1.0),
     },
     "SignSGD": {"weight_decay": st.floats(0, 1.0)},
+    "SimplifiedAdEMAMix": {
+        "betas": st.tuples(betas, betas),
+        "alpha": st.floats(0, 10.0),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "beta1_warmup": st.integers(0, 10_000),
+        "min_beta1": betas,
+    },
     "MADGRAD": {"momentum": betas, "weight_decay": st.floats(0, 1.0), "eps": positive},
     "AdEMAMix": {
         "betas": st.tuples(betas, betas, betas),

@@ -47,7 +47,7 @@ def adam_atan2(parameters, **options):
     return package.AdamAtan2(parameters, **options)
 
 
-# Ours, and what gives theirs for each step.
+# Ours, and what gives theirs for each step. SimplifiedAdEMAMix is left out: theirs is another rule.
 PAIRS = [
     (Case("ADOPT", {"weight_decay": 0.1}), lambda p: adopt(p, 0.1, False)),
     (Case("ADOPT", {"weight_decay": 0.1, "decouple": True}), lambda p: adopt(p, 0.1, True)),

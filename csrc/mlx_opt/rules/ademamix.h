@@ -17,11 +17,6 @@ struct AdEMAMix {
     float w, m1, m2, v;
   };
 
-  // The progress of a warm-up of `steps` steps, from 0 to 1.
-  MLX_OPT_FN float progress(float step, Hyper steps) {
-    return minimum(step / maximum(steps.value, 1.0f), 1.0f);
-  }
-
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
     Scalars s;
     s.fast = lr / one_minus_power(h.beta1, step);
@@ -32,8 +27,7 @@ struct AdEMAMix {
     s.one_minus_beta3 = h.beta3.one_minus;
     float done = progress(step, h.beta3_warmup);
     if (done < 1.0f) { // the half-life grows by the same amount each step
-      float log_beta3 = 1.0f / ((1.0f - done) / h.beta1.log + done / h.beta3.log);
-      s.one_minus_beta3 = -exp_minus_one(log_beta3);
+      s.one_minus_beta3 = -exp_minus_one(log_between(h.beta1, h.beta3, done));
       s.beta3 = 1.0f - s.one_minus_beta3;
     }
     return s;

@@ -23,6 +23,7 @@
 #include "sgd.h"
 #include "signsgd.h"
 #include "signum.h"
+#include "simplified_ademamix.h"
 #include "yogi.h"
 
 // Those that update each element from its own gradient and state alone.
@@ -51,6 +52,7 @@
   RULE(SGD)                         \
   RULE(SignSGD)                     \
   RULE(Signum)                      \
+  RULE(SimplifiedAdEMAMix)          \
   RULE(Yogi)
 
 // Those of two passes over each tensor: the first takes the state's step and sums up over the

@@ -222,4 +222,14 @@ MLX_OPT_FN float one_minus_power(Hyper x, float n) {
   return -exp_minus_one(n * x.log);
 }
 
+// The progress of a warm-up of `steps` steps, from 0 to 1.
+MLX_OPT_FN float progress(float step, Hyper steps) {
+  return minimum(step / maximum(steps.value, 1.0f), 1.0f);
+}
+
+// The logarithm of a beta whose half-life is `done` of the way between those of two others.
+MLX_OPT_FN float log_between(Hyper first, Hyper last, float done) {
+  return 1.0f / ((1.0f - done) / first.log + done / last.log);
+}
+
 MLX_OPT_RULES_END

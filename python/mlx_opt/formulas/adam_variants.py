@@ -2,7 +2,7 @@
 
 import math
 
-from .registry import log, reference, value_or
+from .registry import log, log_between, progress, reference, value_or
 
 
 @reference("RAdam", {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True})
@@ -261,3 +261,34 @@ def diffgrad(
     friction = 1 + xp.exp(-xp.abs(state["previous"] - g))
     d = learning_rate * xp.sqrt(c2) / c1 * m / (friction * (xp.sqrt(v) + eps))
     return w - d, {"m": m, "v": v, "previous": g}
+
+
+@reference("SimplifiedAdEMAMix", {"alpha": 3.0, "weight_decay": 0.1, "beta1_warmup": 5})
+def simplified_ademamix(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.99, 0.95),
+    alpha=0.0,
+    eps=1e-8,
+    weight_decay=0.0,
+    beta1_warmup=0,
+    min_beta1=0.9,
+):
+    """SimplifiedAdEMAMix: AdamW with a sum of the gradients, to which the last one is added.
+
+    Morwani, Vyas, Zhang and Kakade 2025, "Connections between Schedule-Free Optimizers, AdEMAMix,
+    and Accelerated SGD Variants", arXiv:2502.02431.
+    """
+    beta1, beta2 = betas
+    done = progress(xp, step, beta1_warmup)
+
+    m = xp.exp(log_between(xp, min_beta1, beta1, done)) * state["m"] + g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c2 = -xp.expm1(step * log(xp, beta2))
+    d = learning_rate * (m + alpha * g) / (xp.sqrt(v / c2) + eps)
+    return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}

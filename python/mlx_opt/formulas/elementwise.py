@@ -2,7 +2,7 @@
 
 import math
 
-from .registry import log, reference, value_or
+from .registry import log, log_between, progress, reference, value_or
 
 
 @reference(
@@ -201,10 +201,9 @@ def ademamix(
     arXiv:2409.03137.
     """
     beta1, beta2, beta3 = betas
-    alpha = alpha * _progress(xp, step, alpha_warmup)
-    done = _progress(xp, step, beta3_warmup)
-    # The half-life, which is as 1 / log(beta), grows by the same amount each step.
-    log_beta3 = 1 / ((1 - done) / log(xp, beta1) + done / log(xp, beta3))
+    alpha = alpha * progress(xp, step, alpha_warmup)
+    done = progress(xp, step, beta3_warmup)
+    log_beta3 = log_between(xp, beta1, beta3, done)
 
     m1 = beta1 * state["m1"] + (1 - beta1) * g
     m2 = xp.exp(log_beta3) * state["m2"] - xp.expm1(log_beta3) * g
@@ -310,8 +309,3 @@ def madgrad(xp, w, g, state, step, *, learning_rate, momentum=0.9, weight_decay=
     z = x0 - xp.where(root == 0, 0, s / xp.where(root == 0, 1, root))
     w = momentum * w + (1 - momentum) * z
     return w, {"s": s, "v": v, "x0": x0}
-
-
-def _progress(xp, step, steps):
-    """How much of a warm-up of so many steps is done, from 0 to 1."""
-    return xp.minimum(step / xp.maximum(steps, 1), 1)

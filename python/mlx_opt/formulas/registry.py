@@ -51,3 +51,14 @@ def log(xp, x):
 def value_or(xp, slot, first):
     """The values of a slot, or `first` where it is unset, that is NaN."""
     return xp.where(xp.isnan(slot), first, slot)
+
+
+def progress(xp, step, steps):
+    """How much of a warm-up of so many steps is done, from 0 to 1."""
+    return xp.minimum(step / xp.maximum(steps, 1), 1)
+
+
+def log_between(xp, first, last, done):
+    """The logarithm of a beta whose half-life, which is as 1 / log(beta), is `done` of the way
+    between those of two others."""
+    return 1 / ((1 - done) / log(xp, first) + done / log(xp, last))
