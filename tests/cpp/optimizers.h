@@ -95,6 +95,11 @@ inline const std::vector<Case>& elementwise() {
          s[0] = 0.8 * s[0] + 0.2 * g;
          w -= lr * 0.1 * w + lr * (s[0] > 0 ? 1 : s[0] < 0 ? -1 : 0);
        }},
+      {"SignSGD",
+       RuleByName{"SignSGD", {{"weight_decay", 0.1}}},
+       [](double& w, Values&, double g, double lr, int) {
+         w -= lr * 0.1 * w + lr * (g > 0 ? 1 : g < 0 ? -1 : 0);
+       }},
       {"AdEMAMix",
        RuleByName{
            "AdEMAMix",
