@@ -50,7 +50,7 @@ enum class Format : uint8_t {
 /// What a slot holds before the first step of its parameter.
 enum class Begin : uint8_t {
   zeros,
-  unset, // NaN, for which the rule's first step takes a copy of what it has then; see `value_or`
+  unset, // NaN, for which the rule's first step takes its first value; see `value_or`
 };
 
 struct SlotInfo {
