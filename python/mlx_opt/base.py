@@ -145,6 +145,9 @@ class Optimizer(stock.Optimizer):
 
     @loss_scale.setter
     def loss_scale(self, value: float | mx.array | None) -> None:
+        self._set_loss_scale(value)
+
+    def _set_loss_scale(self, value: float | mx.array | None) -> None:
         scale = None if value is None else loss_scale.checked(value)
         entries = self._entries_for_clipping()
         entries.pop(loss_scale.STEPS_KEY, None)

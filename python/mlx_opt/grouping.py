@@ -12,102 +12,13 @@ import mlx.optimizers.optimizers as stock
 
 from . import _ext, reserved
 from .assignment import Assignment, Combination
+from .group_formula import GroupFormula, with_values
+from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
 from .tools.describe import Described, ParameterRow
 from .trees import CONTAINERS
-
-OWN_KEYS = ("learning_rate_scale", "frozen")
-
-
-class Settings:
-    """What one group sets: constants, and values that the optimizer's state has."""
-
-    def __init__(self, optimizer: str, group: Group, attributes: dict[str, Attribute]) -> None:
-        self.name = group.name
-        self.constants: dict[str, Any] = {}
-        self.schedules: dict[str, Callable[[Any], Any]] = {}
-        self.arrays: dict[str, mx.array] = {}
-        self._sequences: dict[str, list[Any]] = {}
-        """The attributes with elements in the state, whose places have None."""
-
-        if group.frozen is not None:
-            self.constants["frozen"] = group.frozen
-        if group.learning_rate_scale is not None:
-            self.constants["learning_rate_scale"] = _scale(group.learning_rate_scale)
-        for name, value in group.hyperparameters.items():
-            if name not in attributes:
-                known = ", ".join([*attributes, *OWN_KEYS])
-                raise TypeError(
-                    f"{optimizer}: groups: there is no {name}; a group can have {known}"
-                )
-            self._add(attributes[name], value)
-        if self.name is None and self.is_in_state:
-            first = next(iter(self._sequences))
-            raise ValueError(
-                f"{optimizer}: groups: a group with a schedule or an array for {first} needs a name"
-            )
-
-    def _add(self, attribute: Attribute, value: Any) -> None:
-        attribute.check(value)
-        if not attribute.may_be_scheduled:
-            self.constants[attribute.name] = value
-            return
-        constants = attribute.split(value)
-        for i, (part, each) in enumerate(zip(attribute.parts, constants, strict=True)):
-            if callable(each):
-                self.schedules[part] = each
-            elif isinstance(each, mx.array):
-                self.arrays[part] = each
-            else:
-                continue
-            constants[i] = None
-            self._sequences[attribute.name] = constants
-        if attribute.name not in self._sequences:
-            self.constants[attribute.name] = attribute.settled(value)
-
-    @property
-    def is_in_state(self) -> bool:
-        """True if the optimizer's state has values of the group."""
-        return bool(self._sequences)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (*self.constants, *self._sequences)
-
-    def values(self, attributes: dict[str, Attribute], entries: dict) -> dict[str, Any]:
-        """The values of all that the group sets. `entries`: the groups' entries in the state."""
-        if not self._sequences:
-            return self.constants
-        own = entries.get(self.name, {})
-        values = dict(self.constants)
-        for name, constants in self._sequences.items():
-            attribute = attributes[name]
-            parts = zip(attribute.parts, constants, strict=True)
-            values[name] = attribute.joined(
-                [own.get(part, 0.0) if each is None else each for part, each in parts]
-            )
-        return values
-
-
-class LearningRate(Attribute):
-    """A group's own learning rate."""
-
-    def __init__(self) -> None:
-        super().__init__("", "learning_rate", {"learning_rate": None})
-
-    def check(self, value: Any) -> None:
-        if callable(value) or isinstance(value, mx.array):
-            return
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(
-                "groups: learning_rate: expected a number, a schedule or an array, "
-                f"got {type(value).__name__}"
-            )
-
-    def settled(self, value: Any) -> Any:
-        return mx.array(float(value))
 
 
 class Portion(NamedTuple):
@@ -190,7 +101,7 @@ class Grouping:
                 continue
             for part, schedule in settings.schedules.items():
                 value = schedule(optimizer.step)  # may replace the state
-                value = mx.array(value) if isinstance(value, Real) else value
+                value = mx.array(float(value)) if isinstance(value, Real) else value
                 entries = _own_entries(optimizer.state, settings.name, rollback)
                 rollback.replace(entries, part, value, changes)
             entries = _own_entries(optimizer.state, settings.name, rollback)
@@ -291,43 +202,6 @@ class Grouping:
         }
 
 
-class GroupFormula:
-    """The formula of an optimizer with a group's hyperparameters."""
-
-    def __init__(self, optimizer: Any, values: dict[str, Any], rate: Any, scale: float) -> None:
-        self._arguments = optimizer, values, rate, scale
-        self._optimizer: Any = None
-
-    def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        if self._optimizer is None:
-            optimizer, values, rate, scale = self._arguments
-            if rate is not None:
-                values = {**values, "learning_rate": rate if scale == 1.0 else rate * scale}
-            self._optimizer = with_values(optimizer, values)
-        return self._optimizer._formula(gradient, parameter, state)
-
-
-def with_values(optimizer: Any, values: dict[str, Any]) -> Any:
-    """A copy of an optimizer whose hyperparameters have other values, for use within a step."""
-    cls: Any = type(optimizer)
-    # A property of a subclass would win over a value of the object.
-    replaced = {
-        name: value
-        for name, value in values.items()
-        if name != "learning_rate" and isinstance(getattr(cls, name, None), property)
-    }
-    if replaced:
-        metaclass: Any = type(cls)
-        cls = metaclass(cls.__name__, (cls,), {"__module__": cls.__module__, **replaced})
-    copy = object.__new__(cls)
-    vars(copy).update(vars(optimizer))
-    vars(copy).update({name: x for name, x in values.items() if name not in replaced})
-    copy._state = dict(optimizer.state)
-    if values.get("learning_rate") is not None:
-        copy._state["learning_rate"] = values["learning_rate"]
-    return copy
-
-
 def _own_entries(state: dict, name: str | None, rollback: Rollback) -> dict:
     for key in (reserved.KEY, reserved.GROUPS, name):
         if key not in state:
@@ -398,11 +272,3 @@ def for_each_leaf(
         below = None if state is None else state[key]
         index = tree.get(key) if isinstance(tree, dict) else None
         for_each_leaf(visit, child, below, index, f"{prefix}{key}")
-
-
-def _scale(given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, Real) or not given >= 0:
-        raise ValueError(
-            f"groups: learning_rate_scale: expected a number of 0 or more, got {given!r}"
-        )
-    return float(given)

@@ -181,7 +181,7 @@ def layer_decay(model: Any, decay: float, layers: str | None = None) -> list[Gro
     if not decay > 0:
         raise ValueError(f"layer_decay: decay: expected a number above 0, got {decay}")
     parameters = model.parameters() if isinstance(model, nn.Module) else model
-    paths = list(tree_flatten(parameters, destination={}))
+    paths = [str(path) for path in tree_flatten(parameters, destination={})]
     prefix = _list_of_layers(paths) if layers is None else f"{layers}."
     indices = [_index_behind(prefix, path) for path in paths]
     numbers = sorted({index for index in indices if index is not None})

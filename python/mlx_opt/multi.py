@@ -65,7 +65,7 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
 
     @loss_scale.setter
     def loss_scale(self, value: float | mx.array | None) -> None:
-        Optimizer.loss_scale.__set__(self, value)
+        self._set_loss_scale(value)
 
     @property
     def skipped(self) -> mx.array | None:
