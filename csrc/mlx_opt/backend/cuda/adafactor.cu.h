@@ -187,8 +187,9 @@ struct Tile {
 
 // The mean of the new means of a matrix's rows. All lanes return it.
 MLX_OPT_FN float mean_row(const AdafactorTensor& t, unsigned matrix) {
-  const int rows = cuda::adafactor_threads / t.row_split;
-  const Index blocks = (t.rows + rows - 1) / rows;
+  // As many as AdafactorMeans has for the rows of a matrix.
+  const Index blocks =
+      (t.rows * t.row_split + cuda::adafactor_threads - 1) / cuda::adafactor_threads;
   const double* totals = t.scratch.totals + matrix * blocks;
   double sum = 0.0;
   for (Index i = threadIdx.x % warp; i < blocks; i += warp) {
@@ -209,18 +210,26 @@ struct Factors {
     const AdafactorTensor& t = tile.tensor;
     const float* rows = t.scratch.row_means + tile.matrix * t.rows;
     const float* columns = t.scratch.column_factors + tile.matrix * t.columns;
-    const float mean = mean_row(t, tile.matrix);
     Factors factors;
 #pragma unroll
     for (int lane = 0; lane < vector_width; ++lane) {
       const Index column = tile.left + tile.column_of(lane, vectors);
-      const float x = column < tile.columns ? (t.transposed ? rows : columns)[column] : 1.0f;
-      factors.of_columns[lane] = t.transposed ? Adafactor::row_factor(x, mean) : x;
+      factors.of_columns[lane] =
+          column < tile.columns ? (t.transposed ? rows : columns)[column] : 1.0f;
     }
     const int line = threadIdx.x / warp + warps * (threadIdx.x % warp);
     const Index place = static_cast<Index>(tile.down) * cuda::adafactor_rows + line;
-    const float x = line < tile.height ? (t.transposed ? columns : rows)[place] : 1.0f;
-    factors.of_lines = t.transposed ? x : Adafactor::row_factor(x, mean);
+    factors.of_lines = line < tile.height ? (t.transposed ? columns : rows)[place] : 1.0f;
+    // Last: the mean waits for what it loads.
+    const float mean = mean_row(t, tile.matrix);
+    if (!t.transposed) {
+      factors.of_lines = Adafactor::row_factor(factors.of_lines, mean);
+      return factors;
+    }
+#pragma unroll
+    for (int lane = 0; lane < vector_width; ++lane) {
+      factors.of_columns[lane] = Adafactor::row_factor(factors.of_columns[lane], mean);
+    }
     return factors;
   }
 

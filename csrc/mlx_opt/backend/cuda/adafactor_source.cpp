@@ -27,18 +27,18 @@ Definition definition_of(AdafactorPass pass) {
   return {};
 }
 
-std::string bounds_of(AdafactorPass pass) {
-  switch (pass) {
+std::string bounds_of(const AdafactorKernel& kernel) {
+  switch (kernel.pass) {
     case AdafactorPass::squares:
     case AdafactorPass::update_squares:
       return "threads, 4";
     case AdafactorPass::update:
-      return "threads, 2";
+      return kernel.first_moment ? "threads, 2" : "threads, 3";
     case AdafactorPass::means:
     case AdafactorPass::rates:
       break;
   }
-  return "adafactor_threads";
+  return "adafactor_threads, 2";
 }
 
 std::string call_of(const AdafactorKernel& kernel) {
@@ -78,7 +78,7 @@ Program program_of(const AdafactorKernel& kernel) {
       kernel.capacity ? "AdafactorTable<" + std::to_string(kernel.capacity) + ">"
                       : "AdafactorStrided",
       call_of(kernel),
-      bounds_of(kernel.pass)};
+      bounds_of(kernel)};
 }
 
 } // namespace mlx_opt::cuda

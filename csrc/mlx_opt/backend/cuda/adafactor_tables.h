@@ -10,7 +10,7 @@ namespace cuda {
 // that are not factored are divided into rows of that width. adafactor_threads threads compute the
 // means of rows and columns, and a tensor's rates.
 constexpr int adafactor_rows = 128;
-constexpr int adafactor_threads = 1024;
+constexpr int adafactor_threads = 512;
 
 // A tensor's memory between the passes: sums, means and rates.
 struct AdafactorScratch {

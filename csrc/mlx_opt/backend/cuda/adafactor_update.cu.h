@@ -109,6 +109,7 @@ struct AdafactorUpdate : Pass<vector_width> {
   MLX_OPT_FN void transposed(const Table& table, const Tile<vector_width>& tile) {
     __shared__ typename Strip::Memory strip;
     __shared__ float of_rows[Tile<vector_width>::width];
+    __shared__ Patch<1, cuda::adafactor_rows, 1> of_columns;
     const AdafactorTensor& t = tile.tensor;
     const Uniforms<Adafactor> uniforms = uniforms_of(table, t);
     const auto rates = rates_of(t);
@@ -118,15 +119,13 @@ struct AdafactorUpdate : Pass<vector_width> {
     const bool down = tile.template allows_vectors<G>(t.in[4]);
     const bool along = t.columns % vector_width == 0 && has_aligned_rows(t);
     if (threadIdx.x < Tile<vector_width>::width) {
-      const float mean = mean_row(t, tile.matrix);
       const float x = threadIdx.x < height ? t.scratch.row_means[first_row + threadIdx.x] : 1.0f;
+      const float mean = mean_row(t, tile.matrix);
       of_rows[threadIdx.x] = Adafactor::row_factor(x, mean);
     }
-    float of_columns[vector_width];
-#pragma unroll
-    for (int lane = 0; lane < vector_width; ++lane) {
-      const Index column = first_column + Row::column_of(lane, along);
-      of_columns[lane] =
+    if (threadIdx.x < cuda::adafactor_rows) {
+      const Index column = first_column + threadIdx.x;
+      of_columns.at(0, threadIdx.x) =
           column < t.columns ? t.scratch.column_factors[tile.matrix * t.columns + column] : 1.0f;
     }
     const auto part_of = [&](int row) -> Row {
@@ -154,13 +153,15 @@ struct AdafactorUpdate : Pass<vector_width> {
       for (int k = 0; k < rows_of_thread; ++k) {
         const int row = row_of(k);
         const Row part = part_of(top + row);
-        float w[vector_width], m[vector_width], u[vector_width];
+        float w[vector_width], m[vector_width], u[vector_width], columns[vector_width];
         stored_w[k].widen(w);
         stored_m[k].widen(m);
         get_row(strip, row, along, u);
+        get_row(of_columns, 0, along, columns);
+        const float of_row = of_rows[top + row];
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          u[lane] = of_rows[top + row] * of_columns[lane] * (uniforms.scale * u[lane]);
+          u[lane] = of_row * columns[lane] * (uniforms.scale * u[lane]);
         }
         apply(w, m, u, uniforms, rates);
         part.template store<NewW>(t.out[0], w);
@@ -171,8 +172,9 @@ struct AdafactorUpdate : Pass<vector_width> {
     }
   }
 
-  // The rows of a transposed gradient that go through shared memory at once, and those of a thread.
-  static constexpr int strip_height = 8 * vector_width;
+  // The rows of a transposed gradient that go through shared memory at once: as many as fill a
+  // cache line of each column, unless a thread has too few registers for that.
+  static constexpr int strip_height = (has_moment && vector_width == 8 ? 4 : 8) * vector_width;
   static constexpr int threads_across = cuda::adafactor_rows / vector_width;
   static constexpr int rows_of_thread = strip_height * threads_across / threads;
   using Strip = PatchLoads<G, vector_width, strip_height, cuda::adafactor_rows>;
@@ -189,15 +191,15 @@ struct AdafactorUpdate : Pass<vector_width> {
            (!has_moment || List<M, NewM>::template aligned<vector_width>(moments));
   }
 
-  MLX_OPT_FN void get_row(
-      typename Strip::Memory& strip, int row, bool vectors, float (&to)[vector_width]) {
+  template <typename Memory>
+  MLX_OPT_FN void get_row(Memory& patch, int row, bool vectors, float (&to)[vector_width]) {
     if (vectors) {
-      strip.get(row, Row::column_of(0, true), to);
+      patch.get(row, Row::column_of(0, true), to);
       return;
     }
 #pragma unroll
     for (int lane = 0; lane < vector_width; ++lane) {
-      to[lane] = strip.at(row, Row::column_of(lane, false));
+      to[lane] = patch.at(row, Row::column_of(lane, false));
     }
   }
 
