@@ -85,13 +85,20 @@ std::string files_of_passes(std::string_view rule_header, bool two_passes) {
                      : joined(texts(), {"update.cu.h"}));
 }
 
+// Without a number of blocks the compiler aims for the most and spills registers for them.
+std::string bounds_of(const UpdateKernel& kernel) {
+  if (kernel.walk != Walk::transposed) {
+    return "threads";
+  }
+  return kernel.in.count() > 4 ? "threads, 3" : "threads, 4";
+}
+
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
   return {
       files_of_passes(rule_header, kernel.pass != Pass::whole),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
-      // Otherwise the compiler aims for the most blocks and spills registers for them.
-      kernel.walk == Walk::transposed ? "threads, 4" : "threads"};
+      bounds_of(kernel)};
 }
 
 Program program_of(const UpdateKernel& kernel) {
