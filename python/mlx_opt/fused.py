@@ -34,6 +34,9 @@ class FusedOptimizer(Optimizer):
 
     _forms: Forms
 
+    _read: tuple[str, ...]
+    """The attributes that a step reads."""
+
     _fixed: dict[str, Any] = {}
     """Hyperparameters of the rule that the optimizer does not have."""
 
@@ -56,6 +59,8 @@ class FusedOptimizer(Optimizer):
         if not hasattr(cls, "_rule"):
             return
         cls._forms = forms_of(cls._rule)
+        names = (*cls._forms.names, *cls._options)
+        cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
                 missing = attribute.standard if name in cls._additions else None
@@ -192,12 +197,8 @@ class FusedOptimizer(Optimizer):
 
     def _values(self) -> dict[str, Any]:
         """The values of all attributes that the rule needs; reads each once."""
-        fixed = self._fixed
-        values = {
-            name: fixed[name] if name in fixed else getattr(self, name)
-            for name in self._forms.names
-        }
-        for name in self._options:
+        values = dict(self._fixed)
+        for name in self._read:
             values[name] = getattr(self, name)
         return values
 

@@ -103,7 +103,7 @@ class Grouping:
                 value = schedule(optimizer.step)  # may replace the state
                 value = mx.array(float(value)) if isinstance(value, Real) else value
                 entries = _own_entries(optimizer.state, settings.name, rollback)
-                rollback.replace(entries, part, value, changes)
+                rollback.put(entries, part, value, changes)
             entries = _own_entries(optimizer.state, settings.name, rollback)
             for part, array in settings.arrays.items():
                 if part not in entries:

@@ -48,24 +48,16 @@ class Rollback:
     def note(self, undo: Callable[..., Any], *arguments: Any) -> None:
         self.notes.append((undo, arguments))
 
-    def put(self, entries: dict, key: Any, value: Any) -> None:
-        """Set an entry of a dict."""
+    def put(self, entries: dict, key: Any, value: Any, changes: list[Change] | None = None) -> None:
+        """Set an entry of a dict. If it had a value, the change is appended to `changes`."""
         if key in entries:
-            self.notes.append((setitem, (entries, key, entries[key])))
+            old = entries[key]
+            self.notes.append((setitem, (entries, key, old)))
+            if changes is not None:
+                changes.append(Change(entries, key, old, value))
         else:
             self.notes.append((_remove, (entries, key)))
         entries[key] = value
-
-    def replace(self, entries: dict, key: Any, value: Any, changes: list[Change]) -> None:
-        """Set an entry of a dict, and note the change if it had a value."""
-        if key in entries:
-            changes.append(Change(entries, key, entries[key], value))
-        self.put(entries, key, value)
-
-    def remove(self, entries: dict, key: Any) -> None:
-        """Remove an entry of a dict."""
-        self.notes.append((setitem, (entries, key, entries[key])))
-        del entries[key]
 
     def keep_tree(self, tree: Any) -> None:
         """Note the contents of all containers of a tree."""

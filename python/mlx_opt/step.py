@@ -145,15 +145,15 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     changes: list[Change] = []
     for name, schedule in optimizer._schedulers.items():
         value = schedule(optimizer.step)  # may replace the state
-        rollback.replace(optimizer.state, name, value, changes)
+        rollback.put(optimizer.state, name, value, changes)
     if grouping is not None:
         grouping.settle(optimizer, rollback, changes)
     number = _ext.next_number(optimizer.step)
-    rollback.replace(optimizer.state, "step", number, changes)
+    rollback.put(optimizer.state, "step", number, changes)
     values, step = optimizer._values(), optimizer.step
     kept = optimizer._next_kept(values, step)
     for name, number in kept.items():
-        rollback.replace(optimizer.state, name, number, changes)
+        rollback.put(optimizer.state, name, number, changes)
         values[name] = number
     portions = optimizer._portions(values)
     # A schedule may have installed a hook.

@@ -39,11 +39,13 @@ class Property(Point):
 
         def get(self):
             fire()
-            return inherited.fget(self) if inherited else vars(self)[f"own {name}"]
+            if inherited:
+                return inherited.__get__(self, type(self))
+            return vars(self)[f"own {name}"]
 
         def put(self, value):
             if inherited:
-                inherited.fset(self, value)
+                inherited.__set__(self, value)
             else:
                 vars(self)[f"own {name}"] = value
 

@@ -106,7 +106,7 @@ def adam(
 @reference(
     "AdamW",
     {"weight_decay": 0.1, "bias_correction": True},
-    {"weight_decay": 0.1, "nesterov": True, "cautious_weight_decay": True},
+    {"nesterov": True, "cautious_weight_decay": True},
 )
 def adamw(
     xp,
