@@ -152,9 +152,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
   for (mx::array& own : scratch) {
     encoder_.add_temporary(std::move(own));
   }
-  auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
-  note_step(stream_, commands);
+  end_step(stream_, encoder_, std::move(keep_alive));
 }
 
 } // namespace

@@ -1,5 +1,7 @@
 #include "mlx_opt/backend/metal/in_flight.h"
 
+#include <utility>
+
 #include "mlx_opt/backend/gpu/in_flight.h"
 
 namespace mlx_opt::metal {
@@ -23,7 +25,12 @@ void wait_for_last_but_one(mlx::core::Stream stream) {
   }
 }
 
-void note_step(mlx::core::Stream stream, MTL::CommandBuffer* commands) {
+void end_step(
+    mlx::core::Stream stream,
+    mlx::core::metal::CommandEncoder& encoder,
+    std::shared_ptr<void> keep_alive) {
+  auto* commands = encoder.get_command_buffer();
+  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
   in_flight().note(stream, [&](Commands& step) { step = NS::RetainPtr(commands); });
 }
 

@@ -35,6 +35,14 @@ bool may_overwrite(const mx::array& x, mx::Dtype dtype) {
 
 } // namespace
 
+bool place_all(std::vector<Leaf>& leaves, const Buffers& outputs) {
+  bool as_expected = true;
+  for (Leaf& leaf : leaves) {
+    as_expected &= leaf.place(outputs);
+  }
+  return as_expected;
+}
+
 uint64_t chunks_of(uint64_t size) {
   return (size + chunk - 1) / chunk;
 }

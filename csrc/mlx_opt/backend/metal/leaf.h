@@ -45,6 +45,9 @@ struct Leaf {
   void set_walk(const mx::array* const* arrays);
 };
 
+/// Places all leaves. Returns true if all kernels were right already.
+bool place_all(std::vector<Leaf>& leaves, const Buffers& outputs);
+
 /// The number of threadgroups for a contiguous tensor of `size` elements.
 uint64_t chunks_of(uint64_t size);
 

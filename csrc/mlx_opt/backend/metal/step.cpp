@@ -85,20 +85,14 @@ void MetalStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_alive
   if (leaves_.empty()) {
     return;
   }
-  bool as_expected = true;
-  for (Leaf& leaf : leaves_) {
-    as_expected &= leaf.place(outputs);
-  }
-  if (!as_expected) {
+  if (!place_all(leaves_, outputs)) {
     find_updates();
   }
   const mx::array group_uniforms = group_uniforms_->encode(encoder_);
   for (const Update& update : updates_) {
     encode(update, group_uniforms, outputs);
   }
-  auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
-  note_step(stream_, commands);
+  end_step(stream_, encoder_, std::move(keep_alive));
 }
 
 } // namespace

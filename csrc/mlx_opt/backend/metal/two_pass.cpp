@@ -204,11 +204,7 @@ void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_ali
   if (leaves_.empty()) {
     return;
   }
-  bool as_expected = true;
-  for (Leaf& leaf : leaves_) {
-    as_expected &= leaf.place(outputs);
-  }
-  if (!as_expected) {
+  if (!place_all(leaves_, outputs)) {
     find_passes();
   }
   std::vector<Scratch> scratch;
@@ -221,9 +217,7 @@ void TwoPassStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_ali
     encoder_.add_temporary(std::move(own.sums));
     encoder_.add_temporary(std::move(own.rates));
   }
-  auto* commands = encoder_.get_command_buffer();
-  commands->addCompletedHandler([keep_alive = std::move(keep_alive)](MTL::CommandBuffer*) {});
-  note_step(stream_, commands);
+  end_step(stream_, encoder_, std::move(keep_alive));
 }
 
 } // namespace
