@@ -379,10 +379,10 @@ def test_muon_with_a_fallback(rate_scales):
     assert_close(by_path(w), by_path(expected), 1e-6)
 
 
-def test_copies_and_pickles_go_on_alike():
-    optimizer = mlx_opt.AdamW(
-        RATE, groups=[mlx_opt.no_decay(), Group("embed", name="e", eps=mx.array(1e-3))]
-    )
+@pytest.mark.parametrize("eps", [1e-3, mx.array(1e-3)], ids=["number", "array"])
+def test_copies_and_pickles_go_on_alike(eps):
+    groups = [mlx_opt.no_decay(), Group("embed", name="e", eps=eps)]
+    optimizer = mlx_opt.AdamW(RATE, groups=groups)
     w = optimizer.apply_gradients(tree(1), tree(0))
     mx.eval(w, optimizer.state)
     copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
@@ -419,3 +419,28 @@ def test_groups_take_the_place_of_stocks_split():
             w = ours.apply_gradients(tree(10 + step), w)
             expected = theirs.apply_gradients(tree(10 + step), expected)
     assert_close(by_path(w), by_path(expected), 2e-6)
+
+
+def test_values_that_change_between_steps_count():
+    optimizer, w = (
+        mlx_opt.AdamW(RATE, betas=[0.9, 0.99], groups=[Group("*.bias", eps=0.1)]),
+        tree(0),
+    )
+    constant = mlx_opt.AdamW(RATE, betas=[0.9, 0.99], groups=[Group("*.bias", eps=0.1)])
+    optimizer.apply_gradients(tree(1), w), constant.apply_gradients(tree(1), w)
+    for change in (
+        lambda: optimizer.betas.__setitem__(0, 0.5),
+        lambda: setattr(optimizer, "weight_decay", 0.3),
+        lambda: setattr(optimizer, "learning_rate", 0.5),
+    ):
+        change()
+        other = mlx_opt.AdamW(
+            0.5 if optimizer.learning_rate.item() == 0.5 else RATE,
+            betas=list(optimizer.betas),
+            weight_decay=optimizer.weight_decay,
+            groups=[Group("*.bias", eps=0.1)],
+        )
+        other.state = copy.deepcopy(optimizer.state)
+        other.learning_rate = optimizer.learning_rate
+        expected = other.apply_gradients(tree(2), w)
+        assert_same(by_path(optimizer.apply_gradients(tree(2), w)), by_path(expected))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from numbers import Real
+from operator import is_
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
 from . import _ext, reserved
-from .assignment import Assignment, Combination
+from .assignment import Assignment, Combination, Found
 from .group_formula import GroupFormula, with_values
 from .group_settings import LearningRate, Settings
 from .groups import Group
@@ -34,6 +35,34 @@ class Portion(NamedTuple):
     positions: list[int]
 
 
+class _Combined(NamedTuple):
+    """What the leaves of one combination of groups have."""
+
+    hypers: list[Any]
+    own: dict[str, Any]
+    """What the groups set."""
+
+    values: dict[str, Any]
+    """All hyperparameters."""
+
+    @property
+    def scale(self) -> float:
+        return self.own.get("learning_rate_scale", 1.0)
+
+    def rate(self, optimizer: Any) -> Any:
+        own = self.own.get("learning_rate")
+        return optimizer._rate(self.values) if own is None else own
+
+
+class _Plan(NamedTuple):
+    """The portions of a step without their learning rates, which are the same in the next step if
+    the optimizer's own hyperparameters are."""
+
+    found: Found
+    key: list[Any]
+    portions: list[tuple[_ext.Program, list[_Combined], list[int]]]
+
+
 class Grouping:
     """The groups of an optimizer."""
 
@@ -48,6 +77,11 @@ class Grouping:
         if len(names) != len(set(names)):
             raise ValueError(f"{optimizer}: groups: two groups have the same name")
         self.assignment = Assignment(groups, [each.keys for each in self._settings])
+        self._has_values_in_state = any(each.is_in_state for each in self._settings)
+        self._plan: _Plan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_plan": None}  # programs cannot be pickled
 
     def check(self, optimizer: Any, base: dict[str, Any]) -> None:
         """Raise what the values of a group would raise in a step."""
@@ -115,28 +149,51 @@ class Grouping:
 
     def portions(self, optimizer: Any, base: dict[str, Any]) -> list[Portion]:
         """The portions of a step. `base`: the optimizer's own hyperparameters."""
+        found, key = self.assignment.found, _key_of(base)
+        plan = self._plan
+        if plan is None or plan.found is not found or not _same(plan.key, key):
+            plan = self._planned(optimizer, base, found, key)
+            self._plan = None if self._has_values_in_state else plan
+        rate: Any = None
+        portions: list[Portion] = []
+        for program, combinations, positions in plan.portions:
+            groups = []
+            for combined in combinations:
+                own_rate = combined.own.get("learning_rate")
+                if own_rate is None:
+                    rate = own_rate = combined.rate(optimizer) if rate is None else rate
+                formula = optimizer._formula
+                if combined.own:
+                    formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
+                groups.append((combined.hypers, own_rate, combined.scale, formula))
+            portions.append(Portion(program, groups, found.tree, positions))
+        return portions
+
+    def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
         entries = _entries_of(optimizer.state)
         settled = [each.values(self._attributes, entries) for each in self._settings]
-        portions: dict[_ext.Program, list[Any]] = {}
+        portions: dict[_ext.Program, list[_Combined]] = {}
         places: list[tuple[Any, int]] = []  # the program and the group of each combination
-        for combination in self.assignment.found.combinations:
-            own = {key: settled[i][key] for key, i in combination.items()}
+        for combination in found.combinations:
+            own = {name: settled[i][name] for name, i in combination.items()}
             if own.get("frozen"):
                 places.append((None, 0))
                 continue
-            program, group = self._group(optimizer, base, own)
+            program, combined = self._combined(optimizer, base, own)
             groups = portions.setdefault(program, [])
             places.append((program, len(groups)))
-            groups.append(group)
+            groups.append(combined)
         if not portions:  # there are no parameters, or all are frozen
-            program, group = self._group(optimizer, base, {})
-            portions[program] = [group]
-        return [
-            Portion(
-                program, groups, self.assignment.found.tree, _positions(places, program, i == 0)
-            )
-            for i, (program, groups) in enumerate(portions.items())
-        ]
+            program, combined = self._combined(optimizer, base, {})
+            portions[program] = [combined]
+        return _Plan(
+            found,
+            key,
+            [
+                (program, groups, _positions(places, program, i == 0))
+                for i, (program, groups) in enumerate(portions.items())
+            ],
+        )
 
     def described(self, optimizer: Any, base: dict[str, Any], parameters: Any) -> Described:
         """What the optimizer does with each parameter. `base`: its own hyperparameters."""
@@ -148,8 +205,9 @@ class Grouping:
             combination = self.assignment.found.combinations[index]
             own = self._own_values(combination, optimizer.state)
             frozen = bool(own.get("frozen"))
-            program, (_, rate, scale, _) = self._group(optimizer, base, own)
-            values = _shown(rate, scale, {name: own.get(name, base[name]) for name in base})
+            program, combined = self._combined(optimizer, base, own)
+            rate, scale = combined.rate(optimizer), combined.scale
+            values = _shown(rate, scale, {name: combined.values[name] for name in base})
             rows.append(
                 ParameterRow(
                     path,
@@ -163,8 +221,8 @@ class Grouping:
             )
 
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
-        _, (_, rate, _, _) = self._group(optimizer, base, {})
-        return Described(type(optimizer).__name__, _shown(rate, 1.0, base), rows)
+        shown = _shown(optimizer._rate(base), 1.0, base)
+        return Described(type(optimizer).__name__, shown, rows)
 
     def frozen(self, parameters: Any) -> list[str]:
         """The paths of assigned parameters that are frozen."""
@@ -178,20 +236,16 @@ class Grouping:
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
         return paths
 
-    def _group(self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]) -> tuple[Any, Any]:
-        """The program of a combination's leaves, and what Part needs of their group."""
-        if not own:
-            program, hypers = optimizer._program_of(base)
-            return program, (hypers, optimizer._rate(base), 1.0, optimizer._formula)
+    def _combined(
+        self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]
+    ) -> tuple[_ext.Program, _Combined]:
+        """The program of the leaves of a combination, whose groups set `own`."""
         values = {**base, **own}
         program, hypers = optimizer._program_of(values)
-        rate = own["learning_rate"] if "learning_rate" in own else optimizer._rate(values)
-        scale = own.get("learning_rate_scale", 1.0)
-        reads_rate = optimizer._reads_rate(values)
         for name in ("learning_rate", "learning_rate_scale"):
-            if name in own and not reads_rate:
+            if name in own and not optimizer._reads_rate(values):
                 raise ValueError(f"groups: {name}: the step does not read the learning rate")
-        return program, (hypers, rate, scale, GroupFormula(optimizer, own, rate, scale))
+        return program, _Combined(hypers, own, values)
 
     def _own_values(self, combination: Combination, state: dict) -> dict[str, Any]:
         """What the groups of a combination set."""
@@ -235,6 +289,21 @@ def _positions(places: list[tuple[Any, int]], program: _ext.Program, is_first: b
         unchanged if own is None else group if own is program else other_part
         for own, group in places
     ]
+
+
+def _key_of(base: dict[str, Any]) -> list[Any]:
+    """The numbers of hyperparameters, to be compared with those of another step."""
+    key: list[Any] = []
+    for value in base.values():
+        if isinstance(value, (list, tuple)):  # may change its elements
+            key += value
+        else:
+            key.append(value)
+    return key
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _shown(rate: mx.array | None, scale: float, values: dict[str, Any]) -> dict[str, Any]:
