@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import RULES, copied, normal, same_bits, wide
+from cases import RULES, assert_close, copied, normal, same_bits, wide
+from mlx_opt import references
 
 # Views of a buffer that they do not fill from its start in order; rows are 64 elements, so that a
 # tail is little shorter than its buffer.
@@ -36,6 +37,10 @@ def test_the_last_view_of_a_buffer_is_read_as_what_it_shows(view, place):
         expected, state = one_step(clean, exact)
         mx.eval(values)
         got, got_state = one_step(optimizer, values)
+        if not references.is_elementwise(case.rule) and mx.default_device() == mx.gpu:
+            # A GPU sums a view in another order.
+            assert_close([got, got_state], [expected, state], 1e-6)
+            continue
         assert same_bits(got, expected), case
         for name in case.slots:
             assert same_bits(got_state[name], state[name]), (case, name)
