@@ -256,8 +256,8 @@ CASES = [
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
 ]
 
-# Elementwise rules have one driver. Runs for what does not depend on the arithmetic, as those of the
-# sanitizers, need those that differ in the number and kind of their slots.
+# Elementwise rules have one driver. Runs for what does not depend on the arithmetic, as the
+# sanitizers', need those that differ in the number and kind of their slots.
 if os.environ.get("MLX_OPT_FEW_RULES"):
     FEW = {"SGD", "SignSGD", "Lion", "AdamW", "AdEMAMix", "Adan", "NAdam", "MADGRAD", "Lamb"}
     CASES = [case for case in CASES if case.rule in FEW]

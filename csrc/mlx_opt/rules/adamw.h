@@ -43,8 +43,8 @@ struct AdamW {
   })
 };
 
-// With Nesterov's momentum (Dozat, 2016) and with decay only where the update shrinks the parameter
-// too (Chen et al., arXiv:2510.12402), or one of these.
+// With a momentum that looks one step ahead (Dozat, ICLR 2016 workshop), and with decay only where
+// the update shrinks the parameter too (Chen et al., arXiv:2510.12402), or one of these.
 struct AdamWVariant {
   struct Hypers {
     Hyper beta1, beta2, eps, weight_decay, bias_correction, nesterov, cautious_weight_decay;
