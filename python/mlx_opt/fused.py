@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +12,7 @@ from .clipping import Formula
 from .forms import Forms, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
-from .hyperparameters import Hyperparameter, Option, first_value, has_schedule
+from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
 from .rule_formula import STORAGE, rule_formula
 from .step import Share
@@ -262,34 +260,6 @@ def described_by(optimizer: Any, parameters: Any, model: Any) -> list[Described]
     """What an optimizer does with its parameters; empty for one that has no rule."""
     describes = getattr(optimizer, "_described", None)
     return [] if describes is None else describes(parameters, model)
-
-
-def constructor(cls: type, *additions: str) -> Callable[..., None]:
-    """The constructor of an optimizer of mlx.optimizers, with flags and `groups` added."""
-    inherited = cls.__init__  # type: ignore[misc]
-    signature = inspect.signature(inherited)
-    defaults = {**dict.fromkeys(additions, False), "groups": ()}
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
-        try:
-            given = signature.bind(self, *args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        scheduled = {name for name in self._forms.attributes if has_schedule(given.get(name))}
-        # mlx.optimizers checks its arguments, so it gets the first values of schedules.
-        inherited(**{**given, **{name: first_value(given[name]) for name in scheduled}})
-        for name in scheduled:
-            setattr(self, name, given[name])
-        for name in additions:
-            setattr(self, name, bool(added[name]))
-        self._set_groups(added["groups"])
-
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
-    parameters = [*signature.parameters.values(), *own]
-    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return __init__
 
 
 def in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:

@@ -15,8 +15,9 @@ import mlx.optimizers.optimizers as stock
 from . import _ext
 from .base import Optimizer
 from .clipping import clip_grad_norm
+from .constructors import constructor, docstring
 from .derived import optimizer_class
-from .fused import FusedOptimizer, constructor
+from .fused import FusedOptimizer
 from .multi import MultiOptimizer
 from .muon import Muon
 
@@ -38,31 +39,31 @@ __all__ = [
 
 
 class SGD(FusedOptimizer, stock.SGD):
-    __doc__ = stock.SGD.__doc__
+    __doc__ = docstring(stock.SGD)
     __init__ = constructor(stock.SGD)
     _rule = "SGD"
 
 
 class RMSprop(FusedOptimizer, stock.RMSprop):
-    __doc__ = stock.RMSprop.__doc__
+    __doc__ = docstring(stock.RMSprop)
     __init__ = constructor(stock.RMSprop)
     _rule = "RMSprop"
 
 
 class Adagrad(FusedOptimizer, stock.Adagrad):
-    __doc__ = stock.Adagrad.__doc__
+    __doc__ = docstring(stock.Adagrad)
     __init__ = constructor(stock.Adagrad)
     _rule = "Adagrad"
 
 
 class AdaDelta(FusedOptimizer, stock.AdaDelta):
-    __doc__ = stock.AdaDelta.__doc__
+    __doc__ = docstring(stock.AdaDelta)
     __init__ = constructor(stock.AdaDelta)
     _rule = "AdaDelta"
 
 
 class Adam(FusedOptimizer, stock.Adam):
-    __doc__ = stock.Adam.__doc__
+    __doc__ = docstring(stock.Adam, "nesterov")
     __init__ = constructor(stock.Adam, "nesterov")
     _additions: tuple[str, ...] = ("nesterov",)
     _rule = "AdamW"
@@ -70,27 +71,27 @@ class Adam(FusedOptimizer, stock.Adam):
 
 
 class AdamW(Adam, stock.AdamW):
-    __doc__ = stock.AdamW.__doc__
+    __doc__ = docstring(stock.AdamW, "nesterov", "cautious_weight_decay")
     __init__ = constructor(stock.AdamW, "nesterov", "cautious_weight_decay")
     _additions = ("nesterov", "cautious_weight_decay")
     _fixed = {}
 
 
 class Adamax(Adam, stock.Adamax):
-    __doc__ = stock.Adamax.__doc__
+    __doc__ = docstring(stock.Adamax)
     __init__ = constructor(stock.Adamax)
     _additions = ()
     _rule = "Adamax"
 
 
 class Lion(FusedOptimizer, stock.Lion):
-    __doc__ = stock.Lion.__doc__
+    __doc__ = docstring(stock.Lion)
     __init__ = constructor(stock.Lion)
     _rule = "Lion"
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):
-    __doc__ = stock.Adafactor.__doc__
+    __doc__ = docstring(stock.Adafactor)
     __init__ = constructor(stock.Adafactor)
     _rule = "Adafactor"
 
