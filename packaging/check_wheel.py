@@ -30,6 +30,7 @@ HEADERS = {
     "types/arrays",
     "types/clipping",
     "types/export",
+    "types/group",
     "types/hyperparameters",
     "version",
 }
