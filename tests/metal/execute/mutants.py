@@ -46,7 +46,7 @@ MUTANTS = [
         "the learning rate is not multiplied by the group's factor",
         "own[1].value * rate",
         "rate",
-        "test_the_tensors_of_a_pack_have_groups and AdamW",
+        "groups_of_their_own and SGD",
         "assert",
     ),
     Mutant(
