@@ -2,7 +2,7 @@
 
 import math
 
-from .registry import log, log_between, progress, reference, value_or
+from .registry import log, log_between, one_minus_power, progress, reference, value_or, with_decay
 
 
 @reference("RAdam", {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True})
@@ -26,11 +26,11 @@ def radam(
     """
     beta1, beta2 = betas
     coupled = 0 if decoupled_weight_decay else weight_decay
-    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, coupled, w)
 
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     length = radam_length(xp, beta2, step)
     adaptive = length > 5
     length, limit = xp.maximum(length, 5), xp.maximum(2 / (1 - beta2) - 1, 5)
@@ -77,7 +77,7 @@ def adopt(
     """
     beta1, beta2 = betas
     coupled = 0 if decouple else weight_decay
-    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, coupled, w)
 
     root = xp.sqrt(value_or(xp, state["v"], math.inf))  # the first step divides by infinity
     n = g / xp.maximum(root, eps)
@@ -115,7 +115,7 @@ def adam_atan2(
 
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     d = learning_rate * a * xp.arctan2(m / c1, b * xp.sqrt(v / c2))
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}
 
@@ -141,7 +141,7 @@ def laprop(
     beta1, beta2 = betas
 
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     m = beta1 * state["m"] + (1 - beta1) * g / (xp.sqrt(v / c2) + eps)
     w = (1 - learning_rate * weight_decay) * (w - learning_rate * m / c1)
     return w, {"m": m, "v": v}
@@ -172,10 +172,10 @@ def qhadam(
     """
     nu1, nu2 = nus
     coupled = 0 if decouple_weight_decay else weight_decay
-    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, coupled, w)
 
     def fresh(beta):
-        return xp.where(step == 1, 1, (1 - beta) / -xp.expm1(step * log(xp, beta)))
+        return xp.where(step == 1, 1, (1 - beta) / one_minus_power(xp, beta, step))
 
     fresh1, fresh2 = map(fresh, betas)
     m = (1 - fresh1) * state["m"] + fresh1 * g
@@ -209,7 +209,7 @@ def adabelief(
 
     m = beta1 * state["m"] + (1 - beta1) * g
     s = beta2 * state["s"] + (1 - beta2) * (g - m) ** 2 + eps
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     d = learning_rate * (m / c1) / (xp.sqrt(s / c2) + eps)
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "s": s}
 
@@ -238,7 +238,7 @@ def yogi(
 
     m = beta1 * state["m"] + (1 - beta1) * g
     v = before - (1 - beta2) * xp.sign(before - g**2) * g**2
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     d = learning_rate * (m / c1) / (xp.sqrt(v / c2) + eps)
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}
 
@@ -253,11 +253,11 @@ def diffgrad(
     arXiv:1909.11015.
     """
     beta1, beta2 = betas
-    g = g + xp.where(weight_decay == 0, 0, weight_decay * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, weight_decay, w)
 
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     friction = 1 + xp.exp(-xp.abs(state["previous"] - g))
     d = learning_rate * xp.sqrt(c2) / c1 * m / (friction * (xp.sqrt(v) + eps))
     return w - d, {"m": m, "v": v, "previous": g}
@@ -289,6 +289,6 @@ def simplified_ademamix(
 
     m = xp.exp(log_between(xp, min_beta1, beta1, done)) * state["m"] + g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c2 = -xp.expm1(step * log(xp, beta2))
+    c2 = one_minus_power(xp, beta2, step)
     d = learning_rate * (m + alpha * g) / (xp.sqrt(v / c2) + eps)
     return (1 - learning_rate * weight_decay) * w - d, {"m": m, "v": v}

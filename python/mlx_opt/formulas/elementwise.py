@@ -2,7 +2,7 @@
 
 import math
 
-from .registry import log, log_between, progress, reference, value_or
+from .registry import log_between, one_minus_power, progress, reference, value_or, with_decay
 
 
 @reference(
@@ -208,8 +208,8 @@ def ademamix(
     m1 = beta1 * state["m1"] + (1 - beta1) * g
     m2 = xp.exp(log_beta3) * state["m2"] - xp.expm1(log_beta3) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
-    c1 = -xp.expm1(step * log(xp, beta1))
-    c2 = -xp.expm1(step * log(xp, beta2))
+    c1 = one_minus_power(xp, beta1, step)
+    c2 = one_minus_power(xp, beta2, step)
     d = learning_rate * (m1 / c1 + alpha * m2) / (xp.sqrt(v / c2) + eps)
     w = (1 - learning_rate * weight_decay) * w - d
     return w, {"m1": m1, "m2": m2, "v": v}
@@ -240,7 +240,7 @@ def adan(
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * difference
     n = beta3 * state["n"] + (1 - beta3) * (g + beta2 * difference) ** 2
-    c1, c2, c3 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2, c3 = (one_minus_power(xp, beta, step) for beta in betas)
     d = learning_rate * (m / c1 + beta2 * v / c2) / (xp.sqrt(n / c3) + eps)
     decay = learning_rate * weight_decay
     w = (1 - decay) * w - d if no_prox else (w - d) / (1 + decay)
@@ -275,13 +275,13 @@ def nadam(
     if mu_product is None:  # that of steps that all had these hyperparameters
         mu_product = math.prod(momentum(i) for i in range(1, step + 1))
     coupled = 0 if decoupled_weight_decay else weight_decay
-    g = g + xp.where(coupled == 0, 0, coupled * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, coupled, w)
 
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
     now, following = momentum(step), momentum(step + 1)
     u = (1 - now) * g / (1 - mu_product) + following * m / (1 - mu_product * following)
-    d = learning_rate * u / (xp.sqrt(v / -xp.expm1(step * log(xp, beta2))) + eps)
+    d = learning_rate * u / (xp.sqrt(v / one_minus_power(xp, beta2, step)) + eps)
     if decoupled_weight_decay:
         w = (1 - learning_rate * weight_decay) * w
     return w - d, {"m": m, "v": v}
@@ -302,7 +302,7 @@ def madgrad(xp, w, g, state, step, *, learning_rate, momentum=0.9, weight_decay=
     x0 = value_or(xp, state["x0"], w)
     weight = learning_rate * xp.sqrt(step)
 
-    g = g + xp.where(weight_decay == 0, 0, weight_decay * w)  # 0 of an infinite parameter too
+    g = with_decay(xp, g, weight_decay, w)
     s = state["s"] + weight * g
     v = state["v"] + weight * g**2
     root = v ** (1 / 3) + eps

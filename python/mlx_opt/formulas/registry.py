@@ -48,6 +48,16 @@ def log(xp, x):
     return math.log(x) if x > 0 else -1e300
 
 
+def one_minus_power(xp, beta, step):
+    """1 - beta^step, without cancellation."""
+    return -xp.expm1(step * log(xp, beta))
+
+
+def with_decay(xp, g, decay, w):
+    """A gradient to which decay is added: none if it is 0, of an infinite parameter either."""
+    return g + xp.where(decay == 0, 0, decay * w)
+
+
 def value_or(xp, slot, first):
     """The values of a slot, or `first` where it is unset, that is NaN."""
     return xp.where(xp.isnan(slot), first, slot)

@@ -1,6 +1,6 @@
 """The formulas of the rules that look at whole tensors."""
 
-from .registry import finish, log, reference
+from .registry import finish, one_minus_power, reference
 
 
 @reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
@@ -77,7 +77,7 @@ def lamb(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, 
 def lamb_from_state(
     xp, w, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01
 ):
-    c1, c2 = (-xp.expm1(step * log(xp, beta)) for beta in betas)
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     u = (state["m"] / c1) / (xp.sqrt(state["v"] / c2) + eps) + weight_decay * w
     norm_w = xp.sqrt(xp.sum(xp.abs(w) ** 2))
     norm_u = xp.sqrt(xp.sum(xp.abs(u) ** 2))
