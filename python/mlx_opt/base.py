@@ -116,7 +116,7 @@ class Optimizer(stock.Optimizer):
     def grad_norm(self) -> mx.array | None:
         """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
         array; before the first of these, None."""
-        return reserved.entries_of(self.state).get("grad_norm")
+        return reserved.entries_of(self._clip_state()).get("grad_norm")
 
     @property
     def loss_scale(self) -> mx.array | None:
@@ -141,30 +141,27 @@ class Optimizer(stock.Optimizer):
             >>> optimizer.apply_gradients({"w": slope}, {"w": w})
             {'w': array([-0.5], dtype=float16)}
         """
-        return reserved.entries_of(self.state).get(loss_scale.KEY)
+        return reserved.entries_of(self._clip_state()).get(loss_scale.KEY)
 
     @loss_scale.setter
     def loss_scale(self, value: float | mx.array | None) -> None:
-        self._set_loss_scale(value)
-
-    def _set_loss_scale(self, value: float | mx.array | None) -> None:
         scale = None if value is None else loss_scale.checked(value)
-        entries = self._entries_for_clipping()
+        entries = self._clip_state().setdefault(reserved.KEY, {})
         entries.pop(loss_scale.STEPS_KEY, None)
         if scale is None:
             entries.pop(loss_scale.KEY, None)
         else:
             entries[loss_scale.KEY] = scale
 
-    def _entries_for_clipping(self) -> dict:
-        """mlx_opt's entries of the state that holds the results of clipping."""
-        return self.state.setdefault(reserved.KEY, {})
+    def _clip_state(self) -> dict:
+        """The state that holds the results of clipping."""
+        return self.state
 
     @property
     def skipped(self) -> mx.array | None:
         """The number of steps that were skipped because the norm of their gradients was infinite or
         NaN, a 0-d array; before the first step with ``skip_nonfinite``, None."""
-        return reserved.entries_of(self.state).get("skipped")
+        return reserved.entries_of(self._clip_state()).get("skipped")
 
     def _shares(self, gradients: Any) -> list[Share]:
         """The parts of a step of this class, even if a subclass overrides `apply_gradients`."""

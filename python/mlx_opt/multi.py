@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import reserved
 from .base import Optimizer, shares_of
 from .fused import described_by
 from .step import Share
@@ -50,27 +48,10 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
             if isinstance(optimizer, Optimizer):
                 optimizer.check(part, parameters)
 
-    @property
-    def grad_norm(self) -> mx.array | None:
-        """As for any :class:`Optimizer`: the global norm of all gradients."""
-        return reserved.entries_of(self.optimizers[0].state).get("grad_norm")
-
-    def _entries_for_clipping(self) -> dict:
-        return self.optimizers[0].state.setdefault(reserved.KEY, {})
-
-    @property
-    def loss_scale(self) -> mx.array | None:
-        """As for any :class:`Optimizer`: of all gradients."""
-        return reserved.entries_of(self.optimizers[0].state).get("loss_scale")
-
-    @loss_scale.setter
-    def loss_scale(self, value: float | mx.array | None) -> None:
-        self._set_loss_scale(value)
-
-    @property
-    def skipped(self) -> mx.array | None:
-        """As for any :class:`Optimizer`."""
-        return reserved.entries_of(self.optimizers[0].state).get("skipped")
+    def _clip_state(self) -> dict:
+        # The results are those of all gradients; each optimizer has them.
+        state: dict = self.optimizers[0].state
+        return state
 
     def _shares(self, gradients: Any) -> list[Share]:
         parts = self._split_dictionary(gradients)
