@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
 from . import _ext, reserved
-from .assignment import Assignment, Combination, Found
+from .assignment import Assignment, Found
 from .group_formula import GroupFormula, with_values
 from .group_settings import LearningRate, Settings
 from .groups import Group
@@ -106,10 +106,7 @@ class Grouping:
         skeleton._state = optimizer.state
         skeleton.init(parameters)
         begun: list[str] = []
-        optimizers = [
-            with_values(optimizer, self._own_values(combination, optimizer.state))
-            for combination in self.assignment.found.combinations
-        ]
+        optimizers = [with_values(optimizer, own) for own in self._own_values(optimizer.state)]
         frozen = [bool(vars(each).get("frozen")) for each in optimizers]
 
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
@@ -170,12 +167,9 @@ class Grouping:
         return portions
 
     def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
-        entries = _entries_of(optimizer.state)
-        settled = [each.values(self._attributes, entries) for each in self._settings]
         portions: dict[_ext.Program, list[_Combined]] = {}
         places: list[tuple[Any, int]] = []  # the program and the group of each combination
-        for combination in found.combinations:
-            own = {name: settled[i][name] for name, i in combination.items()}
+        for own in self._own_values(optimizer.state):
             if own.get("frozen"):
                 places.append((None, 0))
                 continue
@@ -198,14 +192,16 @@ class Grouping:
     def described(self, optimizer: Any, base: dict[str, Any], parameters: Any) -> Described:
         """What the optimizer does with each parameter. `base`: its own hyperparameters."""
         rows: list[ParameterRow] = []
+        combinations = self.assignment.found.combinations
+        settled = [
+            self._combined(optimizer, base, own) for own in self._own_values(optimizer.state)
+        ]
 
         def add(path: str, parameter: Any, _: Any, index: Any) -> None:
             if not isinstance(parameter, mx.array):
                 raise TypeError(f"{path}: expected an array, got {type(parameter).__name__}")
-            combination = self.assignment.found.combinations[index]
-            own = self._own_values(combination, optimizer.state)
-            frozen = bool(own.get("frozen"))
-            program, combined = self._combined(optimizer, base, own)
+            combination, (program, combined) = combinations[index], settled[index]
+            frozen = bool(combined.own.get("frozen"))
             rate, scale = combined.rate(optimizer), combined.scale
             values = _shown(rate, scale, {name: combined.values[name] for name in base})
             rows.append(
@@ -247,13 +243,14 @@ class Grouping:
                 raise ValueError(f"groups: {name}: the step does not read the learning rate")
         return program, _Combined(hypers, own, values)
 
-    def _own_values(self, combination: Combination, state: dict) -> dict[str, Any]:
-        """What the groups of a combination set."""
+    def _own_values(self, state: dict) -> list[dict[str, Any]]:
+        """What the groups of each combination set."""
         entries = _entries_of(state)
-        return {
-            key: self._settings[i].values(self._attributes, entries)[key]
-            for key, i in combination.items()
-        }
+        settled = [each.values(self._attributes, entries) for each in self._settings]
+        return [
+            {name: settled[i][name] for name, i in combination.items()}
+            for combination in self.assignment.found.combinations
+        ]
 
 
 def _own_entries(state: dict, name: str | None, rollback: Rollback) -> dict:
