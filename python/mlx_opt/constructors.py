@@ -9,6 +9,16 @@ from typing import Any
 from .hyperparameters import first_value, has_schedule
 
 
+def bound(
+    signature: inspect.Signature, name: str, *args: Any, **kwargs: Any
+) -> inspect.BoundArguments:
+    """The arguments of a constructor; an error names the class."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
 def constructor(cls: type, *additions: str) -> Callable[..., None]:
     """The constructor of an optimizer of mlx.optimizers, with flags and `groups` added."""
     inherited = cls.__init__  # type: ignore[misc]
@@ -17,10 +27,7 @@ def constructor(cls: type, *additions: str) -> Callable[..., None]:
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
-        try:
-            given = signature.bind(self, *args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}: {error}") from None
+        given = bound(signature, type(self).__name__, self, *args, **kwargs).arguments
         scheduled = {name for name in self._forms.attributes if has_schedule(given.get(name))}
         # mlx.optimizers checks its arguments, so it gets the first values of schedules.
         inherited(**{**given, **{name: first_value(given[name]) for name in scheduled}})

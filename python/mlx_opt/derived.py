@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from . import _ext
+from .constructors import bound
 from .forms import Form, forms_of
 from .formulas import FORMULAS
 from .fused import FusedOptimizer
@@ -49,10 +50,7 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
     signature = _signature(attributes)
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            arguments = signature.bind(self, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+        arguments = bound(signature, name, self, *args, **kwargs)
         arguments.apply_defaults()
         DerivedOptimizer.__init__(self)
         self._maybe_schedule("learning_rate", arguments.arguments["learning_rate"])
