@@ -9,6 +9,7 @@
 
 #include "mlx/types/half_types.h"
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
+#include "mlx_opt/rules/registry.h"
 
 using namespace mlx_opt;
 using namespace mlx_opt::cpu;

@@ -1,30 +1,5 @@
-// Every rule of the library. A new rule is one header and one line here.
+// The names of all rules. A new rule is one header, one line here and its include in registry.h.
 #pragma once
-#include "adabelief.h"
-#include "adadelta.h"
-#include "adafactor.h"
-#include "adagrad.h"
-#include "adam_atan2.h"
-#include "adamax.h"
-#include "adamw.h"
-#include "adan.h"
-#include "ademamix.h"
-#include "adopt.h"
-#include "diffgrad.h"
-#include "lamb.h"
-#include "laprop.h"
-#include "lion.h"
-#include "madgrad.h"
-#include "muon.h"
-#include "nadam.h"
-#include "qhadam.h"
-#include "radam.h"
-#include "rmsprop.h"
-#include "sgd.h"
-#include "signsgd.h"
-#include "signum.h"
-#include "simplified_ademamix.h"
-#include "yogi.h"
 
 // Those that update each element from its own gradient and state alone.
 #define MLX_OPT_FOR_EACH_RULE(RULE) \
@@ -61,3 +36,32 @@
 
 // Those with drivers of their own.
 #define MLX_OPT_FOR_EACH_TENSOR_RULE(RULE) RULE(Adafactor)
+
+namespace mlx_opt {
+
+enum class Rule {
+#define MLX_OPT_NAME(name) name,
+  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NAME)
+      MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
+#undef MLX_OPT_NAME
+};
+
+#define MLX_OPT_COUNT(name) +1
+inline constexpr int elementwise_rules = MLX_OPT_FOR_EACH_RULE(MLX_OPT_COUNT);
+inline constexpr int two_pass_rules = MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_COUNT);
+#undef MLX_OPT_COUNT
+
+/// True if the update of an element depends only on that element's gradient and state.
+constexpr bool is_elementwise(Rule rule) {
+  return static_cast<int>(rule) < elementwise_rules;
+}
+
+/// True if the rule's first pass sums over each tensor and its second updates the parameter.
+constexpr bool has_two_passes(Rule rule) {
+  return !is_elementwise(rule) && static_cast<int>(rule) < elementwise_rules + two_pass_rules;
+}
+
+/// The maximum number of sums and rates of a rule of two passes.
+inline constexpr int max_sums = 8;
+
+} // namespace mlx_opt

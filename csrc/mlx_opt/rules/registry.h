@@ -1,19 +1,38 @@
-// Compile-time properties of all rules: names and numbers of slots, hyperparameters and scalars.
+// The rules themselves, and the numbers of their slots, hyperparameters and scalars. Whatever
+// includes this is compiled again when a rule changes.
 #pragma once
 
 #include <iterator>
 #include <string_view>
 
+#include "adabelief.h"
+#include "adadelta.h"
+#include "adafactor.h"
+#include "adagrad.h"
+#include "adam_atan2.h"
+#include "adamax.h"
+#include "adamw.h"
+#include "adan.h"
+#include "ademamix.h"
+#include "adopt.h"
+#include "diffgrad.h"
+#include "lamb.h"
+#include "laprop.h"
+#include "lion.h"
 #include "list.h"
+#include "madgrad.h"
+#include "muon.h"
+#include "nadam.h"
+#include "qhadam.h"
+#include "radam.h"
+#include "rmsprop.h"
+#include "sgd.h"
+#include "signsgd.h"
+#include "signum.h"
+#include "simplified_ademamix.h"
+#include "yogi.h"
 
 namespace mlx_opt {
-
-enum class Rule {
-#define MLX_OPT_NAME(name) name,
-  MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NAME)
-      MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
-#undef MLX_OPT_NAME
-};
 
 struct RuleInfo {
   std::string_view name;
@@ -32,20 +51,6 @@ inline constexpr RuleInfo rule_infos[] = {MLX_OPT_FOR_EACH_RULE(MLX_OPT_INFO)
                                               MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
 #undef MLX_OPT_INFO
 
-#define MLX_OPT_COUNT(name) +1
-inline constexpr int elementwise_rules = MLX_OPT_FOR_EACH_RULE(MLX_OPT_COUNT);
-#undef MLX_OPT_COUNT
-
-/// True if the update of an element depends only on that element's gradient and state.
-constexpr bool is_elementwise(Rule rule) {
-  return static_cast<int>(rule) < elementwise_rules;
-}
-
-/// True if the rule's first pass sums over each tensor and its second updates the parameter.
-constexpr bool has_two_passes(Rule rule) {
-  return !is_elementwise(rule) && static_cast<size_t>(rule) < std::size(rule_infos);
-}
-
 /// The properties of a rule that is elementwise or has two passes.
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];
@@ -60,12 +65,7 @@ constexpr int max_of(int RuleInfo::* count) {
   return max;
 }
 
-inline constexpr int max_slots = max_of(&RuleInfo::slots);
-inline constexpr int max_hypers = max_of(&RuleInfo::hypers);
 inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
-
-/// The maximum number of sums and rates of a rule of two passes.
-inline constexpr int max_sums = 8;
 
 struct TwoPassInfo {
   int sums;

@@ -1,4 +1,5 @@
 #include "mlx_opt/step/descriptions.h"
+#include "mlx_opt/rules/registry.h"
 
 #include <map>
 #include <stdexcept>

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "mlx_opt/rules/describe.h"
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/rules/list.h"
 #include "mlx_opt/types/export.h"
 
 namespace mlx_opt {

@@ -1,4 +1,5 @@
 #include "mlx_opt/step/kept.h"
+#include "mlx_opt/rules/registry.h"
 
 #include <algorithm>
 #include <iterator>

@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "mlx/array.h"
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/rules/list.h"
+#include "mlx_opt/rules/portable.h"
 #include "mlx_opt/step/scaling.h"
 
 namespace mlx_opt {

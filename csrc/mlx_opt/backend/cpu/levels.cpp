@@ -10,21 +10,16 @@
 
 namespace mlx_opt {
 
-#define MLX_OPT_DECLARE(level)                 \
-  namespace level {                            \
+// The build defines MLX_OPT_LEVELS: LEVEL(name) for each level that it compiles, the best first.
+#define LEVEL(name)                            \
+  namespace name {                             \
   extern const cpu::Kernel elementwise[];      \
   extern const cpu::Kernel two_pass[];         \
   extern const cpu::Reductions reductions;     \
   extern const cpu::AdafactorKernel adafactor; \
   }
-#if defined(__x86_64__)
-MLX_OPT_DECLARE(baseline)
-MLX_OPT_DECLARE(avx2)
-MLX_OPT_DECLARE(avx512)
-MLX_OPT_DECLARE(avx512bf16)
-#else
-MLX_OPT_DECLARE(neon)
-#endif
+MLX_OPT_LEVELS
+#undef LEVEL
 
 namespace cpu {
 namespace {
@@ -40,47 +35,38 @@ struct Level {
 
 #if defined(__x86_64__)
 
-bool has_avx2() {
+[[maybe_unused]] bool has_baseline() {
+  return true;
+}
+
+[[maybe_unused]] bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-// Best first.
-const Level levels[] = {
-    {"avx512bf16",
-     avx512bf16::elementwise,
-     avx512bf16::two_pass,
-     avx512bf16::reductions,
-     avx512bf16::adafactor,
-     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
-    {"avx512",
-     avx512::elementwise,
-     avx512::two_pass,
-     avx512::reductions,
-     avx512::adafactor,
-     has_avx512},
-    {"avx2", avx2::elementwise, avx2::two_pass, avx2::reductions, avx2::adafactor, has_avx2},
-    {"baseline",
-     baseline::elementwise,
-     baseline::two_pass,
-     baseline::reductions,
-     baseline::adafactor,
-     [] { return true; }},
-};
+[[maybe_unused]] bool has_avx512bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 
 #else
 
-const Level levels[] = {
-    {"neon", neon::elementwise, neon::two_pass, neon::reductions, neon::adafactor, [] {
-       return true;
-     }}};
+bool has_neon() {
+  return true;
+}
 
 #endif
+
+const Level levels[] = {
+#define LEVEL(name) \
+  {#name, name::elementwise, name::two_pass, name::reductions, name::adafactor, has_##name},
+    MLX_OPT_LEVELS
+#undef LEVEL
+};
 
 const Level& chosen_level() {
 #if defined(__x86_64__)
@@ -96,6 +82,9 @@ const Level& chosen_level() {
       return level;
     }
     usable += (usable.empty() ? "" : ", ") + std::string(level.name);
+  }
+  if (usable.empty()) {
+    throw std::runtime_error("mlx_opt: this build has no kernels for this processor");
   }
   throw std::invalid_argument(
       "MLX_OPT_VECTOR_LEVEL: expected one of " + usable + ", got " + wanted);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "mlx_opt/backend/cpu/pool.h"
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/rules/list.h"
 #include "mlx_opt/step/plan.h"
 
 namespace mlx_opt::cpu {

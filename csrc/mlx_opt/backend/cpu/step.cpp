@@ -10,6 +10,7 @@
 #include "mlx_opt/backend/cpu/pieces.h"
 #include "mlx_opt/backend/cpu/pool.h"
 #include "mlx_opt/backend/cpu/scalars.h"
+#include "mlx_opt/rules/registry.h"
 #include "mlx_opt/step/plan.h"
 
 namespace mlx_opt::cpu {

@@ -6,6 +6,7 @@
 #include "mlx_opt/backend/cuda/norm.h"
 #include "mlx_opt/backend/cuda/step.h"
 #include "mlx_opt/backend/cuda/two_pass.h"
+#include "mlx_opt/rules/registry.h"
 #include "mlx_opt/types/export.h"
 
 namespace mlx_opt::cuda {

@@ -4,6 +4,7 @@
 
 #include "mlx_opt/backend/cuda/in_flight.h"
 #include "mlx_opt/backend/cuda/uniforms.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::cuda {
 namespace {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::cuda {
 

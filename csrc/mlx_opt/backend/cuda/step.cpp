@@ -5,6 +5,7 @@
 
 #include "mlx_opt/backend/cuda/queue.h"
 #include "mlx_opt/backend/cuda/shares.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::cuda {
 namespace {

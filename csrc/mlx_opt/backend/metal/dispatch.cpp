@@ -1,4 +1,5 @@
 #include "mlx_opt/backend/metal/dispatch.h"
+#include "mlx_opt/rules/registry.h"
 
 #include <algorithm>
 #include <limits>

@@ -7,6 +7,7 @@
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/uniforms.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::metal {
 namespace {

@@ -12,6 +12,7 @@
 #include "mlx_opt/backend/metal/two_pass_source.h"
 #include "mlx_opt/backend/metal/two_pass_tables.h"
 #include "mlx_opt/backend/metal/uniforms.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::metal {
 namespace {

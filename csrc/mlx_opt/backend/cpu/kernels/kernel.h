@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "mlx_opt/rules/registry.h"
+#include "mlx_opt/rules/list.h"
 #include "mlx_opt/types/export.h"
 #include "mlx_opt/types/storage.h"
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mlx_opt/backend/cpu/kernels/operand.h"
+#include "mlx_opt/rules/registry.h"
 
 MLX_OPT_RULES_BEGIN
 namespace {
