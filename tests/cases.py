@@ -49,15 +49,27 @@ class Case(NamedTuple):
     @property
     def formats(self):
         """The slots whose dtype is set by the rule, not by the parameter's and the gradient's."""
-        own = {"AdEMAMix": ["m2"], "MADGRAD": ["s", "v", "x0"], "SimplifiedAdEMAMix": ["m"]}
+        own = {
+            "AdamWScheduleFree": ["z"],
+            "AdEMAMix": ["m2"],
+            "MADGRAD": ["s", "v", "x0"],
+            "SGDScheduleFree": ["z"],
+            "SimplifiedAdEMAMix": ["m"],
+        }
         return dict.fromkeys(own.get(self.rule, []), mx.float32)
 
     @property
     def unset(self):
         """The slots that have no value before the first step."""
-        return {"ADOPT": ["v"], "Adan": ["previous"], "MADGRAD": ["x0"], "Yogi": ["v"]}.get(
-            self.rule, []
-        )
+        own = {
+            "AdamWScheduleFree": ["z"],
+            "ADOPT": ["v"],
+            "Adan": ["previous"],
+            "MADGRAD": ["x0"],
+            "SGDScheduleFree": ["z"],
+            "Yogi": ["v"],
+        }
+        return own.get(self.rule, [])
 
     @property
     def slots(self):
@@ -66,25 +78,39 @@ class Case(NamedTuple):
     @property
     def keeps(self):
         """The numbers that the root of the state keeps from step to step."""
-        return ["mu_product"] if self.rule == "NAdam" else []
+        return list(references.begin_kept(self.rule))
+
+    def kept_after(self, steps, learning_rate):
+        """The numbers that the state keeps, after `steps` steps of the same learning rate."""
+        kept = references.begin_kept(self.rule)
+        for step in range(1, steps + 1):
+            kept = self.next_kept(kept, step, learning_rate)
+        return kept
+
+    def next_kept(self, kept, step, learning_rate, xp=np):
+        """The numbers that the state keeps in a step, from those before it."""
+        return references.next_kept(self.rule, kept, step, learning_rate, self.options, xp)
 
     def begin_after(self, optimizer, steps):
         """Set the root of an optimizer's state as it is after `steps` steps."""
         optimizer.state["step"] = mx.array(steps, mx.uint64)
-        for name in self.keeps:
-            optimizer.state[name] = mx.array(mu_product(self, steps))
+        if self.keeps:
+            kept = self.kept_after(steps, optimizer.learning_rate.item())
+            optimizer.state.update({name: mx.array(x) for name, x in kept.items()})
 
     def is_signed(self, name):
         """False for a slot that holds a mean or a sum of squares or of sizes."""
         signed = {"Adan": ["v", "previous"], "DiffGrad": ["previous"], "MADGRAD": ["s", "x0"]}.get(
             self.rule, []
         )
-        return name.startswith("m") or name in signed
+        return name.startswith(("m", "z")) or name in signed
 
-    def reference(self, w, g, state, step, learning_rate):
-        """One step in float64."""
+    def reference(self, w, g, state, step, learning_rate, kept=None):
+        """One step in float64. `kept`: the numbers that the state keeps in this step, if not all
+        steps had the same learning rate."""
         rule = references.REFERENCES[self.rule]
-        return rule(w, g, state, step, learning_rate=learning_rate, **self.options)
+        options = self.options | (kept or {})
+        return rule(w, g, state, step, learning_rate=learning_rate, **options)
 
 
 def is_lazy(x):
@@ -139,13 +165,13 @@ class Plain(stock.Optimizer):
         super().__init__()
         self._maybe_schedule("learning_rate", learning_rate)
         self.case = case
-        if case.keeps:
-            self.state["mu_product"] = mx.array(1.0)
+        self.state.update({k: mx.array(x) for k, x in references.begin_kept(case.rule).items()})
 
     def apply_gradients(self, gradients, parameters):
         if self.case.keeps:
-            momentum = nadam_momentum(self.case, self.step + 1)
-            self.state["mu_product"] = self.state["mu_product"] * momentum
+            rate = self._schedulers.get("learning_rate", lambda step: self.learning_rate)(self.step)
+            kept = {name: self.state[name] for name in self.case.keeps}
+            self.state.update(self.case.next_kept(kept, self.step + 1, rate, mx))
         return super().apply_gradients(gradients, parameters)
 
     def init_single(self, parameter, state):
@@ -246,6 +272,29 @@ CASES = [
     Case("DiffGrad", {"betas": (0.7, 0.95), "eps": 1e-5, "weight_decay": 0.1}),
     Case("SignSGD"),
     Case("SignSGD", {"weight_decay": 0.1}),
+    Case("SGDScheduleFree"),
+    Case(
+        "SGDScheduleFree",
+        {
+            "momentum": 0.7,
+            "weight_decay": 0.1,
+            "warmup_steps": 5,
+            "r": 1.0,
+            "weight_lr_power": 1.0,
+        },
+    ),
+    Case("AdamWScheduleFree"),
+    Case(
+        "AdamWScheduleFree",
+        {
+            "betas": (0.7, 0.99),
+            "eps": 1e-3,
+            "weight_decay": 0.1,
+            "warmup_steps": 5,
+            "r": 1.0,
+            "weight_lr_power": 1.0,
+        },
+    ),
     Case("SimplifiedAdEMAMix"),
     Case(
         "SimplifiedAdEMAMix",
@@ -338,12 +387,13 @@ def rounded(x, dtype):
     return references.rounded(x, dtype_name(dtype))
 
 
-def exact_step(case, w, g, state, step, learning_rate, stored=None):
+def exact_step(case, w, g, state, step, learning_rate, stored=None, kept=None):
     """The float64 step and the error that float32 may cause, for "w" and each slot by name.
 
-    `stored`: the arrays of the state after the step, which a rule of two passes needs.
+    `stored`: the arrays of the state after the step, which a rule of two passes needs. `kept`: the
+    numbers that the state keeps in this step, if not all steps had the same learning rate.
     """
-    options = {"learning_rate": learning_rate} | case.options
+    options = {"learning_rate": learning_rate} | case.options | (kept or {})
     if stored is not None:
         stored = {name: wide(stored[name]) for name in case.slots}
     return references.exact_step(case.rule, w, g, state, step, options, stored)

@@ -59,12 +59,14 @@ def exact(case, learning_rate):
     state = {path: references.initial_state(case.rule, x) for path, x in w.items()}
     scale = {path: largest(x) for path, x in w.items()}
     allowance = {path: np.zeros_like(x) for path, x in w.items()}
+    kept = references.begin_kept(case.rule)
     for step in range(STEPS):
         lr = at_step(learning_rate, step)
+        kept = case.next_kept(kept, step + 1, lr)
         for path, g in flat(gradients(step)).items():
             g = wide(g)
             allowance[path] += 2 * lr * sign_is_open(case, g, state[path])
-            w[path], state[path] = case.reference(w[path], g, state[path], step + 1, lr)
+            w[path], state[path] = case.reference(w[path], g, state[path], step + 1, lr, kept)
             scale[path] = max(scale[path], largest(w[path]))
     return w, state, scale, allowance
 

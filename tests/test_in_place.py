@@ -87,13 +87,16 @@ def occupy():
     mx.async_eval(x @ x)
 
 
+IN_ROOT = {"step", "learning_rate", *(name for case in RULES for name in case.keeps)}
+
+
 def leaves(model, optimizer):
     """What a step in place overwrites."""
     trees = {"model": model.parameters(), "state": optimizer.state}
     return {
         path: leaf
         for path, leaf in tree_flatten(trees)
-        if path not in ("state.step", "state.learning_rate", "state.mu_product")
+        if path.removeprefix("state.") not in IN_ROOT
     }
 
 

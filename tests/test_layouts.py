@@ -162,6 +162,18 @@ OPTIONS = {
         "weight_decay": st.floats(0, 1.0),
         "no_prox": st.booleans(),
     },
+    "SGDScheduleFree": {
+        "momentum": st.floats(0.1, 0.99),
+        "weight_decay": st.floats(0, 1.0),
+        "warmup_steps": st.integers(0, 5),
+    },
+    "AdamWScheduleFree": {
+        "betas": st.tuples(st.floats(0.1, 0.99), betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "warmup_steps": st.integers(0, 5),
+        "r": st.floats(0, 2),
+    },
     "NAdam": {
         "betas": st.tuples(betas, betas),
         "eps": positive,

@@ -42,6 +42,16 @@ def steady(make, **options):
     return lambda parameters: itertools.repeat(make(parameters, lr=LEARNING_RATE, **options))
 
 
+def schedule_free(name, **options):
+    def make(parameters):
+        package = pytest.importorskip("schedulefree", reason="schedulefree is not installed")
+        optimizer = getattr(package, name)(parameters, lr=LEARNING_RATE, **options)
+        optimizer.train()
+        return itertools.repeat(optimizer)
+
+    return make
+
+
 def adam_atan2(parameters, **options):
     package = pytest.importorskip("adam_atan2_pytorch", reason="adam-atan2-pytorch is missing")
     return package.AdamAtan2(parameters, **options)
@@ -54,6 +64,14 @@ PAIRS = [
     (
         Case("AdamAtan2", {"weight_decay": 0.1, "b": 0.5}),
         steady(adam_atan2, weight_decay=0.1, b=0.5),
+    ),
+    (
+        Case("AdamWScheduleFree", {"weight_decay": 0.1, "warmup_steps": 7, "r": 0.5}),
+        schedule_free("AdamWScheduleFree", weight_decay=0.1, warmup_steps=7, r=0.5),
+    ),
+    (
+        Case("SGDScheduleFree", {"momentum": 0.8, "weight_decay": 0.1, "warmup_steps": 3}),
+        schedule_free("SGDScheduleFree", momentum=0.8, weight_decay=0.1, warmup_steps=3),
     ),
     (Case("LaProp", {"weight_decay": 0.1}), steady(oracles.LaProp, weight_decay=0.1)),
     (

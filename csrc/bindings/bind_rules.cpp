@@ -22,7 +22,7 @@ nb::dict description(Rule rule) {
   constexpr const char* formats[] = {"promoted", "float32"};
   constexpr const char* begins[] = {"zeros", "unset"};
   constexpr const char* ranges[] = {
-      "any", "not_negative", "positive", "not_positive", "below_one", "flag"};
+      "any", "not_negative", "positive", "not_positive", "below_one", "fraction", "flag"};
   nb::list hypers, slots, conditions;
   for (const HyperInfo& hyper : hypers_of(rule)) {
     hypers.append(nb::make_tuple(
@@ -51,6 +51,9 @@ nb::dict description(Rule rule) {
   result["slots"] = slots;
   result["conditions"] = conditions;
   result["elementwise"] = is_elementwise(rule);
+  const Average& average = description_of(rule).average;
+  result["average"] =
+      average.base ? nb::object(nb::make_tuple(average.base, average.part)) : nb::none();
   return result;
 }
 
@@ -98,13 +101,19 @@ std::vector<mx::Dtype> result_dtypes(
 }
 
 // Every step calls this, and most rules keep no number, so the list is read only for those that do.
-nb::dict next_kept(const Program& program, nb::list hypers, nb::handle step) {
+nb::dict next_kept(
+    const Program& program, nb::list hypers, nb::handle learning_rate, nb::handle step) {
   nb::dict kept;
   const Rule rule = program.rule();
-  if (const HyperInfo* info = kept_by(rule)) {
+  const auto infos = kept_by(rule);
+  if (!infos.empty()) {
     const auto values = nb::cast<std::vector<nb::object>>(hypers);
-    const GroupScalars scalars = scalars_from(rule, values, nb::none(), step_from(step));
-    kept[info->name] = *mlx_opt::next_kept(rule, scalars.hypers, scalars.step);
+    const GroupScalars scalars = scalars_from(rule, values, learning_rate, step_from(step));
+    const Arrays next =
+        mlx_opt::next_kept(rule, scalars.hypers, scalars.learning_rate, scalars.step);
+    for (size_t i = 0; i < infos.size(); ++i) {
+      kept[infos[i].name] = next[i];
+    }
   }
   return kept;
 }
@@ -183,7 +192,9 @@ Returns:
     A dict for each, in the order in which their conditions are to be checked: ``rule``,
     ``optimizer``; ``hypers``, each (name, default, range, kept); ``slots``, each (name, extent, owner,
     option, idle, format, begin); ``conditions``, each (option, setting); ``elementwise``, true if
-    the update of an element depends only on that element's gradient and state.)");
+    the update of an element depends only on that element's gradient and state; ``average``, None
+    or, for a parameter between a slot and its average, the slot and the hyperparameter that is the
+    average's part.)");
   m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
   m.def(
       "check_hyper",
@@ -219,12 +230,14 @@ Raises:
       next_kept,
       "program"_a,
       "hypers"_a,
+      "learning_rate"_a.none(),
       "step"_a,
       R"(The numbers that a rule keeps from step to step, as they are in a step: 0-d arrays by name.
 
 Args:
     program: What updates the parameters.
     hypers: Its hyperparameters in order, the last of which are these numbers as they were before.
+    learning_rate: A 0-d array.
     step: The number of the step, from 1.)");
   m.def(
       "result_dtypes",

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from . import _ext
+from .averaging import Averaging
 from .constructors import bound
 from .forms import Form, forms_of
 from .formulas import FORMULAS
@@ -69,7 +70,8 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
         "_rule": name,
     }
     members |= {kept: _kept_number(kept) for kept in form.kept}
-    return type(name, (DerivedOptimizer,), members)
+    bases = (DerivedOptimizer,) if form.average is None else (Averaging, DerivedOptimizer)
+    return type(name, bases, members)
 
 
 def _kept_number(name: str) -> property:

@@ -55,6 +55,10 @@ class Form(NamedTuple):
     elementwise: bool
     """True if the update of an element depends only on that element's gradient and state."""
 
+    average: tuple[str, str] | None
+    """For a parameter that is between a slot and its average: the slot, and the hyperparameter that
+    is the average's part."""
+
     def holds(self, values: dict[str, Any]) -> bool:
         return all(_HOLDS[setting](values[option]) for option, setting in self.conditions)
 
@@ -129,6 +133,7 @@ def _form(description: dict[str, Any]) -> Form:
         tuple(description["conditions"]),
         options[0] if options else None,
         description["elementwise"],
+        description["average"],
     )
 
 

@@ -208,7 +208,7 @@ class FusedOptimizer(Optimizer):
         """The numbers that the rule keeps from step to step, as they are in this step."""
         if not self._forms.keeps:
             return {}
-        return _ext.next_kept(*self._program_of(values), step)
+        return _ext.next_kept(*self._program_of(values), self._rate(values), step)
 
     def _portions(self, values: dict[str, Any]) -> list[Portion]:
         """The portions of a step.

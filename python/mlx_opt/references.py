@@ -43,6 +43,23 @@ def initial_state(name, w):
     return {slot.name: np.full(np.shape(w), begins[slot.begin]) for slot in form.slots}
 
 
+def begin_kept(name):
+    """The numbers that a rule keeps, before the first step."""
+    return dict(forms_of(getattr(optimizers, name)._rule).forms[0].kept)
+
+
+def next_kept(name, kept, step, learning_rate, options, xp=np):
+    """These numbers in a step, from those before it."""
+    if not kept:
+        return {}
+    form = forms_of(getattr(optimizers, name)._rule).forms[0]
+    hypers = {**form.standards, **kept}
+    for part, (attribute, index) in zip(form.standards, form.hypers, strict=True):
+        if attribute in options:
+            hypers[part] = options[attribute] if index is None else options[attribute][index]
+    return formulas.KEPT[name](xp, hypers, learning_rate, step)
+
+
 def run(name, w, gradients, options):
     """Apply one step for each gradient, from the initial state; return the last `(w, state)`.
 
@@ -51,12 +68,13 @@ def run(name, w, gradients, options):
     """
     rule = REFERENCES[name]
     w = np.array(w, np.float64)
-    state = initial_state(name, w)
+    state, kept = initial_state(name, w), begin_kept(name)
     for step, g in enumerate(gradients, start=1):
         now = dict(options)
         if callable(now["learning_rate"]):
             now["learning_rate"] = float(now["learning_rate"](step - 1))
-        w, state = rule(w, np.array(g, np.float64), state, step, **now)
+        kept = next_kept(name, kept, step, now["learning_rate"], now)
+        w, state = rule(w, np.array(g, np.float64), state, step, **now, **kept)
     return w, state
 
 

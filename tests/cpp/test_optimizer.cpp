@@ -129,6 +129,30 @@ TEST_CASE("a step whose norm is not finite is counted, and nothing else changes"
   }
 }
 
+TEST_CASE("the averages of a rule that averages are the means of its base iterates") {
+  auto named = parameters();
+  Optimizer optimizer(
+      named,
+      mlx_opt::RuleByName{"SGDScheduleFree", {{"momentum", 0.8}}},
+      0.1,
+      {{.match = {"bias"}, .hypers = {{"momentum", 0.5}}}});
+  const mx::array first = mx::array(named.at("bias"));
+  CHECK(mx::array_equal(optimizer.averages(named).at("bias"), first).item<bool>());
+  mx::array sum = mx::zeros_like(first);
+  for (int step = 1; step <= 3; ++step) {
+    optimizer.update(named, gradients());
+    sum = sum + optimizer.state().at("bias.z");
+    mx::eval(optimizer.values());
+  }
+  const auto averages = optimizer.averages(named);
+  CHECK(mx::allclose(averages.at("bias"), sum / mx::array(3.0f)).item<bool>());
+  CHECK(averages.size() == named.size());
+  CHECK(optimizer.state().at("averaged_steps").item<float>() == 3);
+  CHECK(message_of([&] {
+          Optimizer(named, mlx_opt::AdamW{}, 0.1).averages(named);
+        }) == "mlx_opt: AdamW does not average the parameters");
+}
+
 TEST_CASE("a number that a rule keeps changes with each step that is taken, and is in the state") {
   const mlx_opt::RuleByName hypers = {"NAdam", {{"momentum_decay", 0.1}}};
   const auto momentum = [](int step) { return 0.9 * (1 - 0.5 * std::pow(0.96, 0.1 * step)); };

@@ -7,6 +7,7 @@
 
 #include "mlx/array.h"
 #include "mlx_opt/graph/ops.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace steps {
 

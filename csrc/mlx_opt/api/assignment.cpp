@@ -43,17 +43,16 @@ void check(const Group& group, const std::vector<std::string>& names) {
 
 // The numbers that a rule keeps are of all parameters.
 void check_kept(const Definition& own, const Definition& base) {
-  const HyperInfo* kept = kept_by(base.program.rule());
-  if (!kept) {
-    return;
-  }
-  const mx::array step(std::uint64_t{2});
+  const auto kept = kept_by(base.program.rule());
+  const mx::array rate(1.0f), step(std::uint64_t{2});
   const auto next = [&](const Definition& definition) {
-    return next_kept(definition.program.rule(), definition.hypers, step, mx::Device::cpu)
-        ->item<float>();
+    return next_kept(definition.program.rule(), definition.hypers, rate, step, mx::Device::cpu);
   };
-  if (next(own) != next(base)) {
-    reject(std::string("a group cannot change ") + kept->name + ", which the optimizer keeps");
+  const Arrays of_own = next(own), of_base = next(base);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    if (mx::array(of_own[i]).item<float>() != mx::array(of_base[i]).item<float>()) {
+      reject(std::string("a group cannot change ") + kept[i].name + ", which the optimizer keeps");
+    }
   }
 }
 

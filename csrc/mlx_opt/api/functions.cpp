@@ -43,8 +43,8 @@ void update(
     const std::optional<GradientScale>& scale,
     mx::StreamOrDevice s) {
   const Definition definition = mlx_opt::definition(hypers);
-  if (const HyperInfo* kept = kept_by(definition.program.rule())) {
-    refuse(definition.program.rule(), std::string("Optimizer alone keeps its ") + kept->name);
+  for (const HyperInfo& kept : kept_by(definition.program.rule())) {
+    refuse(definition.program.rule(), std::string("Optimizer alone keeps its ") + kept.name);
   }
   check_count("gradients", gradients.size(), parameters.size());
   std::vector<Leaf> leaves;

@@ -1,5 +1,6 @@
 #include "mlx_opt/api/optimizer.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "mlx/io.h"
@@ -96,8 +97,8 @@ Optimizer::Optimizer(
       reject("this optimizer needs a learning rate");
     }
   }
-  if (const HyperInfo* kept = kept_by(definition().program.rule())) {
-    kept_ = mx::array(static_cast<float>(kept->standard));
+  for (const HyperInfo& kept : kept_by(definition().program.rule())) {
+    kept_.emplace_back(static_cast<float>(kept.standard));
   }
   for (const auto& [name, parameter] : parameters) {
     const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
@@ -148,18 +149,18 @@ void Optimizer::update(
   if (skipped) {
     counters.push_back(&*skipped);
   }
-  std::optional<mx::array> kept = kept_;
-  std::optional<mx::array> next_number; // the rule's in this step
-  if (kept) {
-    auto hypers = definition().hypers;
-    hypers.back() = *kept;
-    const mx::array next = *next_kept(definition().program.rule(), hypers, step, s);
-    next_number = next;
-    kept = clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next, *kept, s) : next;
-    counters.push_back(&*kept);
-  }
   const mx::array rate(learning_rate_.value_or(0.0f));
-  run_step(std::move(leaves).with_scalars(rate, step, next_number), scale, counters, s);
+  auto hypers = definition().hypers;
+  std::copy(kept_.begin(), kept_.end(), hypers.end() - kept_.size());
+  const Arrays next = next_kept(definition().program.rule(), hypers, rate, step, s);
+  Arrays kept = next;
+  for (size_t i = 0; i < kept.size(); ++i) {
+    if (clip.skip_nonfinite) {
+      kept[i] = mx::where(mx::isfinite(*norm, s), next[i], kept_[i], s);
+    }
+    counters.push_back(&kept[i]);
+  }
+  run_step(std::move(leaves).with_scalars(rate, step, next), scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -182,8 +183,9 @@ NamedArrays Optimizer::state() const {
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
   }
-  if (kept_) {
-    state.emplace(kept_by(definition().program.rule())->name, *kept_);
+  const auto kept = kept_by(definition().program.rule());
+  for (size_t i = 0; i < kept_.size(); ++i) {
+    state.emplace(kept[i].name, kept_[i]);
   }
   for (const auto& [parameter, slots] : slots_) {
     for (size_t k = 0; k < slots.names.size(); ++k) {
@@ -195,15 +197,43 @@ NamedArrays Optimizer::state() const {
 
 Arrays Optimizer::values() const {
   Arrays values = {step_};
-  for (const auto& x : {grad_norm_, skipped_, kept_}) {
+  for (const auto& x : {grad_norm_, skipped_}) {
     if (x) {
       values.push_back(*x);
     }
   }
+  values.insert(values.end(), kept_.begin(), kept_.end());
   for (const auto& [parameter, slots] : slots_) {
     values.insert(values.end(), slots.arrays.begin(), slots.arrays.end());
   }
   return values;
+}
+
+NamedArrays Optimizer::averages(const NamedArrays& parameters, mx::StreamOrDevice s) const {
+  const Rule rule = definition().program.rule();
+  const auto& [base, part] = description_of(rule).average;
+  if (!base) {
+    reject(std::string(name_of(rule)) + " does not average the parameters");
+  }
+  NamedArrays averages = parameters;
+  for (auto& [name, average] : averages) {
+    const auto slots = slots_.find(name);
+    if (slots == slots_.end()) {
+      continue;
+    }
+    const auto& names = slots->second.names;
+    const size_t slot = std::find(names.begin(), names.end(), base) - names.begin();
+    const mx::array& z = slots->second.arrays.at(slot);
+    check_operand(name, "parameter", average, z.shape());
+    const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
+    const Scalar& beta = combination.definition.hypers[position_of(rule, part)];
+    const auto weight = static_cast<float>(1.0 - 1.0 / std::get<double>(beta));
+    const mx::array w = mx::astype(average, mx::float32, s);
+    const mx::array x = mx::add(w, mx::multiply(mx::array(weight), mx::subtract(z, w, s), s), s);
+    // A slot that is NaN has had no step.
+    average = mx::astype(mx::where(mx::isnan(z, s), w, x, s), average.dtype(), s);
+  }
+  return averages;
 }
 
 void Optimizer::set_state(const NamedArrays& state) {
@@ -215,14 +245,16 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
-  auto kept =
-      kept_ ? std::optional(take_scalar(rest, kept_by(definition().program.rule())->name, false))
-            : std::nullopt;
-  for (const auto& x : {learning_rate, grad_norm, skipped, kept}) {
+  Arrays kept;
+  for (const HyperInfo& number : kept_by(definition().program.rule())) {
+    kept.push_back(take_scalar(rest, number.name, false));
+  }
+  for (const auto& x : {learning_rate, grad_norm, skipped}) {
     if (x) {
       arrays.push_back(*x);
     }
   }
+  arrays.insert(arrays.end(), kept.begin(), kept.end());
   auto slots = slots_;
   for (auto& [parameter, own] : slots) {
     for (size_t k = 0; k < own.names.size(); ++k) {

@@ -88,14 +88,19 @@ class MLX_OPT_API Optimizer {
   }
 
   /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
-  /// "learning_rate" (float32, 0-d) if there is one, the number that the rule keeps, as NAdam does
-  /// "mu_product" (float32, 0-d), and for each parameter its arrays,
-  /// "layers.0.weight.m"; and, once they were asked for, "mlx_opt.grad_norm" (float32, 0-d) and
+  /// "learning_rate" (float32, 0-d) if there is one, the numbers that the rule keeps, as NAdam does
+  /// "mu_product" (float32, 0-d), and for each parameter its arrays, "layers.0.weight.m"; and, once they were asked for, "mlx_opt.grad_norm" (float32, 0-d) and
   /// "mlx_opt.skipped" (uint64, 0-d).
   NamedArrays state() const;
 
   /// All arrays of the state, without their names: what mx::eval takes.
   Arrays values() const;
+
+  /// The averages of parameters that such a rule as SGDScheduleFree trains, with which a model is
+  /// evaluated and saved. Lazy. Parameters without a state are returned as they are.
+  ///
+  /// Throws std::invalid_argument if the rule does not average.
+  NamedArrays averages(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
 
   /// Takes a state of that form; "mlx_opt.grad_norm" and "mlx_opt.skipped" may be missing, or be in
   /// the root as earlier versions had them, and a learning rate that
@@ -132,7 +137,7 @@ class MLX_OPT_API Optimizer {
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
-  std::optional<mx::array> kept_; // the rule's number
+  Arrays kept_; // the numbers that the rule keeps
   std::map<std::string, SlotArrays> slots_;
 };
 

@@ -52,9 +52,7 @@ Arrays StepLeaves::gradients() const {
 }
 
 std::vector<ProgramLeaves> StepLeaves::with_scalars(
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::optional<mx::array>& kept) && {
+    const mx::array& learning_rate, const mx::array& step, const Arrays& kept) && {
   for (size_t i = 0; i < places_.size(); ++i) {
     const Combination& combination = assignment_.combinations[i];
     const auto& rate = combination.learning_rate;
@@ -63,9 +61,7 @@ std::vector<ProgramLeaves> StepLeaves::with_scalars(
         rate ? mx::array(*rate) : learning_rate,
         step,
         combination.rate_scale};
-    if (kept) {
-      scalars.hypers.back() = *kept;
-    }
+    std::copy(kept.begin(), kept.end(), scalars.hypers.end() - kept.size());
     programs_[places_[i].program].groups.push_back(std::move(scalars));
   }
   return std::move(programs_);

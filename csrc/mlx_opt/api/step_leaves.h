@@ -21,11 +21,11 @@ class StepLeaves {
 
   Arrays gradients() const;
 
-  /// The leaves with the scalars of their groups. `kept`: the number that the rule keeps, if any.
+  /// The leaves with the scalars of their groups. `kept`: the numbers that the rule keeps.
   std::vector<ProgramLeaves> with_scalars(
       const mx::array& learning_rate,
       const mx::array& step,
-      const std::optional<mx::array>& kept) &&;
+      const Arrays& kept) &&;
 
  private:
   struct Place {

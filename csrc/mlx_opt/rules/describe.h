@@ -13,6 +13,7 @@ enum class Range : uint8_t {
   positive,
   not_positive,
   below_one, // from 0 on
+  fraction,  // between 0 and 1, and neither
   flag,      // 0 or 1
 };
 
@@ -22,8 +23,8 @@ struct HyperInfo {
   double standard;
   Range range = Range::any;
   /// True for a number that the rule keeps and users do not set: it begins as `standard`, the
-  /// rule's `next` updates it in each step, and the optimizer's state holds it. Must be the last
-  /// one.
+  /// rule's `next` updates it in each step, and the optimizer's state holds it. These are the last
+  /// ones, in the order of the rule's `Kept`.
   bool kept = false;
 };
 
@@ -87,6 +88,13 @@ struct Coupling {
   const char* decay = nullptr; // the hyperparameter that decides
 };
 
+/// Of a rule that trains between a base iterate and its average: the parameter is
+/// (1 - part) * base + part * average.
+struct Average {
+  const char* base = nullptr; // the slot
+  const char* part = nullptr; // the hyperparameter
+};
+
 struct Description {
   /// The class of the optimizer that the rule serves.
   const char* optimizer;
@@ -97,6 +105,7 @@ struct Description {
   Reads step = {Reads::never};
   Reads learning_rate = {Reads::always};
   Coupling coupling = {};
+  Average average = {};
 };
 
 } // namespace mlx_opt

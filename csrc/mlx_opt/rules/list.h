@@ -10,6 +10,7 @@
   RULE(Adamax)                      \
   RULE(AdamW)                       \
   RULE(AdamWVariant)                \
+  RULE(AdamWScheduleFree)           \
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(ADOPT)                       \
@@ -25,6 +26,7 @@
   RULE(RAdam)                       \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
+  RULE(SGDScheduleFree)             \
   RULE(SignSGD)                     \
   RULE(Signum)                      \
   RULE(SimplifiedAdEMAMix)          \

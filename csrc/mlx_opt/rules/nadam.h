@@ -11,6 +11,10 @@ struct NAdam {
     Number mu_product; // of the momenta of all steps so far
   };
   using Hypers = Numbers<Hyper>;
+  template <typename Number>
+  struct Kept {
+    Number mu_product;
+  };
   struct Scalars {
     float gradient, average; // the learning rate times what g and m weigh in the update
     float denominator_scale;
@@ -25,10 +29,9 @@ struct NAdam {
     return beta1 * (Number(1.0f) - Number(0.5f) * power(Number(0.96f), step * decay));
   }
 
-  // mu_product after this step.
   template <typename Number>
-  MLX_OPT_FN Number next(Numbers<Number> h, Number step) {
-    return h.mu_product * momentum(h.beta1, h.momentum_decay, step);
+  MLX_OPT_FN Kept<Number> next(Numbers<Number> h, Number, Number step) {
+    return {h.mu_product * momentum(h.beta1, h.momentum_decay, step)};
   }
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {

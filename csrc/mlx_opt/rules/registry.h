@@ -26,6 +26,7 @@
 #include "qhadam.h"
 #include "radam.h"
 #include "rmsprop.h"
+#include "schedule_free.h"
 #include "sgd.h"
 #include "signsgd.h"
 #include "signum.h"

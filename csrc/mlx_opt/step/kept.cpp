@@ -12,18 +12,27 @@ namespace mlx_opt {
 namespace {
 
 template <typename R>
-concept Keeps = requires(typename R::template Numbers<float> numbers) { R::next(numbers, 1.0f); };
+concept Keeps = requires { typename R::template Kept<float>; };
 
-// True if the description and the rule agree on whether it keeps a number.
+template <typename R>
+constexpr size_t count_of_kept() {
+  if constexpr (Keeps<R>) {
+    return sizeof(typename R::template Kept<float>) / sizeof(float);
+  } else {
+    return 0;
+  }
+}
+
+// True if the description and the rule agree on the numbers that it keeps.
 template <typename R>
 constexpr bool keeps_the_last() {
-  size_t kept = 0;
-  bool last = false;
+  size_t hypers = 0, kept = 0, last = 0; // last: of those at the end that are kept
   for (const HyperInfo& hyper : R::description.hypers) {
+    hypers += hyper.name != nullptr;
     kept += hyper.kept;
-    last = hyper.name ? hyper.kept : last;
+    last = hyper.kept ? last + 1 : hyper.name ? 0 : last;
   }
-  return Keeps<R> ? kept == 1 && last : kept == 0;
+  return kept == count_of_kept<R>() && last == kept;
 }
 
 #define MLX_OPT_CHECK_KEPT(name) static_assert(keeps_the_last<MLX_OPT_LEVEL::name>());
@@ -32,27 +41,33 @@ MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_KEPT)
 MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_CHECK_KEPT)
 #undef MLX_OPT_CHECK_KEPT
 
-// The number in a step. `hypers`: in the rule's order, as numbers or as nodes of a graph.
+// The numbers in a step. `hypers`: in the rule's order, as numbers or as nodes of a graph.
 template <typename R, typename Number>
-Number next_of(const std::vector<Number>& hypers, const Number& step) {
+std::vector<Number> next_of(
+    const std::vector<Number>& hypers, const Number& learning_rate, const Number& step) {
   constexpr size_t count = sizeof(typename R::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
-  return [&]<size_t... i>(std::index_sequence<i...>) {
-    return R::next(typename R::template Numbers<Number>{hypers.at(i)...}, step);
+  using Kept = typename R::template Kept<Number>;
+  const Kept kept = [&]<size_t... i>(std::index_sequence<i...>) {
+    return R::next(typename R::template Numbers<Number>{hypers.at(i)...}, learning_rate, step);
   }(std::make_index_sequence<count>());
+  static_assert(sizeof kept == count_of_kept<R>() * sizeof(Number));
+  const auto* first = reinterpret_cast<const Number*>(&kept);
+  return {first, first + count_of_kept<R>()};
 }
 
 template <typename Number>
-Number next_of(Rule rule, const std::vector<Number>& hypers, const Number& step) {
-#define MLX_OPT_NEXT(name)                               \
-  if constexpr (Keeps<MLX_OPT_LEVEL::name>) {            \
-    if (rule == Rule::name) {                            \
-      return next_of<MLX_OPT_LEVEL::name>(hypers, step); \
-    }                                                    \
+std::vector<Number> next_of(
+    Rule rule, const std::vector<Number>& hypers, const Number& learning_rate, const Number& step) {
+#define MLX_OPT_NEXT(name)                                              \
+  if constexpr (Keeps<MLX_OPT_LEVEL::name>) {                           \
+    if (rule == Rule::name) {                                           \
+      return next_of<MLX_OPT_LEVEL::name>(hypers, learning_rate, step); \
+    }                                                                   \
   }
   MLX_OPT_FOR_EACH_RULE(MLX_OPT_NEXT)
   MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NEXT)
 #undef MLX_OPT_NEXT
-  throw std::logic_error("mlx_opt: a rule that keeps no number was asked for it");
+  return {};
 }
 
 template <typename T>
@@ -80,15 +95,21 @@ mx::array node_of(const Scalar& x) {
 
 } // namespace
 
-const HyperInfo* kept_by(Rule rule) {
-  const HyperInfo* last = hypers_of(rule).empty() ? nullptr : &hypers_of(rule).back();
-  return last && last->kept ? last : nullptr;
+std::span<const HyperInfo> kept_by(Rule rule) {
+  const auto hypers = hypers_of(rule);
+  const auto first =
+      std::find_if(hypers.begin(), hypers.end(), [](const HyperInfo& x) { return x.kept; });
+  return hypers.subspan(first - hypers.begin());
 }
 
-std::optional<mx::array> next_kept(
-    Rule rule, const std::vector<Scalar>& hypers, const mx::array& step, mx::StreamOrDevice s) {
-  if (!kept_by(rule)) {
-    return std::nullopt;
+Arrays next_kept(
+    Rule rule,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s) {
+  if (kept_by(rule).empty()) {
+    return {};
   }
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::cpu) {
@@ -98,15 +119,17 @@ std::optional<mx::array> next_kept(
         values.push_back(*value);
       }
     }
+    const auto rate = value_of<float>(learning_rate, mx::float32);
     const auto number = value_of<uint64_t>(step, mx::uint64);
-    if (number && values.size() == hypers.size()) {
-      return mx::array(next_of(rule, values, *number));
+    if (rate && number && values.size() == hypers.size()) {
+      const std::vector<float> next = next_of(rule, values, *rate, *number);
+      return {next.begin(), next.end()};
     }
   }
   const mx::StreamContext context(stream);
   std::vector<mx::array> nodes;
   std::transform(hypers.begin(), hypers.end(), std::back_inserter(nodes), node_of);
-  return next_of(rule, nodes, node_of(step));
+  return next_of(rule, nodes, node_of(learning_rate), node_of(step));
 }
 
 } // namespace mlx_opt

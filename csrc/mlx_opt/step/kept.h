@@ -1,7 +1,7 @@
 // The numbers that a rule keeps from step to step, in the root of an optimizer's state.
 #pragma once
 
-#include <optional>
+#include <span>
 #include <vector>
 
 #include "mlx/utils.h"
@@ -11,12 +11,16 @@
 
 namespace mlx_opt {
 
-/// The description of the number that a rule keeps, its last hyperparameter; null if it keeps none.
-MLX_OPT_API const HyperInfo* kept_by(Rule rule);
+/// The descriptions of the numbers that a rule keeps, its last hyperparameters.
+MLX_OPT_API std::span<const HyperInfo> kept_by(Rule rule);
 
-/// The number's value in step `step`, 0-d; `hypers` holds its previous value. Evaluated if the
-/// device is the CPU and all inputs are evaluated, else lazy. None if the rule keeps none.
-MLX_OPT_API std::optional<mx::array> next_kept(
-    Rule rule, const std::vector<Scalar>& hypers, const mx::array& step, mx::StreamOrDevice s = {});
+/// The numbers' values in step `step`, 0-d and float32, in the same order; `hypers` ends with their
+/// previous values. Evaluated if the device is the CPU and all inputs are evaluated, else lazy.
+MLX_OPT_API Arrays next_kept(
+    Rule rule,
+    const std::vector<Scalar>& hypers,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    mx::StreamOrDevice s = {});
 
 } // namespace mlx_opt

@@ -48,6 +48,8 @@ Requirement requirement(Range range) {
       return {[](double x) { return x <= 0.0; }, "0 or less"};
     case Range::below_one:
       return {[](double x) { return 0.0 <= x && x < 1.0; }, "a number in [0, 1)"};
+    case Range::fraction:
+      return {[](double x) { return 0.0 < x && x < 1.0; }, "a number in (0, 1)"};
     case Range::flag:
       return {[](double x) { return x == 0.0 || x == 1.0; }, "true or false"};
   }

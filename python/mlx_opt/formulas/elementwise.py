@@ -2,7 +2,15 @@
 
 import math
 
-from .registry import log_between, one_minus_power, progress, reference, value_or, with_decay
+from .registry import (
+    keep,
+    log_between,
+    one_minus_power,
+    progress,
+    reference,
+    value_or,
+    with_decay,
+)
 
 
 @reference(
@@ -285,6 +293,13 @@ def nadam(
     if decoupled_weight_decay:
         w = (1 - learning_rate * weight_decay) * w
     return w - d, {"m": m, "v": v}
+
+
+@keep("NAdam")
+def next_nadam_product(xp, hypers, learning_rate, step):
+    """The product of the momenta of all steps so far."""
+    momentum = nadam_momentum(hypers["betas[0]"], hypers["momentum_decay"], step)
+    return {"mu_product": hypers["mu_product"] * momentum}
 
 
 def nadam_momentum(beta1, decay, step):

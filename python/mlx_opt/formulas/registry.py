@@ -17,6 +17,22 @@ FINISHES: dict[str, Callable[..., Any]] = {}
 the state as it is stored."""
 
 
+KEPT: dict[str, Callable[..., Any]] = {}
+"""What gives the numbers that a rule keeps from step to step as they are in a step, by name. It
+takes the array module, the hyperparameters by their names in the description, among them these
+numbers as they were before, the learning rate and the step."""
+
+
+def keep(optimizer: str) -> Callable[..., Any]:
+    """Make a function what gives the numbers that an optimizer's rule keeps."""
+
+    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
+        KEPT[optimizer] = formula
+        return formula
+
+    return register
+
+
 def finish(optimizer: str) -> Callable[..., Any]:
     """Make a function the second pass of an optimizer's formula; it has no gradient."""
 

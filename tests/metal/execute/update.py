@@ -9,7 +9,7 @@ from kernels import CHUNK, OPERANDS_SLOT, TILE, VECTOR_WIDTH, Group
 
 from cases import CASES as ALL_CASES
 from cases import RULES as ALL_RULES
-from cases import assert_exact, exact_step, mu_product, normal, same_bits, wide
+from cases import assert_exact, exact_step, normal, same_bits, wide
 from mlx_opt.forms import forms_of
 
 LEARNING_RATE, STEP = 0.01, 3
@@ -27,7 +27,7 @@ def primitive(case):
     optimizer = case.ours(LEARNING_RATE)
     forms, fixed = forms_of(optimizer._rule), optimizer._fixed
     values = {x: fixed[x] if x in fixed else getattr(optimizer, x) for x in forms.attributes}
-    values |= dict.fromkeys(case.keeps, mu_product(case, STEP))
+    values |= case.kept_after(STEP, LEARNING_RATE)
     form = next(form for form in forms.forms if not form.conditions or form.holds(values))
     _, hypers = form.settle(values)
     return Primitive(form.rule, hypers, [slot.name for slot in form.slots if not slot.idle])

@@ -1,0 +1,155 @@
+// Schedule-Free SGD and AdamW: Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky,
+// arXiv:2405.15682. The parameter is y, where the gradient is taken; z takes the steps of the base
+// optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta.
+#pragma once
+#include "portable.h"
+
+MLX_OPT_RULES_BEGIN
+
+// What both rules know of the average.
+struct ScheduleFree {
+  template <typename Number>
+  struct Kept {
+    Number lr_max;         // the largest learning rate so far
+    Number averaged_steps; // the weights of all steps in the average, divided by the last one's
+  };
+
+  template <typename Number>
+  MLX_OPT_FN Number rate(Number warmup_steps, Number lr, Number step) {
+    return lr * minimum(step / maximum(warmup_steps, Number(1.0f)), Number(1.0f));
+  }
+
+  // A step's weight is step^r * lr_max^weight_lr_power. Only the ratio of two of them is needed,
+  // so the sum of many equal weights is exact. While the learning rate is 0, nothing is averaged.
+  template <typename Number>
+  MLX_OPT_FN Kept<Number> next(
+      Kept<Number> before, Number r, Number weight_lr_power, Number rate, Number step) {
+    Number lr_max = maximum(before.lr_max, rate);
+    Number divisor = maximum(lr_max, Number(1e-38f));
+    Number ratio =
+        power((step - Number(1.0f)) / step, r) * power(before.lr_max / divisor, weight_lr_power);
+    return {lr_max, before.averaged_steps * ratio + lr_max / divisor};
+  }
+
+  struct Scalars {
+    float rate;
+    float weight;    // of z in the average
+    float direction; // what is added to y, of the update's direction
+  };
+
+  MLX_OPT_FN Scalars prepare(float beta, float averaged_steps, float rate) {
+    float weight = averaged_steps > 0.0f ? 1.0f / averaged_steps : 0.0f;
+    return {rate, weight, rate * (beta * (1.0f - weight) - 1.0f)};
+  }
+
+  MLX_OPT_FN float next_y(float y, float z, float direction, Scalars s) {
+    return fma(s.direction, direction, fma(s.weight, z - y, y));
+  }
+};
+
+struct SGDScheduleFree {
+  template <typename Number>
+  struct Numbers {
+    Number momentum, weight_decay, warmup_steps, r, weight_lr_power;
+    Number lr_max, averaged_steps;
+  };
+  using Hypers = Numbers<Hyper>;
+  template <typename Number>
+  using Kept = ScheduleFree::Kept<Number>;
+  using Scalars = ScheduleFree::Scalars;
+  struct Element {
+    float y, z;
+  };
+
+  template <typename Number>
+  MLX_OPT_FN Kept<Number> next(Numbers<Number> h, Number lr, Number step) {
+    Kept<Number> before = {h.lr_max, h.averaged_steps};
+    Number rate = ScheduleFree::rate(h.warmup_steps, lr, step);
+    return ScheduleFree::next(before, h.r, h.weight_lr_power, rate, step);
+  }
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    float rate = ScheduleFree::rate(h.warmup_steps.value, lr, step);
+    return ScheduleFree::prepare(h.momentum.value, h.averaged_steps.value, rate);
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float z = value_or(e.z, e.y);
+    float u = g + scaled(h.weight_decay.value, e.y);
+    return {ScheduleFree::next_y(e.y, z, u, s), fma(-s.rate, u, z)};
+  }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "SGDScheduleFree",
+      .hypers =
+          {{"momentum", 0.9, Range::fraction},
+           {"weight_decay", 0.0, Range::not_negative},
+           {"warmup_steps", 0.0, Range::not_negative},
+           {"r", 0.0, Range::not_negative},
+           {"weight_lr_power", 2.0, Range::not_negative},
+           {.name = "lr_max", .standard = 0.0, .kept = true},
+           {.name = "averaged_steps", .standard = 0.0, .kept = true}},
+      .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}},
+      .step = {Reads::always},
+      .average = {.base = "z", .part = "momentum"},
+  })
+};
+
+struct AdamWScheduleFree {
+  template <typename Number>
+  struct Numbers {
+    Number beta1, beta2, eps, weight_decay, warmup_steps, r, weight_lr_power;
+    Number lr_max, averaged_steps;
+  };
+  using Hypers = Numbers<Hyper>;
+  template <typename Number>
+  using Kept = ScheduleFree::Kept<Number>;
+  struct Scalars {
+    ScheduleFree::Scalars average;
+    float denominator_scale;
+  };
+  struct Element {
+    float y, z, v;
+  };
+
+  template <typename Number>
+  MLX_OPT_FN Kept<Number> next(Numbers<Number> h, Number lr, Number step) {
+    Kept<Number> before = {h.lr_max, h.averaged_steps};
+    Number rate = ScheduleFree::rate(h.warmup_steps, lr, step);
+    return ScheduleFree::next(before, h.r, h.weight_lr_power, rate, step);
+  }
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    float rate = ScheduleFree::rate(h.warmup_steps.value, lr, step);
+    return {
+        ScheduleFree::prepare(h.beta1.value, h.averaged_steps.value, rate),
+        1.0f / square_root(one_minus_power(h.beta2, step))};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float z = value_or(e.z, e.y);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
+    float u = g / fma(square_root(v), s.denominator_scale, h.eps.value);
+    u += scaled(h.weight_decay.value, e.y);
+    return {ScheduleFree::next_y(e.y, z, u, s.average), fma(-s.average.rate, u, z), v};
+  }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "AdamWScheduleFree",
+      .hypers =
+          {{"betas[0]", 0.9, Range::fraction},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.0, Range::not_negative},
+           {"warmup_steps", 0.0, Range::not_negative},
+           {"r", 0.0, Range::not_negative},
+           {"weight_lr_power", 2.0, Range::not_negative},
+           {.name = "lr_max", .standard = 0.0, .kept = true},
+           {.name = "averaged_steps", .standard = 0.0, .kept = true}},
+      .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}, {"v"}},
+      .step = {Reads::always},
+      .average = {.base = "z", .part = "betas[0]"},
+  })
+};
+
+MLX_OPT_RULES_END
