@@ -72,3 +72,7 @@ __all__ = [
 ]
 if _error is None:
     __all__ += list(_DERIVED)
+
+
+def __dir__() -> list[str]:
+    return __all__
