@@ -33,6 +33,7 @@ if _error is None:
         step_decay,
     )
     from .tools.installation import install, installed
+    from .tools.plot import plot_schedule
 
     globals().update(_DERIVED)
     if _typing.TYPE_CHECKING:
@@ -67,6 +68,7 @@ __all__ = [
     "linear_schedule",
     "no_decay",
     "num_threads",
+    "plot_schedule",
     "set_num_threads",
     "step_decay",
 ]
