@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-import mlx_opt
-from mlx_opt.tools import info
 
 from .measure import Run, measure
 from .options import OPTIONAL_PEERS, OURS
@@ -53,7 +48,7 @@ def main(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             ratio = 1 / runs[-1].time_over_ours(measure_of)
             console.print(f"{OURS} takes {ratio:.2f} times {measure_of}")
     if options.json:
-        write_json(options.json, runs, _environment())
+        write_json(options.json, runs)
     if options.plot:
         write_plot(options.plot, runs)
     return 0
@@ -104,17 +99,3 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     task = progress.add_task("", total=total)
     with progress:
         yield lambda what: progress.update(task, advance=1, description=what, refresh=True)
-
-
-def _environment() -> dict[str, str]:
-    """What the times depend on. It names no folder, so that the file can be published."""
-    report = info.report().facts
-    facts = {
-        "mlx_opt": mlx_opt.__version__,
-        "mlx": report["mlx"],
-        "python": platform.python_version(),
-        **{name: report[name] for name in ("platform", "default", "vectors", "threads")},
-    }
-    if find_spec("torch") is not None:
-        facts["torch"] = metadata.version("torch")
-    return facts

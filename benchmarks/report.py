@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from datetime import datetime, timezone
 from math import floor, log10
 from pathlib import Path
 from statistics import quantiles
@@ -14,13 +12,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .environment import write_figures
 from .measure import Run
 from .peers import LIMIT, OURS
 
 COLORS = {OURS: "#b3470f", "mlx": "#8fb3d9", "compiled": "#3d6f9e", "torch": "#c9a227"}
-SCHEMA = 1
-"""The version of the JSON's structure; it grows when a key changes its meaning or goes."""
-
 HEADINGS = (
     "step",
     "ns/\nparam",
@@ -70,14 +66,8 @@ def _width_of(table: Table, console: Console) -> int:
     return console.measure(table, options=console.options.update(max_width=1000)).maximum
 
 
-def write_json(path: Path, runs: list[Run], environment: dict[str, str]) -> None:
-    report = {
-        "schema": SCHEMA,
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "environment": environment,
-        "runs": [_as_json(run) for run in runs],
-    }
-    path.write_text(json.dumps(report, indent=2) + "\n")
+def write_json(path: Path, runs: list[Run]) -> None:
+    write_figures(path, runs=[_as_json(run) for run in runs])
 
 
 def write_plot(path: Path, runs: list[Run]) -> None:
