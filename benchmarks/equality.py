@@ -1,7 +1,7 @@
 """How equal mlx_opt is to mlx.optimizers: a small Llama, trained by mlx-lm's trainer with both.
 
     pip install mlx-lm
-    python -m mlx_opt.benchmarks.equality [--steps 40] [--nudges 5] [--json PATH]
+    python -m mlx_opt.benchmarks.equality [--steps 200] [--nudges 5] [--json PATH]
 
 The run with mlx.optimizers ("stock") is the measure. It is compared with the run with mlx_opt, and
 with stock's own runs from weights that were nudged by up to 1e-7 of themselves, about their
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,19 +33,19 @@ import mlx_opt
 from .environment import write_figures
 
 NUDGE = 1e-7
-VOCABULARY, LENGTH, SEQUENCES, BATCH = 251, 65, 256, 4
+VOCABULARY, LENGTH, SEQUENCES, BATCH = 97, 33, 512, 4
 ARGUMENTS = ModelArgs(
     model_type="llama",
-    hidden_size=128,
-    num_hidden_layers=4,
-    intermediate_size=256,
+    hidden_size=64,
+    num_hidden_layers=3,
+    intermediate_size=128,
     num_attention_heads=4,
     num_key_value_heads=2,
     rms_norm_eps=1e-5,
     vocab_size=VOCABULARY,
 )
 LORA = {"rank": 8, "scale": 20.0, "dropout": 0.0}
-LEARNING_RATES = {"full": 1e-3, "LoRA": 1e-4}
+LEARNING_RATES = {"full": 3e-3, "LoRA": 1e-3}
 WEIGHT_DECAY = 0.1
 
 
@@ -69,7 +70,7 @@ class Text:
         rows = np.empty((SEQUENCES, LENGTH), int)
         rows[:, 0] = generator.integers(1, VOCABULARY, SEQUENCES)
         for i in range(1, LENGTH):
-            rows[:, i] = (5 * rows[:, i - 1] + generator.integers(0, 8, SEQUENCES)) % VOCABULARY
+            rows[:, i] = (5 * rows[:, i - 1] + generator.integers(0, 4, SEQUENCES)) % VOCABULARY
         self.rows = [(row.tolist(), 0) for row in rows]
 
     def __len__(self) -> int:
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--nudges", type=int, default=5, help="runs of stock that are nudged")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures")
     options = parser.parse_args()
@@ -203,6 +204,7 @@ def main() -> None:
     for kind in LEARNING_RATES:
         reports.append(compare(kind, options.steps, options.nudges))
         print_report(reports[-1])
+        sys.stdout.flush()
     if options.json:
         settings = {"steps": options.steps, "nudge": NUDGE, "weight_decay": WEIGHT_DECAY}
         write_figures(options.json, **settings, runs=reports)
