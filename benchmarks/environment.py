@@ -34,7 +34,8 @@ def environment() -> dict[str, str]:
         "mlx_opt": mlx_opt.__version__,
         "mlx": report["mlx"],
         "python": platform.python_version(),
-        **{name: report[name] for name in ("platform", "default", "vectors", "threads")},
+        "platform": f"{platform.system()} {platform.machine()}",
+        **{name: report[name] for name in ("default", "vectors", "threads")},
     }
     for module, distribution in (("torch", "torch"), ("mlx_lm", "mlx-lm")):
         if find_spec(module) is not None:

@@ -144,7 +144,8 @@ def difference(one: Trained, other: Trained) -> Difference:
 def distance(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
     """The largest difference of a tensor, in parts of its largest value."""
     parts = [abs(x - other[name]).max() / abs(x).max() for name, x in one.items()]
-    return max(part.item() for part in parts)
+    largest: Any = mx.stack(parts).max()
+    return largest.item()
 
 
 def distance_on_same_gradients(kind: str, steps: int) -> float:

@@ -1,12 +1,17 @@
-"""plot_schedule: the values that it draws, and what it refuses."""
+"""Pictures: plot_schedule's, and the README's."""
 
+import json
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_opt.benchmarks import picture
 
 import mlx_opt
 from mlx_opt.tools import plot
+
+FIGURES = Path(__file__).resolve().parents[1] / "docs/figures/adamw-gpt2.json"
 
 
 def drawn(schedule, steps):
@@ -59,3 +64,15 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'mlx-opt\[bench\]'"):
         mlx_opt.plot_schedule(lambda step: 0.1, 10)
+
+
+@pytest.mark.skipif(not FIGURES.is_file(), reason="the figures are not beside the tests")
+def test_the_readmes_picture_has_the_figures_of_its_file():
+    figures = json.loads(FIGURES.read_text())
+    for axes, panel in zip(picture.draw(figures).axes, figures["panels"], strict=True):
+        values = panel["values"].values()
+        measured = [v for by_peer in values for peer, v in by_peer.items() if peer != "limit"]
+        assert [bar.get_width() for bar in axes.patches] == measured
+        limits = {x for line in axes.lines for x in line.get_xdata()}
+        assert limits == {by_peer["limit"] for by_peer in values}
+        assert {"machine", "date", "code", "source"} <= panel.keys()

@@ -1,6 +1,7 @@
 """The README: its links, and what a package registry is given."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -56,3 +57,13 @@ def test_a_link_gets_the_repositorys_address(absolute, before, after):
 
 def test_without_an_address_the_text_stays_as_it_is(absolute):
     assert absolute(README.read_text(), {}) == README.read_text()
+
+
+def test_the_page_on_equality_shows_the_figures_of_its_file():
+    runs = json.loads((ROOT / "docs/figures/equality.json").read_text())["runs"]
+    rows = [row for run in runs for row in (run["mlx_opt"], *run["nudged"])]
+    shown = {f"{value:.2g}" for row in rows for value in row.values()}
+    shown |= {f"{run['same_gradients']:.2g}" for run in runs}
+    table = re.findall(r"^\| (?:mlx_opt|stock).*$", (ROOT / "docs/equality.md").read_text(), re.M)
+    cells = {cell.strip() for line in table for cell in line.split("|")[2:]}
+    assert cells - {""} == shown
