@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -158,3 +159,23 @@ def test_dir_is_the_public_surface():
     for name in dir(mlx_opt):
         assert getattr(mlx_opt, name) is not None
     assert not [name for name in dir(mlx_opt) if name.startswith("_") and name != "__version__"]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_a_description_fits(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    groups = [mlx_opt.no_decay(), mlx_opt.Group("layers.*.mlp*", learning_rate_scale=0.5)]
+    layer = {"mlp": {"weight": mx.zeros((100, 200)), "bias": mx.zeros(3)}}
+    parameters = {"layers": [layer] * 1000, "a_long_name_of_a_parameter.weight": mx.zeros((2, 2))}
+    mlx_opt.AdamW(1e-3, weight_decay=0.1, groups=groups).describe(parameters)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("1000" in line and "20,000,000" in line for line in lines)
+
+
+def test_a_description_without_rich_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    optimizer = mlx_opt.SGD(0.1)
+    with pytest.raises(ImportError, match=r"needs rich .*pip install 'mlx-opt\[bench\]'"):
+        optimizer.describe({"w": mx.ones(2)})
+    assert len(optimizer.describe({"w": mx.ones(2)}, show=False)) == 1

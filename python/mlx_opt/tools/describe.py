@@ -65,7 +65,7 @@ def show(described: list[Described]) -> None:
 
     console = Console(markup=False, highlight=False)
     for optimizer, values, rows in described:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("parameters", overflow="fold")
         table.add_column("tensors", justify="right", no_wrap=True)
         table.add_column("elements", justify="right", no_wrap=True)
