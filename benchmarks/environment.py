@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
         "mlx": report["mlx"],
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        **{name: report[name] for name in ("default", "vectors", "threads")},
+        **{name: report[name] for name in ("default", "vectors", "threads") if name in report},
     }
     for module, distribution in (("torch", "torch"), ("mlx_lm", "mlx-lm")):
         if find_spec(module) is not None:
