@@ -11,16 +11,18 @@ OURS = "mlx_opt"
 # The peers that --peers can name, in the order of the report.
 OPTIONAL_PEERS = ["mlx", "compiled", "torch", "adamw", "products"]
 DESCRIPTION = """\
-Time the steps of mlx_opt's optimizers beside those of mlx.optimizers and PyTorch, and beside the
-time in which the same bytes can be streamed through memory. All take turns on the same values."""
+Time the steps of mlx_opt's optimizers beside those of mlx.optimizers and
+PyTorch, and beside the time in which the same bytes can be streamed through
+memory. All take turns on the same values."""
 EPILOG = """\
-Threads: as MLX_OPT_NUM_THREADS says, for PyTorch too. docs/benchmarks.md says what is counted.
+Threads: as MLX_OPT_NUM_THREADS says, for PyTorch too. docs/benchmarks.md says
+what is counted.
 
 examples:
   python -m mlx_opt bench
-  python -m mlx_opt bench --rule all --model gpt2 --json gpt2.json --plot gpt2.png
-  python -m mlx_opt bench --together --model gpt2 --rule AdamW --rule AdamW-clipped
-  python -m mlx_opt bench --rule Lion --dtype bfloat16 --model 24*1024x1024,24*1024"""
+  python -m mlx_opt bench --rule all --model gpt2 --json a.json --plot a.png
+  python -m mlx_opt bench --together --rule AdamW --rule AdamW-clipped
+  python -m mlx_opt bench --dtype bfloat16 --model 24*1024x1024,24*1024"""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -191,6 +191,7 @@ def test_help_needs_no_extra(command):
     done = command_without(["rich", "numpy", "matplotlib"], *command, "--help")
     assert done.returncode == 0, done.stderr
     assert " ".join(["usage: python -m mlx_opt", *command]) in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

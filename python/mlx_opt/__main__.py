@@ -18,13 +18,14 @@ from .tools import info
 PROGRAM = "python -m mlx_opt"
 EXIT_CODES = "Exit codes: 2 for a wrong command line, 1 if something is off, otherwise 0."
 RUN_HELP = """\
-Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program itself is not
-changed. It gets its arguments, its name __main__ and its folder on sys.path as from python, and
-its exit code is passed on.
+Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program
+itself is not changed. It gets its arguments, its name __main__ and its folder
+on sys.path as from python, and its exit code is passed on.
 
-Replaced are the names in the module mlx.optimizers, its submodules among them. What the program
-imports with "from mlx.optimizers.optimizers import ..." stays mlx's own, and so does everything in
-processes that it spawns. A line on stderr says that mlx_opt is in use."""
+Replaced are the names in the module mlx.optimizers, its submodules among
+them. What the program imports with "from mlx.optimizers.optimizers import
+..." stays mlx's own, and so does everything in processes that it spawns. A
+line on stderr says that mlx_opt is in use."""
 RUN_EXAMPLES = f"""\
 examples:
   {PROGRAM} run train.py --epochs 3
