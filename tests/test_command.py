@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -183,7 +184,8 @@ def command_without(packages, *arguments):
         runpy.run_module("mlx_opt", run_name="__main__")
     """
     line = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize("command", [(), ("run",), ("info",), ("selftest",), ("bench",)])
