@@ -30,7 +30,7 @@ def write_figures(path: Path, **figures: Any) -> None:
 def environment() -> dict[str, str]:
     """What figures depend on. It names no folder, so that the file can be published."""
     report = info.report().facts
-    facts = {
+    facts: dict[str, str] = {
         "mlx_opt": mlx_opt.__version__,
         "mlx": report["mlx"],
         "python": platform.python_version(),
