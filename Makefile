@@ -74,6 +74,10 @@ bench: $(VENV)/installed
 	$(BIN)/python -m mlx_opt bench
 
 $(VENV)/tools: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "mlx_opt needs Python 3.10 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@[ -n "$$CXX" ] || command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	    { echo "mlx_opt needs a C++20 compiler: apt install g++, or xcode-select --install" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "$(MLX)==$(MLX_VERSION)" --group build --group test --group lint --group wheel

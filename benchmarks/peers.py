@@ -16,10 +16,10 @@ from mlx.utils import tree_unflatten
 import mlx_opt
 
 from .limit import Limit
+from .options import OURS
 from .products import Products
 from .workloads import LEARNING_RATE, RULES, Model, Workload, call_text
 
-OURS = "mlx_opt"
 LIMIT = "limit"
 ADAMW = "adamw"
 PRODUCTS = "products"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from math import floor, log10
 from pathlib import Path
@@ -10,8 +9,10 @@ from statistics import quantiles
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from .environment import write_figures
 from .measure import Run
 from .peers import LIMIT, OURS
 
@@ -25,29 +26,48 @@ HEADINGS = (
     f"time/\n{OURS}",
     "10-90 %",
 )
+# Where there is no room for all columns.
+DROPPED_FIRST = ("10-90 %", "GB/s", "peak\nB/param", "bytes/\nparam", "ns/\nparam")
 
 
-def table(run: Run) -> Table:
+def table(run: Run, console: Console) -> Table:
     rule, model, dtype = run.workload
-    table = Table(
-        title=f"{rule}, {model.name}: {len(model.shapes)} tensors, {model.size:,} parameters of "
-        f"{dtype}",
-        caption=_caption(run),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("peer", no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for peer in run.results:
-        table.add_row(*_row(run, peer), style="dim" if peer == LIMIT else None)
-    return table
+    title = f"{rule}, {model.name}: {len(model.shapes)} tensors, {model.size:,} parameters of "
+    rows = [_row(run, peer) for peer in run.results]
+    return fitting(console, ["peer", *HEADINGS], rows, title + dtype, _caption(run))
 
 
-def write_json(path: Path, runs: list[Run], environment: dict[str, str]) -> None:
-    report = {"environment": environment, "runs": [_as_json(run) for run in runs]}
-    path.write_text(json.dumps(report, indent=2) + "\n")
+def fitting(
+    console: Console, headings: list[str], rows: list[list[str]], title: str, caption: str
+) -> Table:
+    """A table of as many columns as the console has room for."""
+    columns = list(range(len(headings)))
+    dropped = [headings.index(heading) for heading in DROPPED_FIRST if heading in headings]
+    while True:
+        table = Table(
+            title=title,
+            caption=caption,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for i in columns:
+            table.add_column(headings[i], justify="right" if i else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[i] for i in columns), style="dim" if row[0] == LIMIT else None)
+        if _width_of(table, console) <= console.width or not dropped:
+            return table
+        columns.remove(dropped.pop(0))
+
+
+def _width_of(table: Table, console: Console) -> int:
+    """The width that a table needs, however wide the console is."""
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
+
+
+def write_json(path: Path, runs: list[Run]) -> None:
+    write_figures(path, runs=[_as_json(run) for run in runs])
 
 
 def write_plot(path: Path, runs: list[Run]) -> None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from statistics import quantiles
 
 import mlx.core as mx
-from rich import box
+from rich.console import Console
 from rich.table import Table
 
 import mlx_opt
@@ -18,7 +18,7 @@ from mlx_opt.clipping import global_norm
 from .limit import CHUNK
 from .measure import WARM_UP_STEPS, Progress, Result, Run, take_turns
 from .peers import GRADIENTS_SEED, MLXPeer, Peer, values
-from .report import digits, time_text
+from .report import digits, fitting, time_text
 from .workloads import ITEMSIZES, Model, Workload
 
 NORM, READ, COPY = "norm", "read", "copy"
@@ -92,34 +92,29 @@ def run_together(
     return Run(first, results, in_turn=True)
 
 
-def table_together(run: Run) -> Table:
+def table_together(run: Run, console: Console) -> Table:
     first, model, dtype = run.workload
     lines = [f"{name}: {result.about}" for name, result in run.results.items()]
     lines.append(f"Medians of {len(run.results[first].seconds)} rounds; 10-90 %: of the rounds.")
-    table = Table(
-        title=f"{model.name}: {len(model.shapes)} tensors, {model.size:,} parameters of {dtype}",
-        caption="\n".join(lines),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("", no_wrap=True)
-    for heading in (*HEADINGS, f"time/\n{first}", "10-90 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for name in run.results:
         ratios = run.ratios(name, to=first)
         deciles = quantiles(ratios, n=10, method="inclusive")
         moved = _bytes_moved(name, run.workload)
-        table.add_row(
-            name,
-            time_text(run.seconds(name)),
-            digits(run.nanoseconds_a_parameter(name)),
-            str(moved // model.size),
-            digits(moved / run.seconds(name) / 1e9),
-            digits(quantiles(ratios, n=2, method="inclusive")[0]),
-            "" if name == first else f"{digits(deciles[0])}-{digits(deciles[-1])}",
+        rows.append(
+            [
+                name,
+                time_text(run.seconds(name)),
+                digits(run.nanoseconds_a_parameter(name)),
+                str(moved // model.size),
+                digits(moved / run.seconds(name) / 1e9),
+                digits(quantiles(ratios, n=2, method="inclusive")[0]),
+                "" if name == first else f"{digits(deciles[0])}-{digits(deciles[-1])}",
+            ]
         )
-    return table
+    title = f"{model.name}: {len(model.shapes)} tensors, {model.size:,} parameters of {dtype}"
+    headings = ["", *HEADINGS, f"time/\n{first}", "10-90 %"]
+    return fitting(console, headings, rows, title, "\n".join(lines))
 
 
 def _bytes_moved(name: str, workload: Workload) -> int:

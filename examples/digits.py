@@ -5,7 +5,7 @@ once with `mlx.optimizers.AdamW` and once with `mlx_opt.AdamW`, from the same in
 and over the same batches. The demo prints accuracy, optimizer time and memory side by side
 and draws both loss curves and the step times. It takes about 80 seconds on two CPU cores.
 
-    pip install scikit-learn rich matplotlib
+    pip install 'mlx-opt[demo]'
     python examples/digits.py --out digits.png
 """
 

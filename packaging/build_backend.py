@@ -4,7 +4,11 @@ libmlx's C++ interface changes between releases, so that a build is for one vers
 version is written once, among the project's dependencies.
 """
 
+import sys
 from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036 (for pip, which runs this with any)
+    sys.exit(f"mlx_opt needs Python 3.10 or later, and this is Python {sys.version.split()[0]}")
 
 from scikit_build_core import build
 from scikit_build_core.build import *  # noqa: F403

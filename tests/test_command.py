@@ -1,13 +1,26 @@
 """python -m mlx_opt: run, info, and what it says of a wrong command line."""
 
+import io
+import json
+import os
 import subprocess
 import sys
 import textwrap
+from datetime import datetime
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_opt.benchmarks.measure import Result, Run
+from mlx_opt.benchmarks.options import OPTIONAL_PEERS, OURS
+from mlx_opt.benchmarks.peers import LIMIT, PEERS
+from mlx_opt.benchmarks.report import table
+from mlx_opt.benchmarks.together import table_together
+from mlx_opt.benchmarks.workloads import Workload, model_named
+from rich.console import Console
 
-from mlx_opt import _ext
+import mlx_opt
+from mlx_opt import _ext, info
 
 MINE = "import mlx.optimizers as optim; print(optim.AdamW.__module__)"
 
@@ -93,7 +106,7 @@ def test_the_exit_status_is_the_scripts(script, code, status):
 
 
 def test_a_traceback_begins_in_the_script(script):
-    done = command("run", script("def f():\n    raise RuntimeError('mine')\nf()"))
+    done = command("run", "--quiet", script("def f():\n    raise RuntimeError('mine')\nf()"))
     lines = done.stderr.splitlines()
     assert "train.py" in lines[1] and lines[-1] == "RuntimeError: mine"
     assert "mlx_opt" not in done.stderr
@@ -141,10 +154,95 @@ def test_a_wrong_command_line_is_exit_status_2_and_says_why(arguments):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("info", "--help")])
-def test_help_is_given(arguments):
-    done = command(*arguments)
-    assert done.returncode == 0 and "usage: python -m mlx_opt" in done.stdout
+@pytest.mark.parametrize("quiet", [False, True])
+def test_running_a_script_says_so_once(script, quiet):
+    path = script("import mlx_opt, mlx.optimizers as optim; optim.AdamW(0.1); mlx_opt.install()")
+    done = command("run", *(["-q"] if quiet else []), path)
+    expected = f"mlx_opt {mlx_opt.__version__} is in use in place of mlx.optimizers\n"
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == ("" if quiet else expected)
+
+
+def test_the_version_is_printed():
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"mlx_opt {mlx_opt.__version__}\n")
+
+
+def test_info_as_json_has_what_info_prints():
+    done = command("info", "--json")
+    report = json.loads(done.stdout)
+    assert report["schema"] == 1
+    assert report["facts"].keys() == info.report().facts.keys()
+    assert (done.returncode == 0) == (report["problems"] == [])
+
+
+def command_without(packages, *arguments):
+    code = f"""
+        import runpy, sys
+        sys.modules.update(dict.fromkeys({packages}))
+        sys.argv = ["", *{arguments}]
+        runpy.run_module("mlx_opt", run_name="__main__")
+    """
+    line = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("info",), ("selftest",), ("bench",)])
+def test_help_needs_no_extra(command):
+    done = command_without(["rich", "numpy", "matplotlib"], *command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert " ".join(["usage: python -m mlx_opt", *command]) in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("rich", ("bench",), "bench"),
+        ("matplotlib", ("bench", "--plot", "a.png"), "bench"),
+        ("rich", ("selftest",), "selftest"),
+        ("numpy", ("selftest",), "selftest"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(missing, arguments, extra):
+    done = command_without([missing], *arguments)
+    assert done.returncode in (1, 2)
+    assert f"needs {missing}: pip install 'mlx-opt[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_peers_that_can_be_named_are_those_that_are_timed():
+    assert [peer for peer in PEERS if peer not in (OURS, LIMIT)] == OPTIONAL_PEERS
+
+
+def test_a_benchmark_as_json_has_its_schema_and_time(tmp_path):
+    path = tmp_path / "times.json"
+    model = ("--model", "3*20x30,5", "--peers", "mlx", "--rounds", "2")
+    done = command("bench", *model, "--json", path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(path.read_text())
+    assert report["schema"] == 1
+    assert datetime.fromisoformat(report["time"]).tzinfo is not None
+    assert report["environment"]["mlx_opt"] == mlx_opt.__version__
+    assert str(Path(mlx_opt.__file__).parent) not in path.read_text()
+    assert [peer["peer"] for peer in report["runs"][0]["peers"]] == ["mlx_opt", "mlx", "limit"]
+
+
+@pytest.mark.parametrize("width", [50, 80])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_table_of_times_fits(width, together):
+    console = Console(width=width, file=io.StringIO())
+    names = ["AdamW-clipped", "AdamW"] if together else ["mlx_opt", "compiled", "limit"]
+    workload = Workload("AdamW-clipped", model_named("gpt2"), "bfloat16")
+    results = {name: Result(name, "about", [0.123, 0.124, 0.125], 10**10) for name in names}
+    make = table_together if together else table
+    console.print(make(Run(workload, results, in_turn=True), console))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("124 ms" in line and "1.00" in line for line in lines)
+    assert ("10-90 %" in "".join(lines).split("Medians")[0]) == (width == 80)
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
 
 
 def test_rules_are_timed_in_turn_with_one_another():

@@ -74,7 +74,8 @@ def test_each_rule_has_a_page_with_an_example():
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_a_pages_examples_print_what_their_comments_say(page):
+def test_a_pages_examples_print_what_their_comments_say(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for examples that write files
     names = {}  # of all blocks: one goes on where the one before it ended
     for block in blocks(page):
         printed = io.StringIO()

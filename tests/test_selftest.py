@@ -1,5 +1,7 @@
 """python -m mlx_opt selftest: what it says where all is right, and where something is not."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +14,11 @@ from mlx_opt.tools import selftest
 
 def test_every_rule_is_right_here():
     done = subprocess.run(
-        [sys.executable, "-m", "mlx_opt", "selftest"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "mlx_opt", "selftest"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "100"},  # in which no case is folded
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All rules are right." in done.stdout
@@ -75,3 +81,31 @@ def test_a_device_without_a_backend_is_told(one_case, monkeypatch, capsys):
     monkeypatch.setattr(selftest._ext, "available", lambda: False)
     assert selftest.main() == 1
     assert "problem: cpu: no backend of this build serves it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_the_table_fits_and_explains_its_figures(one_case, monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert selftest.main() == 0
+    shown = capsys.readouterr().out.split("All is well.")[1]
+    assert max(map(len, shown.splitlines())) <= width
+    assert "Lion(weight" in shown and "bfloat16" in shown
+    assert "1.00 is expected in float16 and bfloat16" in " ".join(shown.split())
+
+
+def test_the_report_as_json(one_case, monkeypatch, capsys):
+    class Broken(mlx_opt.Lion):
+        def apply_gradients(self, gradients, parameters):
+            new = super().apply_gradients(gradients, parameters)
+            is_half = parameters["0"].dtype == mx.float16
+            return {name: x * mx.nan if is_half else x for name, x in new.items()}
+
+    monkeypatch.setattr(mlx_opt, "Lion", Broken)
+    assert selftest.main(as_json=True) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == 1
+    assert report["installation"]["facts"]["mlx"].startswith(mx.__version__)
+    row = report["devices"]["cpu"]["Lion(weight_decay=0.1)"]
+    assert row["float32"]["right"] and 0 <= row["float32"]["share"] <= 1
+    assert row["float16"] == {"right": False, "share": None, "error": ""}
+    assert report["problems"] == ["cpu: Lion(weight_decay=0.1) with float16: wrong"]

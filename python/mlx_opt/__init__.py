@@ -33,6 +33,7 @@ if _error is None:
         step_decay,
     )
     from .tools.installation import install, installed
+    from .tools.plot import plot_schedule
 
     globals().update(_DERIVED)
     if _typing.TYPE_CHECKING:
@@ -67,8 +68,13 @@ __all__ = [
     "linear_schedule",
     "no_decay",
     "num_threads",
+    "plot_schedule",
     "set_num_threads",
     "step_decay",
 ]
 if _error is None:
     __all__ += list(_DERIVED)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import io
+import json
 import os
 import runpy
 import sys
@@ -17,19 +18,31 @@ from .tools import info
 PROGRAM = "python -m mlx_opt"
 EXIT_CODES = "Exit codes: 2 for a wrong command line, 1 if something is off, otherwise 0."
 RUN_HELP = """\
-Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program itself is not
-changed. It gets its arguments, its name __main__ and its folder on sys.path as from python, and
-its exit code is passed on.
+Run a program with mlx.optimizers' classes replaced by mlx_opt's; the program
+itself is not changed. It gets its arguments, its name __main__ and its folder
+on sys.path as from python, and its exit code is passed on.
 
-Replaced are the names in the module mlx.optimizers, its submodules among them. What the program
-imports with "from mlx.optimizers.optimizers import ..." stays mlx's own, and so does everything in
-processes that it spawns."""
+Replaced are the names in the module mlx.optimizers, its submodules among
+them. What the program imports with "from mlx.optimizers.optimizers import
+..." stays mlx's own, and so does everything in processes that it spawns. A
+line on stderr says that mlx_opt is in use."""
 RUN_EXAMPLES = f"""\
 examples:
   {PROGRAM} run train.py --epochs 3
   {PROGRAM} run -m mlx_lm lora --train --model ..."""
 
+JSON_SCHEMA = 1
+"""The version of the structure that --json prints; it grows when a key changes or goes."""
+
 Frames = TracebackType | None
+
+
+class PrintVersion(argparse.Action):
+    """Prints the version, even if mlx_opt cannot be imported, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        print(f"mlx_opt {version()}")
+        parser.exit()
 
 
 class PrintCMakeDir(argparse.Action):
@@ -48,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument(
+        "--version", action=PrintVersion, nargs=0, help="print mlx_opt's version, and exit"
+    )
+    parser.add_argument(
         "--cmake-dir",
         action=PrintCMakeDir,
         nargs=0,
@@ -57,11 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run an unchanged program with mlx_opt's optimizers",
-        usage=f"{PROGRAM} run [-h] (script.py | -m module) [argument ...]",
+        usage=f"{PROGRAM} run [-h] [-q] (script.py | -m module) [argument ...]",
         description=RUN_HELP,
         epilog=RUN_EXAMPLES,
         formatter_class=plain,
     )
+    run.add_argument("-q", "--quiet", action="store_true", help="do not say that mlx_opt is in use")
     run.add_argument("-m", dest="module", action="store_true", help="run a module, as python -m")
     run.add_argument(
         "program",
@@ -69,14 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="a path, or with -m a module's name; what follows are the program's own arguments",
     )
     run.set_defaults(usage_error=run.error)
+    report = argparse.ArgumentParser(add_help=False)
+    report.add_argument("--json", action="store_true", help="print JSON, for programs")
     commands.add_parser(
         "info",
+        parents=[report],
         help="versions, devices, threads, and what to mend if something is off",
         description="Print what this installation is and whether it can work on this machine.",
         epilog=EXIT_CODES,
     )
     commands.add_parser(
         "selftest",
+        parents=[report],
         help="check the fused rules against float64, on each device of this machine",
         description="Run the fused rules on each device of this machine and compare them with a "
         "float64 reference. The table is made to be pasted into an issue.",
@@ -95,30 +116,38 @@ def split_run(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv, []
 
 
-def print_info() -> int:
+def version() -> str:
+    try:
+        from ._built import VERSION
+    except ImportError:
+        return "is not built"
+    return VERSION
+
+
+def print_info(as_json: bool) -> int:
     report = info.report()
-    print(report)
+    print(json.dumps({"schema": JSON_SCHEMA, **report._asdict()}, indent=2) if as_json else report)
     return 1 if report.problems else 0
 
 
-def bench(arguments: list[str]) -> int:
+def bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         from .benchmarks.cli import main as run_benchmarks
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "rich":
             raise
-        return fail("bench needs rich: pip install rich")
-    return run_benchmarks(arguments)
+        return fail("bench needs rich: pip install 'mlx-opt[bench]'")
+    return run_benchmarks(options, parser)
 
 
-def selftest() -> int:
+def selftest(as_json: bool) -> int:
     try:
         from .tools.selftest import main as run_selftest
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("numpy", "rich"):
             raise
         return fail(f"selftest needs {error.name}: pip install 'mlx-opt[selftest]'")
-    return run_selftest()
+    return run_selftest(as_json)
 
 
 def run_script(path: str, arguments: list[str]) -> None:
@@ -148,7 +177,11 @@ def run_module(name: str, arguments: list[str]) -> None:
 
 
 def run(
-    program: str, module: bool, arguments: list[str], usage_error: Callable[[str], NoReturn]
+    program: str,
+    module: bool,
+    arguments: list[str],
+    quiet: bool,
+    usage_error: Callable[[str], NoReturn],
 ) -> None:
     from . import install
 
@@ -156,6 +189,8 @@ def run(
         usage_error(f"there is no script {program}")
     # Never undone: the program's threads and atexit functions may outlast it.
     install()
+    if not quiet:
+        print(f"mlx_opt {version()} is in use in place of mlx.optimizers", file=sys.stderr)
     try:
         (run_module if module else run_script)(program, arguments)
     except BaseException as error:
@@ -182,6 +217,12 @@ def without_own_frames(hook: Callable) -> Callable:
     return show
 
 
+def bench_parser() -> argparse.ArgumentParser:
+    from .benchmarks.options import build_parser as build
+
+    return build()
+
+
 def fail(message: str) -> int:
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return 1
@@ -190,17 +231,17 @@ def fail(message: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own, arguments = split_run(argv) if argv[:1] == ["run"] else (argv, [])
-    # bench has its own parser, whose requirements may not be installed.
-    options = None if argv[:1] == ["bench"] else build_parser().parse_args(own)
-    if options and options.command == "info":
-        return print_info()
+    benchmarks = bench_parser() if argv[:1] == ["bench"] else None
+    options = benchmarks.parse_args(argv[1:]) if benchmarks else build_parser().parse_args(own)
+    if not benchmarks and options.command == "info":
+        return print_info(options.json)
     if error := info.import_error():
         return fail(str(error))
-    if options is None:
-        return bench(argv[1:])
+    if benchmarks:
+        return bench(options, benchmarks)
     if options.command == "selftest":
-        return selftest()
-    run(options.program, options.module, arguments, options.usage_error)
+        return selftest(options.json)
+    run(options.program, options.module, arguments, options.quiet, options.usage_error)
     return 0
 
 

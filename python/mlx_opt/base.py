@@ -10,6 +10,7 @@ import mlx.optimizers.optimizers as stock
 from . import loss_scale, reserved, step
 from .clipping import ClipRequest
 from .step import Share
+from .tools import summary
 
 
 class Optimizer(stock.Optimizer):
@@ -17,6 +18,11 @@ class Optimizer(stock.Optimizer):
 
     A subclass that defines ``init_single`` and ``apply_single`` is an optimizer, as with MLX.
     """
+
+    @summary.never_raises
+    def __repr__(self) -> str:
+        names = summary.rate_of(self) + summary.numbers_of(self)
+        return summary.summary(self, names, "its own step, not fused")
 
     def check(self, gradients: Any, parameters: Any) -> None:
         """Raise what :meth:`apply_gradients` would raise for these trees; change nothing.

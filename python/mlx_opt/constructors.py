@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from . import docstrings
 from .hyperparameters import first_value, has_schedule
 
 
@@ -44,24 +45,24 @@ def constructor(cls: type, *additions: str) -> Callable[..., None]:
     return __init__
 
 
-OURS = """\
-mlx_opt's step is fused and in place; :meth:`update` can clip inside it. Any number above may also
-be a schedule or a 0-d array. Keyword arguments that mlx.optimizers does not have:
-"""
-
 _ADDITIONS = {
     "nesterov": "Nesterov's momentum, as in NadamW.",
     "cautious_weight_decay": "decay only elements whose update and parameter agree in sign.",
 }
 
 
-def docstring(cls: type, *additions: str) -> str:
-    """The docstring of a class of mlx.optimizers, with what `constructor` adds."""
-    lines = [inspect.cleandoc(cls.__doc__ or ""), "", OURS]
+def docstring(cls: type, *additions: str, rule: str | None = None) -> str:
+    """The docstring of a class of mlx.optimizers, with what `constructor` adds.
+
+    `rule`: as for :func:`docstrings.section`.
+    """
+    lines = [inspect.cleandoc(cls.__doc__ or ""), ""]
+    lines += ["Keyword arguments that mlx.optimizers does not have:", ""]
     for name in additions:
         lines.append(f"    {name} (bool, optional): {_ADDITIONS[name]} Default: ``False``")
     lines.append(
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )
     lines.append("      dicts. Default: ``()``")
+    lines += ["", docstrings.section(cls.__name__, rule)]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from . import _ext
+from . import _ext, docstrings
 from .averaging import Averaging
 from .constructors import bound
 from .forms import Form, forms_of
@@ -116,4 +116,5 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
     )
     lines += ["", "Raises:", "    TypeError: An argument is not what it must be.", ""]
     lines.insert(-1, "    ValueError: A hyperparameter is out of its range.")
+    lines.append(docstrings.section(name))
     return "\n".join(lines)

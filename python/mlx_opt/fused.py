@@ -16,7 +16,7 @@ from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
 from .rule_formula import STORAGE, rule_formula
 from .step import Share
-from .tools import describe
+from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
 
 
@@ -63,6 +63,23 @@ class FusedOptimizer(Optimizer):
             if name not in cls._fixed and not hasattr(cls, name):
                 missing = attribute.standard if name in cls._additions else None
                 setattr(cls, name, Hyperparameter(attribute, cls._checks_values, missing))
+
+    @summary.never_raises
+    def __repr__(self) -> str:
+        return summary.summary(self, self._shown_attributes(), self._use())
+
+    def _shown_attributes(self) -> list[str]:
+        names = [name for name in self._forms.attributes if name not in self._fixed]
+        return [*summary.rate_of(self), *names, *self._options]
+
+    def _use(self) -> str:
+        """How the steps run, for `repr`."""
+        device = mx.default_device().type.name
+        if not self._uses_own_step():
+            return "apply_single is overridden, not fused"
+        if not self._uses_primitives():
+            return "a method is overridden, not fused"
+        return f"fused on {device}" if _ext.available() else f"no backend for {device}, not fused"
 
     def describe(self, model: Any, show: bool = True) -> list[ParameterRow]:
         """Return which hyperparameters each parameter has, and from which group.

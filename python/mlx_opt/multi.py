@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import mlx.optimizers.optimizers as stock
@@ -9,13 +10,19 @@ import mlx.optimizers.optimizers as stock
 from .base import Optimizer, shares_of
 from .fused import described_by
 from .step import Share
-from .tools import describe
+from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
 from .trees import split
 
 
 class MultiOptimizer(Optimizer, stock.MultiOptimizer):
-    __doc__ = stock.MultiOptimizer.__doc__
+    __doc__ = f"""{inspect.cleandoc(stock.MultiOptimizer.__doc__ or "")}
+
+All parts are updated in one step, and ``update(model, gradients, max_norm=1.0,
+skip_nonfinite=True)`` takes one norm over all gradients. Parts that are optimizers of mlx_opt are
+fused, in place and in float32 arithmetic. ``groups`` belong to them. See docs/groups.md and
+docs/clipping.md.
+"""
 
     def __init__(
         self,
@@ -27,6 +34,10 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
         if groups:
             raise TypeError("MultiOptimizer: groups belong to its optimizers, which take them")
         stock.MultiOptimizer.__init__(self, optimizers, filters)
+
+    @summary.never_raises
+    def __repr__(self) -> str:
+        return summary.summary_of_several(self, self.optimizers)
 
     state = stock.MultiOptimizer.state
 

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, newton_schulz, reserved
+from . import _ext, docstrings, newton_schulz, reserved
 from .base import Optimizer, is_own, shares_of
 from .fused import STORAGE, FusedOptimizer, described_by, in_float32
 from .step import Share
@@ -17,6 +17,7 @@ from .tools.describe import Described
 from .trees import split
 
 
+@docstrings.completed
 class Muon(FusedOptimizer, stock.Muon):
     r"""Muon: momentum whose matrices are replaced by their orthogonal factors.
 
@@ -94,6 +95,10 @@ class Muon(FusedOptimizer, stock.Muon):
         self.decoupled_weight_decay = decoupled_weight_decay
         self._program_of(self._values())
         self._set_groups(groups)
+
+    def _shown_attributes(self) -> list[str]:
+        names = super()._shown_attributes()
+        return names if self.fallback is None else [*names, "fallback"]
 
     def init(self, parameters: Any) -> None:
         if self.fallback is None:

@@ -63,7 +63,7 @@ class AdaDelta(FusedOptimizer, stock.AdaDelta):
 
 
 class Adam(FusedOptimizer, stock.Adam):
-    __doc__ = docstring(stock.Adam, "nesterov")
+    __doc__ = docstring(stock.Adam, "nesterov", rule="AdamW")
     __init__ = constructor(stock.Adam, "nesterov")
     _additions: tuple[str, ...] = ("nesterov",)
     _rule = "AdamW"

@@ -1,5 +1,6 @@
 """C++ programs that use an installed mlx_opt, built outside the tree."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -195,6 +196,18 @@ def test_cmake_refuses_an_mlx_of_another_version(package, source, tmp_path):
     message = " ".join(done.stderr.split())
     assert "but MLX 0.0.1 was found" in message
     assert "pip install mlx==" in message
+
+
+@pytest.mark.parametrize("set_in", ["cache", "environment"])
+def test_cmake_refuses_an_mlx_root_without_a_package(package, source, tmp_path, set_in):
+    options = [f"-DMLX_ROOT={tmp_path}"] if set_in == "cache" else []
+    environment = {"MLX_ROOT": str(tmp_path)} if set_in == "environment" else {}
+    done = run(
+        "cmake", "-S", source, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={package}", *options,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert f"MLX_ROOT is {tmp_path}" in " ".join(done.stderr.split())
 
 
 def test_a_program_refuses_to_run_with_an_mlx_of_another_version(digits, data, tmp_path):

@@ -54,15 +54,21 @@ def show(described: list[Described]) -> None:
 
     Paths that differ only in numbers share a row, if all else is equal.
     """
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "describe needs rich to print its table: pip install 'mlx-opt[bench]', or show=False"
+        ) from error
 
     console = Console(markup=False, highlight=False)
     for optimizer, values, rows in described:
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("parameters", overflow="fold")
-        table.add_column("tensors", justify="right")
-        table.add_column("elements", justify="right")
+        table.add_column("tensors", justify="right", no_wrap=True)
+        table.add_column("elements", justify="right", no_wrap=True)
         table.add_column("rule")
         table.add_column("set by groups", overflow="fold")
         for members in _alike(rows).values():

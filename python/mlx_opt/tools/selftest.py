@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -33,7 +35,15 @@ MARGIN = 4
 # The smallest normal float32; Metal treats denormals as zero.
 LEAST_NORMAL = 2.0**-126
 
-HEADING = "The largest error of a step, of what rounding allows: more than 1 is wrong."
+JSON_SCHEMA = 1
+"""The version of the structure that --json prints; it grows when a key changes or goes."""
+
+# Of each device's table.
+HEADING = "the largest error of a step, in multiples of what rounding allows"
+EXPLANATION = (
+    "Above 1 is WRONG. 1.00 is expected in float16 and bfloat16: what is allowed there is little "
+    "more than half a unit in the last place, by which storing a result rounds it."
+)
 
 
 class Outcome(NamedTuple):
@@ -49,23 +59,33 @@ class Outcome(NamedTuple):
     def right(self) -> bool:
         return not self.error and self.share <= 1
 
+    def as_json(self) -> dict[str, Any]:
+        share = self.share if math.isfinite(self.share) else None  # JSON has no NaN
+        return {"right": self.right, "share": share, "error": self.error}
+
     def __str__(self) -> str:
         if self.error:
             return "raised"
         return f"{self.share:.2f}" if self.right else f"{self.share:.3g} WRONG"
 
 
-def main() -> int:
+Outcomes = dict[str, dict[str, Outcome]]
+"""By case and storage."""
+
+
+def main(as_json: bool = False) -> int:
     """Print the report; return 1 if a device has no backend or a rule is wrong, else 0."""
-    console = Console(width=100)
-    console.print(str(info.report()), markup=False, highlight=False, soft_wrap=True)
+    installation = info.report()
+    console = Console(quiet=as_json)
+    console.print(str(installation), markup=False, highlight=False, soft_wrap=True)
+    devices: dict[str, Outcomes] = {}
     problems = []
     for device in filter(mx.is_available, (mx.cpu, mx.gpu)):
         with _default(device):
             if not _ext.available():
                 problems.append(f"{device.name}: no backend of this build serves it")
                 continue
-            outcomes = run()
+            outcomes = devices[device.name] = run()
         console.print(_table(device.name, outcomes))
         problems += [
             f"{device.name}: {case} with {storage}: {outcome.error or 'wrong'}"
@@ -73,14 +93,35 @@ def main() -> int:
             for storage, outcome in row.items()
             if not outcome.right
         ]
+    if devices:
+        console.print(EXPLANATION)
     for problem in problems:
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)
     if not problems:
         console.print("All rules are right.")
+    if as_json:
+        print(json.dumps(_as_json(installation, devices, problems), indent=2))
     return 1 if problems else 0
 
 
-def run() -> dict[str, dict[str, Outcome]]:
+def _as_json(
+    installation: info.Report, devices: dict[str, Outcomes], problems: list[str]
+) -> dict[str, Any]:
+    return {
+        "schema": JSON_SCHEMA,
+        "installation": installation._asdict(),
+        "devices": {
+            device: {
+                case: {storage: outcome.as_json() for storage, outcome in row.items()}
+                for case, row in outcomes.items()
+            }
+            for device, outcomes in devices.items()
+        },
+        "problems": problems,
+    }
+
+
+def run() -> Outcomes:
     """Check every rule, and clipping, with every storage on the default device."""
     outcomes = {
         name_of(rule, options): {storage: check(rule, options, storage) for storage in STORAGES}
@@ -202,11 +243,11 @@ def _share(got: np.ndarray, expected: tuple[np.ndarray, np.ndarray], storage: st
     return float("inf") if np.isnan(share).any() else float(share.max())
 
 
-def _table(device: str, outcomes: dict[str, dict[str, Outcome]]) -> Table:
-    table = Table(title=f"{device}. {HEADING}", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("rule")
+def _table(device: str, outcomes: Outcomes) -> Table:
+    table = Table(title=f"{device}: {HEADING}", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rule", overflow="fold")
     for storage in STORAGES:
-        table.add_column(storage, justify="right")
+        table.add_column(storage, justify="right", no_wrap=True)
     for case, row in outcomes.items():
         table.add_row(case, *map(str, row.values()))
     return table
