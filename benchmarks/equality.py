@@ -12,10 +12,7 @@ of two sets of weights is the largest of a tensor, in parts of that tensor's lar
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,29 +21,19 @@ import mlx.nn as nn
 import mlx.optimizers as stock
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.llama import Model, ModelArgs
-from mlx_lm.tuner.trainer import TrainingArgs, default_loss, iterate_batches, train
-from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.tuner.trainer import default_loss, iterate_batches
 
 import mlx_opt
 
 from .environment import write_figures
+from .llama import Text, llama, make_model, train_quietly
 
 NUDGE = 1e-7
 VOCABULARY, LENGTH, SEQUENCES, BATCH = 97, 33, 512, 4
-ARGUMENTS = ModelArgs(
-    model_type="llama",
-    hidden_size=64,
-    num_hidden_layers=3,
-    intermediate_size=128,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    rms_norm_eps=1e-5,
-    vocab_size=VOCABULARY,
-)
-LORA = {"rank": 8, "scale": 20.0, "dropout": 0.0}
+ARGUMENTS = llama(3, 64, 128, 4, 2, VOCABULARY)
 LEARNING_RATES = {"full": 3e-3, "LoRA": 1e-3}
 WEIGHT_DECAY = 0.1
+TEXT = Text(VOCABULARY, SEQUENCES, LENGTH)
 
 
 class Trained(NamedTuple):
@@ -62,35 +49,12 @@ class Difference(NamedTuple):
     last_loss: float
 
 
-class Text:
-    """Sequences in which a token mostly tells the next one, so that there is something to learn."""
-
-    def __init__(self) -> None:
-        generator = np.random.default_rng(0)
-        rows = np.empty((SEQUENCES, LENGTH), int)
-        rows[:, 0] = generator.integers(1, VOCABULARY, SEQUENCES)
-        for i in range(1, LENGTH):
-            rows[:, i] = (5 * rows[:, i - 1] + generator.integers(0, 4, SEQUENCES)) % VOCABULARY
-        self.rows = [(row.tolist(), 0) for row in rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> tuple[list[int], int]:
-        return self.rows[i]
-
-
-def make_model(kind: str, nudge_seed: int | None = None) -> nn.Module:
-    mx.random.seed(0)
-    model = Model(ARGUMENTS)
-    mx.eval(model.parameters())
-    if kind == "LoRA":
-        model.freeze()
-        linear_to_lora_layers(model, ARGUMENTS.num_hidden_layers, LORA)
+def make(kind: str, nudge_seed: int | None = None) -> nn.Module:
+    model = make_model(ARGUMENTS, kind)
     if nudge_seed is not None:
         mx.random.seed(nudge_seed)
         model.update(tree_map(nudged, model.parameters()))
-    mx.eval(model.parameters())
+        mx.eval(model.parameters())
     return model
 
 
@@ -102,34 +66,13 @@ def make_optimizer(package: Any, kind: str) -> Any:
     return package.AdamW(LEARNING_RATES[kind], weight_decay=WEIGHT_DECAY)
 
 
-class Losses:
-    """A callback of mlx-lm's trainer."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_loss_report(self, report: dict[str, Any]) -> None:
-        self.losses.append(report["train_loss"])
-
-    def on_val_loss_report(self, report: dict[str, Any]) -> None:
-        pass
-
-
 def trained(model: nn.Module, optimizer: Any, steps: int) -> Trained:
-    """The model after mlx-lm's trainer, as `mlx_lm.lora` calls it."""
-    callback = Losses()
-    np.random.seed(0)  # the order of the batches
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        arguments = TrainingArgs(
-            batch_size=BATCH,
-            iters=steps,
-            steps_per_report=1,
-            steps_per_save=10**9,
-            max_seq_length=LENGTH,
-            adapter_file=f"{folder}/adapters.safetensors",
-        )
-        train(model, optimizer, Text(), args=arguments, training_callback=callback)
-    return Trained(weights_of(model), callback.losses)
+    """The model after mlx-lm's trainer."""
+    losses: list[float] = []
+    train_quietly(
+        model, optimizer, TEXT, lambda report: losses.append(report["train_loss"]), BATCH, steps
+    )
+    return Trained(weights_of(model), losses)
 
 
 def weights_of(model: nn.Module) -> dict[str, mx.array]:
@@ -150,12 +93,12 @@ def distance(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
 
 def distance_on_same_gradients(kind: str, steps: int) -> float:
     """The distance of the weights of both optimizers after the gradients of stock's run."""
-    model = make_model(kind)
+    model = make(kind)
     loss_and_gradients = nn.value_and_grad(model, default_loss)
     optimizers = [make_optimizer(package, kind) for package in (stock, mlx_opt)]
     ours = weights_of(model)
     np.random.seed(0)
-    batches = iterate_batches(Text(), BATCH, LENGTH, loop=True)
+    batches = iterate_batches(TEXT, BATCH, LENGTH, loop=True)
     for _, batch in zip(range(steps), batches, strict=False):
         _, gradients = loss_and_gradients(model, *batch)
         optimizers[0].update(model, gradients)
@@ -165,11 +108,11 @@ def distance_on_same_gradients(kind: str, steps: int) -> float:
 
 
 def compare(kind: str, steps: int, nudges: int) -> dict[str, Any]:
-    measure = trained(make_model(kind), make_optimizer(stock, kind), steps)
-    ours = trained(make_model(kind), make_optimizer(mlx_opt, kind), steps)
+    measure = trained(make(kind), make_optimizer(stock, kind), steps)
+    ours = trained(make(kind), make_optimizer(mlx_opt, kind), steps)
     nudged_runs = []
     for seed in range(1, nudges + 1):
-        again = trained(make_model(kind, seed), make_optimizer(stock, kind), steps)
+        again = trained(make(kind, seed), make_optimizer(stock, kind), steps)
         nudged_runs.append(difference(measure, again)._asdict())
     return {
         "kind": kind,

@@ -188,7 +188,10 @@ def command_without(packages, *arguments):
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("info",), ("selftest",), ("bench",)])
+COMMANDS = [(), ("run",), ("info",), ("selftest",), ("bench",), ("bench", "--training")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_needs_no_extra(command):
     done = command_without(["rich", "numpy", "matplotlib"], *command, "--help")
     assert done.returncode == 0, done.stderr

@@ -217,10 +217,20 @@ def without_own_frames(hook: Callable) -> Callable:
     return show
 
 
-def bench_parser() -> argparse.ArgumentParser:
-    from .benchmarks.options import build_parser as build
+def bench_training(options: argparse.Namespace) -> int:
+    try:
+        from .benchmarks.training import main as run_training
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mlx_lm", "rich", "numpy"):
+            raise
+        return fail("bench --training needs mlx-lm and rich: pip install mlx-lm 'mlx-opt[bench]'")
+    return run_training(options)
 
-    return build()
+
+def bench_parser(argv: list[str]) -> argparse.ArgumentParser:
+    from .benchmarks import options
+
+    return options.build_training_parser() if "--training" in argv else options.build_parser()
 
 
 def fail(message: str) -> int:
@@ -231,14 +241,15 @@ def fail(message: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     own, arguments = split_run(argv) if argv[:1] == ["run"] else (argv, [])
-    benchmarks = bench_parser() if argv[:1] == ["bench"] else None
-    options = benchmarks.parse_args(argv[1:]) if benchmarks else build_parser().parse_args(own)
+    benchmarks = bench_parser(argv) if argv[:1] == ["bench"] else None
+    asked = [each for each in argv[1:] if each != "--training"]
+    options = benchmarks.parse_args(asked) if benchmarks else build_parser().parse_args(own)
     if not benchmarks and options.command == "info":
         return print_info(options.json)
     if error := info.import_error():
         return fail(str(error))
     if benchmarks:
-        return bench(options, benchmarks)
+        return bench_training(options) if "--training" in argv else bench(options, benchmarks)
     if options.command == "selftest":
         return selftest(options.json)
     run(options.program, options.module, arguments, options.quiet, options.usage_error)
