@@ -21,9 +21,8 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(_ext, "gpu_problem", lambda: gpu_problem)
         monkeypatch.setattr(_ext, "available", lambda: served)
         monkeypatch.setattr(_ext, "__file__", str(tmp_path / "_ext.so"))
-        (tmp_path / "lib").mkdir()
         if has_cuda:
-            (tmp_path / "lib" / "libmlx_opt_cuda.so").touch()
+            (tmp_path / "libmlx_opt_cuda.so").touch()
         return info.report()
 
     return see

@@ -16,6 +16,7 @@ from . import elementwise as elementwise
 from .registry import CASES as CASES
 from .registry import FINISHES as FINISHES
 from .registry import FORMULAS as FORMULAS
+from .registry import KEPT as KEPT
 from .registry import reference as reference
 from .tensors import muon as muon
 from .tensors import newton_schulz as newton_schulz

@@ -2,7 +2,15 @@
 
 import math
 
-from .registry import log_between, one_minus_power, progress, reference, value_or, with_decay
+from .registry import (
+    keep,
+    log_between,
+    one_minus_power,
+    progress,
+    reference,
+    value_or,
+    with_decay,
+)
 
 
 @reference(
@@ -285,6 +293,12 @@ def nadam(
     if decoupled_weight_decay:
         w = (1 - learning_rate * weight_decay) * w
     return w - d, {"m": m, "v": v}
+
+
+@keep("NAdam")
+def nadam_product(hypers, step):
+    """The product of the momenta of all steps so far."""
+    return hypers["mu_product"] * nadam_momentum(hypers["betas[0]"], hypers["momentum_decay"], step)
 
 
 def nadam_momentum(beta1, decay, step):

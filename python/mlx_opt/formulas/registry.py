@@ -17,6 +17,21 @@ FINISHES: dict[str, Callable[..., Any]] = {}
 the state as it is stored."""
 
 
+KEPT: dict[str, Callable[..., Any]] = {}
+"""What gives the number that a rule keeps from step to step, as it is in a step, from the
+hyperparameters by their names in the description, which include the number before, and the step."""
+
+
+def keep(optimizer: str) -> Callable[..., Any]:
+    """Make a function what gives the number that an optimizer's rule keeps."""
+
+    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
+        KEPT[optimizer] = formula
+        return formula
+
+    return register
+
+
 def finish(optimizer: str) -> Callable[..., Any]:
     """Make a function the second pass of an optimizer's formula; it has no gradient."""
 
