@@ -21,6 +21,9 @@ import macho
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 3_000_000
 RELEASES = (ROOT / "packaging/mlx_releases").read_text().split()
+FIRST_FOR_CUDA = re.search(
+    r"set\(first_mlx_for_cuda (.*)\)", (ROOT / "csrc/CMakeLists.txt").read_text()
+)[1]
 
 HEADERS = {
     "api/functions",
@@ -60,6 +63,7 @@ BINARIES = {
     "macos": {"libmlx_opt_kernels.dylib", "PART/_ext.*.so", "PART/libmlx_opt.dylib"},
 }
 PARTS = "mlx_opt/lib/mlx_opt"
+
 # The stub is made by importing the extension, which a cross build cannot.
 FILES_OF = {"linux": FILES | {"mlx_opt/_ext.pyi"}, "macos": FILES}
 # Folders that a build takes place in; those of the running machine (/usr, /etc, /proc) are no leak.
@@ -123,7 +127,13 @@ def check_binary(name: str, data: bytes, platform: str) -> None:
 def binaries_of(platform: str, releases: list[str]) -> set[str]:
     """The patterns of the libraries in a wheel that serves these releases of MLX."""
     patterns = {f"{PARTS}/{name}" for name in BINARIES[platform]}
-    return {name.replace("PART", f"mlx-{release}") for name in patterns for release in releases}
+    found = {name.replace("PART", f"mlx-{release}") for name in patterns for release in releases}
+    without_cuda = [each for each in releases if numbers(each) < numbers(FIRST_FOR_CUDA)]
+    return found - {f"{PARTS}/mlx-{release}/libmlx_opt_cuda.so" for release in without_cuda}
+
+
+def numbers(version: str) -> list[int]:
+    return list(map(int, version.split(".")))
 
 
 def check(path: Path, forbidden: list[str], releases: list[str] = RELEASES) -> None:

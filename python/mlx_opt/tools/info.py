@@ -182,7 +182,7 @@ def _device_facts() -> tuple[dict[str, str], list[str]]:
 
     ext: Any = import_module("mlx_opt._ext")
     default = mx.default_device().type.name
-    problem = _gpu_problem(ext)
+    problem = ext.gpu_problem()
     facts = {
         "default": f"{default}, {mx.device_info().get('device_name', 'unnamed')}",
         "CPU": _use("cpu", default),
@@ -211,14 +211,6 @@ def _use(device: str, default: str, problem: str = "") -> str:
 def _gpu_backend() -> str:
     """The name of the GPU backend that a build for this system has."""
     return "Metal" if sys.platform == "darwin" else "CUDA"
-
-
-def _gpu_problem(ext: Any) -> str:
-    """The reason why the GPU backend cannot run here; empty if it can."""
-    library = os.path.join(os.path.dirname(ext.__file__), "libmlx_opt_cuda.so")
-    if _gpu_backend() == "CUDA" and not os.path.exists(library):
-        return "this build of mlx_opt was made without it (MLX_OPT_CUDA=OFF)"
-    return ext.gpu_problem()
 
 
 def _thread_facts() -> tuple[dict[str, str], list[str]]:
