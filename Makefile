@@ -25,7 +25,7 @@ MLX = mlx[cuda13]
 else
 MLX = mlx[cpu]
 endif
-MLX_VERSION = $(shell sed -n 's/^dependencies = \["mlx==\(.*\)"\]/\1/p' pyproject.toml)
+MLX_VERSION = $(shell tail -n 1 packaging/mlx_releases)
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
 
@@ -73,7 +73,7 @@ package: $(VENV)/tools
 bench: $(VENV)/installed
 	$(BIN)/python -m mlx_opt bench
 
-$(VENV)/tools: pyproject.toml Makefile
+$(VENV)/tools: pyproject.toml packaging/mlx_releases Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "mlx_opt needs Python 3.10 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@[ -n "$$CXX" ] || command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \

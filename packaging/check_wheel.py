@@ -20,6 +20,10 @@ import macho
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 3_000_000
+RELEASES = (ROOT / "packaging/mlx_releases").read_text().split()
+FIRST_FOR_CUDA = re.search(
+    r"set\(first_mlx_for_cuda (.*)\)", (ROOT / "csrc/CMakeLists.txt").read_text()
+)[1]
 
 HEADERS = {
     "api/functions",
@@ -29,6 +33,7 @@ HEADERS = {
     "mlx_opt",
     "types/arrays",
     "types/clipping",
+    "types/coefficients",
     "types/export",
     "types/group",
     "types/hyperparameters",
@@ -49,9 +54,16 @@ FILES = {
     *(f"mlx_opt/include/mlx_opt/{name}.h" for name in HEADERS),
 }
 BINARIES = {
-    "linux": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.so", "mlx_opt/lib/libmlx_opt_cuda.so"},
-    "macos": {"mlx_opt/_ext.*.so", "mlx_opt/lib/libmlx_opt.dylib"},
+    "linux": {
+        "libmlx_opt_kernels.so",
+        "PART/_ext.*.so",
+        "PART/libmlx_opt.so",
+        "PART/libmlx_opt_cuda.so",
+    },
+    "macos": {"libmlx_opt_kernels.dylib", "PART/_ext.*.so", "PART/libmlx_opt.dylib"},
 }
+PARTS = "mlx_opt/lib/mlx_opt"
+
 # The stub is made by importing the extension, which a cross build cannot.
 FILES_OF = {"linux": FILES | {"mlx_opt/_ext.pyi"}, "macos": FILES}
 # Folders that a build takes place in; those of the running machine (/usr, /etc, /proc) are no leak.
@@ -92,7 +104,8 @@ def check_metadata(data: bytes) -> None:
     metadata = email.message_from_bytes(data)
     project = (ROOT / "pyproject.toml").read_text()
     version = re.search(r'^version = "(.*)"', project, re.M)[1]
-    mlx = re.search(r'^dependencies = \["(mlx==.*)"\]', project, re.M)[1]
+    mlx = re.search(r'^dependencies = \["(mlx>=.*)"\]', project, re.M)[1]
+    require(mlx == f"mlx>={RELEASES[0]}", f"{mlx} is not from the oldest of mlx_releases on")
     require(metadata["Version"] == version, f"the version is {metadata['Version']}")
     needs = metadata.get_all("Requires-Dist")
     require(mlx in needs, f"it does not depend on {mlx}")
@@ -111,12 +124,25 @@ def check_binary(name: str, data: bytes, platform: str) -> None:
         raise Wrong(f"{name} {problem}")
 
 
-def check(path: Path, forbidden: list[str]) -> None:
+def binaries_of(platform: str, releases: list[str]) -> set[str]:
+    """The patterns of the libraries in a wheel that serves these releases of MLX."""
+    patterns = {f"{PARTS}/{name}" for name in BINARIES[platform]}
+    found = {name.replace("PART", f"mlx-{release}") for name in patterns for release in releases}
+    without_cuda = [each for each in releases if numbers(each) < numbers(FIRST_FOR_CUDA)]
+    return found - {f"{PARTS}/mlx-{release}/libmlx_opt_cuda.so" for release in without_cuda}
+
+
+def numbers(version: str) -> list[int]:
+    return list(map(int, version.split(".")))
+
+
+def check(path: Path, forbidden: list[str], releases: list[str] = RELEASES) -> None:
     platform = "macos" if "macosx" in path.name else "linux"
     with zipfile.ZipFile(path) as wheel:
         files = {info.filename: wheel.read(info) for info in wheel.infolist() if not info.is_dir()}
-    binaries = BINARIES[platform]
-    check_names(list(files), FILES_OF[platform] | binaries)
+    binaries = binaries_of(platform, releases)
+    targets = {f"{PARTS}/mlx-{release}/cmake/*.cmake" for release in releases}
+    check_names(list(files), FILES_OF[platform] | binaries | targets)
     for name, data in files.items():
         check_no_build_path(name, data, forbidden)
         if name.endswith(".h"):
@@ -134,11 +160,12 @@ def check(path: Path, forbidden: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--forbid", action="append", default=[], metavar="TEXT")
+    parser.add_argument("--mlx", action="append", metavar="RELEASE", help="all of mlx_releases")
     parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
     arguments = parser.parse_args()
     for wheel in arguments.wheels:
         try:
-            check(wheel, arguments.forbid)
+            check(wheel, arguments.forbid, arguments.mlx or RELEASES)
         except Wrong as wrong:
             print(f"{wheel.name}: {wrong}", file=sys.stderr)
             return 1

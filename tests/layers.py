@@ -32,6 +32,7 @@ MAY_INCLUDE = {
     "eager": "types rules step backend graph algorithms",
     "api": "types rules step backend graph algorithms eager",
     "mlx_opt": "types graph api",
+    "tools": "types rules step",
     "bindings": (
         "types rules step backend/cpu/kernels backend/cpu backend graph algorithms eager api"
     ),

@@ -9,11 +9,11 @@ import pytest
 
 import mlx_opt
 from cases import CASES
-from mlx_opt import _ext, formulas, references
+from mlx_opt import descriptions, formulas, references
 from mlx_opt.forms import forms_of
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "rules"
-OPTIMIZERS = _ext.optimizers()
+OPTIMIZERS = descriptions.OPTIMIZERS
 
 # Classes that are described as another's rule, with what they fix of it.
 SAME_RULE = {"Adam": "AdamW"}

@@ -68,7 +68,7 @@ def blocks(page):
 
 @pytest.mark.skipif(not RULES.is_dir(), reason="the documentation is not beside the tests")
 def test_each_rule_has_a_page_with_an_example():
-    classes = {"Adam", *mlx_opt._ext.optimizers()}
+    classes = {"Adam", *mlx_opt.descriptions.OPTIMIZERS}
     assert len(classes) >= 12
     assert {page.stem for page in pages()} >= {name.lower() for name in classes}
 

@@ -10,20 +10,16 @@ from mlx_opt import _ext, info
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path):
+def machine(monkeypatch):
     """Makes info see a machine: its system, its default device, and how its GPU is served."""
 
-    def see(system, default, gpu_problem, served=True, has_cuda=True):
+    def see(system, default, gpu_problem, served=True):
         monkeypatch.setattr("sys.platform", system)
         kind = SimpleNamespace(name=default)
         monkeypatch.setattr(mx, "default_device", lambda: SimpleNamespace(type=kind))
         monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "a device"})
         monkeypatch.setattr(_ext, "gpu_problem", lambda: gpu_problem)
         monkeypatch.setattr(_ext, "available", lambda: served)
-        monkeypatch.setattr(_ext, "__file__", str(tmp_path / "_ext.so"))
-        (tmp_path / "lib").mkdir()
-        if has_cuda:
-            (tmp_path / "lib" / "libmlx_opt_cuda.so").touch()
         return info.report()
 
     return see
@@ -60,11 +56,6 @@ def test_a_gpu_that_is_not_the_default_device_is_ready(machine):
     assert report.facts["CPU"] == "in use"
     assert report.facts["Metal"] == "not in use: ready, but the default device is cpu"
     assert "CUDA" not in report.facts
-
-
-def test_a_build_without_cuda_says_so(machine):
-    report = machine("linux", "cpu", "no driver", has_cuda=False)
-    assert "MLX_OPT_CUDA=OFF" in report.facts["CUDA"]
 
 
 @pytest.mark.parametrize(

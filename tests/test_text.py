@@ -10,10 +10,10 @@ import mlx.optimizers as stock
 import pytest
 
 import mlx_opt
-from mlx_opt import docstrings
+from mlx_opt import descriptions, docstrings
 
 ROOT = Path(__file__).resolve().parents[1]
-RULES = sorted({"Adam", *mlx_opt._ext.optimizers()})
+RULES = sorted({"Adam", *descriptions.OPTIMIZERS})
 USE = f"fused on {mx.default_device().type.name}"
 
 
@@ -136,8 +136,8 @@ def test_help_says_what_mlx_opt_adds(name):
     text = inspect.getdoc(getattr(mlx_opt, name))
     for word in ("max_norm=1.0", "skip_nonfinite=True", "groups", "float32", "State of each"):
         assert word in text
-    for form in mlx_opt._ext.descriptions("AdamW" if name == "Adam" else name):
-        assert all(f"``{slot[0]}``" in text for slot in form["slots"])
+    for form in descriptions.of_optimizer("AdamW" if name == "Adam" else name):
+        assert all(f"``{slot.name}``" in text for slot in form.slots)
     assert text.endswith(f"docs/rules/{name.lower()}.md")
     assert text.count("State of each parameter") == 1
 

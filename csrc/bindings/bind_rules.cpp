@@ -3,7 +3,6 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/scalars.h"
@@ -14,91 +13,6 @@ namespace mlx_opt::python {
 namespace {
 
 using namespace nb::literals;
-
-nb::dict description(Rule rule) {
-  constexpr const char* settings[] = {"positive", "off", "on"};
-  constexpr const char* extents[] = {"elements", "rows", "columns"};
-  constexpr const char* owners[] = {"all", "matrices", "vectors"};
-  constexpr const char* formats[] = {"promoted", "float32"};
-  constexpr const char* begins[] = {"zeros", "unset"};
-  constexpr const char* ranges[] = {
-      "any", "not_negative", "positive", "not_positive", "below_one", "fraction", "flag"};
-  nb::list hypers, slots, conditions;
-  for (const HyperInfo& hyper : hypers_of(rule)) {
-    hypers.append(nb::make_tuple(
-        hyper.name, hyper.standard, ranges[static_cast<int>(hyper.range)], hyper.kept));
-  }
-  for (const SlotInfo& slot : slots_of(rule)) {
-    nb::object option = slot.option ? nb::object(nb::str(slot.option)) : nb::none();
-    slots.append(nb::make_tuple(
-        slot.name,
-        extents[static_cast<int>(slot.extent)],
-        owners[static_cast<int>(slot.owner)],
-        option,
-        slot.idle,
-        formats[static_cast<int>(slot.format)],
-        begins[static_cast<int>(slot.begin)]));
-  }
-  for (const Condition& condition : conditions_of(rule)) {
-    conditions.append(
-        nb::make_tuple(condition.option, settings[static_cast<int>(condition.setting)]));
-  }
-  nb::dict result;
-  const std::string_view name = name_of(rule);
-  result["rule"] = nb::str(name.data(), name.size());
-  result["optimizer"] = description_of(rule).optimizer;
-  result["hypers"] = hypers;
-  result["slots"] = slots;
-  result["conditions"] = conditions;
-  result["elementwise"] = is_elementwise(rule);
-  const Average& average = description_of(rule).average;
-  result["average"] =
-      average.base ? nb::object(nb::make_tuple(average.base, average.part)) : nb::none();
-  return result;
-}
-
-std::vector<std::string> optimizers() {
-  std::vector<std::string> names;
-  for (std::string_view optimizer : all_optimizers()) {
-    names.emplace_back(optimizer);
-  }
-  return names;
-}
-
-void check_hyper(const std::string& optimizer, const std::string& name, nb::handle value) {
-  if (is_array(value)) {
-    return;
-  }
-  const std::string full_name = optimizer + ": " + name;
-  const double number = number_from(full_name, value);
-  for (Rule rule : rules_of(optimizer)) {
-    for (const HyperInfo& hyper : hypers_of(rule)) {
-      const std::string problem = hyper.name == name ? range_problem(hyper, number) : "";
-      if (!problem.empty()) {
-        throw nb::value_error((full_name + ": " + problem).c_str());
-      }
-    }
-  }
-}
-
-std::vector<mx::Dtype> result_dtypes(
-    const Program& program,
-    const std::vector<nb::object>& hypers,
-    const std::vector<mx::array>& operands) {
-  const GroupScalars scalars =
-      scalars_from(program.rule(), hypers, nb::none(), mx::array(1, mx::uint64));
-  std::vector<const mx::array*> pointers;
-  for (const mx::array& x : operands) {
-    pointers.push_back(&x);
-  }
-  const Slots& slots = program.slots(program.kind_of(operands.at(0).ndim()));
-  if (operands.size() != slots.size() + 2) {
-    throw nb::value_error("an operand is missing");
-  }
-  std::vector<mx::Dtype> dtypes;
-  push_dtypes(slots, pointers.data(), is_coupled(program.rule(), scalars.hypers), dtypes);
-  return dtypes;
-}
 
 // Every step calls this, and most rules keep no number, so the list is read only for those that do.
 nb::dict next_kept(
@@ -116,14 +30,6 @@ nb::dict next_kept(
     }
   }
   return kept;
-}
-
-nb::list descriptions(const std::string& optimizer) {
-  nb::list forms;
-  for (Rule rule : rules_of(optimizer)) {
-    forms.append(description(rule));
-  }
-  return forms;
 }
 
 Program program(const std::string& rule, bool with_options) {
@@ -183,49 +89,6 @@ Raises:
 Raises:
     ValueError: An option does not fit; the message names it.)");
   m.def(
-      "descriptions",
-      descriptions,
-      "optimizer"_a,
-      R"(The descriptions of the rules that serve an optimizer.
-
-Returns:
-    A dict for each, in the order in which their conditions are to be checked: ``rule``,
-    ``optimizer``; ``hypers``, each (name, default, range, kept); ``slots``, each (name, extent, owner,
-    option, idle, format, begin); ``conditions``, each (option, setting); ``elementwise``, true if
-    the update of an element depends only on that element's gradient and state; ``average``, None
-    or, for a parameter between a slot and its average, the slot and the hyperparameter that is the
-    average's part.)");
-  m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
-  m.def(
-      "check_hyper",
-      check_hyper,
-      "optimizer"_a,
-      "name"_a,
-      "value"_a.none(),
-      R"(Checks a value of a hyperparameter; arrays are not checked.
-
-Args:
-    optimizer: The name of an optimizer that has it.
-    name: Its name in the rule's description.
-
-Raises:
-    TypeError: The value is not a number.
-    ValueError: It is out of the hyperparameter's range.)");
-  m.def(
-      "initial_state",
-      [](const Program& program, const mx::array& parameter) {
-        nb::dict state;
-        const auto arrays = initial_state(program, parameter);
-        size_t next = 0;
-        for (const SlotInfo* slot : program.state_slots(parameter.ndim())) {
-          state[slot->name] = arrays[next++];
-        }
-        return state;
-      },
-      "program"_a,
-      "parameter"_a,
-      "The state of a parameter before the first step, a dict of arrays.");
-  m.def(
       "next_kept",
       next_kept,
       "program"_a,
@@ -239,18 +102,6 @@ Args:
     hypers: Its hyperparameters in order, the last of which are these numbers as they were before.
     learning_rate: A 0-d array.
     step: The number of the step, from 1.)");
-  m.def(
-      "result_dtypes",
-      result_dtypes,
-      "program"_a,
-      "hypers"_a,
-      "operands"_a,
-      R"(The dtypes of a tensor's results: the parameter's, then those of its slots.
-
-Args:
-    program: The program that updates it.
-    hypers: Its hyperparameters in order.
-    operands: The parameter, its slots and the gradient, each float32, float16 or bfloat16.)");
 }
 
 } // namespace mlx_opt::python

@@ -1,4 +1,4 @@
-// The part of mlx_opt._ext about rules: their descriptions and programs.
+// The part of mlx_opt._ext about rules: their programs.
 #pragma once
 
 #include <nanobind/nanobind.h>

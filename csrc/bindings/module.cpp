@@ -2,7 +2,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
@@ -17,21 +16,12 @@
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
-#include "mlx_opt/rules/registry.h"
 #include "mlx_opt/types/layout.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-std::vector<std::string> rules() {
-  std::vector<std::string> names;
-  for (const auto& rule : mlx_opt::rule_infos) {
-    names.emplace_back(rule.name);
-  }
-  return names;
-}
 
 // Appends the leaves to `leaves`; returns true if all are arrays of a storage dtype.
 bool collect(nb::handle tree, std::vector<mlx_opt::mx::array>& leaves) {
@@ -156,15 +146,6 @@ Args:
 
 Returns:
     Arrays of the matrices' shapes and dtypes.)");
-  m.attr("STACK_ELEMENTS") = mlx_opt::stack_elements;
-  m.def(
-      "coefficients",
-      [] {
-        return std::vector<std::pair<std::string, mlx_opt::Coefficients>>{
-            {"quintic", mlx_opt::quintic()}, {"polar_express", mlx_opt::polar_express()}};
-      },
-      "The sets of coefficients of :func:`orthogonalized`, each with its name.");
-  m.def("rules", rules, "The names of all rules.");
   m.def(
       "available",
       [] { return mlx_opt::available(mlx_opt::mx::default_device()); },

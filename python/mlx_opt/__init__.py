@@ -1,11 +1,14 @@
 """Fused, in-place optimizers for MLX: a drop-in for mlx.optimizers."""
 
 import typing as _typing
+import warnings as _warnings
 
 from .tools import info
 
 _error = info.import_error()
 if _error is None:
+    if _loss := info.loss():
+        _warnings.warn(_loss, RuntimeWarning, stacklevel=2)
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
     from .groups import Group, freeze, layer_decay, no_decay

@@ -8,9 +8,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from . import _ext, docstrings
+from . import docstrings
 from .averaging import Averaging
 from .constructors import bound
+from .descriptions import initial_state
 from .forms import Form, forms_of
 from .formulas import FORMULAS
 from .fused import FusedOptimizer
@@ -26,7 +27,8 @@ class DerivedOptimizer(FusedOptimizer):
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
         """Initialize optimizer state"""
-        state.update(_ext.initial_state(self._program_of(self._values())[0], parameter))
+        slots = [slot for slot in self._form.slots if slot.is_of(parameter.ndim)]
+        state.update(initial_state(slots, parameter))
 
     def _apply_leaves(self, gradients: Any, parameters: Any) -> Any:
         if not self._form.kept:

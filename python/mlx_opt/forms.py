@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from . import _ext
+from .descriptions import Description, Slot, of_optimizer
 from .hyperparameters import Attribute
 
 # An array may become positive from one step to the next.
@@ -20,18 +21,6 @@ _HOLDS = {
     "off": lambda value: not value,
     "on": lambda value: bool(value),
 }
-
-
-class Slot(NamedTuple):
-    """A state array of a parameter; see the C++ SlotInfo."""
-
-    name: str
-    extent: str
-    owner: str
-    option: str | None
-    idle: bool
-    format: str
-    begin: str
 
 
 class Form(NamedTuple):
@@ -99,7 +88,7 @@ _program = cache(_ext.program)
 
 @cache
 def forms_of(optimizer: str) -> Forms:
-    forms = tuple(_form(description) for description in _ext.descriptions(optimizer))
+    forms = tuple(_form(description) for description in of_optimizer(optimizer))
     standards: dict[str, dict[str, Any]] = {}  # of each attribute
     for form in forms:
         for (name, _), part in zip(form.hypers, form.standards, strict=True):
@@ -116,24 +105,23 @@ def forms_of(optimizer: str) -> Forms:
     return Forms(forms, attributes, bool(kept), (*attributes, *kept))
 
 
-def _form(description: dict[str, Any]) -> Form:
-    slots = tuple(Slot(*slot) for slot in description["slots"])
-    options = [slot.option for slot in slots if slot.option is not None]
+def _form(description: Description) -> Form:
+    options = [slot.option for slot in description.slots if slot.option is not None]
     standards = {
-        name: bool(standard) if range == "flag" else standard
-        for name, standard, range, kept in description["hypers"]
-        if not kept
+        hyper.name: bool(hyper.standard) if hyper.range == "flag" else hyper.standard
+        for hyper in description.hypers
+        if not hyper.kept
     }
     return Form(
-        description["rule"],
+        description.rule,
         tuple(map(_hyper, standards)),
         standards,
-        {name: first for name, first, _, kept in description["hypers"] if kept},
-        slots,
-        tuple(description["conditions"]),
+        {hyper.name: hyper.standard for hyper in description.hypers if hyper.kept},
+        description.slots,
+        description.conditions,
         options[0] if options else None,
-        description["elementwise"],
-        description["average"],
+        description.elementwise,
+        description.average,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, reserved
+from . import descriptions, reserved
 
 
 class Attribute:
@@ -64,7 +64,7 @@ class Attribute:
                 continue
             if isinstance(each, mx.array) and not self.may_be_scheduled:
                 raise TypeError(f"{self.optimizer}: {part}: expected a bool, got array")
-            _ext.check_hyper(self.optimizer, part, each)
+            descriptions.check_hyper(self.optimizer, part, each)
 
 
 class Option(Attribute):

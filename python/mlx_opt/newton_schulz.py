@@ -8,13 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from . import _ext
+from .descriptions import COEFFICIENTS as SETS
+from .descriptions import STACK_ELEMENTS
 
 Coefficients = Sequence[Sequence[float]]
 
-SETS: dict[str, Coefficients] = dict(_ext.coefficients())
-"""By name: (a, b, c) for each iteration; further iterations repeat the last."""
-
-STACK = _ext.STACK_ELEMENTS
+STACK = STACK_ELEMENTS
 """Maximum number of elements of a stack; temporaries take a few times its memory."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.optimizers.optimizers as stock
 
-from . import _ext
+from . import descriptions
 from .base import Optimizer
 from .clipping import clip_grad_norm
 from .constructors import constructor, docstring
@@ -101,7 +101,7 @@ class Adafactor(FusedOptimizer, stock.Adafactor):
 
 DERIVED = {
     name: optimizer_class(name, __name__)
-    for name in _ext.optimizers()
+    for name in descriptions.OPTIMIZERS
     if name not in globals() and not hasattr(stock, name)
 }
 globals().update(DERIVED)  # where pickle looks for them

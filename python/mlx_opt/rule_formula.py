@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext
+from .descriptions import BY_RULE, result_dtypes
 from .formulas import FORMULAS
 
 STORAGE = (mx.float32, mx.float16, mx.bfloat16)
@@ -17,11 +17,12 @@ def rule_formula(optimizer: Any, gradient: mx.array, parameter: mx.array, state:
     """Return the updated parameter; ``state`` is updated in place."""
     values = optimizer._values()
     program, hypers = optimizer._program_of(values)
-    names = [slot.name for slot in optimizer._forms.forms[0].slots]
+    slots = optimizer._forms.forms[0].slots
+    names = [slot.name for slot in slots]
     arrays = [parameter, *(state[name] for name in names), gradient]
     dtypes = None
     if all(x.dtype in STORAGE for x in arrays):
-        dtypes = _ext.result_dtypes(program, hypers, arrays)
+        dtypes = result_dtypes(slots, arrays, BY_RULE[program.rule].is_coupled(hypers))
         arrays = [x.astype(mx.float32) for x in arrays]
     new, after = FORMULAS[optimizer._rule](
         mx,

@@ -1,6 +1,6 @@
-"""Whether a libmlx_opt_cuda.so finds all its symbols in MLX's CUDA builds, without a GPU.
+"""Whether a part finds all its symbols in MLX's CUDA builds, without a GPU.
 
-    python tests/gpu/check_symbols.py BUILD/csrc/lib/libmlx_opt_cuda.so
+    python tests/gpu/check_symbols.py FOLDER/mlx-0.32.4/libmlx_opt_cuda.so
 
 Downloads MLX's CUDA wheels (90 MB each) into a temporary folder; needs pip and nm.
 """
@@ -12,7 +12,6 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ["mlx-cuda-13", "mlx-cuda-12"]
 # Symbols of libcuda and libnvrtc, which libmlx loads, and weak ones.
 ELSEWHERE = re.compile(r"cu[A-Z]\w*|nvrtc\w+|_ITM_\w+|__\w+__|__cxa_finalize")
@@ -38,15 +37,15 @@ def libmlx(package: str, version: str, folder: Path) -> Path:
 
 
 def main() -> int:
-    version = re.search(r'dependencies = \["mlx==(.*)"\]', (ROOT / "pyproject.toml").read_text())
+    version = Path(sys.argv[1]).resolve().parent.name.removeprefix("mlx-")
     wanted = {name for name, needs in symbols(Path(sys.argv[1]), "undefined").items() if not needs}
     result = 0
     for package in PACKAGES:
         with tempfile.TemporaryDirectory() as folder:
-            library = libmlx(package, version[1], Path(folder))
+            library = libmlx(package, version, Path(folder))
             known = symbols(library, "defined").keys() | symbols(library, "undefined").keys()
         missing = sorted(x for x in wanted - known if not ELSEWHERE.fullmatch(x))
-        print(f"{package} {version[1]}: {len(wanted)} symbols, missing: {missing or 'none'}")
+        print(f"{package} {version}: {len(wanted)} symbols, missing: {missing or 'none'}")
         result |= bool(missing)
     return result
 

@@ -82,9 +82,10 @@ def test_a_checkpoint_of_another_model_is_refused(digits, data, tmp_path):
     assert 'the state has no "step"' in done.stderr
 
 
-def build_with_pkg_config(source, program, package, mlx_root):
+def build_with_pkg_config(source, program, package, mlx_root, *options):
     flags = output(
-        "pkg-config", "--cflags", "--libs", f"--define-variable=mlx={mlx_root}", "mlx_opt",
+        "pkg-config", "--cflags", "--libs", "mlx_opt",
+        f"--define-variable=mlx={mlx_root}", *options,
         env={"PATH": "/usr/bin:/bin", "PKG_CONFIG_PATH": str(package / "share/pkgconfig")},
     ).split()  # fmt: skip
     output("c++", source, "-o", program, *flags)
@@ -194,7 +195,7 @@ def test_cmake_refuses_an_mlx_of_another_version(package, source, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     message = " ".join(done.stderr.split())
-    assert "but MLX 0.0.1 was found" in message
+    assert f"built for MLX {mx.__version__}" in message and "but MLX 0.0.1 was found" in message
     assert "pip install mlx==" in message
 
 
@@ -208,6 +209,36 @@ def test_cmake_refuses_an_mlx_root_without_a_package(package, source, tmp_path, 
     )  # fmt: skip
     assert done.returncode != 0
     assert f"MLX_ROOT is {tmp_path}" in " ".join(done.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def oldest():
+    """The root of the oldest MLX that the wheel serves."""
+    return Path(os.environ["MLX_OPT_OLDEST_MLX"])
+
+
+def test_cmake_takes_the_part_for_the_mlx_that_it_finds(source, oldest, tmp_path):
+    package = Path(mlx_opt.__file__).parent
+    output("cmake", "-S", source, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={package};{oldest}")
+    commands = (tmp_path / "CMakeFiles/digits.dir/link.txt").read_text()
+    assert f"lib/mlx_opt/{oldest.parent.name}/libmlx_opt.so" in commands
+
+
+def test_pkg_config_takes_the_part_for_the_mlx_that_is_named(oldest, tmp_path):
+    version = oldest.parent.name.removeprefix("mlx-")
+    source = tmp_path / "source.cpp"
+    source.write_text(
+        "#include <iostream>\n#include <mlx_opt/mlx_opt.h>\n"
+        "int main() {\n"
+        '  mlx_opt::NamedArrays w = {{{"w", mlx::core::ones({2})}}}, g = w;\n'
+        "  mlx_opt::Optimizer(w, mlx_opt::SGD{}, 0.5).update(w, std::move(g));\n"
+        '  std::cout << mlx::core::version() << " " << w.begin()->second << "\\n";\n'
+        "}\n"
+    )
+    package = Path(mlx_opt.__file__).parent
+    named = f"--define-variable=mlx_version={version}"
+    program = build_with_pkg_config(source, tmp_path / "program", package, oldest, named)
+    assert output(program) == f"{version} array([0.5, 0.5], dtype=float32)"
 
 
 def test_a_program_refuses_to_run_with_an_mlx_of_another_version(digits, data, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT, output
 
-LIBRARY = "mlx_opt/lib/libmlx_opt.so"
+LIBRARY = f"mlx_opt/lib/mlx_opt/mlx-{check_wheel.RELEASES[-1]}/libmlx_opt.so"
 
 
 @pytest.fixture
@@ -51,6 +51,11 @@ def test_the_wheel_is_good(wheel):
 def test_a_file_too_many_or_too_few_is_found(changed):
     assert refusal(changed({"mlx_opt/extra.cpp": b""})) == "mlx_opt/extra.cpp does not belong in it"
     assert refusal(changed({LIBRARY: None})) == f"{LIBRARY} is missing"
+
+
+def test_a_part_that_is_missing_is_found(wheel):
+    with pytest.raises(check_wheel.Wrong, match="mlx-9.9.9/.* is missing"):
+        check_wheel.check(wheel, [], [*check_wheel.RELEASES, "9.9.9"])
 
 
 def test_a_path_of_the_build_is_found(changed, wheel):
@@ -110,6 +115,7 @@ def signed(page):
 def test_versions_are_written_once():
     project = (ROOT / "pyproject.toml").read_text()
     assert len(re.findall(r"mlx(?:\[\w+\])?\s*[=<>~]=", project)) == 1
+    assert f'dependencies = ["mlx>={check_wheel.RELEASES[0]}"]' in project
     version = re.search(r'^version = "(.*)"', project, re.M)[1]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     others = [ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.in"), ROOT / "Makefile"]

@@ -7,14 +7,12 @@
 
 #include "mlx/array.h"
 #include "mlx/utils.h"
-#include "mlx_opt/types/hyperparameters.h"
+#include "mlx_opt/types/coefficients.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
 
 namespace mx = mlx::core;
-
-/// Default number of elements of a stack of matrices; temporaries take a few times its memory.
-inline constexpr size_t stack_elements = size_t{1} << 24;
 
 /// An approximation of U V^T for each matrix U S V^T, times its scale.
 ///

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
 #include "mlx_opt/step/spec.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::gpu {
 
@@ -31,7 +31,7 @@ class Backend {
       LaunchMode mode) const = 0;
 
   /// Allocates a buffer in the device's own memory.
-  virtual mx::array::Data allocate(size_t bytes, mx::Stream stream) const = 0;
+  virtual Data allocate(size_t bytes, mx::Stream stream) const = 0;
 
   /// Waits until the GPU has at most one step of the stream left to run, so that a loop that never
   /// waits does not fill the memory.

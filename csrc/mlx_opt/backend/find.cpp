@@ -3,7 +3,7 @@
 #if defined(MLX_OPT_METAL)
 #include "mlx/backend/metal/metal.h"
 #include "mlx_opt/backend/metal/backend.h"
-#elif defined(__linux__)
+#elif defined(__linux__) && !defined(MLX_OPT_NO_CUDA)
 #include <dlfcn.h>
 
 #include "mlx/device.h"
@@ -19,6 +19,12 @@ Found load() {
     return {nullptr, "this MLX finds no GPU that Metal can use"};
   }
   return {&metal::backend(), ""};
+}
+
+#elif defined(MLX_OPT_NO_CUDA)
+
+Found load() {
+  return {nullptr, MLX_OPT_NO_CUDA};
 }
 
 #elif defined(__linux__)

@@ -7,12 +7,13 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 
 namespace mx = mlx::core;
 
-using SharedData = std::shared_ptr<mx::array::Data>;
+using SharedData = std::shared_ptr<Data>;
 
 /// The buffers of a step in flight: those that it overwrites and those that it only reads. Each has
 /// one holder more than its array. The stream's next step, which runs after this one, may still

@@ -13,6 +13,7 @@
 #include "mlx_opt/graph/step_primitive.h"
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/types/arrays.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 namespace {
@@ -65,7 +66,7 @@ class InPlacePrimitive : public mx::Primitive {
       : mx::Primitive(stream), work_(std::move(work)) {}
 
   void eval_cpu(const std::vector<mx::array>& scalars, std::vector<mx::array>& outputs) override {
-    outputs[0].set_data(mx::allocator::malloc(0));
+    set_data(outputs[0], new_data(0));
     auto release = [in_flight = work_.in_flight](void*) { in_flight->release(); };
     const std::shared_ptr<void> keep_alive(nullptr, std::move(release));
     enqueue(work_.tasks, scalars, stream(), work_.mode, keep_alive);

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
@@ -17,6 +16,7 @@
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/rules/clip.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 namespace {
@@ -66,7 +66,7 @@ class ClipScale : public mx::UnaryPrimitive {
       : mx::UnaryPrimitive(stream), max_norm_(max_norm), skip_nonfinite_(skip_nonfinite) {}
 
   void eval_cpu(const Inputs& inputs, mx::array& output) override {
-    output.set_data(mx::allocator::malloc(output.nbytes()));
+    set_data(output, new_data(output.nbytes()));
     auto& encoder = mx::cpu::get_command_encoder(stream());
     encoder.dispatch([task = ScaleTask(inputs, max_norm_, skip_nonfinite_),
                       scale = output.data<float>()] { *scale = task(); });

@@ -2,6 +2,7 @@
 
 #include "mlx/device.h"
 #include "mlx/stream.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 namespace {
@@ -17,7 +18,7 @@ bool can_take(const mx::array& in, mx::Dtype dtype) {
          in.offset() == 0 && in.size() > 0 && in.buffer_size() <= in.nbytes() + max_waste;
 }
 
-mx::array::Data take(const mx::array& in) {
+Data take(const mx::array& in) {
   return std::move(*in.data_shared_ptr());
 }
 
@@ -27,7 +28,7 @@ Buffers OutputBuffers::written() const {
   Buffers written;
   written.reserve(buffers.size());
   for (const auto& data : buffers) {
-    written.push_back(data.buffer());
+    written.push_back(buffer_of(data));
   }
   return written;
 }
@@ -55,7 +56,7 @@ OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
     const std::vector<TensorRun>& runs,
     const std::vector<mx::Dtype>& dtypes,
-    const std::function<mx::array::Data(size_t)>& allocate) {
+    const std::function<Data(size_t)>& allocate) {
   OutputBuffers result;
   result.buffers.reserve(dtypes.size());
   auto dtype = dtypes.begin();

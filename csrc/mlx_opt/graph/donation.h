@@ -4,10 +4,10 @@
 #include <functional>
 #include <vector>
 
-#include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/step/prepared.h"
 #include "mlx_opt/step/spec.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 
@@ -15,7 +15,7 @@ namespace mx = mlx::core;
 
 /// The buffers that StepPrimitive passes to the StepOutputs, one for each output.
 struct OutputBuffers {
-  std::vector<mx::array::Data> buffers;
+  std::vector<Data> buffers;
 
   Buffers written() const;
 };
@@ -36,6 +36,6 @@ OutputBuffers assign_output_buffers(
     const std::vector<mx::array>& inputs,
     const std::vector<TensorRun>& runs,
     const std::vector<mx::Dtype>& dtypes,
-    const std::function<mx::array::Data(size_t)>& allocate);
+    const std::function<Data(size_t)>& allocate);
 
 } // namespace mlx_opt

@@ -3,13 +3,13 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "mlx/allocator.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx_opt/backend/cpu/norm.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/graph/small_step.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 namespace {
@@ -81,7 +81,7 @@ mx::array global_norm(const std::vector<mx::array>& arrays, mx::StreamOrDevice s
 }
 
 void Norm::eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) {
-  output.set_data(mx::allocator::malloc(output.nbytes()));
+  set_data(output, new_data(output.nbytes()));
   cpu::enqueue_norm(stream(), inputs, output.data<float>());
 }
 

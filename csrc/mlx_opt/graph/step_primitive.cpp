@@ -6,6 +6,7 @@
 #include "mlx_opt/backend/cpu/step.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/graph/donation.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 namespace {
@@ -13,9 +14,9 @@ namespace {
 // Attaches the buffers to the token, where the StepOutputs find them.
 const OutputBuffers& attach(OutputBuffers buffers, mx::array& token) {
   auto* held = new OutputBuffers(std::move(buffers));
-  token.set_data(mx::array::Data(mx::allocator::Buffer(held), [](mx::allocator::Buffer buffer) {
-    delete static_cast<OutputBuffers*>(buffer.ptr());
-  }));
+  set_data(token, Data(mx::allocator::Buffer(held), [](mx::allocator::Buffer buffer) {
+             delete static_cast<OutputBuffers*>(buffer.ptr());
+           }));
   return *held;
 }
 
@@ -61,7 +62,7 @@ size_t StepPrimitive::input_of(size_t position) const {
 void StepPrimitive::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
-    const std::function<mx::array::Data(size_t)>& allocate) {
+    const std::function<Data(size_t)>& allocate) {
   auto step = prepare(spec_, refs_to(inputs), dtypes_, stream(), LaunchMode::whole);
   const auto& held = attach(assign_output_buffers(inputs, spec_.runs, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
@@ -70,7 +71,7 @@ void StepPrimitive::enqueue(
 void StepPrimitive::eval_cpu(
     const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   wait_for_donatable_buffers(stream(), inputs, spec_.runs);
-  enqueue(inputs, outputs[0], [](size_t bytes) { return mx::allocator::malloc(bytes); });
+  enqueue(inputs, outputs[0], [](size_t bytes) { return new_data(bytes); });
 }
 
 void StepPrimitive::eval_gpu(
@@ -86,7 +87,7 @@ std::shared_ptr<StepPrimitive> StepPrimitive::copy() const {
 }
 
 void StepOutput::eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
-  outputs[0].set_data(std::move(buffers_of(inputs[0]).buffers[position_]));
+  set_data(outputs[0], std::move(buffers_of(inputs[0]).buffers[position_]));
 }
 
 void StepOutput::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {

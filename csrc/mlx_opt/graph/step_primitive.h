@@ -7,12 +7,12 @@
 #include <functional>
 #include <vector>
 
-#include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/primitives.h"
 #include "mlx_opt/step/prepared.h"
 #include "mlx_opt/step/spec.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt {
 
@@ -63,7 +63,7 @@ class StepPrimitive : public mx::Primitive {
   void enqueue(
       const std::vector<mx::array>& inputs,
       mx::array& token,
-      const std::function<mx::array::Data(size_t)>& allocate);
+      const std::function<Data(size_t)>& allocate);
 
   std::shared_ptr<StepPrimitive> copy() const;
 

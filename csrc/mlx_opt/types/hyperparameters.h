@@ -1,7 +1,6 @@
 // The optimizers and their hyperparameters, with the defaults of mlx.optimizers.
 #pragma once
 
-#include <array>
 #include <map>
 #include <optional>
 #include <string>
@@ -10,20 +9,9 @@
 #include <vector>
 
 #include "mlx/dtype.h"
-#include "mlx_opt/types/export.h"
+#include "mlx_opt/types/coefficients.h"
 
 namespace mlx_opt {
-
-/// (a, b, c) for each Newton-Schulz iteration; further iterations repeat the last. x becomes a x +
-/// b x x^T x + c (x x^T)^2 x.
-using Coefficients = std::vector<std::array<double, 3>>;
-
-/// Jordan et al., 2024: steep at 0; brings singular values between 0.7 and 1.2.
-MLX_OPT_API const Coefficients& quintic();
-
-/// Amsel et al., arXiv:2505.16932: each triple is optimal among polynomials of degree 5 for the
-/// range into which the previous one maps singular values from 0.001 to 1.
-MLX_OPT_API const Coefficients& polar_express();
 
 /// Stochastic gradient descent: plain, with momentum (Polyak, 1964) or with Nesterov's momentum
 /// (Sutskever et al., ICML 2013). State: v. `nesterov` needs momentum > 0 and dampening 0.

@@ -11,6 +11,11 @@ import sys
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from . import parts
+
+# Set to 1 to get an error instead of formulas if no part serves the MLX that is imported.
+REQUIRE_FUSED = "MLX_OPT_REQUIRE_FUSED"
+
 # The distributions with MLX's library, and the extra of `mlx` that brings each.
 LIBRARIES = {
     "mlx-metal": "",
@@ -48,8 +53,15 @@ def import_error() -> ImportError | None:
         built = import_module("mlx_opt._built")
     except ImportError as cause:
         return _error("mlx_opt is not built: pip install it, from its folder or a wheel", cause)
-    if error := _mlx_error(built.VERSION, built.MLX_VERSION):
-        return error
+    try:
+        import_module("mlx.core")
+    except ImportError as cause:
+        mend = f"pip install '{_requirement()}'"
+        return _error(
+            f"mlx_opt {built.VERSION} needs mlx, which cannot be imported ({cause}): {mend}", cause
+        )
+    if os.environ.get(REQUIRE_FUSED, "0") not in ("", "0") and (lost := loss()):
+        return _error(f"{REQUIRE_FUSED} is set, and {lost}")
     try:
         import_module("mlx_opt._ext")
     except ImportError as cause:
@@ -59,6 +71,19 @@ def import_error() -> ImportError | None:
             cause,
         )
     return None
+
+
+def loss() -> str:
+    """What is lost because no part serves the MLX that is imported, and how to get it; empty if
+    one does."""
+    if parts.is_served():
+        return ""
+    return (
+        f"mlx_opt has no compiled part for mlx {parts.running()}, only for "
+        f"{_listed(parts.versions())}: every rule runs as separate operations of mlx, with right "
+        "results but without the speed and the low memory of fused steps, and never in place: "
+        f"pip install '{_requirement()}'"
+    )
 
 
 def report() -> Report:
@@ -74,26 +99,12 @@ def report() -> Report:
     error = import_error()
     if error is not None:
         return Report(facts, [str(error), *_library_problems()])
+    if lost := loss():
+        return Report({**facts, "steps": "by formulas"}, [lost, *_library_problems()])
     device, device_problems = _device_facts()
     threads, thread_problems = _thread_facts()
     return Report(
         {**facts, **device, **threads}, _library_problems() + device_problems + thread_problems
-    )
-
-
-def _mlx_error(version: str, mlx_version: str) -> ImportError | None:
-    needs = f"this build of mlx_opt {version} needs mlx {mlx_version}"
-    try:
-        mx: Any = import_module("mlx.core")
-    except ImportError as cause:
-        mend = f"pip install '{_requirement(mlx_version)}'"
-        return _error(f"{needs}, which cannot be imported ({cause}): {mend}", cause)
-    if mx.__version__ == mlx_version:
-        return None
-    return _error(
-        f"{needs}, but mlx {mx.__version__} is installed: "
-        f"pip install '{_requirement(mlx_version)}', or a release of mlx_opt made for "
-        f"mlx {mx.__version__}"
     )
 
 
@@ -121,8 +132,9 @@ def _libraries() -> dict[str, str]:
     return {name: version for name in LIBRARIES if (version := _version(name))}
 
 
-def _requirement(version: str) -> str:
-    """The requirement for pip: without the extra pip would not update MLX's library."""
+def _requirement() -> str:
+    """The MLX that pip should install: without the extra it would not update MLX's library."""
+    version = (parts.versions() or ["?"])[0]
     fallback = "[cpu]" if sys.platform == "linux" else ""
     extra = next((LIBRARIES[name] for name in _libraries()), fallback)
     return f"mlx{extra}=={version}"
@@ -134,7 +146,20 @@ def _own_version() -> str:
         built = import_module("mlx_opt._built")
     except ImportError:
         return f"not built, in {folder}"
-    return f"{built.VERSION}, built for mlx {built.MLX_VERSION}, in {folder}"
+    return f"{built.VERSION}, built for mlx {_listed(_running_first())}, in {folder}"
+
+
+def _running_first() -> list[str]:
+    """The releases of MLX that have a part, that of the MLX that is imported first."""
+    try:
+        running = parts.running()
+    except ImportError:
+        running = ""
+    return sorted(parts.versions(), key=lambda version: version != running)
+
+
+def _listed(versions: list[str]) -> str:
+    return ", ".join(versions) or "none"
 
 
 def _mlx_versions() -> str:
@@ -157,7 +182,7 @@ def _device_facts() -> tuple[dict[str, str], list[str]]:
 
     ext: Any = import_module("mlx_opt._ext")
     default = mx.default_device().type.name
-    problem = _gpu_problem(ext)
+    problem = ext.gpu_problem()
     facts = {
         "default": f"{default}, {mx.device_info().get('device_name', 'unnamed')}",
         "CPU": _use("cpu", default),
@@ -186,14 +211,6 @@ def _use(device: str, default: str, problem: str = "") -> str:
 def _gpu_backend() -> str:
     """The name of the GPU backend that a build for this system has."""
     return "Metal" if sys.platform == "darwin" else "CUDA"
-
-
-def _gpu_problem(ext: Any) -> str:
-    """The reason why the GPU backend cannot run here; empty if it can."""
-    library = os.path.join(os.path.dirname(ext.__file__), "lib", "libmlx_opt_cuda.so")
-    if _gpu_backend() == "CUDA" and not os.path.exists(library):
-        return "this build of mlx_opt was made without it (MLX_OPT_CUDA=OFF)"
-    return ext.gpu_problem()
 
 
 def _thread_facts() -> tuple[dict[str, str], list[str]]:

@@ -8,6 +8,7 @@
 #include "mlx_opt/backend/cuda/two_pass.h"
 #include "mlx_opt/rules/registry.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -27,7 +28,7 @@ class Backend : public gpu::Backend {
                                      : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }
 
-  mx::array::Data allocate(size_t bytes, mx::Stream stream) const override {
+  Data allocate(size_t bytes, mx::Stream stream) const override {
     return device_memory(bytes, stream);
   }
 

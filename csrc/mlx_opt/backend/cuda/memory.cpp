@@ -4,11 +4,10 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx_opt/backend/gpu/per_stream.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::cuda {
 namespace {
-
-using Data = mx::array::Data;
 
 std::shared_ptr<mx::Primitive> cast_on(mx::Stream stream) {
   static auto* casts = new gpu::PerStream<std::shared_ptr<mx::Primitive>>;
@@ -27,10 +26,11 @@ std::shared_ptr<mx::Primitive> cast_on(mx::Stream stream) {
 // here.
 Data device_memory(size_t bytes, mx::Stream stream) {
   if (bytes == 0) {
-    return mx::allocator::malloc(0);
+    return new_data(0);
   }
   mx::array nothing(mx::Shape{0}, mx::uint8, nullptr, {});
-  nothing.set_data(
+  set_data(
+      nothing,
       Data(mx::allocator::Buffer(nullptr), [](mx::allocator::Buffer) {}),
       bytes,
       {1},
@@ -38,7 +38,7 @@ Data device_memory(size_t bytes, mx::Stream stream) {
   std::vector<mx::array> results = {mx::array(mx::Shape{0}, mx::uint8, cast_on(stream), {})};
   results[0].primitive().eval_gpu({nothing}, results);
   if (results[0].buffer_size() < bytes) {
-    return mx::allocator::malloc(bytes);
+    return new_data(bytes);
   }
   return std::move(*results[0].data_shared_ptr());
 }

@@ -3,6 +3,7 @@
 
 #include "mlx/array.h"
 #include "mlx/stream.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::cuda {
 
@@ -10,6 +11,6 @@ namespace mx = mlx::core;
 
 /// A buffer from MLX's pool of device memory. MLX's own `allocator::malloc` returns managed memory,
 /// whose first use by the GPU costs page faults.
-mx::array::Data device_memory(size_t bytes, mx::Stream stream);
+Data device_memory(size_t bytes, mx::Stream stream);
 
 } // namespace mlx_opt::cuda

@@ -9,6 +9,7 @@
 #include "mlx_opt/backend/cuda/operand.h"
 #include "mlx_opt/backend/cuda/records.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::cuda {
 namespace {
@@ -111,7 +112,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
   for (const auto& [storage, args] : operands.strided) {
     launch_strided(encoder, storage, args, sums);
   }
-  output.set_data(device_memory(output.nbytes(), stream));
+  set_data(output, device_memory(output.nbytes(), stream));
   Sums total{address<double>(sums), operands.chunks, address<float>(output)};
   encoder.set_input_array(sums);
   encoder.set_output_array(output);
@@ -126,7 +127,7 @@ void enqueue_clip(
     mx::array& scale,
     mx::Stream stream) {
   auto& encoder = cu::get_command_encoder(stream);
-  scale.set_data(device_memory(scale.nbytes(), stream));
+  set_data(scale, device_memory(scale.nbytes(), stream));
   const float* traced_max_norm = inputs.size() > 1 ? address<float>(inputs[1]) : nullptr;
   Clip from{
       address<float>(inputs[0]), traced_max_norm, max_norm, skip_nonfinite, address<float>(scale)};

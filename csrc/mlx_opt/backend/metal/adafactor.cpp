@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <optional>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/adafactor_tensor.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/uniforms.h"
 #include "mlx_opt/rules/adafactor.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -140,7 +140,7 @@ void AdafactorStep::enqueue(const Buffers& outputs, std::shared_ptr<void> keep_a
   scratch.reserve(tensors_.size());
   for (const AdafactorPlan& tensor : tensors_) {
     const size_t bytes = tensor.scratch_floats * sizeof(float);
-    scratch.emplace_back(mx::allocator::malloc(bytes), mx::Shape{1}, mx::uint8);
+    scratch.push_back(array_from(new_data(bytes), mx::Shape{1}, mx::uint8));
   }
   for (int pass = 0; pass < adafactor_passes; ++pass) {
     for (size_t t = 0; t < tensors_.size(); ++t) {

@@ -1,6 +1,5 @@
 #include "mlx_opt/backend/metal/backend.h"
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/adafactor.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/kernel_source.h"
@@ -8,6 +7,7 @@
 #include "mlx_opt/backend/metal/norm.h"
 #include "mlx_opt/backend/metal/step.h"
 #include "mlx_opt/backend/metal/two_pass.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -27,8 +27,8 @@ class Backend : public gpu::Backend {
                                      : prepare_adafactor_step(spec, inputs, dtypes, stream);
   }
 
-  mx::array::Data allocate(size_t bytes, mx::Stream) const override {
-    return mx::allocator::malloc(bytes);
+  Data allocate(size_t bytes, mx::Stream) const override {
+    return new_data(bytes);
   }
 
   void wait_for_turn(mx::Stream stream) const override {

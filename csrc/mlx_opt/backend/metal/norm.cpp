@@ -4,12 +4,12 @@
 #include <limits>
 #include <optional>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/library.h"
 #include "mlx_opt/backend/metal/norm_source.h"
 #include "mlx_opt/backend/metal/norm_tables.h"
 #include "mlx_opt/backend/metal/place.h"
 #include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -141,7 +141,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
   auto* root = pipeline(NormKernel{NormKind::norm}, device);
   const uint64_t room = std::max<uint64_t>(chunks, 1);
   const auto size = static_cast<int>(room * floats);
-  mx::array sums(mx::allocator::malloc(room * sizeof(Sum)), {size}, mx::float32);
+  mx::array sums = array_from(new_data(room * sizeof(Sum)), {size}, mx::float32);
   {
     // The dispatches write to disjoint parts of one buffer that nothing before them uses, so they
     // need no barriers between them.
@@ -152,7 +152,7 @@ void enqueue_norm(const std::vector<mx::array>& arrays, mx::array& output, mx::S
       first += dispatch.chunks();
     }
   }
-  output.set_data(mx::allocator::malloc(output.nbytes()));
+  set_data(output, new_data(output.nbytes()));
   encoder.set_compute_pipeline_state(root);
   encoder.set_output_array(output, result_slot);
   encoder.set_bytes(chunks, arguments_slot);
@@ -169,7 +169,7 @@ void enqueue_clip(
     mx::Stream stream) {
   auto& encoder = mx::metal::get_command_encoder(stream);
   auto* kernel = pipeline(NormKernel{NormKind::clip}, mx::metal::device(stream.device));
-  scale.set_data(mx::allocator::malloc(scale.nbytes()));
+  set_data(scale, new_data(scale.nbytes()));
   encoder.set_compute_pipeline_state(kernel);
   encoder.set_output_array(scale, result_slot);
   encoder.set_bytes(Clip{max_norm, inputs.size() > 1, skip_nonfinite}, arguments_slot);

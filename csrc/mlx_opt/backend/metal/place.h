@@ -6,6 +6,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx_opt/backend/metal/tables.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 
@@ -26,8 +27,8 @@ struct Place {
   /// An array at this address that owns nothing, for MLX's encoder, which takes arrays.
   mx::array array() const {
     mx::array x(mx::Shape{}, mx::uint8, nullptr, {});
-    mx::allocator::Data unowned(mx::allocator::Buffer(buffer), nullptr);
-    x.set_data(std::move(unowned), data_size, {}, {true, true, true}, offset);
+    Data unowned(mx::allocator::Buffer(buffer), [](mx::allocator::Buffer) {});
+    set_data(x, std::move(unowned), data_size, {}, {true, true, true}, offset);
     return x;
   }
 };

@@ -5,7 +5,6 @@
 #include <optional>
 #include <utility>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/dispatch.h"
 #include "mlx_opt/backend/metal/in_flight.h"
 #include "mlx_opt/backend/metal/library.h"
@@ -13,6 +12,7 @@
 #include "mlx_opt/backend/metal/two_pass_tables.h"
 #include "mlx_opt/backend/metal/uniforms.h"
 #include "mlx_opt/rules/registry.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -44,7 +44,7 @@ struct Passes {
 
 mx::array floats(uint64_t count) {
   const auto size = static_cast<int>(count);
-  return mx::array(mx::allocator::malloc(count * sizeof(float)), {size}, mx::float32);
+  return array_from(new_data(count * sizeof(float)), {size}, mx::float32);
 }
 
 // What the passes over the tensors of a dispatch pass on. Each dispatch has its own, so that MLX

@@ -4,9 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "mlx/allocator.h"
 #include "mlx_opt/backend/metal/kernel_source.h"
 #include "mlx_opt/backend/metal/library.h"
+#include "mlx_opt/types/mlx_data.h"
 
 namespace mlx_opt::metal {
 namespace {
@@ -101,7 +101,7 @@ void GroupUniforms::add_group(
 
 mx::array GroupUniforms::encode(mx::metal::CommandEncoder& encoder) const {
   const auto floats = static_cast<int>(groups_ * shape_.floats());
-  mx::array group_uniforms(mx::allocator::malloc(floats * sizeof(float)), {floats}, mx::float32);
+  mx::array group_uniforms = array_from(new_data(floats * sizeof(float)), {floats}, mx::float32);
   for (const Dispatch& dispatch : dispatches_) {
     const auto first = static_cast<int64_t>(dispatch.first_group * shape_.floats());
     encoder.set_compute_pipeline_state(dispatch.pipeline);
