@@ -78,7 +78,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         text = page.read_text().replace(README_MARK, readme())
         targets = (link[2] for link in LINK.finditer(text))
         linked |= {path for target in targets if (path := source_path(target, page))}
-    for path in sorted(linked):
+    for path in sorted(linked - {"README.md"}):
         body = f"<h1>{html.escape(path)}</h1>{shown(ROOT / path)}"
         yield page_name(path), {"title": path, "body": body}, "page.html"
 
