@@ -37,6 +37,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 cpp_id_attributes = ["MLX_OPT_API"]
 highlight_language = "none"
+smartquotes = False  # options have two hyphens
 
 html_theme = "furo"
 html_title = "mlx_opt"
