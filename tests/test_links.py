@@ -19,7 +19,7 @@ def anchors(page):
     """A heading's anchor as GitHub makes it: the text in lower case, without punctuation."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
-    return [re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-") for text in texts]
+    return [re.sub(r"[^\w\- ]", "", text).replace(" ", "-") for text in texts]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
