@@ -9,6 +9,7 @@
 # make cuda    what proves the CUDA backend without a GPU
 # make package builds the wheel twice and proves it, the C++ package and its example
 # make metal   what proves the Metal backend under Linux (Debian 12, as root)
+# make docs    the site, in build/site, and its tests
 # make bench   the benchmark of the README
 # make clean   removes what these made
 
@@ -29,7 +30,7 @@ MLX_VERSION = $(shell tail -n 1 packaging/mlx_releases)
 
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14
 
-.PHONY: demo test unit lint asan tsan metal cuda wheel macos-wheel wheels package bench clean
+.PHONY: demo test unit lint asan tsan metal cuda wheel macos-wheel wheels package docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py
@@ -70,6 +71,10 @@ wheels:
 package: $(VENV)/tools
 	tests/package/run $(BIN)/python
 
+docs: $(VENV)/installed $(VENV)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	$(BIN)/python -m pytest tests/site
+
 bench: $(VENV)/installed
 	$(BIN)/python -m mlx_opt bench
 
@@ -81,6 +86,10 @@ $(VENV)/tools: pyproject.toml packaging/mlx_releases Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "$(MLX)==$(MLX_VERSION)" --group build --group test --group lint --group wheel
+	touch $@
+
+$(VENV)/docs: $(VENV)/tools
+	$(BIN)/python -m pip install -q --group docs
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)

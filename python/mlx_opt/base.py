@@ -64,8 +64,8 @@ class Optimizer(stock.Optimizer):
         Raises:
             ValueError: ``max_norm`` is negative.
 
-            Also what :meth:`apply_gradients` raises. An error leaves model and state unchanged,
-            except errors that MLX raises later, when it evaluates lazy arrays.
+        It also raises what :meth:`apply_gradients` raises. An error leaves model and state
+        unchanged, except errors that MLX raises later, when it evaluates lazy arrays.
         """
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
         step.update(shares_of(self, gradients), model, gradients, request)
@@ -95,7 +95,7 @@ class Optimizer(stock.Optimizer):
             TypeError: A gradient or a parameter is not an array.
             ValueError: The shapes of a gradient, its parameter and its state differ.
 
-            The message names the parameter's path. Model and state are unchanged.
+        The message names the parameter's path. Model and state are unchanged.
 
         Example:
             >>> import mlx.core as mx
