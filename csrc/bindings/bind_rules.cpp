@@ -16,17 +16,24 @@ namespace {
 using namespace nb::literals;
 
 nb::dict description(Rule rule) {
-  constexpr const char* settings[] = {"positive", "off", "on"};
+  constexpr const char* settings[] = {"positive", "off", "on", "decoupled"};
   constexpr const char* extents[] = {"elements", "rows", "columns"};
   constexpr const char* owners[] = {"all", "matrices", "vectors"};
   constexpr const char* formats[] = {"promoted", "float32"};
   constexpr const char* begins[] = {"zeros", "unset"};
   constexpr const char* ranges[] = {
-      "any", "not_negative", "positive", "not_positive", "below_one", "flag"};
-  nb::list hypers, slots, conditions;
+      "any", "not_negative", "positive", "not_positive", "below_one", "flag", "decay_kind"};
+  nb::list hypers, slots, conditions, inputs;
+  for (std::string_view name : kept_inputs(rule)) {
+    inputs.append(nb::str(name.data(), name.size()));
+  }
   for (const HyperInfo& hyper : hypers_of(rule)) {
-    hypers.append(nb::make_tuple(
-        hyper.name, hyper.standard, ranges[static_cast<int>(hyper.range)], hyper.kept));
+    nb::object standard = nb::float_(hyper.standard);
+    if (hyper.range == Range::decay_kind) {
+      standard = nb::str(decay_kinds[static_cast<int>(hyper.standard)]);
+    }
+    hypers.append(
+        nb::make_tuple(hyper.name, standard, ranges[static_cast<int>(hyper.range)], hyper.kept));
   }
   for (const SlotInfo& slot : slots_of(rule)) {
     nb::object option = slot.option ? nb::object(nb::str(slot.option)) : nb::none();
@@ -50,6 +57,7 @@ nb::dict description(Rule rule) {
   result["hypers"] = hypers;
   result["slots"] = slots;
   result["conditions"] = conditions;
+  result["kept_inputs"] = inputs;
   result["elementwise"] = is_elementwise(rule);
   return result;
 }
@@ -67,15 +75,18 @@ void check_hyper(const std::string& optimizer, const std::string& name, nb::hand
     return;
   }
   const std::string full_name = optimizer + ": " + name;
-  const double number = number_from(full_name, value);
   for (Rule rule : rules_of(optimizer)) {
     for (const HyperInfo& hyper : hypers_of(rule)) {
-      const std::string problem = hyper.name == name ? range_problem(hyper, number) : "";
-      if (!problem.empty()) {
-        throw nb::value_error((full_name + ": " + problem).c_str());
+      if (hyper.name == name) {
+        const std::string problem = range_problem(hyper, hyper_from(hyper, full_name, value));
+        if (!problem.empty()) {
+          throw nb::value_error((full_name + ": " + problem).c_str());
+        }
+        return;
       }
     }
   }
+  number_from(full_name, value); // an option that is no hyperparameter
 }
 
 std::vector<mx::Dtype> result_dtypes(
@@ -129,14 +140,12 @@ Program muon(
     std::optional<mx::Dtype> dtype,
     const Coefficients& coefficients,
     const std::string& adjust_lr,
-    bool decoupled_weight_decay,
     size_t stack) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
   options.ns_coefficients = coefficients;
   options.adjust_lr = adjust_lr == "original" ? AdjustLr::original : AdjustLr::match_rms_adamw;
-  options.decoupled_weight_decay = decoupled_weight_decay;
   return muon_program(options, stack);
 }
 
@@ -166,7 +175,6 @@ Raises:
       "dtype"_a.none(),
       "coefficients"_a,
       "adjust_lr"_a,
-      "decoupled_weight_decay"_a,
       "stack"_a,
       R"(The program of Muon with these options, which :class:`mlx_opt.Muon` explains, and ``stack`` as
 :func:`orthogonalized` has it.
@@ -182,8 +190,9 @@ Raises:
 Returns:
     A dict for each, in the order in which their conditions are to be checked: ``rule``,
     ``optimizer``; ``hypers``, each (name, default, range, kept); ``slots``, each (name, extent, owner,
-    option, idle, format, begin); ``conditions``, each (option, setting); ``elementwise``, true if
-    the update of an element depends only on that element's gradient and state.)");
+    option, idle, format, begin); ``conditions``, each (option, setting); ``kept_inputs``, the
+    names of the ``hypers`` on which the number depends that the rule keeps; ``elementwise``, true
+    if the update of an element depends only on that element's gradient and state.)");
   m.def("optimizers", optimizers, "The names of the optimizers that the rules serve.");
   m.def(
       "check_hyper",

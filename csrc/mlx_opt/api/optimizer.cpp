@@ -97,7 +97,9 @@ Optimizer::Optimizer(
     }
   }
   if (const HyperInfo* kept = kept_by(definition().program.rule())) {
-    kept_ = mx::array(static_cast<float>(kept->standard));
+    for (const Combination& combination : assignment_->combinations) {
+      kept_.emplace(combination.kept_key, mx::array(static_cast<float>(kept->standard)));
+    }
   }
   for (const auto& [name, parameter] : parameters) {
     const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
@@ -112,6 +114,11 @@ Optimizer::Optimizer(
 
 const Definition& Optimizer::definition() const {
   return assignment_->combinations[0].definition;
+}
+
+std::string Optimizer::key_of_kept(const std::string& key) const {
+  const char* name = kept_by(definition().program.rule())->name;
+  return key.empty() ? name : "mlx_opt.groups." + key + "." + name;
 }
 
 void Optimizer::update(
@@ -130,8 +137,12 @@ void Optimizer::update(
     }
   }
   leaves.check(s);
+  check(clip);
   std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
   std::optional<GradientScale> scale;
+  if (clip.max_value) {
+    scale = {mx::array(1.0f), false, mx::array(static_cast<float>(*clip.max_value))};
+  }
   if (clip.max_norm || clip.skip_nonfinite) {
     norm = global_norm(leaves.gradients(), s);
     scale = gradient_scale(*norm, clip, s);
@@ -148,18 +159,25 @@ void Optimizer::update(
   if (skipped) {
     counters.push_back(&*skipped);
   }
-  std::optional<mx::array> kept = kept_;
-  std::optional<mx::array> next_number; // the rule's in this step
-  if (kept) {
-    auto hypers = definition().hypers;
-    hypers.back() = *kept;
-    const mx::array next = *next_kept(definition().program.rule(), hypers, step, s);
-    next_number = next;
-    kept = clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next, *kept, s) : next;
-    counters.push_back(&*kept);
+  std::map<std::string, mx::array> kept, next_numbers; // after this step, and in it
+  for (const Combination& combination : assignment_->combinations) {
+    const std::string& key = combination.kept_key;
+    if (!kept_.contains(key) || kept.contains(key)) {
+      continue;
+    }
+    auto hypers = combination.definition.hypers;
+    hypers.back() = kept_.at(key);
+    const mx::array next = *next_kept(combination.definition.program.rule(), hypers, step, s);
+    next_numbers.emplace(key, next);
+    kept.emplace(
+        key,
+        clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next, kept_.at(key), s) : next);
+  }
+  for (auto& [key, number] : kept) {
+    counters.push_back(&number);
   }
   const mx::array rate(learning_rate_.value_or(0.0f));
-  run_step(std::move(leaves).with_scalars(rate, step, next_number), scale, counters, s);
+  run_step(std::move(leaves).with_scalars(rate, step, next_numbers), scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -182,8 +200,8 @@ NamedArrays Optimizer::state() const {
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
   }
-  if (kept_) {
-    state.emplace(kept_by(definition().program.rule())->name, *kept_);
+  for (const auto& [key, number] : kept_) {
+    state.emplace(key_of_kept(key), number);
   }
   for (const auto& [parameter, slots] : slots_) {
     for (size_t k = 0; k < slots.names.size(); ++k) {
@@ -195,10 +213,13 @@ NamedArrays Optimizer::state() const {
 
 Arrays Optimizer::values() const {
   Arrays values = {step_};
-  for (const auto& x : {grad_norm_, skipped_, kept_}) {
+  for (const auto& x : {grad_norm_, skipped_}) {
     if (x) {
       values.push_back(*x);
     }
+  }
+  for (const auto& [key, number] : kept_) {
+    values.push_back(number);
   }
   for (const auto& [parameter, slots] : slots_) {
     values.insert(values.end(), slots.arrays.begin(), slots.arrays.end());
@@ -215,10 +236,12 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
-  auto kept =
-      kept_ ? std::optional(take_scalar(rest, kept_by(definition().program.rule())->name, false))
-            : std::nullopt;
-  for (const auto& x : {learning_rate, grad_norm, skipped, kept}) {
+  auto kept = kept_;
+  for (auto& [key, number] : kept) {
+    number = take_scalar(rest, key_of_kept(key), false);
+    arrays.push_back(number);
+  }
+  for (const auto& x : {learning_rate, grad_norm, skipped}) {
     if (x) {
       arrays.push_back(*x);
     }

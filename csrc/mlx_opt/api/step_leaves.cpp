@@ -5,21 +5,22 @@
 namespace mlx_opt {
 namespace {
 
-bool is_same(const Program& a, const Program& b) {
-  return a.rule() == b.rule() && a.operands(0) == b.operands(0);
+bool is_same(const ProgramLeaves& a, const Definition& b) {
+  return a.program->rule() == b.program.rule() && a.program->operands(0) == b.program.operands(0) &&
+         a.maximize == b.maximize;
 }
 
 } // namespace
 
 StepLeaves::StepLeaves(const Assignment& assignment) : assignment_(assignment) {
   for (const Combination& combination : assignment.combinations) {
-    const Program& program = combination.definition.program;
+    const Definition& definition = combination.definition;
     const auto same = std::find_if(programs_.begin(), programs_.end(), [&](const auto& other) {
-      return is_same(*other.program, program);
+      return is_same(other, definition);
     });
     const auto place = static_cast<size_t>(same - programs_.begin());
     if (same == programs_.end()) {
-      programs_.push_back({&program, {}, {}});
+      programs_.push_back({&definition.program, {}, {}, definition.maximize});
       names_.emplace_back();
       groups_.push_back(0);
     }
@@ -54,7 +55,7 @@ Arrays StepLeaves::gradients() const {
 std::vector<ProgramLeaves> StepLeaves::with_scalars(
     const mx::array& learning_rate,
     const mx::array& step,
-    const std::optional<mx::array>& kept) && {
+    const std::map<std::string, mx::array>& kept) && {
   for (size_t i = 0; i < places_.size(); ++i) {
     const Combination& combination = assignment_.combinations[i];
     const auto& rate = combination.learning_rate;
@@ -63,8 +64,8 @@ std::vector<ProgramLeaves> StepLeaves::with_scalars(
         rate ? mx::array(*rate) : learning_rate,
         step,
         combination.rate_scale};
-    if (kept) {
-      scalars.hypers.back() = *kept;
+    if (const auto number = kept.find(combination.kept_key); number != kept.end()) {
+      scalars.hypers.back() = number->second;
     }
     programs_[places_[i].program].groups.push_back(std::move(scalars));
   }

@@ -84,6 +84,23 @@ const HyperInfo* kept_by(Rule rule) {
   return last && last->kept ? last : nullptr;
 }
 
+std::vector<std::string_view> kept_inputs(Rule rule) {
+  std::vector<std::string_view> names;
+  if (!kept_by(rule)) {
+    return names;
+  }
+  const auto infos = hypers_of(rule);
+  const std::vector<float> usual(infos.size(), 0.5f);
+  for (size_t i = 0; i + 1 < infos.size(); ++i) {
+    auto changed = usual;
+    changed[i] = 0.25f;
+    if (next_of(rule, changed, 2.0f) != next_of(rule, usual, 2.0f)) {
+      names.emplace_back(infos[i].name);
+    }
+  }
+  return names;
+}
+
 std::optional<mx::array> next_kept(
     Rule rule, const std::vector<Scalar>& hypers, const mx::array& step, mx::StreamOrDevice s) {
   if (!kept_by(rule)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "mlx/utils.h"
@@ -13,6 +14,9 @@ namespace mlx_opt {
 
 /// The description of the number that a rule keeps, its last hyperparameter; null if it keeps none.
 MLX_OPT_API const HyperInfo* kept_by(Rule rule);
+
+/// The names of the hyperparameters on which that number depends.
+MLX_OPT_API std::vector<std::string_view> kept_inputs(Rule rule);
 
 /// The number's value in step `step`, 0-d; `hypers` holds its previous value. Evaluated if the
 /// device is the CPU and all inputs are evaluated, else lazy. None if the rule keeps none.
