@@ -73,7 +73,7 @@ class Case(NamedTuple):
 
     @property
     def slots(self):
-        return references.slots(self.rule)
+        return references.slots(self.rule, self.options)
 
     @property
     def keeps(self):
@@ -209,6 +209,26 @@ CASES = [
     Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3}),
     Case("SGD", {"momentum": 0.8, "dampening": -0.5}),
     Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
+    Case("SGD", {"momentum": 0.9, "weight_decay": 0.1, "weight_decay_kind": "independent"}),
+    Case(
+        "SGD",
+        {
+            "momentum": 0.9,
+            "weight_decay": 0.1,
+            "weight_decay_kind": "decoupled",
+            "cautious_weight_decay": True,
+        },
+    ),
+    Case(
+        "SGD",
+        {
+            "momentum": 0.9,
+            "nesterov": True,
+            "weight_decay": 0.1,
+            "weight_decay_kind": "corrected",
+            "max_learning_rate": 0.02,
+        },
+    ),
     Case("RMSprop"),
     Case("RMSprop", {"alpha": 0.9, "eps": 1e-3}),
     Case("Adagrad"),
@@ -222,12 +242,29 @@ CASES = [
     Case("AdamW", {"betas": (0.8, 0.99), "weight_decay": 0.1, "bias_correction": True}),
     Case("AdamW", {"weight_decay": 0.1, "nesterov": True, "bias_correction": True}),
     Case("AdamW", {"weight_decay": 0.1, "cautious_weight_decay": True}),
+    Case("AdamW", {"weight_decay": 0.1, "weight_decay_kind": "coupled"}),
+    Case(
+        "AdamW",
+        {"weight_decay": 0.1, "weight_decay_kind": "corrected", "max_learning_rate": 0.02},
+    ),
+    Case("AdamW", {"weight_decay": 0.1, "amsgrad": True, "bias_correction": True}),
     Case("Adam", {"nesterov": True}),
+    Case("Adam", {"weight_decay": 0.1, "amsgrad": True}),
     Case("Adamax"),
     Case("Adamax", {"betas": (0.8, 0.95), "eps": 1e-5}),
     Case("Lion"),
     Case("Lion", {"betas": (0.8, 0.95), "weight_decay": 0.1}),
     Case("Lion", {"weight_decay": -1.0}),
+    Case(
+        "Lion",
+        {
+            "weight_decay": 0.1,
+            "weight_decay_kind": "corrected",
+            "max_learning_rate": 0.02,
+            "cautious_weight_decay": True,
+        },
+    ),
+    Case("Lion", {"weight_decay": 0.1, "weight_decay_kind": "coupled"}),
     Case("Lamb"),
     Case("Lamb", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     Case("Lamb", {"weight_decay": 0.0}),

@@ -56,7 +56,7 @@ def walk(optimizer):
 def exact(case, learning_rate):
     """By path, in float64: parameter, state, its largest value, and what a sign may change."""
     w = {path: wide(x) for path, x in flat(parameters()).items()}
-    state = {path: references.initial_state(case.rule, x) for path, x in w.items()}
+    state = {path: references.initial_state(case.rule, x, case.options) for path, x in w.items()}
     scale = {path: largest(x) for path, x in w.items()}
     allowance = {path: np.zeros_like(x) for path, x in w.items()}
     kept = references.begin_kept(case.rule)
@@ -132,7 +132,12 @@ def test_bias_correction_holds_at_any_step(steps):
     optimizer.state["step"] = mx.array(steps - 1, mx.uint64)
     new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
     expected, _ = references.adam(
-        wide(w), wide(g), references.initial_state("Adam", w), steps, learning_rate=0.01, **options
+        wide(w),
+        wide(g),
+        references.initial_state("Adam", w, {}),
+        steps,
+        learning_rate=0.01,
+        **options,
     )
     update = expected - wide(w)
     spacing = np.spacing(np.float32(np.abs(wide(w)).max()))

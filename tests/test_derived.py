@@ -165,7 +165,7 @@ def test_ademamixs_warm_ups_hold_at_any_step(betas, warmup):
     expected, state = references.REFERENCES["AdEMAMix"](
         wide(w),
         wide(g),
-        references.initial_state("AdEMAMix", w),
+        references.initial_state("AdEMAMix", w, {}),
         50,
         learning_rate=0.01,
         **options,

@@ -17,6 +17,7 @@ OPTIMIZERS = descriptions.OPTIMIZERS
 
 # Classes that are described as another's rule, with what they fix of it.
 SAME_RULE = {"Adam": "AdamW"}
+ADAM = {"weight_decay": 0.0, "weight_decay_kind": "coupled"}
 CLASSES = [*OPTIMIZERS, *SAME_RULE]
 
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -35,7 +36,9 @@ def standards(name):
             values.setdefault(argument, []).append(value)
         found |= values
     fixed = getattr(mlx_opt, name)._fixed
-    return {k: v[0] if len(v) == 1 else tuple(v) for k, v in found.items() if k not in fixed}
+    found = {k: v[0] if len(v) == 1 else tuple(v) for k, v in found.items() if k not in fixed}
+    # Adam decays otherwise than the rule's optimizer.
+    return found | (ADAM if name == "Adam" else {})
 
 
 def same(given, described):

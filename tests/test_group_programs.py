@@ -1,6 +1,7 @@
 """Programs around groups and hyperparameters: subclasses, composites, errors in the middle."""
 
 import copy
+import pickle
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import assert_same, flat, normal
+from cases import assert_same, flat, normal, same_bits
 from mlx_opt import Group, _ext
 
 
@@ -90,12 +91,11 @@ class TestFrozen:
         rows = mlx_opt.SGD(0.1, groups=groups).describe(tree(), show=False)
         assert [row.path for row in rows if not row.frozen] == ["a.bias"]
 
-    def test_muon_cannot_freeze_what_its_fallback_updates(self):
+    def test_muon_freezes_what_its_fallback_would_update(self):
         groups = [mlx_opt.freeze("a.*")]
         optimizer = mlx_opt.Muon(0.1, fallback=mlx_opt.AdamW(0.1), groups=groups)
-        with pytest.raises(ValueError, match=r"groups: a.bias: the fallback updates it"):
-            optimizer.apply_gradients(tree(1), tree())
-        mlx_opt.Muon(0.1, groups=groups).apply_gradients(tree(1), tree())
+        updated = optimizer.apply_gradients(tree(1), tree())
+        assert all(same_bits(updated["a"][name], x) for name, x in tree()["a"].items())
 
 
 class TestDescriptions:
@@ -221,7 +221,7 @@ class TestExtension:
 
     def part(self):
         w = {"w": mx.ones(2)}
-        group = [0.0], mx.array(0.1), 1.0, None
+        group = [0.0, "coupled", 0.0, False], mx.array(0.1), 1.0, None
         return _ext.Part(_ext.program("SGD"), [group], 1, w, w, {"w": {"v": mx.ones(2)}})
 
     def test_a_part_has_no_tree_before_it_is_staged(self):
@@ -253,8 +253,84 @@ class TestExtension:
     @pytest.mark.parametrize("positions", [[5], [-3], [1]])
     def test_positions_of_no_group_are_refused(self, positions):
         w = {"w": mx.ones(2)}
-        group = [0.0], mx.array(0.1), 1.0, None
+        group = [0.0, "coupled", 0.0, False], mx.array(0.1), 1.0, None
         with pytest.raises(ValueError, match="there is no such group"):
             _ext.Part(
                 _ext.program("SGD"), [group], 1, w, w, {}, assignment={"w": 0}, positions=positions
             )
+
+
+class TestGroupObjects:
+    def test_a_group_cannot_be_changed(self):
+        group = Group("a", name="g", weight_decay=0.1)
+        with pytest.raises(AttributeError, match="name: a group cannot be changed; make another"):
+            group.name = "h"
+        with pytest.raises(AttributeError, match="frozen: a group cannot be changed"):
+            del group.frozen
+        with pytest.raises(AttributeError, match="weight_decay: a group cannot be changed"):
+            group.weight_decay = 0.2
+        with pytest.raises(TypeError):
+            group.hyperparameters["weight_decay"] = 0.2
+        assert group.hyperparameters == {"weight_decay": 0.1}
+
+    def test_copies_are_equal(self):
+        group = Group("a", name="g", weight_decay=0.1, learning_rate_scale=0.5)
+        for again in (copy.copy(group), copy.deepcopy(group), pickle.loads(pickle.dumps(group))):
+            assert repr(again) == repr(group)
+
+
+class TestNesterov:
+    def test_a_group_needs_a_momentum_for_it_too(self):
+        w = tree()
+        for group in (Group("a.bias", momentum=0.0), Group("a.bias", dampening=0.5)):
+            optimizer = mlx_opt.SGD(0.1, momentum=0.9, nesterov=True, groups=[group])
+            with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+                optimizer.apply_gradients(tree(1), w)
+            with pytest.raises(ValueError, match="nesterov needs a momentum above 0"):
+                optimizer.describe(w, show=False)
+
+    def test_values_of_two_groups_may_meet(self):
+        groups = [Group("a.*", nesterov=True), Group("*", momentum=0.9)]
+        mlx_opt.SGD(0.1, groups=groups).apply_gradients(tree(1), tree())
+
+
+class TestMuonsFallback:
+    def test_it_has_the_groups_of_muon(self):
+        groups = [
+            Group("*.bias", eps=0.25),
+            Group("a.*", learning_rate_scale=0.5, momentum=0.5, learning_rate=0.3),
+            Group("*", eps=0.5, may_match_nothing=True),
+        ]
+        fallback = mlx_opt.AdamW(0.2, groups=groups[:1])
+        muon = mlx_opt.Muon(0.1, fallback=fallback, groups=[mlx_opt.no_decay(), groups[1]])
+        values = {row.path: row.values for row in muon.describe(tree(), show=False)}
+        bias = values["a.bias"]
+        assert (bias["eps"], bias["weight_decay"]) == (0.25, 0.0)
+        assert bias["learning_rate"] == pytest.approx(0.1)  # of its own, scaled
+        assert values["a.weight"]["learning_rate"] == pytest.approx(0.15)
+        assert values["a.weight"]["momentum"] == 0.5
+        muon.apply_gradients(tree(1), tree())
+
+    def test_one_that_cannot_have_them_is_refused_by_name(self):
+        fallback = mlx_opt.MultiOptimizer([mlx_opt.SGD(0.1)])
+        muon = mlx_opt.Muon(0.1, fallback=fallback, groups=[Group("a.*", momentum=0.5)])
+        with pytest.raises(ValueError, match=r"a.bias: MultiOptimizer updates it, which cannot"):
+            muon.apply_gradients(tree(1), tree())
+
+
+def test_a_groups_rate_replaces_a_property_where_there_is_no_kernel():
+    class Mine(mlx_opt.SGD):
+        @property
+        def learning_rate(self):
+            return mx.array(0.5)
+
+        @learning_rate.setter
+        def learning_rate(self, value):
+            pass
+
+    optimizer = Mine(0.1, groups=[Group("b", learning_rate=0.25, weight_decay=1.0)])
+    for dtype in (mx.float32, mx.complex64):
+        w = {"a": mx.ones(2, dtype), "b": mx.ones(2, dtype)}
+        updated = optimizer.apply_gradients(w, w)
+        assert mx.allclose(mx.real(updated["a"]), mx.array(0.5))
+        assert mx.allclose(mx.real(updated["b"]), mx.array(0.5))  # 1 - 0.25 * 2

@@ -265,9 +265,9 @@ class TestErrors:
                 "SGD: groups: there is no wd; a group can have learning_rate, momentum",
             ),
             (
-                lambda: mlx_opt.Adam(0.1, groups=[Group("*", weight_decay=1.0)]),
+                lambda: mlx_opt.Adamax(0.1, groups=[Group("*", weight_decay=1.0)]),
                 TypeError,
-                "Adam: groups: there is no weight_decay",
+                "Adamax: groups: there is no weight_decay",
             ),
             (
                 lambda: mlx_opt.AdamW(0.1, groups=[Group("*", betas=[0.9])]),
@@ -307,7 +307,7 @@ class TestErrors:
             (
                 lambda: mlx_opt.NAdam(0.1, groups=[Group("a", betas=[0.5, 0.9])]),
                 ValueError,
-                "NAdam: groups: the optimizer keeps one mu_product",
+                "NAdam: groups: a group with betas needs a name",
             ),
             (
                 lambda: mlx_opt.Muon(0.1, groups=[Group("a", adjust_lr="none")]),

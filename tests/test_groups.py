@@ -56,7 +56,7 @@ def own_values(case):
     values = {}
     for name, value in OTHER.items():
         given = getattr(case.ours(RATE), name, None)
-        if given is None or (case.keeps and name in ("betas", "momentum_decay")):
+        if given is None:
             continue
         if name == "betas":
             value = [0.5 * beta for beta in given]
@@ -74,7 +74,7 @@ def grouped(case, rate=RATE):
         rate,
         **case.options,
         groups=[
-            Group("*.bias", learning_rate_scale=1.0, **own_values(case)),
+            Group("*.bias", name="bias", learning_rate_scale=1.0, **own_values(case)),
             Group("layers.*", learning_rate_scale=SCALE),
         ],
     )
@@ -83,10 +83,13 @@ def grouped(case, rate=RATE):
 def split(case, rate=RATE, scaled_rate=SCALED_RATE):
     """An optimizer for each group."""
     cls = getattr(mlx_opt, case.rule)
+    scaled = dict(case.options)
+    if "max_learning_rate" in scaled:  # is scaled as the learning rate is
+        scaled["max_learning_rate"] *= SCALE
     return mlx_opt.MultiOptimizer(
         [
             cls(rate, **{**case.options, **own_values(case)}),
-            cls(scaled_rate, **case.options),
+            cls(scaled_rate, **scaled),
             cls(rate, **case.options),
         ],
         [lambda path, x: group_of(path, x) == 0, lambda path, x: group_of(path, x) == 1],

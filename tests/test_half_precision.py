@@ -57,7 +57,7 @@ def test_a_gradient_of_another_dtype_is_taken_exactly(case, dtype):
     optimizer = case.ours(0.01)
     w, g = normal(SIZE, seed=1), normal(SIZE, seed=2, dtype=dtype)
     optimizer.init({"w": w})
-    before = references.initial_state(case.rule, w)
+    before = references.initial_state(case.rule, w, case.options)
     new = optimizer.apply_gradients({"w": g}, {"w": w})["w"]
     expected = exact_step(case, wide(w), wide(g), before, 1, 0.01, optimizer.state["w"])
     assert_exact(new, *expected["w"])

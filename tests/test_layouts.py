@@ -136,11 +136,16 @@ def test_any_step_is_the_exact_one_rounded_once(data, case):
 
 betas = st.floats(0, 0.9999)
 positive = st.floats(1e-10, 1.0)
+KINDS = {
+    "weight_decay_kind": st.sampled_from(["coupled", "decoupled", "independent", "corrected"]),
+    "max_learning_rate": st.floats(0.5, 2.0),
+}
 OPTIONS = {
     "SGD": {
         "momentum": st.floats(-0.5, 0.999),
         "dampening": st.floats(-0.5, 0.999),
         "weight_decay": st.floats(-0.5, 1.0),
+        **KINDS,
     },
     "RMSprop": {"alpha": betas, "eps": positive},
     "Adagrad": {"eps": positive},
@@ -151,9 +156,12 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(-0.5, 1.0),
         "bias_correction": st.booleans(),
+        "nesterov": st.booleans(),
+        "amsgrad": st.booleans(),
+        **KINDS,
     },
     "Adamax": {"betas": st.tuples(betas, betas), "eps": positive},
-    "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0)},
+    "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0), **KINDS},
     "Lamb": {"betas": st.tuples(betas, betas), "eps": positive, "weight_decay": st.floats(0, 1.0)},
     "Signum": {"beta": betas, "weight_decay": st.floats(0, 1.0)},
     "Adan": {

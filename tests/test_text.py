@@ -21,8 +21,10 @@ def test_the_hyperparameters_are_shown():
     optimizer = mlx_opt.AdamW(1e-3, betas=(0.8, mx.array(0.5)), weight_decay=0.1)
     assert repr(optimizer) == (
         "<AdamW(learning_rate=0.001, betas=(0.8, 0.5), eps=1e-08, weight_decay=0.1, "
-        f"bias_correction=False, nesterov=False, cautious_weight_decay=False): {USE}>"
+        f"bias_correction=False): {USE}>"
     )
+    with_additions = mlx_opt.AdamW(1e-3, nesterov=True, maximize=True)
+    assert "bias_correction=False, nesterov=True, maximize=True): " in repr(with_additions)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -32,7 +34,9 @@ def test_every_optimizer_shows_its_constructors_arguments(name):
     shown = set(re.findall(r"(\w+)=", repr(optimizer)))
     assert shown == {
         *inspect.signature(cls).parameters,
-    } - {"groups", "fallback"} - ({"learning_rate"} if name == "Adafactor" else set())
+    } - {"groups", "fallback", *cls._additions} - (
+        {"learning_rate"} if name == "Adafactor" else set()
+    )
 
 
 def warm_up(step):

@@ -39,6 +39,16 @@ PAIRS = [
         "AdamW",
         {"weight_decay": 0.1},
     ),
+    (
+        Case("Adam", {"amsgrad": True, "weight_decay": 0.1, "bias_correction": True}),
+        "Adam",
+        {"amsgrad": True, "weight_decay": 0.1},
+    ),
+    (
+        Case("AdamW", {"amsgrad": True, "weight_decay": 0.1, "bias_correction": True}),
+        "AdamW",
+        {"amsgrad": True, "weight_decay": 0.1},
+    ),
     (Case("NAdam"), "NAdam", {}),
     (
         Case("NAdam", {"weight_decay": 0.1, "momentum_decay": 0.1}),
@@ -72,8 +82,8 @@ MOMENTS = {
     "RMSprop": {"v": "square_avg"},
     "Adagrad": {"v": "sum"},
     "AdaDelta": {"v": "square_avg", "u": "acc_delta"},
-    "Adam": {"m": "exp_avg", "v": "exp_avg_sq"},
-    "AdamW": {"m": "exp_avg", "v": "exp_avg_sq"},
+    "Adam": {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"},
+    "AdamW": {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"},
     "NAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
     "RAdam": {"m": "exp_avg", "v": "exp_avg_sq"},
 }

@@ -180,3 +180,26 @@ def test_the_data_of_the_rules_are_those_of_the_part():
         assert description.optimizer in mlx_opt.descriptions.OPTIMIZERS
     w = normal(3, seed=0)
     assert mlx_opt.SGD(0.1).apply_gradients({"w": w}, {"w": w})["w"].shape == (3,)
+
+
+def test_gradients_are_negated_and_clipped_and_parameters_averaged():
+    done = python(
+        """
+        import mlx.nn as nn
+        import mlx_opt as optim
+        w, g = {"w": mx.zeros(3)}, {"w": mx.array([3.0, -4.0, 0.5])}
+        print(optim.SGD(1.0, maximize=True).apply_gradients(g, w, max_value=1.0)["w"].tolist())
+        group = optim.Group("w", maximize=True)
+        print(optim.SGD(1.0, groups=[group]).apply_gradients(g, w)["w"].tolist())
+        optimizer = optim.SGDScheduleFree(1.0, momentum=0.5)
+        for _ in range(2):
+            w = optimizer.apply_gradients({"w": mx.ones(3)}, w)
+        print(w["w"].tolist(), optimizer.eval_parameters(w)["w"].tolist())
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "[1.0, -1.0, 0.5]",
+        "[3.0, -4.0, 0.5]",
+        "[-1.75, -1.75, -1.75] [-1.5, -1.5, -1.5]",
+    ]

@@ -44,14 +44,12 @@ Program muon(
     std::optional<mx::Dtype> dtype,
     const Coefficients& coefficients,
     const std::string& adjust_lr,
-    bool decoupled_weight_decay,
     size_t stack) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
   options.ns_coefficients = coefficients;
   options.adjust_lr = adjust_lr == "original" ? AdjustLr::original : AdjustLr::match_rms_adamw;
-  options.decoupled_weight_decay = decoupled_weight_decay;
   return muon_program(options, stack);
 }
 
@@ -81,7 +79,6 @@ Raises:
       "dtype"_a.none(),
       "coefficients"_a,
       "adjust_lr"_a,
-      "decoupled_weight_decay"_a,
       "stack"_a,
       R"(The program of Muon with these options, which :class:`mlx_opt.Muon` explains, and ``stack`` as
 :func:`orthogonalized` has it.

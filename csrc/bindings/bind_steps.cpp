@@ -126,18 +126,24 @@ Raises:
       .def("collect", &Part::collect, "Finds the leaves and checks them; changes nothing.")
       .def(
           "clip",
-          [](Part& self, const mx::array& scale, bool skip_nonfinite, nb::object around) {
-            self.clip({scale, skip_nonfinite}, std::move(around));
+          [](Part& self,
+             const mx::array& scale,
+             bool skip_nonfinite,
+             nb::object around,
+             std::optional<mx::array> max_value) {
+            self.clip({scale, skip_nonfinite, std::move(max_value)}, std::move(around));
           },
           "scale"_a,
           "skip_nonfinite"_a,
           "around"_a,
+          "max_value"_a.none() = nb::none(),
           R"(Sets the scale of the gradients.
 
 Args:
     scale: A 0-d array that each gradient is multiplied with in float32 before the rule sees it.
     skip_nonfinite: True if the step is skipped if ``scale`` is not finite.
-    around: Called with a group's formula; returns one that applies ``scale`` too.)")
+    around: Called with a group's formula; returns one that does the same to its gradients.
+    max_value: A 0-d array; each element is then clipped to at most this from 0.)")
       .def("gradients", &Part::gradients, "The gradients of all leaves.")
       .def("tree", &Part::tree, "The staged parameters, with the structure of the gradients.")
       .def("commit", &Part::commit, "Puts the staged slots into the state.");

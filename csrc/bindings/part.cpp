@@ -96,19 +96,7 @@ bool Part::walk(
     const Path* path) {
   if (!is_container(gradients)) {
     const int group = group_of(gradients, groups, path);
-    if (group >= 0) {
-      nodes_.push_back({});
-      collect_leaf(gradients, parameters, state, container, static_cast<uint16_t>(group), path);
-      return true;
-    }
-    // A list needs something in the leaf's place.
-    if (group == Assignment::other_part && PyDict_Check(container.ptr())) {
-      return false;
-    }
-    const nb::object key = path ? nb::borrow(path->key) : nb::none();
-    nb::object value = group == Assignment::unchanged ? nb::borrow(parameters) : nb::dict();
-    nodes_.push_back({key, {}, std::move(value), 0});
-    return true;
+    return add_leaf(gradients, parameters, state, container, group, path);
   }
   const Recursion recursion;
   const std::vector<Item> items = items_of(gradients);
@@ -123,14 +111,41 @@ bool Part::walk(
     const Path here{path, child_key};
     plain_ &= has_own_lookup(parameters, child_key) && has_own_lookup(state, child_key);
     const nb::object parameter = entry(parameters, child_key, "parameter", here);
+    // The assignment's tree, which no one changes, holds what it has.
     PyObject* found = PyDict_Check(groups.ptr()) ? dict_item(groups, child_key) : nullptr;
-    const nb::object child_groups = nb::borrow(found ? found : Py_None);
-    const bool needs_state = is_container(child) || group_of(child, child_groups, &here) >= 0;
-    const nb::object child_state = !needs_state   ? nb::none()
+    const nb::handle child_groups = found ? found : Py_None;
+    const bool is_leaf = !is_container(child);
+    const int group = is_leaf ? group_of(child, child_groups, &here) : 0;
+    const nb::object child_state = group < 0      ? nb::none()
                                    : initialized_ ? entry(state, child_key, "optimizer state", here)
                                                   : entry_or_none(state, child_key);
-    nodes_[node].children += walk(child, parameter, child_state, parameters, child_groups, &here);
+    nodes_[node].children +=
+        is_leaf ? add_leaf(child, parameter, child_state, parameters, group, &here)
+                : walk(child, parameter, child_state, parameters, child_groups, &here);
   }
+  return true;
+}
+
+// Adds a leaf, or what takes its place if another part updates it; returns false if it added none.
+bool Part::add_leaf(
+    nb::handle gradient,
+    nb::handle parameter,
+    nb::handle state,
+    nb::handle container,
+    int group,
+    const Path* path) {
+  if (group >= 0) {
+    nodes_.push_back({});
+    collect_leaf(gradient, parameter, state, container, static_cast<uint16_t>(group), path);
+    return true;
+  }
+  // A list needs something in the leaf's place.
+  if (group == Assignment::other_part && PyDict_Check(container.ptr())) {
+    return false;
+  }
+  const nb::object key = path ? nb::borrow(path->key) : nb::none();
+  nb::object value = group == Assignment::unchanged ? nb::borrow(parameter) : nb::dict();
+  nodes_.push_back({key, {}, std::move(value), 0});
   return true;
 }
 

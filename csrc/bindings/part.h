@@ -152,6 +152,13 @@ class Part {
       nb::handle container,
       nb::handle groups,
       const Path* path);
+  bool add_leaf(
+      nb::handle gradient,
+      nb::handle parameter,
+      nb::handle state,
+      nb::handle container,
+      int group,
+      const Path* path);
   void collect_leaf(
       nb::handle gradient,
       nb::handle parameter,

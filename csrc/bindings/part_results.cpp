@@ -10,6 +10,9 @@ bool Part::is_traced() {
   if (scale_) {
     arrays.push_back(&scale_->value);
   }
+  if (scale_ && scale_->max_value) {
+    arrays.push_back(&*scale_->max_value);
+  }
   for (const auto& [scalars, formula] : groups_) {
     arrays.push_back(&scalars.learning_rate);
     arrays.push_back(&scalars.step);

@@ -1,6 +1,9 @@
 #include "bindings/scalars.h"
 
+#include <algorithm>
 #include <cmath>
+
+#include <nanobind/stl/string.h>
 
 namespace mlx_opt::python {
 namespace {
@@ -30,13 +33,28 @@ double number_from(const std::string& name, nb::handle given) {
   return PyFloat_AsDouble(nb::steal(number).ptr());
 }
 
+double hyper_from(const HyperInfo& hyper, const std::string& name, nb::handle given) {
+  if (hyper.range != Range::decay_kind) {
+    return number_from(name, given);
+  }
+  const std::string kind = PyUnicode_Check(given.ptr()) ? nb::cast<std::string>(given) : "";
+  const auto found = std::find(std::begin(decay_kinds), std::end(decay_kinds), kind);
+  if (found == std::end(decay_kinds)) {
+    const std::string message =
+        name + ": expected \"coupled\", \"decoupled\", \"independent\" or \"corrected\", got " +
+        nb::cast<std::string>(nb::repr(given));
+    throw nb::value_error(message.c_str());
+  }
+  return static_cast<double>(found - std::begin(decay_kinds));
+}
+
 namespace {
 
-Scalar scalar_from(const std::string& name, nb::handle given) {
+Scalar scalar_from(const HyperInfo& hyper, nb::handle given) {
   if (is_array(given)) {
     return array_of(given);
   }
-  return number_from(name, given);
+  return hyper_from(hyper, hyper.name, given);
 }
 
 mx::array rate_from(nb::handle given) {
@@ -76,7 +94,7 @@ GroupScalars scalars_from(
   }
   std::vector<Scalar> values;
   for (size_t i = 0; i < hypers.size(); ++i) {
-    values.push_back(scalar_from(infos[i].name, hypers[i]));
+    values.push_back(scalar_from(infos[i], hypers[i]));
   }
   return {std::move(values), rate_from(learning_rate), step};
 }

@@ -13,6 +13,10 @@ namespace mlx_opt::python {
 /// with a message that begins with `name`.
 double number_from(const std::string& name, nb::handle given);
 
+/// Converts a hyperparameter's value: the name of a kind of weight decay, or a number. Throws
+/// TypeError or ValueError with a message that begins with `name`.
+double hyper_from(const HyperInfo& hyper, const std::string& name, nb::handle given);
+
 /// Converts the number of a step, a whole number or an array. Throws TypeError or ValueError.
 mx::array step_from(nb::handle given);
 

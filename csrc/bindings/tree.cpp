@@ -105,8 +105,8 @@ bool is_assigned(nb::handle assignment, nb::handle tree) {
   }
   const auto items = items_of(tree);
   return std::all_of(items.begin(), items.end(), [&](const Item& item) {
-    const nb::object child = nb::borrow(dict_item(assignment, item.key));
-    return child.is_valid() && is_assigned(child, item.child);
+    PyObject* child = dict_item(assignment, item.key);
+    return child && is_assigned(child, item.child);
   });
 }
 

@@ -45,9 +45,11 @@ std::string name_of(Enum value, const char* const (&names)[count]) {
 
 std::string hyper(const HyperInfo& hyper) {
   constexpr const char* ranges[] = {
-      "any", "not_negative", "positive", "not_positive", "below_one", "fraction", "flag"};
-  return tuple(
-      {text(hyper.name), number(hyper.standard), name_of(hyper.range, ranges), flag(hyper.kept)});
+      "any", "not_negative", "positive", "not_positive", "below_one", "fraction", "flag", "decay_kind"};
+  const std::string standard = hyper.range == Range::decay_kind
+                                   ? text(decay_kinds[static_cast<int>(hyper.standard)])
+                                   : number(hyper.standard);
+  return tuple({text(hyper.name), standard, name_of(hyper.range, ranges), flag(hyper.kept)});
 }
 
 std::string slot(const SlotInfo& slot) {
@@ -67,13 +69,14 @@ std::string slot(const SlotInfo& slot) {
 }
 
 std::string condition(const Condition& condition) {
-  constexpr const char* settings[] = {"positive", "off", "on"};
+  constexpr const char* settings[] = {"positive", "off", "on", "decoupled"};
   return tuple({text(condition.option), name_of(condition.setting, settings)});
 }
 
 std::string coupling(const Coupling& coupling) {
   constexpr const char* whens[] = {"never", "always", "unless_zero"};
-  return tuple({name_of(coupling.when, whens), text_or_none(coupling.decay)});
+  return tuple(
+      {name_of(coupling.when, whens), text_or_none(coupling.decay), text_or_none(coupling.kind)});
 }
 
 std::string average(const Average& average) {
@@ -127,6 +130,10 @@ int main(int count, char** arguments) {
     for (Rule rule : rules_of(optimizer)) {
       print(file, rule);
     }
+  }
+  std::fprintf(file, "]\n\nDECAY_KINDS = [\n");
+  for (const char* kind : decay_kinds) {
+    std::fprintf(file, "    %s,\n", text(kind).c_str());
   }
   std::fprintf(file, "]\n\nCOEFFICIENTS = {\n");
   print(file, "quintic", quintic());

@@ -45,6 +45,7 @@ class Optimizer(stock.Optimizer):
         gradients: Any,
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
+        max_value: float | mx.array | None = None,
     ) -> None:
         """Update the parameters of a model with its gradients, which may be clipped.
 
@@ -60,14 +61,16 @@ class Optimizer(stock.Optimizer):
                 :attr:`grad_norm` is the norm before clipping.
             skip_nonfinite: If the norm is infinite or NaN, leave the model, the step and the state
                 unchanged and increment :attr:`skipped`. Nothing waits for the norm.
+            max_value: The maximum size of an element of a gradient, after ``max_norm``. Larger ones
+                are replaced by it, with their sign, as by PyTorch's ``clip_grad_value_``.
 
         Raises:
-            ValueError: ``max_norm`` is negative.
+            ValueError: ``max_norm`` or ``max_value`` is negative.
 
         It also raises what :meth:`apply_gradients` raises. An error leaves model and state
         unchanged, except errors that MLX raises later, when it evaluates lazy arrays.
         """
-        request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
+        request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         step.update(shares_of(self, gradients), model, gradients, request)
 
     def apply_gradients(
@@ -76,6 +79,7 @@ class Optimizer(stock.Optimizer):
         parameters: Any,
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
+        max_value: float | mx.array | None = None,
     ) -> Any:
         """Return the updated parameters; the optimizer's state is updated in place.
 
@@ -85,6 +89,7 @@ class Optimizer(stock.Optimizer):
                 It may have more; those are not in the result.
             max_norm: As for :meth:`update`.
             skip_nonfinite: As for :meth:`update`.
+            max_value: As for :meth:`update`.
 
         Returns:
             The new parameters, with the structure of the gradients. They are lazy; buffers of the
@@ -104,7 +109,7 @@ class Optimizer(stock.Optimizer):
             >>> optimizer.apply_gradients({"w": mx.array([1.0])}, {"w": mx.array([3.0])})
             {'w': array([2.5], dtype=float32)}
         """
-        request = ClipRequest.from_arguments(max_norm, skip_nonfinite)
+        request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         return step.apply(self._shares(gradients), parameters, gradients, request)
 
     @property

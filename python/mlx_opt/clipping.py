@@ -16,38 +16,45 @@ Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class ClipRequest(NamedTuple):
-    """The values of ``max_norm`` and ``skip_nonfinite`` of :meth:`Optimizer.update`."""
+    """The arguments of :meth:`Optimizer.update` that clip the gradients or skip the step."""
 
-    max_norm: float | mx.array | None
-    skip_nonfinite: bool
+    max_norm: float | mx.array | None = None
+    skip_nonfinite: bool = False
+    max_value: mx.array | None = None
 
     @staticmethod
-    def from_arguments(max_norm: Any, skip_nonfinite: Any) -> ClipRequest | None:
-        if max_norm is None and skip_nonfinite is False:
+    def from_arguments(max_norm: Any, skip_nonfinite: Any, max_value: Any) -> ClipRequest | None:
+        if max_norm is None and skip_nonfinite is False and max_value is None:
             return None
         skip_nonfinite = _flag(skip_nonfinite)
-        if max_norm is None:
-            return ClipRequest(None, True) if skip_nonfinite else None
-        return ClipRequest(_checked_norm(max_norm), skip_nonfinite)
+        if max_norm is None and max_value is None and not skip_nonfinite:
+            return None
+        if max_norm is not None:
+            max_norm = _checked_limit("max_norm", max_norm)
+        if max_value is not None:
+            max_value = mx.array(_checked_limit("max_value", max_value))
+        return ClipRequest(max_norm, skip_nonfinite, max_value)
 
     def compute(self, gradients: list[Any], loss_scale: mx.array | None) -> ClippedStep:
         """The norm and the scale of gradients: trees, or lists of the parts that hold them."""
+        if self.max_norm is None and not self.skip_nonfinite:
+            return ClippedStep(None, mx.array(1.0), None, max_value=self.max_value)
         norm = global_norm(gradients)
         if loss_scale is not None:
             norm = norm / loss_scale
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
-        scale = _ext.gradient_scale(norm, *self)
+        scale = _ext.gradient_scale(norm, self.max_norm, self.skip_nonfinite)
         _ext.begin_scale(scale)
         if loss_scale is not None:
             scale = scale / loss_scale
-        return ClippedStep(norm, scale, finite, loss_scale)
+        return ClippedStep(norm, scale, finite, loss_scale, self.max_value)
 
 
 class ClippedStep(NamedTuple):
-    """The clipping of one step."""
+    """What one step does with the gradients, and whether it is applied."""
 
-    norm: mx.array
-    """The global norm of all gradients, 0-d."""
+    norm: mx.array | None
+    """The global norm of all gradients, 0-d; None if the step does not need it."""
 
     scale: mx.array
     """The factor of the gradients, 0-d; NaN if the step is skipped."""
@@ -58,8 +65,11 @@ class ClippedStep(NamedTuple):
     loss_scale: mx.array | None = None
     """What the gradients were multiplied by, 0-d; None if they were not."""
 
+    max_value: mx.array | None = None
+    """The maximum size of an element after the scale, 0-d; None if there is none."""
+
     def scaled(self, gradient: mx.array) -> mx.array:
-        return scaled(gradient, self.scale)
+        return scaled(gradient, self.scale, self.max_value)
 
     def chosen(self, new: Any, old: Any) -> Any:
         """`new` if the step is applied, else `old`."""
@@ -76,6 +86,13 @@ class ClippedStep(NamedTuple):
             return self.chosen(updated, parameter)
 
         return step
+
+
+def negative_of(clipped: ClippedStep | None) -> ClippedStep:
+    """The same with the negative of the gradients."""
+    if clipped is None:
+        return ClippedStep(None, mx.array(-1.0), None)
+    return clipped._replace(scale=-clipped.scale)
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
@@ -105,7 +122,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
         >>> optim.clip_grad_norm({"w": mx.array([3.0, 4.0])}, max_norm=1.0)
         ({'w': array([0.6, 0.8], dtype=float32)}, array(5, dtype=float32))
     """
-    greatest = _checked_norm(max_norm)
+    greatest = _checked_limit("max_norm", max_norm)
     norm = global_norm(grads)
     scale = _ext.gradient_scale(norm, greatest)
     return tree_map(lambda g: scaled(g, scale), grads), norm
@@ -125,25 +142,29 @@ def _gradients_of(leaf: Any) -> Any:
     return leaf.gradients() if isinstance(leaf, _ext.Part) else leaf
 
 
-def scaled(gradient: mx.array, scale: mx.array) -> mx.array:
-    if mx.issubdtype(gradient.dtype, mx.floating):
-        return (gradient * scale).astype(gradient.dtype)
-    return gradient * scale
+def scaled(gradient: mx.array, scale: mx.array, max_value: mx.array | None = None) -> mx.array:
+    """A gradient times its scale, whose elements are then at most `max_value` from 0."""
+    x = gradient * scale
+    if max_value is not None:
+        if mx.issubdtype(x.dtype, mx.complexfloating):
+            raise ValueError("max_value: expected real gradients, got complex ones")
+        x = mx.clip(x, -max_value, max_value)
+    return x.astype(gradient.dtype) if mx.issubdtype(gradient.dtype, mx.floating) else x
 
 
-def _checked_norm(max_norm: Any) -> float | mx.array:
-    if isinstance(max_norm, mx.array):
-        if max_norm.size != 1:
-            raise ValueError(f"max_norm: expected a number, got shape {tuple(max_norm.shape)}")
-        return max_norm
+def _checked_limit(name: str, limit: Any) -> float | mx.array:
+    if isinstance(limit, mx.array):
+        if limit.size != 1:
+            raise ValueError(f"{name}: expected a number, got shape {tuple(limit.shape)}")
+        return limit
     try:
-        number = float("" if isinstance(max_norm, str) else max_norm)
+        number = float("" if isinstance(limit, str) else limit)
     except (TypeError, ValueError):
         raise TypeError(
-            f"max_norm: expected a number or a 0-d mlx.core.array, got {type(max_norm).__name__}"
+            f"{name}: expected a number or a 0-d mlx.core.array, got {type(limit).__name__}"
         ) from None
     if number < 0:
-        raise ValueError(f"max_norm should be >=0, {max_norm} was provided instead")
+        raise ValueError(f"{name} should be >=0, {limit} was provided instead")
     return number
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import docstrings
@@ -20,11 +20,14 @@ def bound(
         raise TypeError(f"{name}: {error}") from None
 
 
-def constructor(cls: type, *additions: str) -> Callable[..., None]:
-    """The constructor of an optimizer of mlx.optimizers, with flags and `groups` added."""
+def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., None]:  # noqa: B006
+    """The constructor of an optimizer of mlx.optimizers, with `groups` and attributes added.
+
+    `additions`: the attributes, with their defaults.
+    """
     inherited = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(inherited)
-    defaults = {**dict.fromkeys(additions, False), "groups": ()}
+    defaults = {**additions, "groups": ()}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
@@ -34,8 +37,8 @@ def constructor(cls: type, *additions: str) -> Callable[..., None]:
         inherited(**{**given, **{name: first_value(given[name]) for name in scheduled}})
         for name in scheduled:
             setattr(self, name, given[name])
-        for name in additions:
-            setattr(self, name, bool(added[name]))
+        for name, default in additions.items():
+            setattr(self, name, bool(added[name]) if isinstance(default, bool) else added[name])
         self._set_groups(added["groups"])
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -47,19 +50,26 @@ def constructor(cls: type, *additions: str) -> Callable[..., None]:
 
 _ADDITIONS = {
     "nesterov": "Nesterov's momentum, as in NadamW.",
+    "amsgrad": "divide by the largest mean of squares so far.",
+    "weight_decay": "a decay of the parameters.",
+    "weight_decay_kind": '"coupled", "decoupled", "independent" or "corrected".',
+    "max_learning_rate": "the greatest of the run, for corrected decay.",
     "cautious_weight_decay": "decay only elements whose update and parameter agree in sign.",
+    "maximize": "ascend: negate the gradients.",
 }
 
 
-def docstring(cls: type, *additions: str, rule: str | None = None) -> str:
+def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = None) -> str:  # noqa: B006
     """The docstring of a class of mlx.optimizers, with what `constructor` adds.
 
     `rule`: as for :func:`docstrings.section`.
     """
     lines = [inspect.cleandoc(cls.__doc__ or ""), ""]
     lines += ["Keyword arguments that mlx.optimizers does not have:", ""]
-    for name in additions:
-        lines.append(f"    {name} (bool, optional): {_ADDITIONS[name]} Default: ``False``")
+    for name, default in additions.items():
+        shown = f'"{default}"' if isinstance(default, str) else default
+        text = f"{name} ({type(default).__name__}, optional): {_ADDITIONS[name]}"
+        lines += [f"    {text}", f"      Default: ``{shown}``"]
     lines.append(
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )

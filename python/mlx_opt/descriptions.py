@@ -19,11 +19,14 @@ STACK_ELEMENTS = _rules.STACK_ELEMENTS
 """Muon's default number of elements of a stack of matrices."""
 
 
+DECAY_KINDS: Sequence[str] = _rules.DECAY_KINDS
+
+
 class Hyper(NamedTuple):
     """A hyperparameter; see the C++ HyperInfo."""
 
     name: str
-    standard: float
+    standard: Any
     range: str
     kept: bool
 
@@ -64,7 +67,7 @@ class Description(NamedTuple):
     hypers: tuple[Hyper, ...]
     slots: tuple[Slot, ...]
     conditions: tuple[tuple[str, str], ...]
-    coupling: tuple[str, str | None]
+    coupling: tuple[str, str | None, str | None]
     average: tuple[str, str] | None
     """For a parameter that is between a slot and its average: the slot, and the hyperparameter that
     is the average's part."""
@@ -85,11 +88,13 @@ class Description(NamedTuple):
 
     def is_coupled(self, hypers: Sequence[Any]) -> bool:
         """True if the rule adds weight decay to the gradient."""
-        when, decay = self.coupling
+        when, decay, kind = self.coupling
         if when != "unless_zero":
             return when == "always"
-        value = hypers[[hyper.name for hyper in self.hypers].index(decay or "")]
-        return isinstance(value, mx.array) or value != 0
+        values = dict(zip([hyper.name for hyper in self.hypers], hypers, strict=True))
+        value = values[decay or ""]
+        is_zero = not isinstance(value, mx.array) and value == 0
+        return not is_zero and (kind is None or values[kind] == "coupled")
 
 
 def _description(rule: dict[str, Any]) -> Description:
@@ -133,12 +138,30 @@ def check_hyper(optimizer: str, name: str, value: Any) -> None:
     if isinstance(value, mx.array):
         return
     full_name = f"{optimizer}: {name}"
-    number = number_from(full_name, value)
-    for description in of_optimizer(optimizer):
-        for hyper in description.hypers:
-            holds, expected = _RANGES[hyper.range]
-            if hyper.name == name and not holds(number):
-                raise ValueError(f"{full_name}: expected {expected}, got {number:g}")
+    found = [x for each in of_optimizer(optimizer) for x in each.hypers if x.name == name]
+    if not found:
+        number_from(full_name, value)  # an option that is no hyperparameter
+        return
+    check_kind_or_number(found[0], full_name, value)
+    if found[0].range == "decay_kind":
+        return
+    holds, expected = _RANGES[found[0].range]
+    if not holds(number := number_from(full_name, value)):
+        raise ValueError(f"{full_name}: expected {expected}, got {number:g}")
+
+
+def check_kind_or_number(hyper: Hyper, name: str, value: Any) -> None:
+    """Check that a value is a kind of weight decay, if the hyperparameter is one, or a number.
+
+    Raises:
+        TypeError: The value is not a number.
+        ValueError: It is no kind of weight decay.
+    """
+    if hyper.range != "decay_kind":
+        number_from(name, value)
+    elif value not in DECAY_KINDS:
+        *kinds, last = (f'"{kind}"' for kind in DECAY_KINDS)
+        raise ValueError(f"{name}: expected {', '.join(kinds)} or {last}, got {value!r}")
 
 
 def number_from(name: str, value: Any) -> float:

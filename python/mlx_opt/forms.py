@@ -6,6 +6,7 @@ A hyperparameter is a number, a schedule or an array, but a flag that chooses a 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,14 +14,40 @@ import mlx.core as mx
 
 from . import _ext
 from .descriptions import Description, Slot, of_optimizer
+from .formulas import KEPT
 from .hyperparameters import Attribute
 
+
+def _is_decoupled(values: dict[str, Any], kind: str) -> bool:
+    if values[kind] == "decoupled":
+        return True
+    decay = values["weight_decay"]
+    return not isinstance(decay, mx.array) and decay == 0
+
+
 # An array may become positive from one step to the next.
-_HOLDS = {
-    "positive": lambda value: isinstance(value, mx.array) or value > 0,
-    "off": lambda value: not value,
-    "on": lambda value: bool(value),
+_HOLDS: dict[str, Callable[[dict[str, Any], str], bool]] = {
+    "positive": lambda values, name: isinstance(values[name], mx.array) or values[name] > 0,
+    "off": lambda values, name: not values[name],
+    "on": lambda values, name: bool(values[name]),
+    "decoupled": _is_decoupled,
 }
+
+
+def check_decay(values: dict[str, Any]) -> None:
+    """Raise ValueError if the hyperparameters of weight decay do not go together."""
+    kind = values.get("weight_decay_kind", "decoupled")
+    if kind == "decoupled":
+        return
+    decay = values["weight_decay"]
+    if not isinstance(decay, mx.array) and decay == 0:
+        return
+    if kind == "coupled" and values["cautious_weight_decay"]:
+        raise ValueError('cautious_weight_decay needs a weight_decay_kind other than "coupled"')
+    if kind == "corrected":
+        greatest = values["max_learning_rate"]
+        if not isinstance(greatest, mx.array) and greatest == 0:
+            raise ValueError('a weight_decay_kind of "corrected" needs max_learning_rate')
 
 
 class Form(NamedTuple):
@@ -49,7 +76,7 @@ class Form(NamedTuple):
     is the average's part."""
 
     def holds(self, values: dict[str, Any]) -> bool:
-        return all(_HOLDS[setting](values[option]) for option, setting in self.conditions)
+        return all(_HOLDS[setting](values, option) for option, setting in self.conditions)
 
     def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         hypers = [
@@ -69,17 +96,24 @@ class Forms(NamedTuple):
     attributes: dict[str, Attribute]
     """The hyperparameters that the optimizer's constructor takes, by name."""
 
-    keeps: bool
-    """True if the rule keeps numbers from step to step."""
+    kept: tuple[str, ...]
+    """The numbers that the rule keeps from step to step."""
 
     names: tuple[str, ...]
     """The attributes of the optimizer that the forms read: hyperparameters and kept numbers."""
 
+    kept_inputs: frozenset[str]
+    """The attributes on which the kept numbers depend."""
+
     def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         """The program that these attributes select, and its hyperparameters."""
+        return self.form_of(values).settle(values)
+
+    def form_of(self, values: dict[str, Any]) -> Form:
+        """The form that these attributes select."""
         for form in self.forms:
             if not form.conditions or form.holds(values):
-                return form.settle(values)
+                return form
         raise ValueError("no rule serves these hyperparameters")
 
 
@@ -88,7 +122,8 @@ _program = cache(_ext.program)
 
 @cache
 def forms_of(optimizer: str) -> Forms:
-    forms = tuple(_form(description) for description in of_optimizer(optimizer))
+    described = of_optimizer(optimizer)
+    forms = tuple(map(_form, described))
     standards: dict[str, dict[str, Any]] = {}  # of each attribute
     for form in forms:
         for (name, _), part in zip(form.hypers, form.standards, strict=True):
@@ -101,8 +136,26 @@ def forms_of(optimizer: str) -> Forms:
         name: Attribute(optimizer, name, parts, name in options)
         for name, parts in standards.items()
     }
-    kept = {name: None for form in forms for name in form.kept}
-    return Forms(forms, attributes, bool(kept), (*attributes, *kept))
+    kept = tuple({name: None for form in forms for name in form.kept})
+    inputs = (_hyper(name)[0] for each in described for name in _kept_inputs(each))
+    return Forms(forms, attributes, kept, (*attributes, *kept), frozenset(inputs))
+
+
+def _kept_inputs(description: Description) -> list[str]:
+    """The hyperparameters on which the numbers that a rule keeps depend."""
+    if not any(hyper.kept for hyper in description.hypers):
+        return []
+    usual = {hyper.name: 3.0 for hyper in description.hypers}
+
+    def following(**changed: float) -> list[float]:
+        numbers = KEPT[description.optimizer](mx, {**usual, **changed}, 8.0, 2.0)
+        return [float(number) for number in numbers.values()]
+
+    return [
+        hyper.name
+        for hyper in description.hypers
+        if not hyper.kept and following(**{hyper.name: 5.0}) != following()
+    ]
 
 
 def _form(description: Description) -> Form:

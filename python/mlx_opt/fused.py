@@ -8,8 +8,8 @@ import mlx.core as mx
 
 from . import _ext, reserved
 from .base import Optimizer, is_own
-from .clipping import Formula
-from .forms import Forms, forms_of
+from .clipping import Formula, negative_of
+from .forms import Forms, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option
@@ -38,8 +38,9 @@ class FusedOptimizer(Optimizer):
     _fixed: dict[str, Any] = {}
     """Hyperparameters of the rule that the optimizer does not have."""
 
-    _additions: tuple[str, ...] = ()
-    """Flags that the optimizer of this name in mlx.optimizers does not have."""
+    _additions: dict[str, Any] = {}
+    """Attributes that the optimizer of this name in mlx.optimizers does not have, with their
+    defaults, by which it does what that one does."""
 
     _options: tuple[str, ...] = ()
     """Attributes that the program depends on, besides the rule's hyperparameters."""
@@ -61,16 +62,28 @@ class FusedOptimizer(Optimizer):
         cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
-                missing = attribute.standard if name in cls._additions else None
-                setattr(cls, name, Hyperparameter(attribute, cls._checks_values, missing))
+                is_checked = cls._checks_values or name in cls._additions
+                missing = cls._additions.get(name)
+                setattr(cls, name, Hyperparameter(attribute, is_checked, missing))
 
     @summary.never_raises
     def __repr__(self) -> str:
         return summary.summary(self, self._shown_attributes(), self._use())
 
     def _shown_attributes(self) -> list[str]:
-        names = [name for name in self._forms.attributes if name not in self._fixed]
-        return [*summary.rate_of(self), *names, *self._options]
+        # What mlx.optimizers does not have is shown if it does something.
+        names = [
+            name
+            for name in (*self._forms.attributes, *self._options)
+            if name not in self._fixed and not self._is_left_out(name)
+        ]
+        return [*summary.rate_of(self), *names]
+
+    def _is_left_out(self, name: str) -> bool:
+        if name not in self._additions:
+            return False
+        value, standard = getattr(self, name, None), self._additions[name]
+        return not isinstance(value, mx.array) and value == standard
 
     def _use(self) -> str:
         """How the steps run, for `repr`."""
@@ -111,7 +124,7 @@ class FusedOptimizer(Optimizer):
         return describe.describe(self._described, model, show)
 
     def _described(self, parameters: Any, model: Any) -> list[Described]:
-        grouping = self._grouping or Grouping(type(self).__name__, (), [])
+        grouping = self._grouping or Grouping(type(self).__name__, (), [], self._forms)
         grouping.assignment.extend(parameters, model)
         return [grouping.described(self, self._values(), parameters)]
 
@@ -157,11 +170,14 @@ class FusedOptimizer(Optimizer):
             parameter: An array of the same shape.
             state: The arrays that :meth:`init_single` made.
         """
-        values = self._values()
+        values = self._checked(self._values())
         program, hypers = self._program_of(values)
         group = hypers, self._rate(values), 1.0, self._formula
         fused = self._uses_primitives()
         part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
+        if values.get("maximize"):
+            ascent = negative_of(None)
+            part.clip(ascent.scale, False, ascent.around)
         _ext.stage([part])
         part.commit()
         updated: Any = part.tree()
@@ -191,6 +207,8 @@ class FusedOptimizer(Optimizer):
         """
         name = type(self).__name__
         groups = groups_from(name, given)
+        if self._has_own_hyperparameters():
+            self._checked(self._values())
         if not groups:
             return
         attributes = [
@@ -200,10 +218,16 @@ class FusedOptimizer(Optimizer):
         ]
         attributes += [Option(name, option) for option in self._options]
         self.groups = groups
-        self._grouping = Grouping(name, groups, attributes)
+        self._grouping = Grouping(name, groups, attributes, self._forms)
         if self._has_own_hyperparameters():
             self._grouping.check(self, self._values())
         self._grouping.settle(self, Rollback(), [])
+
+    def _add_groups(self, groups: tuple[Group, ...]) -> None:
+        """Add groups of another optimizer, with what this one has of their hyperparameters."""
+        names = {*self._forms.attributes, *self._options} - {*self._fixed}
+        added = [each.restricted(names) for each in groups]
+        self._set_groups([*self.groups, *(each for each in added if each is not None)])
 
     def _has_own_hyperparameters(self) -> bool:
         """False if a subclass has a property, which may need what its constructor sets later."""
@@ -217,13 +241,25 @@ class FusedOptimizer(Optimizer):
             values[name] = getattr(self, name)
         return values
 
+    def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values in the form that `_program_of` takes.
+
+        Raises:
+            ValueError: They do not go together.
+        """
+        check_decay(values)
+        return values
+
+    def _check_group(self, values: dict[str, Any]) -> None:
+        """Raise ValueError if parameters of a group cannot have these values together."""
+
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         """The program that values of the attributes select, and its hyperparameters."""
         return self._forms.settle(values)
 
     def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
         """The numbers that the rule keeps from step to step, as they are in this step."""
-        if not self._forms.keeps:
+        if not self._forms.kept:
             return {}
         return _ext.next_kept(*self._program_of(values), self._rate(values), step)
 
@@ -234,10 +270,13 @@ class FusedOptimizer(Optimizer):
             TypeError: There are groups, and `apply_single` is overridden.
         """
         if self._grouping is None:
+            values = self._checked(values)
             program, hypers = self._program_of(values)
             rate = self._rate(values)
-            formula = self._formula if self._uses_own_step() else self.apply_single
-            return [Portion(program, [(hypers, rate, 1.0, formula)], None, [])]
+            if not self._uses_own_step():  # `apply_single` negates the gradients itself
+                return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
+            groups = [(hypers, rate, 1.0, self._formula)]
+            return [Portion(program, groups, None, [], bool(values.get("maximize")))]
         portions = self._grouping.portions(self, values)
         if not self._uses_own_step():
             raise TypeError(
@@ -265,9 +304,15 @@ class FusedOptimizer(Optimizer):
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
-        if any(getattr(self, name) for name in self._additions):
+        if self._uses_additions():
             return rule_formula(self, gradient, parameter, state)
         return in_float32(super().apply_single, gradient, parameter, state)
+
+    def _uses_additions(self) -> bool:
+        """True if an attribute that mlx.optimizers does not have is not as there."""
+        names = (name for name in self._forms.attributes if name in self._additions)
+        values = ((getattr(self, name), self._additions[name]) for name in names)
+        return any(isinstance(value, mx.array) or value != default for value, default in values)
 
 
 _apply_single = FusedOptimizer.apply_single

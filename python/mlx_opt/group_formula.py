@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.optimizers.optimizers as stock
 
 
 class GroupFormula:
@@ -30,15 +31,18 @@ def with_values(optimizer: Any, values: dict[str, Any]) -> Any:
     replaced = {
         name: value
         for name, value in values.items()
-        if name != "learning_rate" and isinstance(getattr(cls, name, None), property)
+        if getattr(cls, name, None) is not stock.Optimizer.learning_rate
+        and isinstance(getattr(cls, name, None), property)
     }
     if replaced:
         metaclass: Any = type(cls)
         cls = metaclass(cls.__name__, (cls,), {"__module__": cls.__module__, **replaced})
     copy = object.__new__(cls)
     vars(copy).update(vars(optimizer))
-    vars(copy).update({name: x for name, x in values.items() if name not in replaced})
+    own = {name: x for name, x in values.items() if name not in replaced}
+    rate = own.pop("learning_rate", None)
+    vars(copy).update(own)
     copy._state = dict(optimizer.state)
-    if values.get("learning_rate") is not None:
-        copy._state["learning_rate"] = values["learning_rate"]
+    if rate is not None:
+        copy._state["learning_rate"] = rate
     return copy

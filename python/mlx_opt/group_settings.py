@@ -17,7 +17,14 @@ OWN_KEYS = ("learning_rate_scale", "frozen")
 class Settings:
     """What one group sets: constants, and values that the optimizer's state has."""
 
-    def __init__(self, optimizer: str, group: Group, attributes: dict[str, Attribute]) -> None:
+    def __init__(
+        self,
+        optimizer: str,
+        group: Group,
+        attributes: dict[str, Attribute],
+        kept_inputs: frozenset[str] = frozenset(),
+    ) -> None:
+        """`kept_inputs`: the hyperparameters of which the rule computes a number that it keeps."""
         self.name = group.name
         self.constants: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[Any], Any]] = {}
@@ -36,6 +43,11 @@ class Settings:
                     f"{optimizer}: groups: there is no {name}; a group can have {known}"
                 )
             self._add(attributes[name], value)
+            if name in kept_inputs and group.name is None:
+                raise ValueError(
+                    f"{optimizer}: groups: a group with {name} needs a name, for the number that "
+                    "the state keeps for it"
+                )
         if self.name is None and self.is_in_state:
             first = next(iter(self._sequences))
             raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from numbers import Real
 from operator import is_
 from typing import Any, NamedTuple
@@ -11,15 +10,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, reserved
+from . import _ext
 from .assignment import Assignment, Found
+from .forms import Forms
 from .group_formula import GroupFormula, with_values
+from .group_kept import KeptNumbers, entries_of, own_entries
 from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
 from .tools.describe import Described, ParameterRow
-from .trees import CONTAINERS
+from .trees import for_each_leaf
 
 
 class Portion(NamedTuple):
@@ -33,6 +34,8 @@ class Portion(NamedTuple):
     """The index of each leaf in `positions`; None if there is one group."""
 
     positions: list[int]
+    maximizes: bool = False
+    """True if the step takes the negative of the gradients."""
 
 
 class _Combined(NamedTuple):
@@ -54,30 +57,45 @@ class _Combined(NamedTuple):
         return optimizer._rate(self.values) if own is None else own
 
 
+class _Kind(NamedTuple):
+    """What the leaves of one portion share."""
+
+    program: _ext.Program
+    maximizes: bool
+
+
 class _Plan(NamedTuple):
     """The portions of a step without their learning rates, which are the same in the next step if
     the optimizer's own hyperparameters are."""
 
     found: Found
     key: list[Any]
-    portions: list[tuple[_ext.Program, list[_Combined], list[int]]]
+    portions: list[tuple[_Kind, list[_Combined], list[int]]]
 
 
 class Grouping:
     """The groups of an optimizer."""
 
     def __init__(
-        self, optimizer: str, groups: tuple[Group, ...], attributes: list[Attribute]
+        self,
+        optimizer: str,
+        groups: tuple[Group, ...],
+        attributes: list[Attribute],
+        forms: Forms,
     ) -> None:
         """`attributes`: the hyperparameters that a group can have, besides the learning rate."""
         self.groups = groups
         self._attributes = {each.name: each for each in [LearningRate(), *attributes]}
-        self._settings = [Settings(optimizer, group, self._attributes) for group in groups]
+        self._settings = [
+            Settings(optimizer, group, self._attributes, forms.kept_inputs) for group in groups
+        ]
+        self._kept = KeptNumbers(groups, forms)
         names = [group.name for group in self.groups if group.name is not None]
         if len(names) != len(set(names)):
             raise ValueError(f"{optimizer}: groups: two groups have the same name")
         self.assignment = Assignment(groups, [each.keys for each in self._settings])
-        self._has_values_in_state = any(each.is_in_state for each in self._settings)
+        is_in_state = any(each.is_in_state for each in self._settings)
+        self._has_values_in_state = is_in_state or bool(self._kept.keys)
         self._plan: _Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,17 +103,8 @@ class Grouping:
 
     def check(self, optimizer: Any, base: dict[str, Any]) -> None:
         """Raise what the values of a group would raise in a step."""
-        second_step = mx.array(2, mx.uint64)
-        kept = optimizer._next_kept(base, second_step)
         for settings in self._settings:
-            values = {**base, **settings.values(self._attributes, {})}
-            optimizer._program_of(values)
-            for name, number in optimizer._next_kept(values, second_step).items():
-                if number.item() != kept[name].item():
-                    raise ValueError(
-                        f"{type(optimizer).__name__}: groups: the optimizer keeps one {name}, "
-                        f"which a group cannot change by {', '.join(settings.keys)}"
-                    )
+            optimizer._program_of({**base, **settings.values(self._attributes, {})})
 
     def init(self, optimizer: Any, parameters: Any) -> None:
         """Initialize the state of assigned parameters that have none.
@@ -133,16 +142,32 @@ class Grouping:
             for part, schedule in settings.schedules.items():
                 value = schedule(optimizer.step)  # may replace the state
                 value = mx.array(float(value)) if isinstance(value, Real) else value
-                entries = _own_entries(optimizer.state, settings.name, rollback)
+                entries = own_entries(optimizer.state, settings.name, rollback)
                 rollback.put(entries, part, value, changes)
-            entries = _own_entries(optimizer.state, settings.name, rollback)
+            entries = own_entries(optimizer.state, settings.name, rollback)
             for part, array in settings.arrays.items():
                 if part not in entries:
                     rollback.put(entries, part, array)
 
+    def settle_kept(
+        self,
+        optimizer: Any,
+        base: dict[str, Any],
+        step: Any,
+        rollback: Rollback,
+        changes: list[Change],
+    ) -> list[tuple[dict, str]]:
+        """Put the numbers that the rule keeps for groups into the state; see KeptNumbers."""
+        if not self._kept.keys:
+            return []
+        found = self.assignment.found.combinations
+        combinations = list(zip(found, self._own_values(optimizer.state), strict=True))
+        return self._kept.settle(optimizer, base, combinations, step, rollback, changes)
+
     def entries_to_forget(self, entries: dict) -> list[str]:
         """The names of entries that are of no group."""
-        return sorted(set(entries) - {each.name for each in self._settings if each.is_in_state})
+        names = {each.name for each in self._settings if each.is_in_state}
+        return sorted(key for key in set(entries) - names if not self._kept.has(key))
 
     def portions(self, optimizer: Any, base: dict[str, Any]) -> list[Portion]:
         """The portions of a step. `base`: the optimizer's own hyperparameters."""
@@ -153,7 +178,7 @@ class Grouping:
             self._plan = None if self._has_values_in_state else plan
         rate: Any = None
         portions: list[Portion] = []
-        for program, combinations, positions in plan.portions:
+        for (program, maximizes), combinations, positions in plan.portions:
             groups = []
             for combined in combinations:
                 own_rate = combined.own.get("learning_rate")
@@ -163,29 +188,29 @@ class Grouping:
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
-            portions.append(Portion(program, groups, found.tree, positions))
+            portions.append(Portion(program, groups, found.tree, positions, maximizes))
         return portions
 
     def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
-        portions: dict[_ext.Program, list[_Combined]] = {}
-        places: list[tuple[Any, int]] = []  # the program and the group of each combination
+        portions: dict[_Kind, list[_Combined]] = {}
+        places: list[tuple[_Kind | None, int]] = []  # the portion and the group of each combination
         for own in self._own_values(optimizer.state):
             if own.get("frozen"):
                 places.append((None, 0))
                 continue
-            program, combined = self._combined(optimizer, base, own)
-            groups = portions.setdefault(program, [])
-            places.append((program, len(groups)))
+            kind, combined = self._combined(optimizer, base, own)
+            groups = portions.setdefault(kind, [])
+            places.append((kind, len(groups)))
             groups.append(combined)
         if not portions:  # there are no parameters, or all are frozen
-            program, combined = self._combined(optimizer, base, {})
-            portions[program] = [combined]
+            kind, combined = self._combined(optimizer, base, {})
+            portions[kind] = [combined]
         return _Plan(
             found,
             key,
             [
-                (program, groups, _positions(places, program, i == 0))
-                for i, (program, groups) in enumerate(portions.items())
+                (kind, groups, _positions(places, kind, i == 0))
+                for i, (kind, groups) in enumerate(portions.items())
             ],
         )
 
@@ -200,7 +225,7 @@ class Grouping:
         def add(path: str, parameter: Any, _: Any, index: Any) -> None:
             if not isinstance(parameter, mx.array):
                 raise TypeError(f"{path}: expected an array, got {type(parameter).__name__}")
-            combination, (program, combined) = combinations[index], settled[index]
+            combination, (kind, combined) = combinations[index], settled[index]
             frozen = bool(combined.own.get("frozen"))
             rate, scale = combined.rate(optimizer), combined.scale
             values = _shown(rate, scale, {name: combined.values[name] for name in base})
@@ -209,7 +234,7 @@ class Grouping:
                     path,
                     tuple(parameter.shape),
                     parameter.dtype,
-                    program.rule,
+                    kind.program.rule,
                     {} if frozen else values,
                     {key: self.groups[i].label for key, i in combination.items()},
                     frozen,
@@ -220,13 +245,12 @@ class Grouping:
         shown = _shown(optimizer._rate(base), 1.0, base)
         return Described(type(optimizer).__name__, shown, rows)
 
-    def frozen(self, parameters: Any) -> list[str]:
-        """The paths of assigned parameters that are frozen."""
+    def grouped(self, parameters: Any) -> list[str]:
+        """The paths of assigned parameters that a group matches."""
         paths: list[str] = []
 
         def add(path: str, _: Any, __: Any, index: int) -> None:
-            i = self.assignment.found.combinations[index].get("frozen")
-            if i is not None and self.groups[i].frozen:
+            if self.assignment.found.combinations[index]:
                 paths.append(path)
 
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
@@ -234,41 +258,33 @@ class Grouping:
 
     def _combined(
         self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]
-    ) -> tuple[_ext.Program, _Combined]:
-        """The program of the leaves of a combination, whose groups set `own`."""
-        values = {**base, **own}
+    ) -> tuple[_Kind, _Combined]:
+        """The portion of the leaves of a combination, whose groups set `own`."""
+        scale = own.get("learning_rate_scale", 1.0)
+        if scale != 1.0 and "max_learning_rate" in base:
+            own = {"max_learning_rate": scale * base["max_learning_rate"], **own}
+        values = optimizer._checked({**base, **own})
+        optimizer._check_group(values)
         program, hypers = optimizer._program_of(values)
         for name in ("learning_rate", "learning_rate_scale"):
             if name in own and not optimizer._reads_rate(values):
                 raise ValueError(f"groups: {name}: the step does not read the learning rate")
-        return program, _Combined(hypers, own, values)
+        return _Kind(program, bool(values.get("maximize"))), _Combined(hypers, own, values)
 
     def _own_values(self, state: dict) -> list[dict[str, Any]]:
         """What the groups of each combination set."""
-        entries = _entries_of(state)
+        entries = entries_of(state)
         settled = [each.values(self._attributes, entries) for each in self._settings]
         return [
             {name: settled[i][name] for name, i in combination.items()}
+            | self._kept.of(combination, entries)
             for combination in self.assignment.found.combinations
         ]
 
 
-def _own_entries(state: dict, name: str | None, rollback: Rollback) -> dict:
-    for key in (reserved.KEY, reserved.GROUPS, name):
-        if key not in state:
-            rollback.put(state, key, {})
-        state = state[key]
-    return state
-
-
-def _entries_of(state: dict) -> dict:
-    """The entries of all groups in a state."""
-    return reserved.entries_of(state).get(reserved.GROUPS, {})
-
-
 def forget_other_groups(state: dict, grouping: Grouping | None) -> None:
     """Drop a state's entries of groups that an optimizer does not have, with a warning."""
-    entries = _entries_of(state)
+    entries = entries_of(state)
     others = sorted(entries) if grouping is None else grouping.entries_to_forget(entries)
     if others:
         names = ", ".join(others)
@@ -277,14 +293,13 @@ def forget_other_groups(state: dict, grouping: Grouping | None) -> None:
         del entries[name]
 
 
-def _positions(places: list[tuple[Any, int]], program: _ext.Program, is_first: bool) -> list[int]:
-    """The group of each combination in the portion of a program."""
+def _positions(places: list[tuple[_Kind | None, int]], kind: _Kind, is_first: bool) -> list[int]:
+    """The group of each combination in one portion."""
     other_part, unchanged = -1, -2
     if not is_first:
         unchanged = other_part  # the first portion returns the parameters
     return [
-        unchanged if own is None else group if own is program else other_part
-        for own, group in places
+        unchanged if own is None else group if own == kind else other_part for own, group in places
     ]
 
 
@@ -320,21 +335,3 @@ class _Skeleton(stock.Optimizer):
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
         pass
-
-
-def for_each_leaf(
-    visit: Callable[[str, mx.array, Any, int], None],
-    parameters: Any,
-    state: Any,
-    tree: Any,
-    path: str = "",
-) -> None:
-    """Visit each leaf of a tree of parameters with its state, if any, and its index in `tree`."""
-    if not isinstance(parameters, CONTAINERS):
-        visit(path, parameters, state, tree)
-        return
-    prefix = f"{path}." if path else ""
-    for key, child in parameters.items() if isinstance(parameters, dict) else enumerate(parameters):
-        below = None if state is None else state[key]
-        index = tree.get(key) if isinstance(tree, dict) else None
-        for_each_leaf(visit, child, below, index, f"{prefix}{key}")

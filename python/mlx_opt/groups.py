@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,8 @@ class Group:
     """Parameters that have hyperparameters of their own.
 
     If several groups of an optimizer match a parameter, each hyperparameter comes from the first in
-    the list that sets it. A parameter is assigned once, in the step in which it first appears.
+    the list that sets it. A parameter is assigned once, in the step in which it first appears. A
+    group cannot be changed.
 
     Args:
         *match: What the parameters match: a pattern of :func:`fnmatch.fnmatchcase` for the path, or
@@ -48,6 +50,13 @@ class Group:
         {'bias': array([1], dtype=float32), 'weight': array([0.5], dtype=float32)}
     """
 
+    match: tuple[Match, ...]
+    name: str | None
+    frozen: bool | None
+    may_match_nothing: bool
+    learning_rate_scale: float | None
+    _hyperparameters: dict[str, Any]
+
     def __init__(
         self,
         *match: Match,
@@ -70,12 +79,39 @@ class Group:
             raise ValueError(
                 f'Group: name: expected a letter and then no dots, as for a key, got "{name}"'
             )
-        self.match = match
-        self.name = name
-        self.frozen = None if frozen is None else bool(frozen)
-        self.may_match_nothing = bool(may_match_nothing)
-        self.learning_rate_scale = learning_rate_scale
-        self.hyperparameters = hyperparameters
+        vars(self).update(
+            match=match,
+            name=name,
+            frozen=None if frozen is None else bool(frozen),
+            may_match_nothing=bool(may_match_nothing),
+            learning_rate_scale=learning_rate_scale,
+            _hyperparameters=hyperparameters,
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"Group: {name}: a group cannot be changed; make another")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"Group: {name}: a group cannot be changed; make another")
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """The hyperparameters that the group sets."""
+        return MappingProxyType(self._hyperparameters)
+
+    def restricted(self, names: Container[str]) -> Group | None:
+        """The group with those of its hyperparameters that are named; None if it sets nothing."""
+        kept = {name: x for name, x in self._hyperparameters.items() if name in names}
+        if not kept and self.frozen is None and self.learning_rate_scale is None:
+            return None
+        return Group(
+            *self.match,
+            name=self.name,
+            frozen=self.frozen,
+            may_match_nothing=True,
+            learning_rate_scale=self.learning_rate_scale,
+            **kept,
+        )
 
     @property
     def label(self) -> str:

@@ -27,7 +27,7 @@ class Attribute:
     @property
     def may_be_scheduled(self) -> bool:
         """False for what chooses the program of a step."""
-        return not self.is_option and not isinstance(self.standard, bool)
+        return not self.is_option and not isinstance(self.standard, (bool, str))
 
     def fits(self, value: Any) -> bool:
         """True if the value has a part for each of the rule's."""
@@ -63,7 +63,8 @@ class Attribute:
             if callable(each) and self.may_be_scheduled:
                 continue
             if isinstance(each, mx.array) and not self.may_be_scheduled:
-                raise TypeError(f"{self.optimizer}: {part}: expected a bool, got array")
+                kind = type(self.standard).__name__
+                raise TypeError(f"{self.optimizer}: {part}: expected a {kind}, got array")
             descriptions.check_hyper(self.optimizer, part, each)
 
 
@@ -144,7 +145,7 @@ class Hyperparameter:
         try:
             value = instance.__dict__[self.name]
         except KeyError:
-            if self.missing is not None:
+            if self.missing is not None and self.name in instance._additions:
                 return self.missing
             raise AttributeError(f'{type(instance).__name__} has no "{self.name}"') from None
         if type(value) is not Held:

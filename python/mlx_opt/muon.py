@@ -11,10 +11,13 @@ import mlx.optimizers.optimizers as stock
 
 from . import _ext, docstrings, newton_schulz, reserved
 from .base import Optimizer, is_own, shares_of
+from .formulas.registry import decayed, with_decay_of
 from .fused import STORAGE, FusedOptimizer, described_by, in_float32
 from .step import Share
 from .tools.describe import Described
 from .trees import split
+
+_PROGRAM = ("ns_steps", "ns_dtype", "ns_coefficients", "adjust_lr")
 
 
 @docstrings.completed
@@ -31,7 +34,8 @@ class Muon(FusedOptimizer, stock.Muon):
     Args:
         learning_rate: A float, or a callable from the number of updates done to a float.
         momentum: The part of the momentum that is kept from step to step. Default: ``0.95``
-        weight_decay: Added to the gradient, times the parameter. Default: ``0.01``
+        weight_decay: Added to the gradient, times the parameter; see ``weight_decay_kind``.
+            Default: ``0.01``
         nesterov: Use Nesterov's form of the momentum. Default: ``True``
         ns_steps: The number of Newton-Schulz iterations. Default: ``5``
         ns_dtype: The dtype of their matrix products, ``mx.bfloat16`` for speed on GPUs. Default:
@@ -43,13 +47,20 @@ class Muon(FusedOptimizer, stock.Muon):
             ``"original"`` :math:`\sqrt{\max(1, r / c)}`, of the parameter's last two dimensions,
             or ``"match_rms_adamw"`` :math:`0.2 \sqrt{\max(r, c)}` (arXiv:2502.16982). Default:
             ``"original"``
-        decoupled_weight_decay: Subtract the decay times the learning rate from the parameter,
-            instead of adding it to the gradient. Default: ``False``
+        decoupled_weight_decay: If true, another name of ``weight_decay_kind="decoupled"``.
+            Default: ``False``
+        weight_decay_kind: ``"coupled"``, ``"decoupled"``, ``"independent"`` or ``"corrected"``, as
+            for :class:`SGD`. Default: ``"coupled"``
+        max_learning_rate: The greatest of the run, for corrected decay. Default: ``0.0``
+        cautious_weight_decay: Decay only elements whose update and parameter agree in sign.
+            Default: ``False``
+        maximize: Ascend: negate the gradients. Default: ``False``
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
-        groups: Groups of parameters with values of their own: :class:`Group`, or dicts. They are of
-            the parameters that ``fallback`` does not update, which has groups of its own.
+        groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
+            ``fallback`` come first for its parameters, and then these, as far as it has such
+            hyperparameters; a ``learning_rate`` is only for Muon's.
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` has another value, or
@@ -66,7 +77,13 @@ class Muon(FusedOptimizer, stock.Muon):
     """
 
     _rule = "Muon"
-    _options = ("ns_steps", "ns_dtype", "ns_coefficients", "adjust_lr", "decoupled_weight_decay")
+    _options = (*_PROGRAM, "decoupled_weight_decay", "maximize")
+    maximize = False
+    _additions = {
+        "weight_decay_kind": "coupled",
+        "max_learning_rate": 0.0,
+        "cautious_weight_decay": False,
+    }
 
     def __init__(
         self,
@@ -80,6 +97,10 @@ class Muon(FusedOptimizer, stock.Muon):
         ns_coefficients: str | Sequence[tuple[float, float, float]] = "quintic",
         adjust_lr: str = "original",
         decoupled_weight_decay: bool = False,
+        weight_decay_kind: str = "coupled",
+        max_learning_rate: float = 0.0,
+        cautious_weight_decay: bool = False,
+        maximize: bool = False,
         fallback: Optimizer | None = None,
         groups: Sequence[Any] = (),
     ):
@@ -93,8 +114,14 @@ class Muon(FusedOptimizer, stock.Muon):
         self.ns_coefficients = ns_coefficients
         self.adjust_lr = adjust_lr
         self.decoupled_weight_decay = decoupled_weight_decay
-        self._program_of(self._values())
+        self.weight_decay_kind = weight_decay_kind
+        self.max_learning_rate = max_learning_rate
+        self.cautious_weight_decay = bool(cautious_weight_decay)
+        self.maximize = bool(maximize)
+        self._program_of(self._checked(self._values()))
         self._set_groups(groups)
+        if isinstance(fallback, FusedOptimizer):
+            fallback._add_groups(self.groups)
 
     def _shown_attributes(self) -> list[str]:
         names = super()._shown_attributes()
@@ -152,11 +179,12 @@ class Muon(FusedOptimizer, stock.Muon):
             gradients, parameters, judges
         ):
             return
-        frozen = () if self.fallback is None else self._grouping.frozen(_split(parameters)[1])
-        if frozen:
-            raise ValueError(
-                f"groups: {frozen[0]}: the fallback updates it, and has groups of its own"
-            )
+        if self.fallback is None or isinstance(self.fallback, FusedOptimizer):
+            return
+        grouped = self._grouping.grouped(_split(parameters)[1])
+        if grouped:
+            kind = type(self.fallback).__name__
+            raise ValueError(f"groups: {grouped[0]}: {kind} updates it, which cannot have groups")
 
     def _described(self, parameters: Any, model: Any) -> list[Described]:
         if self.fallback is None:
@@ -164,21 +192,43 @@ class Muon(FusedOptimizer, stock.Muon):
         matrices, others = _split(parameters)
         return super()._described(matrices, model) + described_by(self.fallback, others, model)
 
+    def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
+        kind = values["weight_decay_kind"]
+        if values["decoupled_weight_decay"]:
+            if kind not in ("coupled", "decoupled"):
+                raise ValueError(f"decoupled_weight_decay: weight_decay_kind is {kind!r} too")
+            values = {**values, "weight_decay_kind": "decoupled"}
+        return super()._checked(values)
+
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
-        return _program(*(values[name] for name in self._options)), super()._program_of(values)[1]
+        hypers = super()._program_of(values)[1]
+        return _program(*(values[name] for name in _PROGRAM)), hypers
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         def descend(update: mx.array, parameter: mx.array, _: dict) -> mx.array:
-            if self.weight_decay != 0 and self.decoupled_weight_decay:
-                update = update + self.weight_decay * parameter
-            return parameter - self.learning_rate.astype(update.dtype) * update
+            rate = self.learning_rate.astype(update.dtype)
+            parameter = decayed(
+                mx,
+                parameter,
+                update,
+                self._kind,
+                self.weight_decay,
+                rate,
+                self.max_learning_rate,
+                self.cautious_weight_decay,
+            )
+            return parameter - rate * update
 
         direction = in_float32(self._direction, gradient, parameter, state)
         return in_float32(descend, self._orthogonalized(direction), parameter, {})
 
+    @property
+    def _kind(self) -> str:
+        return "decoupled" if self.decoupled_weight_decay else self.weight_decay_kind
+
     def _direction(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        if self.weight_decay != 0 and not self.decoupled_weight_decay:
-            gradient = gradient + self.weight_decay * parameter
+        if self.weight_decay != 0:
+            gradient = with_decay_of(mx, self._kind, gradient, self.weight_decay, parameter)
         v = self.momentum * state["v"] + (1 - self.momentum) * gradient
         state["v"] = v
         return gradient * (1 - self.momentum) + v * self.momentum if self.nesterov else v
@@ -208,9 +258,7 @@ class Muon(FusedOptimizer, stock.Muon):
 _iterations = stock.Muon._zeropower_via_newtonschulz5
 
 
-def _program(
-    ns_steps: Any, ns_dtype: Any, ns_coefficients: Any, adjust_lr: Any, decoupled: Any
-) -> _ext.Program:
+def _program(ns_steps: Any, ns_dtype: Any, ns_coefficients: Any, adjust_lr: Any) -> _ext.Program:
     """The program with these options.
 
     Raises:
@@ -226,7 +274,7 @@ def _program(
         raise ValueError(f"ns_dtype: expected float32, float16, bfloat16 or None, got {ns_dtype}")
     coefficients = newton_schulz.coefficients_of(ns_coefficients)
     triples = tuple(map(tuple, coefficients))
-    return _cached(ns_steps, ns_dtype, triples, adjust_lr, bool(decoupled), newton_schulz.STACK)
+    return _cached(ns_steps, ns_dtype, triples, adjust_lr, newton_schulz.STACK)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
 from . import descriptions
@@ -38,10 +39,28 @@ __all__ = [
 ]
 
 
+_DECAY = {"max_learning_rate": 0.0, "cautious_weight_decay": False, "maximize": False}
+_COUPLED = {"weight_decay_kind": "coupled", **_DECAY}
+_DECOUPLED = {"weight_decay_kind": "decoupled", **_DECAY}
+_ADAM = {"nesterov": False, "amsgrad": False}
+
+
 class SGD(FusedOptimizer, stock.SGD):
-    __doc__ = docstring(stock.SGD)
-    __init__ = constructor(stock.SGD)
+    __doc__ = docstring(stock.SGD, _COUPLED)
+    __init__ = constructor(stock.SGD, _COUPLED)
+    _additions = _COUPLED
     _rule = "SGD"
+    _options = ("maximize",)
+    maximize = False
+
+    def _check_group(self, values: dict[str, Any]) -> None:
+        momentum, dampening = values["momentum"], values["dampening"]
+        numbers = not isinstance(momentum, mx.array) and not isinstance(dampening, mx.array)
+        if values["nesterov"] and numbers and (momentum <= 0 or dampening != 0):
+            raise ValueError(
+                "SGD: groups: nesterov needs a momentum above 0 and a dampening of 0, "
+                f"got {momentum} and {dampening}"
+            )
 
 
 class RMSprop(FusedOptimizer, stock.RMSprop):
@@ -63,31 +82,42 @@ class AdaDelta(FusedOptimizer, stock.AdaDelta):
 
 
 class Adam(FusedOptimizer, stock.Adam):
-    __doc__ = docstring(stock.Adam, "nesterov", rule="AdamW")
-    __init__ = constructor(stock.Adam, "nesterov")
-    _additions: tuple[str, ...] = ("nesterov",)
+    _additions: dict[str, Any] = {**_ADAM, "weight_decay": 0.0, **_COUPLED}
+    __doc__ = docstring(stock.Adam, _additions, rule="AdamW")
+    __init__ = constructor(stock.Adam, _additions)
     _rule = "AdamW"
-    _fixed = {"weight_decay": 0.0, "cautious_weight_decay": False}
+    _options: tuple[str, ...] = ("maximize",)
+    maximize = False
+    amsgrad: Any
+
+    def init_single(self, parameter: mx.array, state: dict) -> None:
+        """Initialize optimizer state"""
+        super().init_single(parameter, state)
+        if "amsgrad" in self._additions and self.amsgrad:
+            state["v_max"] = mx.zeros_like(parameter)
 
 
 class AdamW(Adam, stock.AdamW):
-    __doc__ = docstring(stock.AdamW, "nesterov", "cautious_weight_decay")
-    __init__ = constructor(stock.AdamW, "nesterov", "cautious_weight_decay")
-    _additions = ("nesterov", "cautious_weight_decay")
-    _fixed = {}
+    _additions = {**_ADAM, **_DECOUPLED}
+    __doc__ = docstring(stock.AdamW, _additions)
+    __init__ = constructor(stock.AdamW, _additions)
 
 
 class Adamax(Adam, stock.Adamax):
     __doc__ = docstring(stock.Adamax)
     __init__ = constructor(stock.Adamax)
-    _additions = ()
+    _additions = {}
+    _options = ()
     _rule = "Adamax"
 
 
 class Lion(FusedOptimizer, stock.Lion):
-    __doc__ = docstring(stock.Lion)
-    __init__ = constructor(stock.Lion)
+    __doc__ = docstring(stock.Lion, _DECOUPLED)
+    __init__ = constructor(stock.Lion, _DECOUPLED)
+    _additions = _DECOUPLED
     _rule = "Lion"
+    _options = ("maximize",)
+    maximize = False
 
 
 class Adafactor(FusedOptimizer, stock.Adafactor):

@@ -19,10 +19,15 @@ muon = partial(formulas.muon, np)
 newton_schulz = partial(formulas.newton_schulz, np)
 
 
-def slots(name):
+def slots(name, options):
     """The names of an optimizer's slots, in order."""
-    form = forms_of(getattr(optimizers, name)._rule).forms[0]
-    return tuple(slot.name for slot in form.slots)
+    return tuple(slot.name for slot in _form_of(name, options).slots)
+
+
+def _form_of(name, options):
+    """The form of an optimizer that these arguments of its constructor select."""
+    optimizer = getattr(optimizers, name)(**{"learning_rate": 0.1, **options})
+    return optimizer._forms.form_of(optimizer._values())
 
 
 def is_elementwise(name):
@@ -36,9 +41,9 @@ def is_any_shape(name):
     return all((slot.extent, slot.owner) == ("elements", "all") for slot in form.slots)
 
 
-def initial_state(name, w):
+def initial_state(name, w, options):
     """The state before the first step: an array of the parameter's shape for each slot."""
-    form = forms_of(getattr(optimizers, name)._rule).forms[0]
+    form = _form_of(name, options)
     begins = {"zeros": 0.0, "unset": np.nan}
     return {slot.name: np.full(np.shape(w), begins[slot.begin]) for slot in form.slots}
 
@@ -68,7 +73,7 @@ def run(name, w, gradients, options):
     """
     rule = REFERENCES[name]
     w = np.array(w, np.float64)
-    state, kept = initial_state(name, w), begin_kept(name)
+    state, kept = initial_state(name, w, options), begin_kept(name)
     for step, g in enumerate(gradients, start=1):
         now = dict(options)
         if callable(now["learning_rate"]):

@@ -17,7 +17,8 @@ def rule_formula(optimizer: Any, gradient: mx.array, parameter: mx.array, state:
     """Return the updated parameter; ``state`` is updated in place."""
     values = optimizer._values()
     program, hypers = optimizer._program_of(values)
-    slots = optimizer._forms.forms[0].slots
+    form = optimizer._forms.form_of(values)
+    slots = [slot for slot in form.slots if not slot.idle]
     names = [slot.name for slot in slots]
     arrays = [parameter, *(state[name] for name in names), gradient]
     dtypes = None
@@ -28,10 +29,10 @@ def rule_formula(optimizer: Any, gradient: mx.array, parameter: mx.array, state:
         mx,
         arrays[0],
         arrays[-1],
-        dict(zip(names, arrays[1:-1], strict=True)),
+        {**state, **dict(zip(names, arrays[1:-1], strict=True))},
         optimizer.step,
         learning_rate=optimizer.learning_rate,
-        **values,
+        **{name: values[name] for name in optimizer._forms.names},
     )
     results = [new, *(after[name] for name in names)]
     if dtypes is not None:

@@ -18,7 +18,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
 from . import _ext, loss_scale, reserved
-from .clipping import ClippedStep, ClipRequest
+from .clipping import ClippedStep, ClipRequest, negative_of
 from .foreign import Apply, members_of, note_state, run_foreign
 from .grouping import Portion
 from .rollback import Change, Rollback
@@ -43,8 +43,8 @@ class Settled(NamedTuple):
     """The entries of the state, besides those of parameters, that the step replaces."""
 
     portions: list[Portion]
-    kept: list[str]
-    """The numbers in the state's root that the rule keeps."""
+    kept: list[tuple[dict, str]]
+    """The places in the state of the numbers that the rule keeps."""
 
     step: Any
     fused: bool
@@ -107,20 +107,19 @@ def _prepare(
     # Of several optimizers the first holds it, as it does the norm.
     scale = reserved.entries_of(shares[0].optimizer.state).get(loss_scale.KEY) if shares else None
     if scale is not None:
-        request = ClipRequest(None if request is None else request.max_norm, skip_nonfinite=True)
+        request = (request or ClipRequest())._replace(skip_nonfinite=True)
     if request is not None:
         own = iter(parts)
         held = [share.gradients if share.apply else next(own) for share in shares]
         clipped = request.compute(held, scale)
     counters: list[Any] = []
     for step, own_parts in zip(settled, parts, strict=True):
+        _clip(step, own_parts, clipped)
         if clipped is not None:
-            for part in own_parts:
-                part.clip(clipped.scale, clipped.finite is not None, clipped.around)
             _choose_entries(step, clipped, rollback)
             record(step.optimizer, clipped, rollback)
         counters += counters_of(step.state)
-        counters += [step.state[name] for name in step.kept if name in step.state]
+        counters += [entries[name] for entries, name in step.kept if name in entries]
     trees = []
     for optimizer, own, apply in shares:
         if apply is not None:
@@ -151,15 +150,18 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     number = _ext.next_number(optimizer.step)
     rollback.put(optimizer.state, "step", number, changes)
     values, step = optimizer._values(), optimizer.step
-    kept = optimizer._next_kept(values, step)
-    for name, number in kept.items():
+    kept: list[tuple[dict, str]] = []
+    if grouping is not None:
+        kept += grouping.settle_kept(optimizer, values, step, rollback, changes)
+    for name, number in optimizer._next_kept(values, step).items():
         rollback.put(optimizer.state, name, number, changes)
         values[name] = number
+        kept.append((optimizer.state, name))
     portions = optimizer._portions(values)
     # A schedule may have installed a hook.
     fused = optimizer._uses_own_step() and optimizer._uses_primitives()
     state = optimizer.state
-    return Settled(optimizer, share.gradients, state, changes, portions, list(kept), step, fused)
+    return Settled(optimizer, share.gradients, state, changes, portions, kept, step, fused)
 
 
 def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]:
@@ -181,6 +183,17 @@ def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]
     ]
 
 
+def _clip(settled: Settled, parts: list[_ext.Part], clipped: ClippedStep | None) -> None:
+    """Tell the parts what is done with the gradients."""
+    ascent: ClippedStep | None = None
+    for part, portion in zip(parts, settled.portions, strict=True):
+        own = clipped
+        if portion.maximizes:
+            own = ascent = ascent or negative_of(clipped)
+        if own is not None:
+            part.clip(own.scale, own.finite is not None, own.around, own.max_value)
+
+
 def _choose_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) -> None:
     """Make the state's entries besides those of parameters the old ones if the step is skipped."""
     if clipped.finite is None:
@@ -192,6 +205,8 @@ def _choose_entries(settled: Settled, clipped: ClippedStep, rollback: Rollback) 
 
 def record(optimizer: Any, clipped: ClippedStep, rollback: Rollback) -> None:
     """Record the results of clipping in an optimizer's state."""
+    if clipped.norm is None:
+        return
     state = optimizer.state
     if reserved.KEY not in state:
         rollback.put(state, reserved.KEY, {})

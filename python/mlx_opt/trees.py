@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
+
 CONTAINERS = (dict, list, tuple)
 
 
@@ -42,3 +44,21 @@ def split(tree: Any, count: int, part_of: Callable[[str, Any], int], path: str =
 
 def _listed(items: dict[int, Any]) -> Any:
     return [items.get(i, {}) for i in range(max(items) + 1)] if items else {}
+
+
+def for_each_leaf(
+    visit: Callable[[str, mx.array, Any, int], None],
+    parameters: Any,
+    state: Any,
+    tree: Any,
+    path: str = "",
+) -> None:
+    """Visit each leaf of a tree of parameters with its state, if any, and its index in `tree`."""
+    if not isinstance(parameters, CONTAINERS):
+        visit(path, parameters, state, tree)
+        return
+    prefix = f"{path}." if path else ""
+    for key, child in parameters.items() if isinstance(parameters, dict) else enumerate(parameters):
+        below = None if state is None else state[key]
+        index = tree.get(key) if isinstance(tree, dict) else None
+        for_each_leaf(visit, child, below, index, f"{prefix}{key}")

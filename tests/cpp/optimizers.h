@@ -75,6 +75,37 @@ inline const std::vector<Case>& elementwise() {
       {"AdamW",
        AdamW{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1},
        adam(0.8, 0.95, 1e-6, 0.1, false)},
+      {"AdamW with coupled decay",
+       AdamW{.weight_decay = 0.1, .nesterov = true, .weight_decay_kind = WeightDecayKind::coupled},
+       [](double& w, Values& s, double g, double lr, int) {
+         const double d = g + 0.1 * w;
+         s[0] = 0.9 * s[0] + 0.1 * d;
+         s[1] = 0.999 * s[1] + 0.001 * d * d;
+         w -= lr * (0.9 * s[0] + 0.1 * d) / (std::sqrt(s[1]) + 1e-8);
+       }},
+      {"Adam of Reddi",
+       Adam{.amsgrad = true},
+       [](double& w, Values& s, double g, double lr, int) {
+         s[0] = 0.9 * s[0] + 0.1 * g;
+         s[1] = 0.999 * s[1] + 0.001 * g * g;
+         s[2] = std::max(s[2], s[1]);
+         w -= lr * s[0] / (std::sqrt(s[2]) + 1e-8);
+       }},
+      {"SGD that ascends and decays by itself",
+       SGD{.weight_decay = 0.1,
+           .weight_decay_kind = WeightDecayKind::independent,
+           .maximize = true},
+       [](double& w, Values&, double g, double lr, int) { w += lr * g - 0.1 * w; }},
+      {"Lion with corrected decay",
+       Lion{
+           .weight_decay = 0.1,
+           .weight_decay_kind = WeightDecayKind::corrected,
+           .max_learning_rate = 0.5},
+       [](double& w, Values& s, double g, double lr, int) {
+         const double c = 0.9 * s[0] + 0.1 * g;
+         s[0] = 0.99 * s[0] + 0.01 * g;
+         w -= lr * lr / 0.5 * 0.1 * w + lr * (c > 0 ? 1 : c < 0 ? -1 : 0);
+       }},
       {"Adamax",
        Adamax{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6},
        [](double& w, Values& s, double g, double lr, int) {

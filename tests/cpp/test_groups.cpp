@@ -52,6 +52,65 @@ TEST_CASE("a group has hyperparameters of its own") {
       0.1);
 }
 
+TEST_CASE("a group has a number of its own that the rule keeps") {
+  using mlx_opt::RuleByName;
+  const Group group = {
+      .match = {"bias"}, .hypers = {{"betas[0]", 0.5}, {"momentum_decay", 0.5}}, .name = "b"};
+  const RuleByName own = {"NAdam", {{"betas[0]", 0.5}, {"momentum_decay", 0.5}}};
+  check_split(RuleByName{"NAdam"}, own, group, 0.1, 0.1);
+  check_split(RuleByName{"NAdam"}, own, group, 0.1, 0.1, {.skip_nonfinite = true});
+
+  auto named = parameters();
+  Optimizer optimizer(named, RuleByName{"NAdam"}, 0.1, {group});
+  optimizer.update(named, gradients());
+  const auto state = optimizer.state();
+  const float number = mx::array(state.at("mlx_opt.groups.b.mu_product")).item<float>();
+  CHECK(number == doctest::Approx(0.5 * (1 - 0.5 * std::pow(0.96, 0.5))));
+  Optimizer again(named, RuleByName{"NAdam"}, 0.1, {group});
+  again.set_state(state);
+  CHECK(equal(again.state(), state));
+
+  auto broken = gradients();
+  broken.at("bias") = broken.at("bias") * mx::array(NAN);
+  again.update(named, broken, {.skip_nonfinite = true});
+  CHECK(mx::array(again.state().at("mlx_opt.groups.b.mu_product")).item<float>() == number);
+}
+
+TEST_CASE("a group's factor is of the greatest learning rate too") {
+  const auto corrected = [](double greatest) {
+    return mlx_opt::AdamW{
+        .weight_decay_kind = mlx_opt::WeightDecayKind::corrected, .max_learning_rate = greatest};
+  };
+  const float scaled = 0.5f * static_cast<float>(0.1);
+  check_split(
+      corrected(0.5),
+      corrected(0.25),
+      {.match = {"bias"}, .learning_rate_scale = 0.5},
+      0.1,
+      scaled);
+  check_split(
+      corrected(0.5),
+      corrected(0.5),
+      {.match = {"bias"}, .hypers = {{"max_learning_rate", 0.5}}, .learning_rate_scale = 0.5},
+      0.1,
+      scaled);
+}
+
+TEST_CASE("a group may ascend, decay by another kind or keep the largest squares") {
+  check_split(
+      mlx_opt::SGD{},
+      mlx_opt::SGD{.maximize = true},
+      {.match = {"bias"}, .hypers = {{"maximize", 1.0}}},
+      0.1,
+      0.1);
+  check_split(
+      mlx_opt::AdamW{},
+      mlx_opt::AdamW{.amsgrad = true, .weight_decay_kind = mlx_opt::WeightDecayKind::independent},
+      {.match = {"bias"}, .hypers = {{"amsgrad", 1.0}, {"weight_decay_kind", 2.0}}},
+      0.1,
+      0.1);
+}
+
 TEST_CASE("a group has a factor of the learning rate, or a rate of its own") {
   const float scaled = 0.5f * static_cast<float>(0.1);
   check_split(
@@ -139,7 +198,8 @@ TEST_CASE("a wrong group is refused by name") {
           "does not read the learning rate"));
   CHECK(
       has(message(mlx_opt::RuleByName{"NAdam"}, {.match = {"*"}, .hypers = {{"betas[0]", 0.5}}}),
-          "mu_product"));
+          "a group that changes mu_product needs a name"));
+  CHECK(has(message(mlx_opt::SGD{}, {.match = {"*"}, .name = "a.b"}), "have no dots"));
   CHECK(
       has(message(mlx_opt::SGD{}, {.match = {"*"}, .hypers = {{"nesterov", 1.0}}}),
           "nesterov needs a momentum"));

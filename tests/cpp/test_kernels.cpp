@@ -16,6 +16,7 @@ using namespace mlx_opt::cpu;
 
 namespace {
 
+constexpr Scale as_it_is = {1.0f, std::numeric_limits<float>::infinity()};
 constexpr float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, decay = 0.1f, lr = 0.01f;
 
 uint16_t narrowed(Storage storage, float x) {
@@ -99,8 +100,8 @@ void check_adamw(const Storage (&storage)[4], int64_t size) {
   const Kernel& adamw = kernel(Rule::AdamW);
   adamw.prepare(hypers, lr, 1, scalars);
   const int64_t middle = size / 128 * 64;
-  adamw.run(tensor, middle, size, hypers, scalars, 1.0f);
-  adamw.run(tensor, 0, middle, hypers, scalars, 1.0f);
+  adamw.run(tensor, middle, size, hypers, scalars, as_it_is);
+  adamw.run(tensor, 0, middle, hypers, scalars, as_it_is);
   for (int64_t i = 0; i < size; ++i) {
     const double m1 = double(beta1) * old_m[i] + (1 - double(beta1)) * g[i];
     const double v1 = double(beta2) * old_v[i] + (1 - 0.999) * g[i] * g[i];
@@ -142,7 +143,7 @@ TEST_CASE("a cube root is good to a few units in the last place, of the smallest
 
 TEST_CASE("halves convert as MLX converts them, all of them") {
   const Kernel& sgd = kernel(Rule::SGD);
-  const float hypers[] = {0, 1, 0};
+  const float hypers[3 * info(Rule::SGD).hypers] = {0, 1, 0};
   float scalars[max_scalars];
   sgd.prepare(hypers, 0, 1, scalars);
   for (Storage storage : {Storage::float16, Storage::bfloat16}) {
@@ -155,7 +156,7 @@ TEST_CASE("halves convert as MLX converts them, all of them") {
     const Operand in[] = {
         {halves.data(), storage, nullptr}, {zeros.data(), Storage::float32, nullptr}};
     const Operand out = {floats.data(), Storage::float32, nullptr};
-    sgd.run({in, &out}, 0, count, hypers, scalars, 1.0f);
+    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is);
     for (int64_t i = 0; i < count; ++i) {
       const float expected = widened(storage, halves[i]);
       if (std::isfinite(expected)) {
@@ -170,7 +171,7 @@ TEST_CASE("halves convert as MLX converts them, all of them") {
 
 TEST_CASE("floats round to halves as MLX rounds them") {
   const Kernel& sgd = kernel(Rule::SGD);
-  const float hypers[] = {0, 1, 0};
+  const float hypers[3 * info(Rule::SGD).hypers] = {0, 1, 0};
   float scalars[max_scalars];
   sgd.prepare(hypers, 0, 1, scalars);
   std::mt19937 engine(7);
@@ -187,7 +188,7 @@ TEST_CASE("floats round to halves as MLX rounds them") {
     const Operand in[] = {
         {floats.data(), Storage::float32, nullptr}, {zeros.data(), Storage::float32, nullptr}};
     const Operand out = {halves.data(), storage, nullptr};
-    sgd.run({in, &out}, 0, count, hypers, scalars, 1.0f);
+    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is);
     for (int64_t i = 0; i < count; ++i) {
       REQUIRE(halves[i] == narrowed(storage, floats[i]));
     }
@@ -210,18 +211,18 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     Values straight(storage, values), transposed_values(storage, transposed);
     Values expected(Storage::float32, std::vector<float>(values.size(), 1.0f));
     Values result = expected;
-    const float hypers[] = {0.5f, 0.5f, 0};
+    const float hypers[3 * info(Rule::SGD).hypers] = {0.5f, 0.5f, 0};
     float scalars[max_scalars];
     const Kernel& sgd = kernel(Rule::SGD);
     sgd.prepare(hypers, lr, 1, scalars);
     const Operand direct[] = {expected.operand(), straight.operand()};
-    sgd.run({direct, direct}, 0, rows * columns, hypers, scalars, 1.0f);
+    sgd.run({direct, direct}, 0, rows * columns, hypers, scalars, as_it_is);
     Operand in_panels[] = {result.operand(), transposed_values.operand()};
     in_panels[1].layout = &layout;
     REQUIRE(is_transposed(in_panels[1]));
     const Tensor tensor{in_panels, in_panels};
-    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, 1.0f);
-    sgd.run(tensor, 0, 32 * columns, hypers, scalars, 1.0f);
+    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, as_it_is);
+    sgd.run(tensor, 0, 32 * columns, hypers, scalars, as_it_is);
     CHECK(result.floats == expected.floats);
   }
 }

@@ -93,6 +93,43 @@ TEST_CASE("clipping is by the norm of all gradients, which is kept") {
   }
 }
 
+TEST_CASE("elements are clipped after the norm's scale") {
+  auto named = parameters(), expected = parameters();
+  Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1), plain(expected, mlx_opt::AdamW{}, 0.1);
+  auto clipped = gradients();
+  for (auto& [name, g] : clipped) {
+    g = mx::clip(g, mx::array(-0.5f), mx::array(0.5f));
+  }
+  optimizer.update(named, gradients(), {.max_value = 0.5});
+  plain.update(expected, clipped);
+  CHECK(equal(named, expected));
+  CHECK_FALSE(optimizer.grad_norm());
+  optimizer.update(named, gradients(), {.max_norm = 100.0, .max_value = 0.5});
+  plain.update(expected, clipped);
+  CHECK(equal(named, expected));
+  CHECK(optimizer.grad_norm());
+  CHECK_THROWS_AS(optimizer.update(named, {}, {.max_value = -1.0}), std::invalid_argument);
+}
+
+TEST_CASE("kinds of weight decay that need more are refused") {
+  using mlx_opt::WeightDecayKind;
+  const auto build = [](const mlx_opt::Hyperparameters& hypers) {
+    Optimizer(parameters(), hypers, 0.1);
+  };
+  const auto coupled = WeightDecayKind::coupled, corrected = WeightDecayKind::corrected;
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::SGD{.weight_decay = 0.1, .cautious_weight_decay = true}),
+      "mlx_opt SGD: cautious_weight_decay needs a weight_decay_kind other than coupled",
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::AdamW{.weight_decay_kind = corrected}),
+      "mlx_opt AdamW: a weight_decay_kind of corrected needs max_learning_rate",
+      std::invalid_argument);
+  build(mlx_opt::Adam{.weight_decay_kind = coupled, .cautious_weight_decay = true});
+  CHECK_THROWS_AS(
+      build(mlx_opt::RuleByName{"RMSprop", {{"maximize", 1.0}}}), std::invalid_argument);
+}
+
 TEST_CASE("a step whose norm is not finite is counted, and nothing else changes") {
   const mlx_opt::Clip clip = {.max_norm = 1.0, .skip_nonfinite = true};
   for (const auto& [name, hypers] : optimizers::all()) {

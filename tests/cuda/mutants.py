@@ -145,6 +145,13 @@ MUTANTS = [
         DIFFERS,
     ),
     Mutant(
+        "elements of gradients are not clipped",
+        "table.max_value ? *table.max_value : infinity()",
+        "infinity()",
+        "elements of the scaled*",
+        DIFFERS,
+    ),
+    Mutant(
         "the sums of a tensor's last chunk are left out",
         "chunk < size_of(tensor); chunk +=",
         "chunk + 1 < size_of(tensor); chunk +=",

@@ -182,6 +182,13 @@ TEST_CASE("Adafactor's gradients are scaled, and a step that is not finite is sk
   }
 }
 
+TEST_CASE("elements of Adafactor's scaled gradients are clipped") {
+  Scalars scalars;
+  scalars.scale = GradientScale{mx::array(0.3f), true, mx::array(0.1f)};
+  check_against_cpu(tensors_of_all_sizes(true, halves), scalars);
+  check_against_cpu(with_transposed_gradients(false, single), scalars);
+}
+
 TEST_CASE("Adafactor overwrites what nobody else holds") {
   for (const float value : {0.3f, INFINITY}) {
     Scalars scalars;

@@ -148,6 +148,15 @@ TEST_CASE("two groups of one rule, at no launch more") {
   check_clean();
 }
 
+TEST_CASE("as many tensors as GPT-2 has, in four groups, at no launch more") {
+  check_update(Rule::AdamW, {two[0]}, 148);
+  const size_t launches = fake::log().launches.size();
+  check_clean();
+  check_update(Rule::AdamW, {two[0], two[1], {two[0].hypers, 0.3f}, {two[1].hypers, 0.1f}}, 148);
+  CHECK(fake::log().launches.size() == launches);
+  check_clean();
+}
+
 TEST_CASE("groups with traced hyperparameters, each with its own") {
   check_update(
       Rule::AdamW,
@@ -234,7 +243,7 @@ TEST_CASE("groups of Adafactor") {
 TEST_CASE("groups that do not fit are an error, and nothing is changed") {
   const auto operands = operands_of(Rule::SGD, {{5}, {6}}, mx::float32);
   const auto before = copies_of(operands);
-  const std::vector<Group> groups = {{{0.1}, 0.01f}, {{0.2}, 0.02f}};
+  const std::vector<Group> groups = {{{0.1, 0.0, 0.0, 0.0}, 0.01f}, {{0.2, 0.0, 0.0, 0.0}, 0.02f}};
   const auto scalars = scalars_of(groups, std::nullopt);
   const auto check_refused = [&](auto change) {
     auto spec = spec_of(Rule::SGD, {{2, 2}}, {0, 1}, groups, std::nullopt);
@@ -253,9 +262,10 @@ TEST_CASE("groups that do not fit are an error, and nothing is changed") {
 
 TEST_CASE("more operands than the kernels take are an error that says so") {
   const std::vector<mx::array> operands(25, numbers({5}, mx::float32, 1));
-  const auto spec = spec_of(Rule::SGD, {{1, 25}}, {}, {{{0.1}, 0.01f}}, std::nullopt);
+  const auto spec =
+      spec_of(Rule::SGD, {{1, 25}}, {}, {{{0.1, 0.0, 0.0, 0.0}, 0.01f}}, std::nullopt);
   CHECK_THROWS_WITH_AS(
-      overwrite(spec, operands, scalars_of({{{0.1}, 0.01f}}, std::nullopt)),
+      overwrite(spec, operands, scalars_of({{{0.1, 0.0, 0.0, 0.0}, 0.01f}}, std::nullopt)),
       doctest::Contains("25 operands"),
       std::runtime_error);
   CHECK(fake::log().launches.empty());

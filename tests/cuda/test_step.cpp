@@ -115,6 +115,14 @@ TEST_CASE("gradients are scaled, and a step whose scale is not finite is skipped
   }
 }
 
+TEST_CASE("elements of the scaled gradients are clipped") {
+  Scalars scalars;
+  scalars.scale = GradientScale{mx::array(0.3f), false, mx::array(0.1f)};
+  check_against_cpu(Rule::Lion, operands_of_all_kinds(Rule::Lion, mx::bfloat16), scalars);
+  check_against_cpu(
+      Rule::AdamAMSGrad, operands_of_all_kinds(Rule::AdamAMSGrad, mx::float32), scalars);
+}
+
 TEST_CASE("all buffers that nobody else holds are written in place, applied or not") {
   for (const float scale : {0.3f, INFINITY}) {
     auto operands = operands_of_all_kinds(Rule::AdamW, mx::float32);
@@ -157,7 +165,7 @@ TEST_CASE("a step that starts early is sent off in two parts, and is the same") 
   operands.push_back(numbers({9}, mx::float32, 93));
   operands.push_back(evaluated(mx::slice(numbers({27}, mx::float32, 94), {1}, {27}, {3})));
   const auto cpu = mx::default_stream(mx::Device::cpu);
-  const auto expected = run(Rule::SGD, copies_of(operands), {0.1}, {}, cpu);
+  const auto expected = run(Rule::SGD, copies_of(operands), {0.1, 0.0, 0.0, 0.0}, {}, cpu);
   std::vector<mx::array> parameters;
   Buffers overwritten;
   for (size_t i = 0; i < operands.size(); i += 2) {

@@ -156,6 +156,11 @@ TEST_CASE("Lamb's gradients are scaled, and a step whose scale is not finite is 
   }
 }
 
+TEST_CASE("elements of Lamb's scaled gradients are clipped") {
+  const GradientScale scale{mx::array(0.3f), true, mx::array(0.1f)};
+  check_lamb(operands_of_all_kinds(Rule::Lamb, mx::bfloat16), large_step(scale));
+}
+
 TEST_CASE("a parameter or a direction of zeros has no trust ratio") {
   auto operands = lamb_operands({{5000}, {5000}, {70}}, mx::float32);
   const auto zeros = [](int size) { return evaluated(mx::zeros({size}, mx::Device::cpu)); };

@@ -35,7 +35,7 @@ std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
 }
 
 mlx_opt::StepSpec sgd(size_t tensors, double weight_decay) {
-  return {Rule::SGD, {{tensors, 2}}, {}, {{{weight_decay}, {}}}};
+  return {Rule::SGD, {{tensors, 2}}, {}, {{{weight_decay, 0.0, 0.0, 0.0}, {}}}};
 }
 
 std::vector<mx::array> adafactor(

@@ -68,7 +68,9 @@ class MuonStep : public Composition {
   MuonStep(Muon options, size_t stack) : options_(std::move(options)), stack_(stack) {}
 
   Arrays successors(const Request& request, const Leaves& leaves) const override {
-    Arrays results = mlx_opt::successors(momentum_request(request), leaves);
+    Request momentum = request;
+    momentum.program = &momentum_;
+    Arrays results = mlx_opt::successors(momentum, leaves);
     Arrays directions;
     for (size_t i = 0; i < results.size(); i += 2) {
       directions.push_back(std::move(results[i]));
@@ -89,31 +91,24 @@ class MuonStep : public Composition {
   }
 
  private:
-  // The step of the momentum; its results are in the parameters' places.
-  Request momentum_request(const Request& request) const {
-    Request momentum = request;
-    momentum.program = &momentum_;
-    for (GroupScalars& group : momentum.groups) {
-      if (options_.decoupled_weight_decay) {
-        decay_of(group) = 0.0;
-      }
-    }
-    return momentum;
-  }
-
-  // SGD adds the decay to its gradient, which is the direction here: that subtracts learning rate *
-  // decay * parameter, which is decoupled decay.
+  // The step of SGD, whose gradient is the direction. The direction has the decay that is coupled.
   Request descent_request(const Request& request) const {
+    constexpr const char* decay[] = {
+        "weight_decay", "weight_decay_kind", "max_learning_rate", "cautious_weight_decay"};
     Request descent{&descent_, {}, finite_only(request.scale, request.stream), request.stream};
     for (GroupScalars group : request.groups) {
-      group.hypers = {options_.decoupled_weight_decay ? decay_of(group) : Scalar(0.0)};
+      const bool coupled = is_coupled(Rule::Muon, group.hypers);
+      std::vector<Scalar> hypers;
+      for (const char* name : decay) {
+        hypers.push_back(group.hypers[position_of(Rule::Muon, name)]);
+      }
+      if (coupled) {
+        hypers[position_of(Rule::SGD, "weight_decay")] = 0.0;
+      }
+      group.hypers = std::move(hypers);
       descent.groups.push_back(std::move(group));
     }
     return descent;
-  }
-
-  static Scalar& decay_of(GroupScalars& group) {
-    return group.hypers[position_of(Rule::Muon, "weight_decay")];
   }
 
   const Program momentum_ = Program(Rule::Muon);

@@ -3,6 +3,8 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <cctype>
+#include <set>
 #include <stdexcept>
 
 #include "mlx_opt/step/kept.h"
@@ -28,6 +30,11 @@ void check(const Group& group, const std::vector<std::string>& names) {
   if (group.match.empty()) {
     reject("a group has no pattern to match");
   }
+  const std::string& name = group.name;
+  if (!name.empty() &&
+      (!std::isalpha(static_cast<unsigned char>(name[0])) || name.find('.') != std::string::npos)) {
+    reject("a group's name must begin with a letter and have no dots, got \"" + name + "\"");
+  }
   if (!(group.learning_rate_scale.value_or(1.0) >= 0.0)) {
     reject("a group's learning_rate_scale must be 0 or more");
   }
@@ -41,26 +48,39 @@ void check(const Group& group, const std::vector<std::string>& names) {
   }
 }
 
-// The numbers that a rule keeps are of all parameters.
-void check_kept(const Definition& own, const Definition& base) {
-  const auto kept = kept_by(base.program.rule());
-  const mx::array rate(1.0f), step(std::uint64_t{2});
-  const auto next = [&](const Definition& definition) {
-    return next_kept(definition.program.rule(), definition.hypers, rate, step, mx::Device::cpu);
-  };
-  const Arrays of_own = next(own), of_base = next(base);
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (mx::array(of_own[i]).item<float>() != mx::array(of_base[i]).item<float>()) {
-      reject(std::string("a group cannot change ") + kept[i].name + ", which the optimizer keeps");
+// The names of the groups that change a number which the rule keeps.
+std::string kept_key(const std::vector<const Group*>& groups, Rule rule) {
+  const auto inputs = kept_inputs(rule);
+  std::set<std::string> seen; // of the inputs
+  std::string key;
+  for (const Group* group : groups) {
+    bool changes = false;
+    for (const std::string_view input : inputs) {
+      const std::string name(input);
+      changes |= group->hypers.contains(name) && seen.insert(name).second;
+    }
+    if (changes && group->name.empty()) {
+      reject(std::string("a group that changes ") + kept_by(rule)[0].name + " needs a name");
+    }
+    if (changes) {
+      key += (key.empty() ? "" : "+") + group->name;
+    }
+  }
+  return key;
+}
+
+// The greatest learning rate is scaled as the learning rate is.
+void scale_greatest_rate(Definition& definition, double scale) {
+  const auto hypers = hypers_of(definition.program.rule());
+  for (size_t i = 0; i < hypers.size(); ++i) {
+    if (std::string_view(hypers[i].name) == "max_learning_rate") {
+      definition.hypers[i] = std::get<double>(definition.hypers[i]) * scale;
     }
   }
 }
 
 // The first of the groups that has a value gives it.
-Combination combine(
-    const std::vector<const Group*>& groups,
-    const Hyperparameters& hypers,
-    const Definition& base) {
+Combination combine(const std::vector<const Group*>& groups, const Hyperparameters& hypers) {
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
   bool frozen = false;
@@ -71,12 +91,15 @@ Combination combine(
     frozen |= group->frozen;
   }
   Combination combination{definition(hypers, values), std::nullopt};
-  check_kept(combination.definition, base);
+  combination.kept_key = kept_key(groups, combination.definition.program.rule());
   if (scale && !combination.definition.uses_learning_rate) {
     reject("a group has a learning_rate_scale, but its step does not read the learning rate");
   }
   combination.learning_rate = rate ? std::optional(static_cast<float>(*rate)) : std::nullopt;
   combination.rate_scale = static_cast<float>(scale.value_or(1.0));
+  if (!values.contains("max_learning_rate")) {
+    scale_greatest_rate(combination.definition, combination.rate_scale);
+  }
   combination.frozen = frozen;
   return combination;
 }
@@ -90,8 +113,7 @@ Assignment assign(
   for (const Group& group : groups) {
     check(group, names);
   }
-  const Definition base = definition(hypers);
-  Assignment assignment{{{base, std::nullopt}}, {}};
+  Assignment assignment{{{definition(hypers), std::nullopt}}, {}};
   std::map<std::vector<const Group*>, size_t> known = {{{}, 0}};
   for (const std::string& name : names) {
     std::vector<const Group*> matching;
@@ -102,7 +124,7 @@ Assignment assign(
     }
     const auto [entry, is_new] = known.emplace(matching, assignment.combinations.size());
     if (is_new) {
-      assignment.combinations.push_back(combine(matching, hypers, base));
+      assignment.combinations.push_back(combine(matching, hypers));
     }
     assignment.of_names.emplace(name, entry->second);
   }

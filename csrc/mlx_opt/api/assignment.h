@@ -16,6 +16,9 @@ struct Combination {
   std::optional<float> learning_rate; // if not the optimizer's
   float rate_scale = 1.0f;
   bool frozen = false;
+  /// The key of the numbers that the rule keeps for these parameters: the names of the groups that
+  /// change them. Empty if they have the optimizer's own.
+  std::string kept_key = "";
 };
 
 /// The combinations of an optimizer's parameters, the one without groups first.

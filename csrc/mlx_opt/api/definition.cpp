@@ -26,6 +26,11 @@ bool holds(const Condition& condition, const Values& values) {
       return value != 0.0;
     case Setting::off:
       return value == 0.0;
+    case Setting::decoupled: { // by default
+      const auto decay = values.find("weight_decay");
+      return found == values.end() || value == static_cast<double>(WeightDecayKind::decoupled) ||
+             (decay != values.end() && decay->second == 0.0);
+    }
   }
   return false;
 }
@@ -88,6 +93,20 @@ bool uses_learning_rate(Rule rule, const std::vector<Scalar>& hypers) {
          std::get<double>(hypers[position_of(rule, reads.flag)]) == 0.0;
 }
 
+bool can_maximize(std::string_view optimizer) {
+  constexpr std::string_view able[] = {"AdamW", "Lion", "Muon", "SGD"};
+  return std::find(std::begin(able), std::end(able), optimizer) != std::end(able);
+}
+
+// Takes the option, which is no hyperparameter of a rule, out of the values.
+bool take_maximize(std::string_view optimizer, Values& values) {
+  if (!can_maximize(optimizer)) {
+    return false;
+  }
+  const auto found = values.extract("maximize");
+  return !found.empty() && found.mapped() != 0.0;
+}
+
 // An optimizer's name in the rules' descriptions, and its values.
 struct Named {
   std::string optimizer;
@@ -100,16 +119,22 @@ Values adam_values(const auto& h) {
       {"betas[1]", h.beta2},
       {"eps", h.eps},
       {"bias_correction", h.bias_correction},
-      {"nesterov", h.nesterov}};
+      {"nesterov", h.nesterov},
+      {"amsgrad", h.amsgrad}};
+}
+
+void add_options(Values& values, const auto& h) {
+  values["weight_decay"] = h.weight_decay;
+  values["weight_decay_kind"] = static_cast<double>(h.weight_decay_kind);
+  values["max_learning_rate"] = h.max_learning_rate;
+  values["cautious_weight_decay"] = h.cautious_weight_decay;
+  values["maximize"] = h.maximize;
 }
 
 Named named(const SGD& h) {
-  return {
-      "SGD",
-      {{"momentum", h.momentum},
-       {"dampening", h.dampening},
-       {"weight_decay", h.weight_decay},
-       {"nesterov", h.nesterov}}};
+  Values values = {{"momentum", h.momentum}, {"dampening", h.dampening}, {"nesterov", h.nesterov}};
+  add_options(values, h);
+  return {"SGD", std::move(values)};
 }
 
 Named named(const RMSprop& h) {
@@ -126,14 +151,13 @@ Named named(const AdaDelta& h) {
 
 Named named(const Adam& h) {
   Values values = adam_values(h);
-  values["weight_decay"] = 0.0;
+  add_options(values, h);
   return {"AdamW", std::move(values)};
 }
 
 Named named(const AdamW& h) {
   Values values = adam_values(h);
-  values["weight_decay"] = h.weight_decay;
-  values["cautious_weight_decay"] = h.cautious_weight_decay;
+  add_options(values, h);
   return {"AdamW", std::move(values)};
 }
 
@@ -142,7 +166,9 @@ Named named(const Adamax& h) {
 }
 
 Named named(const Lion& h) {
-  return {"Lion", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"weight_decay", h.weight_decay}}};
+  Values values = {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}};
+  add_options(values, h);
+  return {"Lion", std::move(values)};
 }
 
 Named named(const Adafactor& h) {
@@ -162,9 +188,12 @@ Named named(const Adafactor& h) {
 }
 
 Named named(const Muon& h) {
-  return {
-      "Muon",
-      {{"momentum", h.momentum}, {"nesterov", h.nesterov}, {"weight_decay", h.weight_decay}}};
+  Values values = {{"momentum", h.momentum}, {"nesterov", h.nesterov}};
+  add_options(values, h);
+  if (h.decoupled_weight_decay) {
+    values["weight_decay_kind"] = static_cast<double>(WeightDecayKind::decoupled);
+  }
+  return {"Muon", std::move(values)};
 }
 
 Named named(const RuleByName& h) {
@@ -178,6 +207,26 @@ void check_nesterov(const Values& values) {
   }
 }
 
+void check_decay(std::string_view optimizer, Rule rule, const std::vector<Scalar>& hypers) {
+  const auto value = [&](const char* name) {
+    return std::get<double>(hypers[position_of(rule, name)]);
+  };
+  const auto infos = hypers_of(rule);
+  const bool has_kind = std::any_of(infos.begin(), infos.end(), [](const HyperInfo& hyper) {
+    return hyper.range == Range::decay_kind;
+  });
+  if (!has_kind || value("weight_decay") == 0.0) {
+    return;
+  }
+  const auto kind = static_cast<WeightDecayKind>(value("weight_decay_kind"));
+  if (kind == WeightDecayKind::coupled && value("cautious_weight_decay") != 0.0) {
+    refuse(optimizer, "cautious_weight_decay needs a weight_decay_kind other than coupled");
+  }
+  if (kind == WeightDecayKind::corrected && value("max_learning_rate") == 0.0) {
+    refuse(optimizer, "a weight_decay_kind of corrected needs max_learning_rate");
+  }
+}
+
 } // namespace
 
 Definition definition(const Hyperparameters& hypers, const std::map<std::string, double>& values) {
@@ -188,13 +237,15 @@ Definition definition(const Hyperparameters& hypers, const std::map<std::string,
   if (std::holds_alternative<SGD>(hypers)) {
     check_nesterov(all);
   }
+  const bool maximize = take_maximize(optimizer, all);
   const Rule rule = rule_for(optimizer, all);
   auto of_rule = hypers_for(optimizer, rule, all);
+  check_decay(optimizer, rule, of_rule);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
-    return {muon_program(*muon), std::move(of_rule), true};
+    return {muon_program(*muon), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
-  return {Program(rule, has_options(rule, all)), std::move(of_rule), reads_rate};
+  return {Program(rule, has_options(rule, all)), std::move(of_rule), reads_rate, maximize};
 }
 
 std::vector<std::string_view> state_names(const Program& program, size_t ndim) {

@@ -14,6 +14,7 @@ struct Definition {
   Program program;
   std::vector<Scalar> hypers; // in the rule's order
   bool uses_learning_rate;
+  bool maximize = false; // if true, the step ascends: it takes the negative of the gradients
 };
 
 /// `values` replace hyperparameters by name. Throws std::invalid_argument for a hyperparameter that

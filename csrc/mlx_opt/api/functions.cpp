@@ -58,7 +58,8 @@ void update(
   const auto name = [](size_t i) { return "parameter " + std::to_string(i); };
   check_leaves(definition.program, name, leaves, s);
   const GroupScalars scalars{definition.hypers, learning_rate, step};
-  run_step({{&definition.program, {scalars}, std::move(leaves)}}, scale, {}, s);
+  run_step(
+      {{&definition.program, {scalars}, std::move(leaves), definition.maximize}}, scale, {}, s);
 }
 
 } // namespace mlx_opt

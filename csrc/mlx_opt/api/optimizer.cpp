@@ -77,6 +77,12 @@ mx::array one_more_unless_finite(
   return mx::where(mx::isfinite(norm, s), before, mx::add(before, one, s), s);
 }
 
+// Where the state has a number that the rule keeps. `key`: a combination's, empty for the
+// optimizer's own.
+std::string key_of_kept(const std::string& key, const char* name) {
+  return key.empty() ? name : "mlx_opt.groups." + key + "." + name;
+}
+
 } // namespace
 
 Optimizer::Optimizer(
@@ -97,8 +103,14 @@ Optimizer::Optimizer(
       reject("this optimizer needs a learning rate");
     }
   }
+  Arrays first; // the numbers that the rule keeps, before the first step
   for (const HyperInfo& kept : kept_by(definition().program.rule())) {
-    kept_.emplace_back(static_cast<float>(kept.standard));
+    first.emplace_back(static_cast<float>(kept.standard));
+  }
+  if (!first.empty()) {
+    for (const Combination& combination : assignment_->combinations) {
+      kept_.emplace(combination.kept_key, first);
+    }
   }
   for (const auto& [name, parameter] : parameters) {
     const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
@@ -131,8 +143,12 @@ void Optimizer::update(
     }
   }
   leaves.check(s);
+  check(clip);
   std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
   std::optional<GradientScale> scale;
+  if (clip.max_value) {
+    scale = {mx::array(1.0f), false, mx::array(static_cast<float>(*clip.max_value))};
+  }
   if (clip.max_norm || clip.skip_nonfinite) {
     norm = global_norm(leaves.gradients(), s);
     scale = gradient_scale(*norm, clip, s);
@@ -150,17 +166,29 @@ void Optimizer::update(
     counters.push_back(&*skipped);
   }
   const mx::array rate(learning_rate_.value_or(0.0f));
-  auto hypers = definition().hypers;
-  std::copy(kept_.begin(), kept_.end(), hypers.end() - kept_.size());
-  const Arrays next = next_kept(definition().program.rule(), hypers, rate, step, s);
-  Arrays kept = next;
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (clip.skip_nonfinite) {
-      kept[i] = mx::where(mx::isfinite(*norm, s), next[i], kept_[i], s);
+  std::map<std::string, Arrays> kept, next_numbers; // after this step, and in it
+  for (const Combination& combination : assignment_->combinations) {
+    const std::string& key = combination.kept_key;
+    const auto before = kept_.find(key);
+    if (before == kept_.end() || kept.contains(key)) {
+      continue;
     }
-    counters.push_back(&kept[i]);
+    auto hypers = combination.definition.hypers;
+    std::copy(before->second.begin(), before->second.end(), hypers.end() - before->second.size());
+    const Rule rule = combination.definition.program.rule();
+    Arrays& next = next_numbers[key] = next_kept(rule, hypers, rate, step, s);
+    for (size_t i = 0; i < next.size(); ++i) {
+      kept[key].push_back(
+          clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next[i], before->second[i], s)
+                              : next[i]);
+    }
   }
-  run_step(std::move(leaves).with_scalars(rate, step, next), scale, counters, s);
+  for (auto& [key, numbers] : kept) {
+    for (mx::array& number : numbers) {
+      counters.push_back(&number);
+    }
+  }
+  run_step(std::move(leaves).with_scalars(rate, step, next_numbers), scale, counters, s);
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -184,8 +212,10 @@ NamedArrays Optimizer::state() const {
     state.emplace(skipped_key, *skipped_);
   }
   const auto kept = kept_by(definition().program.rule());
-  for (size_t i = 0; i < kept_.size(); ++i) {
-    state.emplace(kept[i].name, kept_[i]);
+  for (const auto& [key, numbers] : kept_) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      state.emplace(key_of_kept(key, kept[i].name), numbers[i]);
+    }
   }
   for (const auto& [parameter, slots] : slots_) {
     for (size_t k = 0; k < slots.names.size(); ++k) {
@@ -202,7 +232,9 @@ Arrays Optimizer::values() const {
       values.push_back(*x);
     }
   }
-  values.insert(values.end(), kept_.begin(), kept_.end());
+  for (const auto& [key, numbers] : kept_) {
+    values.insert(values.end(), numbers.begin(), numbers.end());
+  }
   for (const auto& [parameter, slots] : slots_) {
     values.insert(values.end(), slots.arrays.begin(), slots.arrays.end());
   }
@@ -245,16 +277,19 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
-  Arrays kept;
-  for (const HyperInfo& number : kept_by(definition().program.rule())) {
-    kept.push_back(take_scalar(rest, number.name, false));
+  auto kept = kept_;
+  const auto infos = kept_by(definition().program.rule());
+  for (auto& [key, numbers] : kept) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      numbers[i] = take_scalar(rest, key_of_kept(key, infos[i].name), false);
+      arrays.push_back(numbers[i]);
+    }
   }
   for (const auto& x : {learning_rate, grad_norm, skipped}) {
     if (x) {
       arrays.push_back(*x);
     }
   }
-  arrays.insert(arrays.end(), kept.begin(), kept.end());
   auto slots = slots_;
   for (auto& [parameter, own] : slots) {
     for (size_t k = 0; k < own.names.size(); ++k) {

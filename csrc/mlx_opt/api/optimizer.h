@@ -89,8 +89,9 @@ class MLX_OPT_API Optimizer {
 
   /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
   /// "learning_rate" (float32, 0-d) if there is one, the numbers that the rule keeps, as NAdam does
-  /// "mu_product" (float32, 0-d), and for each parameter its arrays, "layers.0.weight.m"; and, once they were asked for, "mlx_opt.grad_norm" (float32, 0-d) and
-  /// "mlx_opt.skipped" (uint64, 0-d).
+  /// "mu_product" (float32, 0-d), with those of groups as "mlx_opt.groups.NAME.mu_product", and for
+  /// each parameter its arrays, "layers.0.weight.m"; and, once they were asked for,
+  /// "mlx_opt.grad_norm" (float32, 0-d) and "mlx_opt.skipped" (uint64, 0-d).
   NamedArrays state() const;
 
   /// All arrays of the state, without their names: what mx::eval takes.
@@ -131,13 +132,15 @@ class MLX_OPT_API Optimizer {
 
   const Definition& definition() const;
 
+  /// What a state calls the rule's number of combinations with this key.
+
   std::shared_ptr<const Assignment> assignment_; // of the parameters to groups
   std::optional<float> learning_rate_;
   std::uint64_t attempts_ = 0;            // steps done and skipped
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
-  Arrays kept_; // the numbers that the rule keeps
+  std::map<std::string, Arrays> kept_; // the rule's numbers, by the keys of combinations
   std::map<std::string, SlotArrays> slots_;
 };
 

@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string_view>
 
+#include "mlx/ops.h"
 #include "mlx/version.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
@@ -75,6 +76,14 @@ void check_differentiation(const Leaves& leaves) {
   }
 }
 
+// The scale of gradients of whose negative a step is made.
+GradientScale negative(const std::optional<GradientScale>& scale, mx::Stream stream) {
+  if (!scale) {
+    return {mx::array(-1.0f)};
+  }
+  return {mx::negative(scale->value, stream), scale->skip_nonfinite, scale->max_value};
+}
+
 } // namespace
 
 void check_mlx() {
@@ -122,8 +131,9 @@ void run_step(
     mx::StreamOrDevice s) {
   const mx::Stream stream = mx::to_stream(s);
   std::vector<Part> parts;
-  for (const auto& [program, groups, leaves] : programs) {
-    parts.push_back({{program, groups, scale, stream}, collect(*program, leaves)});
+  for (const auto& [program, groups, leaves, maximize] : programs) {
+    const auto own = maximize ? std::optional(negative(scale, stream)) : scale;
+    parts.push_back({{program, groups, own, stream}, collect(*program, leaves)});
   }
   throttle(stream);
   const auto run = [&] { return run_in_place(parts, counters, stream); };

@@ -21,6 +21,7 @@ struct ProgramLeaves {
   const Program* program;
   std::vector<GroupScalars> groups;
   std::vector<Leaf> leaves;
+  bool maximize = false;
 };
 
 /// What errors call leaf i.

@@ -5,21 +5,22 @@
 namespace mlx_opt {
 namespace {
 
-bool is_same(const Program& a, const Program& b) {
-  return a.rule() == b.rule() && a.operands(0) == b.operands(0);
+bool is_same(const ProgramLeaves& a, const Definition& b) {
+  return a.program->rule() == b.program.rule() && a.program->operands(0) == b.program.operands(0) &&
+         a.maximize == b.maximize;
 }
 
 } // namespace
 
 StepLeaves::StepLeaves(const Assignment& assignment) : assignment_(assignment) {
   for (const Combination& combination : assignment.combinations) {
-    const Program& program = combination.definition.program;
+    const Definition& definition = combination.definition;
     const auto same = std::find_if(programs_.begin(), programs_.end(), [&](const auto& other) {
-      return is_same(*other.program, program);
+      return is_same(other, definition);
     });
     const auto place = static_cast<size_t>(same - programs_.begin());
     if (same == programs_.end()) {
-      programs_.push_back({&program, {}, {}});
+      programs_.push_back({&definition.program, {}, {}, definition.maximize});
       names_.emplace_back();
       groups_.push_back(0);
     }
@@ -52,7 +53,9 @@ Arrays StepLeaves::gradients() const {
 }
 
 std::vector<ProgramLeaves> StepLeaves::with_scalars(
-    const mx::array& learning_rate, const mx::array& step, const Arrays& kept) && {
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::map<std::string, Arrays>& kept) && {
   for (size_t i = 0; i < places_.size(); ++i) {
     const Combination& combination = assignment_.combinations[i];
     const auto& rate = combination.learning_rate;
@@ -61,7 +64,10 @@ std::vector<ProgramLeaves> StepLeaves::with_scalars(
         rate ? mx::array(*rate) : learning_rate,
         step,
         combination.rate_scale};
-    std::copy(kept.begin(), kept.end(), scalars.hypers.end() - kept.size());
+    if (const auto numbers = kept.find(combination.kept_key); numbers != kept.end()) {
+      const Arrays& own = numbers->second;
+      std::copy(own.begin(), own.end(), scalars.hypers.end() - own.size());
+    }
     programs_[places_[i].program].groups.push_back(std::move(scalars));
   }
   return std::move(programs_);

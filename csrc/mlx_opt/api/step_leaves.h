@@ -1,6 +1,7 @@
 // The leaves of a step of the C++ optimizer, by program.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,11 +22,12 @@ class StepLeaves {
 
   Arrays gradients() const;
 
-  /// The leaves with the scalars of their groups. `kept`: the numbers that the rule keeps.
+  /// The leaves with the scalars of their groups. `kept`: the numbers that the rule
+  /// keeps, by the keys of combinations.
   std::vector<ProgramLeaves> with_scalars(
       const mx::array& learning_rate,
       const mx::array& step,
-      const Arrays& kept) &&;
+      const std::map<std::string, Arrays>& kept) &&;
 
  private:
   struct Place {

@@ -112,7 +112,8 @@ bool is_traced(const Scalar& x) {
 }
 
 bool is_traced(const Request& request) {
-  if (request.scale && request.scale->value.is_tracer()) {
+  const auto& scale = request.scale;
+  if (scale && (scale->value.is_tracer() || (scale->max_value && scale->max_value->is_tracer()))) {
     return true;
   }
   return std::any_of(request.groups.begin(), request.groups.end(), [](const GroupScalars& group) {

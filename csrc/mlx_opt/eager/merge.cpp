@@ -8,9 +8,14 @@
 namespace mlx_opt {
 namespace {
 
+bool same_array(const std::optional<mx::array>& a, const std::optional<mx::array>& b) {
+  return a.has_value() == b.has_value() && (!a || a->id() == b->id());
+}
+
 bool same_scale(const std::optional<GradientScale>& a, const std::optional<GradientScale>& b) {
   return a.has_value() == b.has_value() &&
-         (!a || (a->value.id() == b->value.id() && a->skip_nonfinite == b->skip_nonfinite));
+         (!a || (a->value.id() == b->value.id() && a->skip_nonfinite == b->skip_nonfinite &&
+                 same_array(a->max_value, b->max_value)));
 }
 
 bool can_share(const Part& a, const Part& b) {

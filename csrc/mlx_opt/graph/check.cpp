@@ -116,8 +116,19 @@ void push_dtypes(
 
 bool is_coupled(Rule rule, const std::vector<Scalar>& hypers) {
   const Coupling& coupling = description_of(rule).coupling;
-  return coupling.when == Coupling::always || (coupling.when == Coupling::unless_zero &&
-                                               !is_zero(hypers[position_of(rule, coupling.decay)]));
+  const auto is_zero = [&](const char* hyper) {
+    return mlx_opt::is_zero(hypers[position_of(rule, hyper)]);
+  };
+  static_assert(static_cast<int>(MLX_OPT_LEVEL::DecayKind::coupled) == 0);
+  switch (coupling.when) {
+    case Coupling::never:
+      return false;
+    case Coupling::always:
+      return true;
+    case Coupling::unless_zero:
+      return !is_zero(coupling.decay) && (!coupling.kind || is_zero(coupling.kind));
+  }
+  return true;
 }
 
 CheckedStep check(const Request& request, const Leaves& leaves) {
@@ -142,6 +153,10 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   if (request.scale) {
     checked.spec.scaling = request.scale->skip_nonfinite ? Scaling::if_finite : Scaling::always;
     writer.push("gradient scale", request.scale->value, mx::float32);
+    checked.spec.clips_values = request.scale->max_value.has_value();
+    if (request.scale->max_value) {
+      writer.push("max_value", *request.scale->max_value, mx::float32);
+    }
   }
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];

@@ -117,7 +117,22 @@ GradientScale scale_of(Inputs inputs, float max_norm, bool skip_nonfinite, mx::S
   return {mx::array({}, mx::float32, std::move(primitive), std::move(inputs)), skip_nonfinite};
 }
 
+// C++ streams crash in MLX's CUDA build when they are used from here.
+void check(const char* name, std::optional<double> limit) {
+  if (limit && !(*limit >= 0.0)) {
+    char given[32];
+    std::snprintf(given, sizeof given, "%g", *limit);
+    throw std::invalid_argument(
+        std::string("mlx_opt: ") + name + " should be >=0, " + given + " was provided instead");
+  }
+}
+
 } // namespace
+
+void check(const Clip& clip) {
+  check("max_norm", clip.max_norm);
+  check("max_value", clip.max_value);
+}
 
 void begin_scale(const mx::array& scale) {
   if (scale.is_tracer() || !scale.has_primitive()) {
@@ -143,14 +158,13 @@ GradientScale gradient_scale(
 }
 
 GradientScale gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s) {
-  if (clip.max_norm && *clip.max_norm < 0.0) {
-    char given[32]; // C++ streams crash in MLX's CUDA build when they are used from here
-    std::snprintf(given, sizeof given, "%g", *clip.max_norm);
-    throw std::invalid_argument(
-        std::string("mlx_opt: max_norm should be >=0, ") + given + " was provided instead");
-  }
+  check(clip);
   const float max_norm = clip.max_norm ? static_cast<float>(*clip.max_norm) : any_norm;
-  return scale_of({norm}, max_norm, clip.skip_nonfinite, mx::to_stream(s));
+  GradientScale scale = scale_of({norm}, max_norm, clip.skip_nonfinite, mx::to_stream(s));
+  if (clip.max_value) {
+    scale.max_value = mx::array(static_cast<float>(*clip.max_value));
+  }
+  return scale;
 }
 
 } // namespace mlx_opt

@@ -20,9 +20,10 @@ MLX_OPT_API GradientScale gradient_scale(
     bool skip_nonfinite,
     mx::StreamOrDevice s = {});
 
-/// The same with a constant max_norm.
-///
-/// Throws std::invalid_argument if `max_norm` is negative.
+/// Throws std::invalid_argument if `max_norm` or `max_value` is negative.
+MLX_OPT_API void check(const Clip& clip);
+
+/// The same with a constant max_norm, and with the `max_value` of `clip`. Throws what `check` does.
 MLX_OPT_API GradientScale
 gradient_scale(const mx::array& norm, const Clip& clip, mx::StreamOrDevice s = {});
 

@@ -11,19 +11,17 @@ struct ADOPT {
   };
   struct Scalars {
     float lr, bound;
-    float coupled, decoupled; // the two kinds of decay, of which one is 0
+    DecayRates decay;
   };
   struct Element {
     float w, m, v;
   };
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
-    bool decoupled = h.decouple.value != 0.0f;
     Scalars s;
     s.lr = lr;
     s.bound = h.clip.value != 0.0f ? power(step - 1.0f, h.clip_exponent.value) : infinity();
-    s.coupled = decoupled ? 0.0f : h.weight_decay.value;
-    s.decoupled = decoupled ? lr * h.weight_decay.value : 0.0f;
+    s.decay = decay_rates(h.decouple.value != 0.0f, h.weight_decay, lr);
     return s;
   }
 
@@ -31,13 +29,13 @@ struct ADOPT {
   // gradient's square. v loses its part by 1 - beta2: a beta2 of 0.9999 is off by more than 1e-8 in
   // float32.
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(s.coupled, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float root = square_root(value_or(e.v, infinity()));
     float n = clamped(d / (root > h.eps.value ? root : h.eps.value), s.bound);
     float m = fma(h.beta1.value, e.m, h.beta1.one_minus * n);
     float before = value_or(e.v, d * d);
     float v = fma(h.beta2.one_minus, d * d, before - decay_of(before, h.beta2.one_minus));
-    float decay = decay_of(e.w, root < infinity() ? s.decoupled : 0.0f);
+    float decay = decay_of(e.w, root < infinity() ? s.decay.decoupled : 0.0f);
     return {e.w - (decay + s.lr * m), m, v};
   }
 

@@ -12,10 +12,14 @@ enum class Range : uint8_t {
   not_negative,
   positive,
   not_positive,
-  below_one, // from 0 on
-  fraction,  // between 0 and 1, and neither
-  flag,      // 0 or 1
+  below_one,  // from 0 on
+  fraction,   // between 0 and 1, and neither
+  flag,       // 0 or 1
+  decay_kind, // a DecayKind
 };
+
+/// The kinds of weight decay, in the order of DecayKind.
+inline constexpr const char* decay_kinds[] = {"coupled", "decoupled", "independent", "corrected"};
 
 struct HyperInfo {
   /// As the optimizer's constructor calls it; "betas[0]" is the first element of `betas`.
@@ -69,7 +73,12 @@ struct SlotInfo {
 };
 
 /// What an option must be for a rule to serve its optimizer.
-enum class Setting : uint8_t { positive, off, on };
+enum class Setting : uint8_t {
+  positive,
+  off,
+  on,
+  decoupled, // of the kind of weight decay; holds without decay too
+};
 
 struct Condition {
   const char* option;
@@ -86,6 +95,7 @@ struct Reads {
 struct Coupling {
   enum When : uint8_t { never, always, unless_zero } when = never;
   const char* decay = nullptr; // the hyperparameter that decides
+  const char* kind = nullptr;  // the one that must be "coupled" too; null if there is none
 };
 
 /// Of a rule that trains between a base iterate and its average: the parameter is

@@ -6,6 +6,7 @@
   RULE(AdaBelief)                   \
   RULE(AdaDelta)                    \
   RULE(Adagrad)                     \
+  RULE(AdamAMSGrad)                 \
   RULE(AdamAtan2)                   \
   RULE(Adamax)                      \
   RULE(AdamW)                       \

@@ -7,21 +7,22 @@ MLX_OPT_RULES_BEGIN
 
 struct Muon {
   struct Hypers {
-    Hyper momentum, nesterov, weight_decay;
+    Hyper momentum, nesterov;
+    WeightDecay weight_decay;
   };
   struct Scalars {
-    float lr; // not used: the direction has no length
+    DecayRates decay; // that which is added to the gradient; the descent has the other
   };
   struct Element {
     float w, v;
   };
 
-  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
-    return {lr};
+  MLX_OPT_FN Scalars prepare(Hypers h, float, float) {
+    return {decay_rates(h.weight_decay, 0.0f)};
   }
 
-  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars) {
-    float d = g + scaled(h.weight_decay.value, e.w);
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float d = g + scaled(s.decay.coupled, e.w);
     float fresh = h.momentum.one_minus * d;
     float v = fma(h.momentum.value, e.v, fresh);
     return {h.nesterov.value != 0.0f ? fma(h.momentum.value, v, fresh) : v, v};
@@ -32,10 +33,13 @@ struct Muon {
       .hypers =
           {{"momentum", 0.95, Range::below_one},
            {"nesterov", 1, Range::flag},
-           {"weight_decay", 0.01}},
+           {"weight_decay", 0.01},
+           {"weight_decay_kind", 0, Range::decay_kind},
+           {"max_learning_rate", 0.0, Range::not_negative},
+           {"cautious_weight_decay", 0, Range::flag}},
       .slots = {{"v"}},
       .learning_rate = {Reads::never},
-      .coupling = {Coupling::unless_zero, "weight_decay"},
+      .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
   })
 };
 

@@ -18,7 +18,7 @@ struct NAdam {
   struct Scalars {
     float gradient, average; // the learning rate times what g and m weigh in the update
     float denominator_scale;
-    float coupled, decoupled; // the two kinds of decay, of which one is 0
+    DecayRates decay;
   };
   struct Element {
     float w, m, v;
@@ -37,23 +37,21 @@ struct NAdam {
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
     float now = momentum(h.beta1.value, h.momentum_decay.value, step);
     float following = momentum(h.beta1.value, h.momentum_decay.value, step + 1.0f);
-    bool decoupled = h.decoupled_weight_decay.value != 0.0f;
     Scalars s;
     s.gradient = lr * (1.0f - now) / h.mu_product.one_minus;
     s.average = lr * following / (1.0f - h.mu_product.value * following);
     s.denominator_scale = 1.0f / square_root(one_minus_power(h.beta2, step));
-    s.coupled = decoupled ? 0.0f : h.weight_decay.value;
-    s.decoupled = decoupled ? lr * h.weight_decay.value : 0.0f;
+    s.decay = decay_rates(h.decoupled_weight_decay.value != 0.0f, h.weight_decay, lr);
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(s.coupled, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float m = fma(h.beta1.value, e.m, h.beta1.one_minus * d);
     float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (d * d));
     float u =
         fma(s.average, m, s.gradient * d) / fma(square_root(v), s.denominator_scale, h.eps.value);
-    return {e.w - (decay_of(e.w, s.decoupled) + u), m, v};
+    return {e.w - (decay_of(e.w, s.decay.decoupled) + u), m, v};
   }
 
   MLX_OPT_DESCRIBE({

@@ -33,6 +33,16 @@
 #define MLX_OPT_DESCRIBE(...)
 #endif
 
+namespace mlx_opt {
+
+// What is done with a gradient before a rule sees it: it is multiplied, and then clipped to at most
+// `bound` from 0, which may be infinite.
+struct Scale {
+  float factor, bound;
+};
+
+} // namespace mlx_opt
+
 MLX_OPT_RULES_BEGIN
 
 // A hyperparameter x as the rules use it. If x is a constant, 1 - x and the logarithm are computed
@@ -148,6 +158,10 @@ MLX_OPT_FN float clamped(float x, float bound) {
   return x > bound ? bound : (x < -bound ? -bound : x);
 }
 
+MLX_OPT_FN float scaled(Scale scale, float gradient) {
+  return clamped(scale.factor * gradient, scale.bound);
+}
+
 // The value of a slot that begins unset, or `first` while it is unset.
 MLX_OPT_FN float value_or(float slot, float first) {
   return slot == slot ? slot : first;
@@ -166,6 +180,46 @@ MLX_OPT_FN float scaled(float rate, float x) {
 // The decay of w: rate * w, but 0 for an infinite w.
 MLX_OPT_FN float decay_of(float w, float rate) {
   return absolute(w) <= 3.402823466e38f ? rate * w : 0.0f;
+}
+
+// The rates of weight decay in a step: what is added to the gradient, times w, and what w loses.
+// One is 0.
+struct DecayRates {
+  float coupled, decoupled;
+};
+
+MLX_OPT_FN DecayRates decay_rates(bool decoupled, Hyper decay, float lr) {
+  return {decoupled ? 0.0f : decay.value, decoupled ? lr * decay.value : 0.0f};
+}
+
+// The kinds of weight decay, in the order of `decay_kinds` in describe.h: added to the gradient;
+// subtracted from w times the learning rate; subtracted as it is (Wortsman et al.,
+// arXiv:2309.14322); subtracted times the square of the learning rate over its greatest value
+// (Defazio, arXiv:2506.02285).
+enum class DecayKind { coupled, decoupled, independent, corrected };
+
+// Weight decay of any kind. `cautious`: decay only where the update shrinks w too (Chen et al.,
+// arXiv:2510.12402).
+struct WeightDecay {
+  Hyper rate, kind, max_lr, cautious;
+};
+
+MLX_OPT_FN bool has_kind(WeightDecay decay, DecayKind kind) {
+  return decay.kind.value == static_cast<float>(static_cast<int>(kind));
+}
+
+MLX_OPT_FN DecayRates decay_rates(WeightDecay decay, float lr) {
+  float factor = has_kind(decay, DecayKind::independent) ? 1.0f : lr;
+  if (has_kind(decay, DecayKind::corrected)) {
+    factor *= lr / decay.max_lr.value;
+  }
+  return decay_rates(!has_kind(decay, DecayKind::coupled), decay.rate, factor);
+}
+
+// What w loses to decay that is not added to the gradient; `update` is subtracted from w too.
+MLX_OPT_FN float decay_of(float w, float update, WeightDecay decay, DecayRates rates) {
+  bool decays = decay.cautious.value == 0.0f || update * w >= 0.0f;
+  return decays ? decay_of(w, rates.decoupled) : 0.0f;
 }
 
 // The cube root of x >= 0. Dividing the bits by 3 divides the exponent by 3 and gives an estimate

@@ -11,8 +11,8 @@ struct QHAdam {
   struct Scalars {
     float fresh1, fresh2; // the gradient's weights in m and v, by which they need no correction
     float kept1, kept2;
-    float average, gradient;  // the learning rate times what m and the gradient weigh in the update
-    float coupled, decoupled; // the two kinds of decay, of which one is 0
+    float average, gradient; // the learning rate times what m and the gradient weigh in the update
+    DecayRates decay;
   };
   struct Element {
     float w, m, v;
@@ -23,7 +23,6 @@ struct QHAdam {
   }
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
-    bool decoupled = h.decouple_weight_decay.value != 0.0f;
     Scalars s;
     s.fresh1 = fresh(h.beta1, step);
     s.fresh2 = fresh(h.beta2, step);
@@ -31,18 +30,17 @@ struct QHAdam {
     s.kept2 = 1.0f - s.fresh2;
     s.average = lr * h.nu1.value;
     s.gradient = lr * h.nu1.one_minus;
-    s.coupled = decoupled ? 0.0f : h.weight_decay.value;
-    s.decoupled = decoupled ? lr * h.weight_decay.value : 0.0f;
+    s.decay = decay_rates(h.decouple_weight_decay.value != 0.0f, h.weight_decay, lr);
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(s.coupled, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float m = fma(s.kept1, e.m, s.fresh1 * d);
     float v = fma(s.kept2, e.v, s.fresh2 * (d * d));
     float square = fma(h.nu2.value, v, scaled(h.nu2.one_minus, d * d));
     float u = fma(s.average, m, scaled(s.gradient, d)) / (square_root(square) + h.eps.value);
-    return {e.w - (decay_of(e.w, s.decoupled) + u), m, v};
+    return {e.w - (decay_of(e.w, s.decay.decoupled) + u), m, v};
   }
 
   MLX_OPT_DESCRIBE({

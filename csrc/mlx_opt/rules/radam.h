@@ -11,7 +11,7 @@ struct RAdam {
   struct Scalars {
     float step_size;
     float adaptive, denominator; // v's weight in the denominator, 0 or 1, and what is added to it
-    float coupled, decoupled;    // the two kinds of decay, of which one is 0
+    DecayRates decay;
   };
   struct Element {
     float w, m, v;
@@ -35,7 +35,6 @@ struct RAdam {
   }
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
-    bool decoupled = h.decoupled_weight_decay.value != 0.0f;
     Scalars s;
     s.step_size = lr / one_minus_power(h.beta1, step);
     s.adaptive = 0.0f;
@@ -48,17 +47,16 @@ struct RAdam {
       s.adaptive = 1.0f;
       s.denominator = h.eps.value;
     }
-    s.coupled = decoupled ? 0.0f : h.weight_decay.value;
-    s.decoupled = decoupled ? lr * h.weight_decay.value : 0.0f;
+    s.decay = decay_rates(h.decoupled_weight_decay.value != 0.0f, h.weight_decay, lr);
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(s.coupled, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float m = fma(h.beta1.value, e.m, h.beta1.one_minus * d);
     float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (d * d));
     float u = s.step_size * m / (scaled(s.adaptive, square_root(v)) + s.denominator);
-    return {e.w - (decay_of(e.w, s.decoupled) + u), m, v};
+    return {e.w - (decay_of(e.w, s.decay.decoupled) + u), m, v};
   }
 
   MLX_OPT_DESCRIBE({

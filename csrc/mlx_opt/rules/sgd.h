@@ -7,59 +7,74 @@ MLX_OPT_RULES_BEGIN
 
 struct SGD {
   struct Hypers {
-    Hyper weight_decay;
+    WeightDecay weight_decay;
   };
   struct Scalars {
     float lr;
+    DecayRates decay;
   };
   struct Element {
     float w;
   };
 
-  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
-    return {lr};
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
+    return {lr, decay_rates(h.weight_decay, lr)};
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    return {fma(-s.lr, g + scaled(h.weight_decay.value, e.w), e.w)};
+    float d = g + scaled(s.decay.coupled, e.w);
+    return {fma(-s.lr, d, e.w - decay_of(e.w, d, h.weight_decay, s.decay))};
   }
 
   // mlx.optimizers has a v even without momentum.
   MLX_OPT_DESCRIBE({
       .optimizer = "SGD",
-      .hypers = {{"weight_decay", 0.0}},
+      .hypers =
+          {{"weight_decay", 0.0},
+           {"weight_decay_kind", 0, Range::decay_kind},
+           {"max_learning_rate", 0.0, Range::not_negative},
+           {"cautious_weight_decay", 0, Range::flag}},
       .slots = {{.name = "v", .idle = true}},
-      .coupling = {Coupling::unless_zero, "weight_decay"},
+      .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
   })
 };
 
 struct Momentum {
   struct Hypers {
-    Hyper momentum, dampening, weight_decay;
+    Hyper momentum, dampening;
+    WeightDecay weight_decay;
   };
   struct Scalars {
     float lr, fresh; // fresh: the weight of a gradient in v; a negative dampening counts as 0
+    DecayRates decay;
   };
   struct Element {
     float w, v;
   };
 
   MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
-    return {lr, h.dampening.value > 0.0f ? h.dampening.one_minus : 1.0f};
+    float fresh = h.dampening.value > 0.0f ? h.dampening.one_minus : 1.0f;
+    return {lr, fresh, decay_rates(h.weight_decay, lr)};
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(h.weight_decay.value, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float v = fma(h.momentum.value, e.v, s.fresh * d);
-    return {fma(-s.lr, v, e.w), v};
+    return {fma(-s.lr, v, e.w - decay_of(e.w, v, h.weight_decay, s.decay)), v};
   }
 
   MLX_OPT_DESCRIBE({
       .optimizer = "SGD",
-      .hypers = {{"momentum", 0.0}, {"dampening", 0.0}, {"weight_decay", 0.0}},
+      .hypers =
+          {{"momentum", 0.0},
+           {"dampening", 0.0},
+           {"weight_decay", 0.0},
+           {"weight_decay_kind", 0, Range::decay_kind},
+           {"max_learning_rate", 0.0, Range::not_negative},
+           {"cautious_weight_decay", 0, Range::flag}},
       .slots = {{"v"}},
       .when = {{"momentum", Setting::positive}, {"nesterov", Setting::off}},
-      .coupling = {Coupling::unless_zero, "weight_decay"},
+      .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
   })
 };
 
@@ -68,22 +83,29 @@ struct Nesterov {
   using Scalars = SGD::Scalars;
   using Element = Momentum::Element;
 
-  MLX_OPT_FN Scalars prepare(Hypers, float lr, float) {
-    return {lr};
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float) {
+    return {lr, decay_rates(h.weight_decay, lr)};
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float d = g + scaled(h.weight_decay.value, e.w);
+    float d = g + scaled(s.decay.coupled, e.w);
     float v = fma(h.momentum.value, e.v, d);
-    return {fma(-s.lr, fma(h.momentum.value, v, d), e.w), v};
+    float u = fma(h.momentum.value, v, d);
+    return {fma(-s.lr, u, e.w - decay_of(e.w, u, h.weight_decay, s.decay)), v};
   }
 
   MLX_OPT_DESCRIBE({
       .optimizer = "SGD",
-      .hypers = {{"momentum", 0.0}, {"dampening", 0.0}, {"weight_decay", 0.0}},
+      .hypers =
+          {{"momentum", 0.0},
+           {"dampening", 0.0},
+           {"weight_decay", 0.0},
+           {"weight_decay_kind", 0, Range::decay_kind},
+           {"max_learning_rate", 0.0, Range::not_negative},
+           {"cautious_weight_decay", 0, Range::flag}},
       .slots = {{"v"}},
       .when = {{"momentum", Setting::positive}, {"nesterov", Setting::on}},
-      .coupling = {Coupling::unless_zero, "weight_decay"},
+      .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
   })
 };
 

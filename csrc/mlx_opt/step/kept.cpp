@@ -102,6 +102,23 @@ std::span<const HyperInfo> kept_by(Rule rule) {
   return hypers.subspan(first - hypers.begin());
 }
 
+std::vector<std::string_view> kept_inputs(Rule rule) {
+  const auto infos = hypers_of(rule);
+  const std::vector<float> usual(infos.size(), 3.0f);
+  const auto next = [&](const std::vector<float>& hypers) {
+    return next_of(rule, hypers, 8.0f, 2.0f);
+  };
+  std::vector<std::string_view> names;
+  for (size_t i = 0; i < infos.size() - kept_by(rule).size(); ++i) {
+    auto changed = usual;
+    changed[i] = 5.0f;
+    if (next(changed) != next(usual)) {
+      names.emplace_back(infos[i].name);
+    }
+  }
+  return names;
+}
+
 Arrays next_kept(
     Rule rule,
     const std::vector<Scalar>& hypers,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "mlx/utils.h"
@@ -13,6 +14,9 @@ namespace mlx_opt {
 
 /// The descriptions of the numbers that a rule keeps, its last hyperparameters.
 MLX_OPT_API std::span<const HyperInfo> kept_by(Rule rule);
+
+/// The names of the hyperparameters on which these numbers depend.
+MLX_OPT_API std::vector<std::string_view> kept_inputs(Rule rule);
 
 /// The numbers' values in step `step`, 0-d and float32, in the same order; `hypers` ends with their
 /// previous values. Evaluated if the device is the CPU and all inputs are evaluated, else lazy.

@@ -52,6 +52,10 @@ Requirement requirement(Range range) {
       return {[](double x) { return 0.0 < x && x < 1.0; }, "a number in (0, 1)"};
     case Range::flag:
       return {[](double x) { return x == 0.0 || x == 1.0; }, "true or false"};
+    case Range::decay_kind:
+      return {
+          [](double x) { return x == 0.0 || x == 1.0 || x == 2.0 || x == 3.0; },
+          "coupled, decoupled, independent or corrected, or its number from 0"};
   }
   return {};
 }

@@ -6,8 +6,8 @@ namespace mlx_opt {
 
 enum class Scaling : unsigned char {
   none,
-  always,    // multiplied by the scale, a float32
-  if_finite, // multiplied by the scale; the step is skipped if the scale is not finite
+  always,    // multiplied by the scale, a float32, and clipped to a maximum if there is one
+  if_finite, // the same; the step is skipped if the scale is not finite
 };
 
 } // namespace mlx_opt

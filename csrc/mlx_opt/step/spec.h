@@ -30,8 +30,8 @@ struct GroupSources {
 
 /// The inputs of a step, in order: the operands of each run's tensors; for each group the step's
 /// number (uint64) and the learning rate (float32), if the group reads them, and its traced
-/// hyperparameters (float32); the gradients' scale (float32), unless the scaling is none. All
-/// inputs but the operands are 0-d.
+/// hyperparameters (float32); unless the scaling is none, the gradients' scale, and if they are
+/// clipped one by one, their maximum (float32). All inputs but the operands are 0-d.
 struct StepSpec {
   Rule rule;
   std::vector<TensorRun> runs;
@@ -39,6 +39,7 @@ struct StepSpec {
       groups; // of each tensor, in the order of the runs; empty: all are in group 0
   std::vector<GroupSources> sources; // of each group
   Scaling scaling = Scaling::none;
+  bool clips_values = false; // false if the scaling is none
 
   size_t operand_count() const {
     size_t count = 0;
@@ -64,6 +65,7 @@ struct GroupInputs {
 struct ScalarInputs {
   std::vector<GroupInputs> groups;
   const mlx::core::array* scale = nullptr;
+  const mlx::core::array* max_value = nullptr; // of the gradients after the scale
 
   /// `scalars`: the inputs after the operands.
   ScalarInputs(const StepSpec& spec, const mlx::core::array* const* scalars) {
@@ -75,7 +77,8 @@ struct ScalarInputs {
       inputs.traced.assign(scalars, scalars + sources.traced.size());
       scalars += sources.traced.size();
     }
-    scale = spec.scaling == Scaling::none ? nullptr : *scalars;
+    scale = spec.scaling == Scaling::none ? nullptr : *scalars++;
+    max_value = spec.clips_values ? *scalars : nullptr;
   }
 
   std::vector<const mlx::core::array*> all() const {
@@ -91,6 +94,7 @@ struct ScalarInputs {
       arrays.insert(arrays.end(), group.traced.begin(), group.traced.end());
     }
     push(scale);
+    push(max_value);
     return arrays;
   }
 };

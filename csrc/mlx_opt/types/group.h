@@ -24,6 +24,9 @@ struct Group {
   bool frozen = false;
   /// True if a pattern may match no parameter.
   bool may_match_nothing = false;
+  /// The key of the group's entries in a state: letters first, and no dots. A group needs one whose
+  /// hyperparameters change a number that the rule keeps, as NAdam's betas[0] does mu_product.
+  std::string name = "";
 };
 
 } // namespace mlx_opt

@@ -13,13 +13,25 @@
 
 namespace mlx_opt {
 
+/// What a step subtracts from a parameter w for its weight decay r, with learning rate l.
+enum class WeightDecayKind {
+  coupled,     // nothing: r w is added to the gradient
+  decoupled,   // l r w: Loshchilov and Hutter, ICLR 2019
+  independent, // r w
+  corrected,   // l^2 / max_learning_rate r w: Defazio, arXiv:2506.02285
+};
+
 /// Stochastic gradient descent: plain, with momentum (Polyak, 1964) or with Nesterov's momentum
 /// (Sutskever et al., ICML 2013). State: v. `nesterov` needs momentum > 0 and dampening 0.
 struct SGD {
   double momentum = 0.0;
-  double weight_decay = 0.0; // added to the gradient
+  double weight_decay = 0.0;
   double dampening = 0.0;
   bool nesterov = false;
+  WeightDecayKind weight_decay_kind = WeightDecayKind::coupled;
+  double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
+  bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
+  bool maximize = false;              // if true, takes the negative of the gradients
 };
 
 /// RMSprop: Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5, 2012. State: v.
@@ -47,6 +59,12 @@ struct Adam {
   double eps = 1e-8;
   bool bias_correction = false;
   bool nesterov = false;
+  bool amsgrad = false; // Reddi et al., ICLR 2018; its State: v_max too
+  double weight_decay = 0.0;
+  WeightDecayKind weight_decay_kind = WeightDecayKind::coupled;
+  double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
+  bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
+  bool maximize = false;              // if true, takes the negative of the gradients
 };
 
 /// AdamW: Loshchilov and Hutter, ICLR 2019. State: m, v. Betas in [0, 1), eps >= 0.
@@ -57,7 +75,11 @@ struct AdamW {
   double weight_decay = 0.01;
   bool bias_correction = false;
   bool nesterov = false;
+  bool amsgrad = false; // as Adam's
+  WeightDecayKind weight_decay_kind = WeightDecayKind::decoupled;
+  double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
+  bool maximize = false;              // if true, takes the negative of the gradients
 };
 
 /// Adamax: Kingma and Ba, ICLR 2015, section 7.1, without bias correction. State: m, v. Betas in
@@ -73,6 +95,10 @@ struct Lion {
   double beta1 = 0.9;
   double beta2 = 0.99;
   double weight_decay = 0.0; // none if negative
+  WeightDecayKind weight_decay_kind = WeightDecayKind::decoupled;
+  double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
+  bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
+  bool maximize = false;              // if true, takes the negative of the gradients
 };
 
 /// Adafactor: Shazeer and Stern, arXiv:1804.04235. State: for a parameter of two dimensions or more
@@ -101,15 +127,19 @@ enum class AdjustLr {
 /// by its momentum without orthogonalization, so give those to another Optimizer. mlx.optimizers
 /// does not have the options from ns_dtype on.
 struct Muon {
-  double momentum = 0.95;     // in [0, 1)
-  double weight_decay = 0.01; // added to the gradient
+  double momentum = 0.95; // in [0, 1)
+  double weight_decay = 0.01;
   bool nesterov = true;
   int ns_steps = 5; // Newton-Schulz iterations; >= 0
   /// Dtype of the matrix products. Default: bfloat16 for bfloat16 parameters, else float32.
   std::optional<mlx::core::Dtype> ns_dtype = std::nullopt;
   Coefficients ns_coefficients = quintic(); // or polar_express(), or other triples
   AdjustLr adjust_lr = AdjustLr::original;
-  bool decoupled_weight_decay = false; // if true, subtracts learning rate * decay * parameter
+  bool decoupled_weight_decay = false; // another name of WeightDecayKind::decoupled
+  WeightDecayKind weight_decay_kind = WeightDecayKind::coupled;
+  double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
+  bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
+  bool maximize = false;              // if true, takes the negative of the gradients
 };
 
 /// Any rule that is not part of a composition, by the name of its optimizer, with hyperparameters

@@ -3,6 +3,7 @@
 import math
 
 from .registry import (
+    decayed,
     keep,
     log_between,
     one_minus_power,
@@ -10,6 +11,7 @@ from .registry import (
     reference,
     value_or,
     with_decay,
+    with_decay_of,
 )
 
 
@@ -18,6 +20,7 @@ from .registry import (
     {"weight_decay": 0.1},
     {"momentum": 0.9, "weight_decay": 0.1, "dampening": 0.3},
     {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
+    {"momentum": 0.9, "weight_decay": 0.1, "weight_decay_kind": "decoupled"},
 )
 def sgd(
     xp,
@@ -31,18 +34,28 @@ def sgd(
     weight_decay=0.0,
     dampening=0.0,
     nesterov=False,
+    weight_decay_kind="coupled",
+    max_learning_rate=0.0,
+    cautious_weight_decay=False,
 ):
     """Polyak 1964 (momentum); Sutskever et al. 2013, ICML 28 (Nesterov's form of it)."""
     v = state["v"]
 
-    g = g + weight_decay * w
-    if momentum <= 0:
-        return w - learning_rate * g, {"v": v}
-
-    v = momentum * v + (1 - xp.maximum(dampening, 0)) * g
-    d = g + momentum * v if nesterov else v
-    w = w - learning_rate * d
-    return w, {"v": v}
+    g = d = with_decay_of(xp, weight_decay_kind, g, weight_decay, w)
+    if momentum > 0:
+        v = momentum * v + (1 - xp.maximum(dampening, 0)) * g
+        d = g + momentum * v if nesterov else v
+    w = decayed(
+        xp,
+        w,
+        d,
+        weight_decay_kind,
+        weight_decay,
+        learning_rate,
+        max_learning_rate,
+        cautious_weight_decay,
+    )
+    return w - learning_rate * d, {"v": v}
 
 
 @reference("RMSprop")
@@ -77,44 +90,11 @@ def adadelta(xp, w, g, state, step, *, learning_rate, rho=0.9, eps=1e-6):
     return w, {"v": v, "u": u}
 
 
-def adam_update(xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov):
-    """What Adam subtracts from the parameter, and the new state."""
-    m, v = state["m"], state["v"]
-    beta1, beta2 = betas
-
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g**2
-    c1 = 1 - beta1**step if bias_correction else 1.0
-    c2 = 1 - beta2**step if bias_correction else 1.0
-    average = beta1 * m + (1 - beta1) * g if nesterov else m
-    return learning_rate * (average / c1) / (xp.sqrt(v / c2) + eps), {"m": m, "v": v}
-
-
-@reference("Adam", {"bias_correction": True})
-def adam(
-    xp,
-    w,
-    g,
-    state,
-    step,
-    *,
-    learning_rate,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    bias_correction=False,
-    nesterov=False,
-):
-    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980."""
-    update, after = adam_update(
-        xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov
-    )
-    return w - update, after
-
-
 @reference(
     "AdamW",
     {"weight_decay": 0.1, "bias_correction": True},
     {"nesterov": True, "cautious_weight_decay": True},
+    {"weight_decay": 0.1, "amsgrad": True},
 )
 def adamw(
     xp,
@@ -129,16 +109,75 @@ def adamw(
     weight_decay=0.01,
     bias_correction=False,
     nesterov=False,
+    amsgrad=False,
+    weight_decay_kind="decoupled",
+    max_learning_rate=0.0,
     cautious_weight_decay=False,
 ):
     """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101."""
-    update, after = adam_update(
-        xp, g, state, step, learning_rate, betas, eps, bias_correction, nesterov
+    m, v = state["m"], state["v"]
+    beta1, beta2 = betas
+
+    g = with_decay_of(xp, weight_decay_kind, g, weight_decay, w)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    after = {"m": m, "v": v}
+    if amsgrad:
+        v = after["v_max"] = xp.maximum(state["v_max"], v)
+    c1 = 1 - beta1**step if bias_correction else 1.0
+    c2 = 1 - beta2**step if bias_correction else 1.0
+    average = beta1 * m + (1 - beta1) * g if nesterov else m
+    update = learning_rate * (average / c1) / (xp.sqrt(v / c2) + eps)
+    w = decayed(
+        xp,
+        w,
+        update,
+        weight_decay_kind,
+        weight_decay,
+        learning_rate,
+        max_learning_rate,
+        cautious_weight_decay,
     )
-    decayed = w * (1 - learning_rate * weight_decay)
-    if cautious_weight_decay:
-        decayed = xp.where(update * w >= 0, decayed, w)
-    return decayed - update, after
+    return w - update, after
+
+
+@reference("Adam", {"bias_correction": True})
+def adam(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    bias_correction=False,
+    nesterov=False,
+    amsgrad=False,
+    weight_decay_kind="coupled",
+    max_learning_rate=0.0,
+    cautious_weight_decay=False,
+):
+    """Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980."""
+    return adamw(
+        xp,
+        w,
+        g,
+        state,
+        step,
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        bias_correction=bias_correction,
+        nesterov=nesterov,
+        amsgrad=amsgrad,
+        weight_decay_kind=weight_decay_kind,
+        max_learning_rate=max_learning_rate,
+        cautious_weight_decay=cautious_weight_decay,
+    )
 
 
 @reference("Adamax")
@@ -154,15 +193,40 @@ def adamax(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8
 
 
 @reference("Lion", {"weight_decay": 0.1})
-def lion(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.99), weight_decay=0.0):
+def lion(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
+    weight_decay_kind="decoupled",
+    max_learning_rate=0.0,
+    cautious_weight_decay=False,
+):
     """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675."""
     m = state["m"]
     beta1, beta2 = betas
+    weight_decay = xp.maximum(weight_decay, 0)
 
+    g = with_decay_of(xp, weight_decay_kind, g, weight_decay, w)
     c = beta1 * m + (1 - beta1) * g
     m = beta2 * m + (1 - beta2) * g
-    w = w - learning_rate * (xp.sign(c) + xp.maximum(weight_decay, 0) * w)
-    return w, {"m": m}
+    update = learning_rate * xp.sign(c)
+    w = decayed(
+        xp,
+        w,
+        update,
+        weight_decay_kind,
+        weight_decay,
+        learning_rate,
+        max_learning_rate,
+        cautious_weight_decay,
+    )
+    return w - update, {"m": m}
 
 
 @reference("Signum", {"weight_decay": 0.1})

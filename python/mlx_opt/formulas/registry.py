@@ -74,6 +74,22 @@ def with_decay(xp, g, decay, w):
     return g + xp.where(decay == 0, 0, decay * w)
 
 
+def with_decay_of(xp, kind, g, decay, w):
+    """A gradient to which decay is added if it is of that kind."""
+    return with_decay(xp, g, decay, w) if kind == "coupled" else g
+
+
+def decayed(xp, w, update, kind, decay, learning_rate, max_learning_rate, cautious):
+    """A parameter after decay of another kind. `update`: what is subtracted besides, or a number of
+    its sign."""
+    if kind == "coupled":
+        return w
+    rate = decay if kind == "independent" else learning_rate * decay
+    if kind == "corrected":
+        rate = rate * learning_rate / max_learning_rate
+    return xp.where(update * w >= 0, w * (1 - rate), w) if cautious else w * (1 - rate)
+
+
 def value_or(xp, slot, first):
     """The values of a slot, or `first` where it is unset, that is NaN."""
     return xp.where(xp.isnan(slot), first, slot)

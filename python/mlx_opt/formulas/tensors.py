@@ -1,6 +1,6 @@
 """The formulas of the rules that look at whole tensors."""
 
-from .registry import finish, one_minus_power, reference
+from .registry import decayed, finish, one_minus_power, reference, with_decay_of
 
 
 @reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
@@ -113,11 +113,15 @@ def muon(
     coefficients=((3.4445, -4.7750, 2.0315),),
     adjust_lr="original",
     decoupled_weight_decay=False,
+    weight_decay_kind="coupled",
+    max_learning_rate=0.0,
+    cautious_weight_decay=False,
 ):
     """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
     v = state["v"]
 
-    d = g if decoupled_weight_decay else g + weight_decay * w
+    kind = "decoupled" if decoupled_weight_decay else weight_decay_kind
+    d = with_decay_of(xp, kind, g, weight_decay, w)
     v = momentum * v + (1 - momentum) * d
     u = (1 - momentum) * d + momentum * v if nesterov else v
     if w.ndim >= 2:
@@ -127,6 +131,14 @@ def muon(
             u = u * max(1, u.shape[-2] / u.shape[-1]) ** 0.5
         else:
             u = u * 0.2 * max(matrix.shape) ** 0.5
-    if decoupled_weight_decay:
-        w = w - learning_rate * weight_decay * w
+    w = decayed(
+        xp,
+        w,
+        u,
+        kind,
+        weight_decay,
+        learning_rate,
+        max_learning_rate,
+        cautious_weight_decay,
+    )
     return w - learning_rate * u, {"v": v}

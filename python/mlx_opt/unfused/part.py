@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..descriptions import BY_RULE, Slot, number_from
+from ..descriptions import BY_RULE, Slot, check_kind_or_number, number_from
 from ..trees import CONTAINERS
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
@@ -98,8 +98,14 @@ class Part:
             gradients, parameters, state = self._trees
             self._root = self._walk(gradients, parameters, state, None, self._assignment, "", None)
 
-    def clip(self, scale: mx.array, skip_nonfinite: bool, around: Any) -> None:
-        """Set the scale of the gradients, which `around` applies."""
+    def clip(
+        self,
+        scale: mx.array,
+        skip_nonfinite: bool,
+        around: Any,
+        max_value: mx.array | None = None,
+    ) -> None:
+        """Set what is done with the gradients, which `around` does."""
         self._around = around
 
     def leaves(self) -> list[_Leaf]:
@@ -242,7 +248,7 @@ class Part:
 def _check_scalars(program: Program, hypers: Sequence[Any], rate: Any) -> None:
     for hyper, value in zip(BY_RULE[program.rule].hypers, hypers, strict=True):
         if not isinstance(value, mx.array):
-            number_from(hyper.name, value)
+            check_kind_or_number(hyper, hyper.name, value)
         elif value.size != 1:
             raise ValueError(_not_a_scalar(program, hyper.name, value))
     if rate is not None and not isinstance(rate, mx.array):

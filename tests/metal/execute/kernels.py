@@ -118,12 +118,13 @@ class Group(NamedTuple):
 class Scalars:
     """The scalars of a dispatch of `prepare`, and the table that refers to them."""
 
-    def __init__(self, groups, step, scale):
+    def __init__(self, groups, step, scale, max_value):
         self.given, table = [np.array([step], np.uint64)], []
         for hypers, learning_rate, traced, rate_scale in groups:
             table += [(0, 0, 0, 0), self.read(learning_rate, rate_scale)]
             table += [self.read(x) if traced else (*derived(x), -1) for x in hypers]
             table.append((1, 0, 0, -1) if scale is None else self.read(scale))
+            table.append((np.inf, 0, 0, -1) if max_value is None else self.read(max_value))
         self.table = np.array(table, SOURCE)
 
     def read(self, x, value=0.0):
@@ -145,18 +146,19 @@ UNTOUCHED = 0x7FDEADBE
 def uniforms_floats(rule, hypers):
     """The number of floats that `prepare` writes for a group of a rule."""
     group_uniforms = np.full(1000, UNTOUCHED, np.uint32)
-    Scalars([Group([1.0] * hypers, 1.0)], 1, None).run(rule, 1, group_uniforms)
+    Scalars([Group([1.0] * hypers, 1.0)], 1, None, None).run(rule, 1, group_uniforms)
     return int(np.argmax(group_uniforms == UNTOUCHED))
 
 
-def prepare_groups(rule, groups, step, scale=None):
+def prepare_groups(rule, groups, step, scale=None, max_value=None):
     """The uniforms of all groups of a step."""
     floats = uniforms_floats(rule, len(groups[0].hypers))
     group_uniforms = np.full(len(groups) * floats, np.nan, np.float32)
-    Scalars(groups, step, scale).run(rule, len(groups), group_uniforms)
+    Scalars(groups, step, scale, max_value).run(rule, len(groups), group_uniforms)
     return group_uniforms
 
 
-def prepare(rule, hypers, learning_rate, step, traced=False, scale=None):
+def prepare(rule, hypers, learning_rate, step, traced=False, scale=None, max_value=None):
     """The uniforms of a step of one group."""
-    return prepare_groups(rule, [Group(hypers, learning_rate, traced)], step, scale)
+    groups = [Group(hypers, learning_rate, traced)]
+    return prepare_groups(rule, groups, step, scale, max_value)

@@ -65,9 +65,16 @@ MUTANTS = [
     ),
     Mutant(
         "a step that is not finite is applied",
-        "if (!is_applied(uniforms.scale)) {",
+        "if (!is_applied(uniforms.scale.factor)) {",
         "if (false) {",
         "is_skipped and SGD",
+        "assert",
+    ),
+    Mutant(
+        "elements of gradients are not clipped",
+        "value_of<float>(own + 3 + count, scalars)",
+        "infinity()",
+        "are_scaled and SGD",
         "assert",
     ),
     Mutant(

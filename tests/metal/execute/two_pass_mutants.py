@@ -157,7 +157,7 @@ TWO_PASS_MUTANTS = [
     ),
     Mutant(
         "the state's step is applied where its scale is not finite",
-        "!is_finite(uniforms.scale)) {\n      copy_through",
+        "!is_finite(uniforms.scale.factor)) {\n      copy_through",
         "false) {\n      copy_through",
         "check_two_pass and is_skipped",
         "assert",
@@ -165,7 +165,7 @@ TWO_PASS_MUTANTS = [
     ),
     Mutant(
         "the parameter's step is applied where its scale is not finite",
-        "!is_finite(uniforms.scale)) {\n      for",
+        "!is_finite(uniforms.scale.factor)) {\n      for",
         "false) {\n      for",
         "check_two_pass and is_skipped",
         "assert",

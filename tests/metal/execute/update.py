@@ -13,6 +13,7 @@ from cases import assert_exact, exact_step, normal, same_bits, wide
 from mlx_opt.forms import forms_of
 
 LEARNING_RATE, STEP = 0.01, 3
+KINDS = ("coupled", "decoupled", "independent", "corrected")
 NO_CHUNK = 2**32 - 1
 
 
@@ -30,6 +31,7 @@ def primitive(case):
     values |= case.kept_after(STEP, LEARNING_RATE)
     form = next(form for form in forms.forms if not form.conditions or form.holds(values))
     _, hypers = form.settle(values)
+    hypers = [KINDS.index(x) if isinstance(x, str) else x for x in hypers]
     return Primitive(form.rule, hypers, [slot.name for slot in form.slots if not slot.idle])
 
 
@@ -122,9 +124,10 @@ class Tensor:
         own = [x for x in self.own if x is not None]
         return dict(enumerate(self.buffers + own, start=first))
 
-    def assert_updated(self, case=None, scale=1.0):
+    def assert_updated(self, case=None, scale=1.0, max_value=np.inf):
         w, *before, g = [wide(x) for x in self.values]
         g = np.float64(np.float32(scale) * np.float32(g))
+        g = np.clip(g, -np.float32(max_value), np.float32(max_value))
         state = dict.fromkeys(self.case.slots, np.zeros(self.shape))
         state |= dict(zip(self.names[1:], before, strict=True))
         expected = exact_step(case or self.case, w, g, state, STEP, self.learning_rate)
@@ -136,9 +139,9 @@ class Tensor:
             assert same_bits(kernels.loaded(bits, dtype), x.astype(dtype).reshape(-1))
 
 
-def uniforms_of(case, traced=False, scale=None):
+def uniforms_of(case, traced=False, scale=None, max_value=None):
     rule = primitive(case)
-    return kernels.prepare(rule.name, rule.hypers, LEARNING_RATE, STEP, traced, scale)
+    return kernels.prepare(rule.name, rule.hypers, LEARNING_RATE, STEP, traced, scale, max_value)
 
 
 def group_uniforms_of(cases, learning_rates, traced=False):

@@ -179,6 +179,8 @@ TEST_CASE("Adafactor: gradients are scaled, and a step whose scale is not finite
     Scalars scalars;
     scalars.scale = GradientScale{mx::array(value), value == INFINITY};
     check_against_cpu(operands, scalars);
+    scalars.scale->max_value = mx::array(0.1f);
+    check_against_cpu(operands, scalars);
   }
 }
 

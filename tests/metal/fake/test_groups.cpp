@@ -142,6 +142,23 @@ TEST_CASE("tensors of a dispatch have groups of their own, at no dispatch more")
   CHECK(fake::log().barriers == 1);
 }
 
+TEST_CASE("as many tensors as GPT-2 has, in four groups, at no dispatch and no barrier more") {
+  const std::vector<Group> four = {
+      three_groups[0], three_groups[1], three_groups[2], {three_groups[0].hypers, 0.3f}};
+  const auto check = [](const std::vector<Group>& groups) {
+    std::vector<uint16_t> of_tensors;
+    std::vector<mx::Shape> shapes;
+    for (int i = 0; i < 148; ++i) {
+      of_tensors.push_back(static_cast<uint16_t>(i % groups.size()));
+      shapes.push_back(i % 3 ? mx::Shape{8, 9} : mx::Shape{5000});
+    }
+    auto operands = operands_of(Rule::AdamW, shapes, mx::float32);
+    check_groups(Rule::AdamW, groups, of_tensors, std::move(operands));
+    return std::pair(fake::log().dispatches.size(), fake::log().barriers);
+  };
+  CHECK(check(four) == check({four[0]}));
+}
+
 TEST_CASE("every way through memory takes the scalars of the tensor's group") {
   auto operands = operands_of(Rule::AdamW, {{40, 36}, {5, 6, 7}, {17, 4096}}, mx::float32);
   operands[3] = mx::transpose(numbers({36, 40}, mx::float32, 90));

@@ -180,13 +180,15 @@ TEST_CASE("a clipped step is the CPU's, and waits for what it reads") {
     return copies_of({parameters[0], gradients[0], parameters[1], gradients[1]});
   };
   const auto scaled = gradient_scale(global_norm(gradients, cpu_stream), clip, cpu_stream);
-  auto expected = step(Rule::SGD, operands(), {0.1}, learning_rate, number, cpu_stream, scaled);
+  auto expected =
+      step(Rule::SGD, operands(), {0.1, 0.0, 0.0, 0.0}, learning_rate, number, cpu_stream, scaled);
   mx::eval(expected);
 
   fake::begin();
   const auto norm = evaluated(global_norm(gradients, gpu_stream));
   const GradientScale scale{evaluated(gradient_scale(norm, clip, gpu_stream).value), true};
-  auto got = step(Rule::SGD, operands(), {0.1}, learning_rate, number, gpu_stream, scale);
+  auto got =
+      step(Rule::SGD, operands(), {0.1, 0.0, 0.0, 0.0}, learning_rate, number, gpu_stream, scale);
   Arrays token{got[0].inputs()[0]};
   token[0].primitive().eval_gpu(token[0].inputs(), token);
   for (mx::array& x : got) {

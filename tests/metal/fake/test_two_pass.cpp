@@ -174,7 +174,7 @@ TEST_CASE("two passes scale the gradients, and keep everything where the scale i
       for (mx::Dtype dtype : {mx::float32, mx::bfloat16}) {
         CAPTURE(value);
         Scalars scalars;
-        scalars.scale = GradientScale{mx::array(value), skip_nonfinite};
+        scalars.scale = GradientScale{mx::array(value), skip_nonfinite, mx::array(0.1f)};
         check_in_place(lamb({{100}, {33, 31}, {17, 4096}}, dtype), {}, scalars);
         const auto operands = lamb({{100}, {33, 31}, {17, 4096}}, dtype);
         check_in_place(operands, operands, scalars);

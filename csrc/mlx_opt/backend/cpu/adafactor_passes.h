@@ -20,7 +20,7 @@ constexpr int64_t group_size = 1 << 20;
 // only ever waits for tasks that have been handed out.
 class Passes {
  public:
-  Passes(const AdafactorKernel& kernel, float scale) : kernel_(kernel), scale_(scale) {}
+  Passes(const AdafactorKernel& kernel, Scale scale) : kernel_(kernel), scale_(scale) {}
 
   void run(const std::vector<Item>& items) {
     for (const Item& item : items) {
@@ -186,7 +186,7 @@ class Passes {
   }
 
   const AdafactorKernel& kernel_;
-  float scale_;
+  Scale scale_;
   std::deque<Job> jobs_; // which do not move
 };
 

@@ -37,6 +37,9 @@ StepScalars::StepScalars(const StepSpec& spec, const mx::array* const* inputs)
   if (arrays.scale) {
     scale_ = arrays.scale->data<float>();
   }
+  if (arrays.max_value) {
+    max_value_ = arrays.max_value->data<float>();
+  }
 }
 
 bool StepScalars::is_applied() const {

@@ -1,6 +1,7 @@
 // The scalars of a step, as its task reads them.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "mlx/array.h"
@@ -43,9 +44,10 @@ class StepScalars {
     return groups_;
   }
 
-  /// The factor of the gradients; 1 if they are not scaled.
-  float scale() const {
-    return scale_ ? *scale_ : 1.0f;
+  /// What is done with the gradients; nothing if they are not scaled.
+  Scale scale() const {
+    constexpr float any = std::numeric_limits<float>::infinity();
+    return {scale_ ? *scale_ : 1.0f, max_value_ ? *max_value_ : any};
   }
 
   /// False if the step is skipped.
@@ -55,6 +57,7 @@ class StepScalars {
   std::vector<GroupScalars> groups_;
   Scaling scaling_;
   const float* scale_ = nullptr;
+  const float* max_value_ = nullptr;
 };
 
 } // namespace mlx_opt::cpu

@@ -126,7 +126,7 @@ void StepTask::visit(int64_t chunk, Visit&& visit) const {
 }
 
 void StepTask::update(const std::vector<Group>& prepared, int64_t total) const {
-  const float scale = scalars.scale();
+  const Scale scale = scalars.scale();
   visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
     const Group& group = prepared[group_of(tensor)];
     kernel->run(tensors[tensor], begin, end, group.values(), group.scalars, scale);
@@ -137,7 +137,7 @@ void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t 
   // The pieces do not depend on the number of threads, and so neither do the sums.
   const int64_t chunk = std::clamp(total / max_chunks, shortest_chunk, longest_chunk);
   Pieces pieces(Plan(extents, chunk));
-  const float scale = scalars.scale();
+  const Scale scale = scalars.scale();
   pieces.for_each([&](Piece& piece) {
     auto& [t, begin, end, sums] = piece;
     const Group& group = prepared[group_of(t)];

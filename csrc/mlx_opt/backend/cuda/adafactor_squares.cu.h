@@ -22,7 +22,7 @@ struct AdafactorSquares : SquaresPass<vector_width> {
     }
     const auto tile = Own::tile_of(table);
     const AdafactorTensor& t = tile.tensor;
-    const float scale = uniforms_of(table, t).scale;
+    const Scale scale = uniforms_of(table, t).scale;
     const bool vectors = tile.template allows_vectors<W, G>(t.in[0], t.in[4]);
     float columns[vector_width] = {};
     float total = 0.0f;
@@ -42,7 +42,7 @@ struct AdafactorSquares : SquaresPass<vector_width> {
         float line = 0.0f;
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          const float x = scale * g[lane];
+          const float x = scaled(scale, g[lane]);
           total = fma(w[lane], w[lane], total);
           line = fma(x, x, line);
           columns[lane] = fma(x, x, columns[lane]);
@@ -107,7 +107,7 @@ struct AdafactorUpdateSquares : Pass<vector_width> {
  private:
   template <typename Table>
   MLX_OPT_FN float factored(const Table& table, const Tile<vector_width>& tile) {
-    const float scale = uniforms_of(table, tile.tensor).scale;
+    const Scale scale = uniforms_of(table, tile.tensor).scale;
     const bool vectors = tile.template allows_vectors<G>(tile.tensor.in[4]);
     const auto factors = Factors<vector_width>::of(tile, vectors);
     float total = 0.0f;
@@ -125,7 +125,7 @@ struct AdafactorUpdateSquares : Pass<vector_width> {
         const float of_line = factors.of_line(first + k * warps);
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          const float u = of_line * factors.of_columns[lane] * (scale * g[lane]);
+          const float u = of_line * factors.of_columns[lane] * scaled(scale, g[lane]);
           total = fma(u, u, total);
         }
       }
@@ -150,7 +150,7 @@ struct AdafactorUpdateSquares : Pass<vector_width> {
       const int count = tile.width_of(line);
 #pragma unroll
       for (int lane = 0; lane < vector_width; ++lane) {
-        const float u = factors[lane] * (uniforms.scale * g[lane]);
+        const float u = factors[lane] * scaled(uniforms.scale, g[lane]);
         total = tile.column_of(lane, vectors) < count ? fma(u, u, total) : total;
       }
     }

@@ -21,10 +21,12 @@ struct GroupTable {
   HyperSource hypers[count];
 };
 
-// `scale`: the gradients' scale, or null. `group_uniforms`: the results, one set for each group.
+// `scale`, `max_value`: of the gradients, or null. `group_uniforms`: the results, one set for each
+// group.
 template <int hypers, int capacity>
 struct ScalarTable {
   const float* scale;
+  const float* max_value;
   float* group_uniforms;
   GroupTable<hypers> groups[capacity];
 };

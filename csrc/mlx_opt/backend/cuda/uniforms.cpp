@@ -89,10 +89,12 @@ void launch_prepare(
   const auto prepare =
       function(PrepareKernel{shape.rule, shape.hypers, capacity}, encoder.device());
   const float* scale = address_if_any<float>(inputs.scale);
+  const float* max_value = address_if_any<float>(inputs.max_value);
   for (size_t begin = 0; begin < groups; begin += capacity) {
     const size_t end = std::min(begin + capacity, groups);
     Parameter parameter;
     parameter.add(scale);
+    parameter.add(max_value);
     parameter.add(address<float>(group_uniforms) + begin * shape.floats());
     for (size_t group = begin; group < end; ++group) {
       add_group(spec.sources[group], inputs.groups[group], parameter);

@@ -8,7 +8,7 @@ template <typename Rule>
 struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
-  float scale; // of the gradients
+  Scale scale;
 };
 
 template <typename Rule>
@@ -17,8 +17,8 @@ MLX_OPT_FN const Uniforms<Rule>& uniforms_of(const float* group_uniforms, unsign
 }
 
 // True if a step is applied that is to be skipped if the scale is not finite.
-MLX_OPT_FN bool is_finite(float scale) {
-  return fabsf(scale) <= 3.402823466e38f;
+MLX_OPT_FN bool is_finite(Scale scale) {
+  return fabsf(scale.factor) <= 3.402823466e38f;
 }
 
 } // namespace MLX_OPT_LEVEL

@@ -11,9 +11,9 @@ struct UniformsShape {
   int hypers;
   int scalars;
 
-  /// Hypers and Scalars of the rule, and the gradients' scale.
+  /// Hypers and Scalars of the rule, and the Scale of the gradients.
   int floats() const {
-    return 3 * hypers + scalars + 1;
+    return 3 * hypers + scalars + 2;
   }
 };
 

@@ -58,7 +58,7 @@ MLX_OPT_FN ulong place_of_mean(constant AdafactorStrided& arguments, ulong i) {
 }
 
 MLX_OPT_FN bool is_applied(constant AdafactorTensor& t, Uniforms<Adafactor> uniforms) {
-  return !t.skip_nonfinite || is_finite(uniforms.scale);
+  return !t.skip_nonfinite || is_finite(uniforms.scale.factor);
 }
 
 MLX_OPT_FN uint parts_of(uint count, uint each) {

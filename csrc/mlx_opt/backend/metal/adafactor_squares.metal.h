@@ -34,7 +34,7 @@ struct AdafactorSquares {
   struct Lines {
     constant Arguments* arguments;
     AdafactorOperands at;
-    float scale;
+    Scale scale;
     uint index;
     threadgroup float* staged;
     float columns[adafactor_own];
@@ -50,7 +50,7 @@ struct AdafactorSquares {
       Access<G, count>::load(at.in[0], from.of[0], g);
       Access<W, count>::load(at.in[1], from.of[1], w);
       for (int lane = 0; lane < count; ++lane) {
-        const float x = scale * g[lane];
+        const float x = scaled(scale, g[lane]);
         parameter_sum = fma(w[lane], w[lane], parameter_sum);
         line_sum = fma(x, x, line_sum);
         columns[own + lane] = fma(x, x, columns[own + lane]);
@@ -64,7 +64,7 @@ struct AdafactorSquares {
   template <int count, typename Arguments>
   MLX_OPT_FN void of_tile(
       constant Arguments& arguments,
-      float scale,
+      Scale scale,
       device float* scratch,
       AdafactorOperands at,
       uint group,
@@ -177,7 +177,7 @@ struct AdafactorUpdateSquares {
     device const float* scratch;
     AdafactorTile tile;
     Factors factors;
-    float scale;
+    Scale scale;
     float of_columns[adafactor_own];
     float of_line, total;
 
@@ -189,7 +189,7 @@ struct AdafactorUpdateSquares {
       float g[count];
       Access<G, count>::load(at.in[0], AdafactorPlaces::by(*arguments, i).of[0], g);
       for (int lane = 0; lane < count; ++lane) {
-        const float u = of_line * of_columns[own + lane] * (scale * g[lane]);
+        const float u = of_line * of_columns[own + lane] * scaled(scale, g[lane]);
         total = fma(u, u, total);
       }
     }
@@ -209,7 +209,7 @@ template <int count>
 MLX_OPT_FN void average_elements(
     thread float* v, thread const float* g, Uniforms<Adafactor> uniforms, thread float* factors) {
   for (int lane = 0; lane < count; ++lane) {
-    const float x = uniforms.scale * g[lane];
+    const float x = scaled(uniforms.scale, g[lane]);
     v[lane] = Adafactor::average(v[lane], x * x, uniforms.hypers, uniforms.scalars);
     factors[lane] = Adafactor::factor(v[lane]);
   }
@@ -276,7 +276,7 @@ struct ElementSquares {
       Access<V, count>::load(at.in[2], from.of[2], v);
       average_elements<count>(v, g, uniforms, factors);
       for (int lane = 0; lane < count; ++lane) {
-        const float u = factors[lane] * (uniforms.scale * g[lane]);
+        const float u = factors[lane] * scaled(uniforms.scale, g[lane]);
         parameter_sum = fma(w[lane], w[lane], parameter_sum);
         update_sum = fma(u, u, update_sum);
       }

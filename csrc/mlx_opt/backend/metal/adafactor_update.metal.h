@@ -161,7 +161,7 @@ struct AdafactorUpdate {
       float u[count], x[Elements::fields * count];
       Elements::template load<count>(at, from, u, x);
       for (int lane = 0; lane < count; ++lane) {
-        u[lane] = of_line * of_columns[own + lane] * (step.uniforms.scale * u[lane]);
+        u[lane] = of_line * of_columns[own + lane] * scaled(step.uniforms.scale, u[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }
@@ -195,7 +195,7 @@ struct AdafactorUpdate {
       Elements::template load_behind<count>(at, from, x);
       for (int lane = 0; lane < count; ++lane) {
         const float of_column = Factors::of_column(factors, scratch, column + lane);
-        u[lane] = of_row * of_column * (step.uniforms.scale * staged[lane]);
+        u[lane] = of_row * of_column * scaled(step.uniforms.scale, staged[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }
@@ -259,7 +259,7 @@ struct ElementUpdate {
       Elements::template load<count>(at, from, u, x);
       average_elements<count>(x + count, u, step.uniforms, factors);
       for (int lane = 0; lane < count; ++lane) {
-        u[lane] = factors[lane] * (step.uniforms.scale * u[lane]);
+        u[lane] = factors[lane] * scaled(step.uniforms.scale, u[lane]);
       }
       Elements::template put<count>(at, i, x, u, step);
     }

@@ -24,7 +24,7 @@ MLX_OPT_FN void prepare(
   static_assert(
       sizeof(Uniforms<Rule>) == Uniforms<Rule>::floats * sizeof(float), "floats and no gaps");
   const uint count = Uniforms<Rule>::hypers_count;
-  constant Source* own = sources + group * (count + 3);
+  constant Source* own = sources + group * (count + 4);
   float hypers[3 * count];
   for (uint k = 0; k < count; ++k) {
     constant Source* source = own + 2 + k;
@@ -40,7 +40,7 @@ MLX_OPT_FN void prepare(
       h,
       Rule::prepare(
           h, own[1].given < 0 ? rate : own[1].value * rate, value_of<ulong>(own, scalars)),
-      value_of<float>(own + 2 + count, scalars)};
+      {value_of<float>(own + 2 + count, scalars), value_of<float>(own + 3 + count, scalars)}};
   thread const float* from = reinterpret_cast<thread const float*>(&uniforms);
   device float* to = group_uniforms + group * Uniforms<Rule>::floats;
   for (uint k = 0; k < Uniforms<Rule>::floats; ++k) {

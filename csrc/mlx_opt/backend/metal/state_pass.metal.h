@@ -124,7 +124,7 @@ struct UpdateState {
   template <int count>
   MLX_OPT_FN Sums apply(thread float* x, thread const float* g, Uniforms<Rule> uniforms) {
     for (int lane = 0; lane < count; ++lane) {
-      const float gradient = scaling == Scaling::none ? g[lane] : uniforms.scale * g[lane];
+      const float gradient = scaling == Scaling::none ? g[lane] : scaled(uniforms.scale, g[lane]);
       const auto e = Rule::update_state(
           Of::template element<count>(x, lane), gradient, uniforms.hypers, uniforms.scalars);
       thread const float* values = reinterpret_cast<thread const float*>(&e);
@@ -150,7 +150,7 @@ struct UpdateState {
   template <int count>
   MLX_OPT_FN Sums
   elements(Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
-    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale)) {
+    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale.factor)) {
       copy_through<count>(at, from, to);
       const Sums nothing = {};
       return nothing;

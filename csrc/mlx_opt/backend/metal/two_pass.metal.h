@@ -143,7 +143,7 @@ struct Parameter {
   template <int count>
   MLX_OPT_FN void elements(
       Operands at, ulong from, ulong to, Uniforms<Rule> uniforms, typename Rule::Rates rates) {
-    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale)) {
+    if (scaling == Scaling::if_finite && !is_finite(uniforms.scale.factor)) {
       for (int lane = 0; lane < count; ++lane) {
         Copy<W, Out>::run(at.in[0], from + lane, at.out[0], to + lane);
       }

@@ -1,6 +1,7 @@
 #include "mlx_opt/backend/metal/uniforms.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -14,8 +15,9 @@ namespace {
 // The maximum size of an argument without a buffer in Metal.
 constexpr size_t max_argument_bytes = 4096;
 
-// The sources of a group besides its hyperparameters: the step, the learning rate and the scale.
-constexpr size_t other_sources = 3;
+// The sources of a group besides its hyperparameters: the step, the learning rate, the scale
+// and the maximum.
+constexpr size_t other_sources = 4;
 
 Source constant(float value) {
   return {value, 0.0f, 0.0f, -1};
@@ -56,7 +58,7 @@ GroupUniforms::GroupUniforms(
     : shape_(shape) {
   const ScalarInputs inputs(spec, scalars);
   for (size_t group = 0; group < spec.sources.size(); ++group) {
-    add_group(spec.sources[group], inputs.groups[group], inputs.scale);
+    add_group(spec.sources[group], inputs.groups[group], inputs);
   }
   for (Dispatch& dispatch : dispatches_) {
     dispatch.capacity = capacity_for(dispatch.scalars.size());
@@ -65,10 +67,11 @@ GroupUniforms::GroupUniforms(
 }
 
 void GroupUniforms::add_group(
-    const GroupSources& group, const GroupInputs& inputs, const mx::array* scale) {
+    const GroupSources& group, const GroupInputs& inputs, const ScalarInputs& all) {
   const size_t sources = group.hypers.size() + other_sources;
   const size_t read = inputs.traced.size() + (inputs.step != nullptr) +
-                      (inputs.learning_rate != nullptr) + (scale != nullptr);
+                      (inputs.learning_rate != nullptr) + (all.scale != nullptr) +
+                      (all.max_value != nullptr);
   if (!Dispatch{}.has_room(sources, read)) {
     throw std::runtime_error(
         "mlx_opt: a group of " + std::string(shape_.rule) + " has " +
@@ -94,7 +97,8 @@ void GroupUniforms::add_group(
         is_read ? inputs.traced[traced - group.traced.begin()] : nullptr,
         {hyper.value, hyper.one_minus, hyper.log, -1});
   }
-  dispatch.add(scale, constant(1.0f));
+  dispatch.add(all.scale, constant(1.0f));
+  dispatch.add(all.max_value, constant(std::numeric_limits<float>::infinity()));
   ++dispatch.groups;
   ++groups_;
 }

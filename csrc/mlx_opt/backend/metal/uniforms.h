@@ -43,7 +43,7 @@ class GroupUniforms {
     void add(const mx::array* scalar, Source otherwise);
   };
 
-  void add_group(const GroupSources& group, const GroupInputs& inputs, const mx::array* scale);
+  void add_group(const GroupSources& group, const GroupInputs& inputs, const ScalarInputs& all);
 
   UniformsShape shape_;
   size_t groups_ = 0;

@@ -8,11 +8,11 @@ template <typename Rule>
 struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
-  float scale; // of the gradients
+  Scale scale;
 
   enum : uint {
     hypers_count = sizeof(typename Rule::Hypers) / sizeof(Hyper),
-    floats = 3 * hypers_count + sizeof(typename Rule::Scalars) / sizeof(float) + 1,
+    floats = 3 * hypers_count + sizeof(typename Rule::Scalars) / sizeof(float) + 2,
   };
 };
 

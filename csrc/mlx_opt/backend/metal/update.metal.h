@@ -45,7 +45,7 @@ struct Update {
       for (int k = 0; k < fields; ++k) {
         values[k] = x[k * count + lane];
       }
-      const float gradient = scaling == Scaling::none ? g[lane] : uniforms.scale * g[lane];
+      const float gradient = scaling == Scaling::none ? g[lane] : scaled(uniforms.scale, g[lane]);
       e = Rule::update(e, gradient, uniforms.hypers, uniforms.scalars);
       for (int k = 0; k < fields; ++k) {
         x[k * count + lane] = values[k];
@@ -72,7 +72,7 @@ struct Update {
   template <int count>
   MLX_OPT_FN void elements(
       Operands at, Places from, ulong to, thread const float* g, Uniforms<Rule> uniforms) {
-    if (!is_applied(uniforms.scale)) {
+    if (!is_applied(uniforms.scale.factor)) {
       copy_through<count>(at, from, to);
       return;
     }

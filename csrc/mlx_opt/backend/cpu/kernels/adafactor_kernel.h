@@ -29,14 +29,14 @@ struct Squares {
   double parameter, update;
 };
 
-/// Adafactor compiled for one instruction set. `scale`: the factor of the gradient.
+/// Adafactor compiled for one instruction set. `scale`: of the gradients.
 struct AdafactorKernel {
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
 
   /// For a factored tensor: sums the gradient's squares over the tile's rows and columns. `rows`
   /// and `columns` point to the tile's first.
   void (*squares)(
-      const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns);
+      const AdafactorTensor& tensor, const Tile& tile, Scale scale, float* rows, float* columns);
 
   /// Updates running means: from `old` to `now` and, unrounded, to `values`, which hold the means
   /// of the new squares. Returns their sum.
@@ -57,7 +57,7 @@ struct AdafactorKernel {
   Squares (*update_squares)(
       const AdafactorTensor& tensor,
       const Tile& tile,
-      float scale,
+      Scale scale,
       const float* hypers,
       const float* scalars);
 
@@ -68,7 +68,7 @@ struct AdafactorKernel {
   void (*update)(
       const AdafactorTensor& tensor,
       const Tile& tile,
-      float scale,
+      Scale scale,
       const float* hypers,
       const float* scalars,
       const float* rates);

@@ -89,18 +89,18 @@ void prepare(const float* hypers, float lr, float step, float* scalars) {
 }
 
 void squares(
-    const AdafactorTensor& tensor, const Tile& tile, float scale, float* rows, float* columns) {
+    const AdafactorTensor& tensor, const Tile& tile, Scale scale, float* rows, float* columns) {
   __builtin_memset(rows, 0, (tile.bottom - tile.top) * sizeof(float));
   __builtin_memset(columns, 0, (tile.right - tile.left) * sizeof(float));
   for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
     float* column = columns + (left - tile.left);
     MLX_OPT_VECTORS
     for (int64_t i = 0; i < count; ++i) {
-      const float x = scale * g[i];
+      const float x = scaled(scale, g[i]);
       column[i] = fma(x, x, column[i]);
     }
     float of_row[sums] = {};
-    add_squares(count, [=](int64_t i) { return scale * g[i]; }, of_row);
+    add_squares(count, [=](int64_t i) { return scaled(scale, g[i]); }, of_row);
     rows[row - tile.top] += total_of(of_row);
   });
 }
@@ -155,7 +155,7 @@ MLX_OPT_FN Factors factors_of(
     int64_t left,
     int64_t count,
     const float* g,
-    float scale,
+    Scale scale,
     const Adafactor::Hypers& h,
     const Adafactor::Scalars& s,
     const Operand* now,
@@ -169,7 +169,7 @@ MLX_OPT_FN Factors factors_of(
   alignas(64) float means[block];
   MLX_OPT_VECTORS
   for (int64_t i = 0; i < count; ++i) {
-    const float x = scale * g[i];
+    const float x = scaled(scale, g[i]);
     means[i] = Adafactor::average(v[i], x * x, h, s);
     made[i] = Adafactor::factor(means[i]);
   }
@@ -182,7 +182,7 @@ MLX_OPT_FN Factors factors_of(
 Squares update_squares(
     const AdafactorTensor& tensor,
     const Tile& tile,
-    float scale,
+    Scale scale,
     const float* hypers,
     const float* scalars) {
   const auto h = from_floats<Adafactor::Hypers>(hypers);
@@ -196,7 +196,7 @@ Squares update_squares(
         factors_of(tensor, row, left, count, g, scale, h, s, nullptr, made);
     const float* c = columns;
     const float r = of_row;
-    add_squares(count, [=](int64_t i) { return r * c[i] * (scale * g[i]); }, update);
+    add_squares(count, [=](int64_t i) { return r * c[i] * scaled(scale, g[i]); }, update);
   });
   return {total_of(parameter), total_of(update)};
 }
@@ -213,7 +213,7 @@ void rates(float parameter, float update, const float* hypers, const float* scal
 void update(
     const AdafactorTensor& tensor,
     const Tile& tile,
-    float scale,
+    Scale scale,
     const float* hypers,
     const float* scalars,
     const float* step_rates) {
@@ -232,14 +232,14 @@ void update(
     if (!tensor.m.data) {
       MLX_OPT_VECTORS
       for (int64_t i = 0; i < count; ++i) {
-        w_out[i] = Adafactor::update({w[i], 0.0f}, r * c[i] * (scale * g[i]), h, rates).w;
+        w_out[i] = Adafactor::update({w[i], 0.0f}, r * c[i] * scaled(scale, g[i]), h, rates).w;
       }
     } else {
       const float* m = load(tensor.m, at, count, staged_m);
       float* m_out = place(tensor.m_out, at, staged_m);
       MLX_OPT_VECTORS
       for (int64_t i = 0; i < count; ++i) {
-        const auto e = Adafactor::update({w[i], m[i]}, r * c[i] * (scale * g[i]), h, rates);
+        const auto e = Adafactor::update({w[i], m[i]}, r * c[i] * scaled(scale, g[i]), h, rates);
         w_out[i] = e.w;
         m_out[i] = e.m;
       }

@@ -40,7 +40,7 @@ struct Driver {
   struct Uniforms {
     Hypers h;
     Scalars s;
-    float scale; // 1 leaves every gradient as it is, so one loop serves steps with and without
+    Scale scale; // {1, infinity} leaves gradients as they are, so one loop serves all steps
   };
 
   static void run(
@@ -49,7 +49,7 @@ struct Driver {
       int64_t end,
       const float* hypers,
       const float* scalars,
-      float scale) {
+      Scale scale) {
     Uniforms uniforms;
     __builtin_memcpy(&uniforms.h, hypers, sizeof uniforms.h);
     __builtin_memcpy(&uniforms.s, scalars, sizeof uniforms.s);
@@ -101,7 +101,7 @@ struct Driver {
     // In bfloat16 the processor, not the memory, limits some rules: a step that scales nothing gets
     // a loop without the multiplication.
     if constexpr (std::is_same_v<Format, BFloat16>) {
-      if (uniforms.scale == 1.0f) {
+      if (uniforms.scale.factor == 1.0f && uniforms.scale.bound == infinity()) {
         loop<Format, by_hand, false>(in, out, end - begin, uniforms);
         return;
       }
@@ -193,7 +193,7 @@ struct Driver {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = scales ? uniforms.scale * from[fields][lane] : from[fields][lane];
+      const float g = scales ? scaled(uniforms.scale, from[fields][lane]) : from[fields][lane];
       put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 0; k < fields; ++k) {

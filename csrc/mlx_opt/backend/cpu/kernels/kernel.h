@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "mlx_opt/rules/list.h"
+#include "mlx_opt/rules/portable.h"
 #include "mlx_opt/types/export.h"
 #include "mlx_opt/types/storage.h"
 
@@ -47,14 +48,14 @@ struct Tensor {
 struct Kernel {
   /// Computes the step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
-  /// Updates the elements [begin, end), with the gradient multiplied by `scale`.
+  /// Updates the elements [begin, end), with the gradients scaled.
   void (*run)(
       const Tensor& tensor,
       int64_t begin,
       int64_t end,
       const float* hypers,
       const float* scalars,
-      float scale);
+      Scale scale);
   /// Copies the operands to the results. Runs instead of `run` if the step is skipped.
   void (*copy_through)(const Tensor& tensor, int64_t begin, int64_t end);
 
@@ -68,7 +69,7 @@ struct Kernel {
       int64_t end,
       const float* hypers,
       const float* scalars,
-      float scale,
+      Scale scale,
       double* sums);
   /// Computes a tensor's rates from its sums.
   void (*rates)(const double* sums, const float* hypers, const float* scalars, float* rates);

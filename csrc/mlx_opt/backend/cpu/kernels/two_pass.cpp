@@ -35,7 +35,7 @@ struct TwoPass {
       int64_t end,
       const float* hypers,
       const float* scalars,
-      float scale,
+      Scale scale,
       double* totals) {
     const Uniforms uniforms(hypers, scalars);
     if (cpu::is_transposed(tensor.in[fields])) {
@@ -59,7 +59,7 @@ struct TwoPass {
       int64_t count,
       const float* gradient,
       const Uniforms& uniforms,
-      float scale,
+      Scale scale,
       double* totals) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
@@ -103,14 +103,14 @@ struct TwoPass {
       int64_t i,
       int valid,
       const Uniforms& uniforms,
-      float scale) {
+      Scale scale) {
     float from[fields + 1][lanes] = {};
     float to[fields][lanes];
     for (int k = 0; k <= fields; ++k) {
       copy_lanes(in[k] + i, from[k], valid);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = scale * from[fields][lane];
+      const float g = scaled(scale, from[fields][lane]);
       put(to, lane, Rule::update_state(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 1; k < fields; ++k) {
