@@ -98,9 +98,9 @@ def report() -> Report:
     }
     error = import_error()
     if error is not None:
-        return Report(facts, [str(error), *_library_problems()])
+        return Report(facts, [str(error)])
     if lost := loss():
-        return Report({**facts, "steps": "by formulas"}, [lost, *_library_problems()])
+        return Report({**facts, "steps": "by formulas"}, [lost])
     device, device_problems = _device_facts()
     threads, thread_problems = _thread_facts()
     return Report(
