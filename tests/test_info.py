@@ -84,4 +84,5 @@ def test_an_mlx_that_cannot_be_imported_has_one_remedy(monkeypatch):
     monkeypatch.setattr(info, "_libraries", lambda: {"mlx-cpu": "0.0.1"})
     [problem] = info.report().problems
     assert problem.count("pip install") == 1
-    assert problem.endswith(f"(undefined symbol): pip install 'mlx[cpu]=={parts.versions()[0]}'")
+    mend = f"pip install --force-reinstall 'mlx[cpu]=={parts.versions()[0]}'"
+    assert problem.endswith(f"(undefined symbol): {mend}")

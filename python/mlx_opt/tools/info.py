@@ -56,7 +56,9 @@ def import_error() -> ImportError | None:
     try:
         import_module("mlx.core")
     except ImportError as cause:
-        mend = f"pip install '{_requirement()}'"
+        # An update of one of MLX's two distributions may have removed files of the other.
+        again = "--force-reinstall " if _version("mlx") else ""
+        mend = f"pip install {again}'{_requirement()}'"
         return _error(
             f"mlx_opt {built.VERSION} needs mlx, which cannot be imported ({cause}): {mend}", cause
         )
