@@ -116,6 +116,13 @@ def test_the_cases_give_every_hyperparameter_another_value_than_its_default(name
         assert any(value != default for value in given), argument
 
 
+def test_each_number_that_a_rule_keeps_has_a_formula():
+    keeping = {
+        each.rule for each in descriptions.BY_RULE.values() if any(x.kept for x in each.hypers)
+    }
+    assert keeping == formulas.KEPT.keys()
+
+
 def test_there_are_derived_classes():
     assert {"AdEMAMix", "Signum"} <= set(mlx_opt.optimizers.DERIVED)
 

@@ -1,12 +1,14 @@
 """mlx_opt.info: the backends of a build, and why one is not in use."""
 
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 
 from mlx_opt import _ext, info
+from mlx_opt.tools import parts
 
 
 @pytest.fixture
@@ -68,3 +70,19 @@ def test_a_default_gpu_that_is_not_served_is_a_problem(machine, served, conseque
     [problem] = report.problems
     assert consequence in problem and "no kernels" in problem
     assert "problem: " in str(report)
+
+
+def test_an_mlx_that_cannot_be_imported_has_one_remedy(monkeypatch):
+    """As with `mlx` of one release and `mlx-cpu` of another."""
+
+    def import_or_fail(name):
+        if name == "mlx.core":
+            raise ImportError("undefined symbol")
+        return import_module(name)
+
+    monkeypatch.setattr(info, "import_module", import_or_fail)
+    monkeypatch.setattr(info, "_libraries", lambda: {"mlx-cpu": "0.0.1"})
+    [problem] = info.report().problems
+    assert problem.count("pip install") == 1
+    mend = f"pip install --force-reinstall 'mlx[cpu]=={parts.versions()[0]}'"
+    assert problem.endswith(f"(undefined symbol): {mend}")

@@ -75,6 +75,7 @@ def run_features(path):
         assert all(row.rule for row in rows)
         written[name] = {"w": model.parameters(), "state": optimizer.state}
     written["compiled"] = _compiled()
+    written["half"] = _half()
     mx.eval(written)
     write(path, written)
 
@@ -84,6 +85,15 @@ def _gradients():
     for i, factor in enumerate((1.0, float("nan"), 2.0)):
         weight = mx.arange(12).reshape(3, 4) * 0.1 - 0.3 * (i + 1)
         yield {"weight": weight * factor, "bias": mx.array([1.0, -2.0, 3.0]) * (i + 1)}
+
+
+def _half():
+    """A gradient that divided by the loss scale is too small for float16."""
+    optimizer, w = mlx_opt.SGD(2.0**20), {"w": mx.ones(3, mx.float16)}
+    optimizer.loss_scale = 2.0**12
+    w = optimizer.apply_gradients({"w": mx.full(3, 2.0**-14, mx.float16)}, w)
+    assert w["w"].dtype == mx.float16 and w["w"][0].item() == 1 - 2**-6
+    return {"w": w, "state": optimizer.state}
 
 
 def _compiled():

@@ -80,12 +80,25 @@ class ClippedStep(NamedTuple):
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state)
-            updated = formula(self.scaled(gradient), parameter, state)
+            updated = self._updated(formula, gradient, parameter, state)
             for name, old in before.items():
                 state[name] = self.chosen(state[name], old)
             return self.chosen(updated, parameter)
 
         return step
+
+    def _updated(
+        self, formula: Formula, gradient: mx.array, parameter: mx.array, state: Any
+    ) -> mx.array:
+        if gradient.dtype not in (mx.float16, mx.bfloat16):
+            return formula(self.scaled(gradient), parameter, state)
+        # A scaled gradient may be too small for half precision.
+        before = dict(state)
+        updated = formula(gradient.astype(mx.float32) * self.scale, parameter, state)
+        for name, old in before.items():
+            if isinstance(old, mx.array):
+                state[name] = state[name].astype(mx.result_type(old, gradient))
+        return updated.astype(mx.result_type(gradient, parameter))
 
 
 def negative_of(clipped: ClippedStep | None) -> ClippedStep:

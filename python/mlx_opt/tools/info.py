@@ -56,7 +56,9 @@ def import_error() -> ImportError | None:
     try:
         import_module("mlx.core")
     except ImportError as cause:
-        mend = f"pip install '{_requirement()}'"
+        # An update of one of MLX's two distributions may have removed files of the other.
+        again = "--force-reinstall " if _version("mlx") else ""
+        mend = f"pip install {again}'{_requirement()}'"
         return _error(
             f"mlx_opt {built.VERSION} needs mlx, which cannot be imported ({cause}): {mend}", cause
         )
@@ -98,9 +100,9 @@ def report() -> Report:
     }
     error = import_error()
     if error is not None:
-        return Report(facts, [str(error), *_library_problems()])
+        return Report(facts, [str(error)])
     if lost := loss():
-        return Report({**facts, "steps": "by formulas"}, [lost, *_library_problems()])
+        return Report({**facts, "steps": "by formulas"}, [lost])
     device, device_problems = _device_facts()
     threads, thread_problems = _thread_facts()
     return Report(
