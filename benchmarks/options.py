@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         choices=[*RULES, "all"],
         metavar="CLASS",
-        help=f"may be repeated; {', '.join(RULES)} or all but Muon: all (default: AdamW)",
+        help="an optimizer, AdamW-clipped, or all but Muon: all; may be repeated (default: AdamW)",
     )
     parser.add_argument(
         "--model",

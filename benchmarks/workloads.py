@@ -1,10 +1,12 @@
-"""What is timed: a rule on the parameters of a model. Knows names and shapes, and no library."""
+"""What is timed: a rule on the parameters of a model. Knows names and shapes, and no peer."""
 
 from __future__ import annotations
 
 import math
 import re
 from typing import Any, NamedTuple
+
+from mlx_opt import _rules
 
 LEARNING_RATE = 1e-3
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -29,6 +31,9 @@ class Rule(NamedTuple):
 
     max_norm: float | None = None
     """What gradients are clipped to."""
+
+    wide: int = 0
+    """How many of the slots are float32 in half precision too."""
 
 
 RULES = {
@@ -56,6 +61,13 @@ RULES = {
     # Momentum and descent; not the products between them.
     "Muon": Rule(1, {}, None, passes=8),
 }
+TORCH = {"NAdam": ("NAdam", {}), "RAdam": ("RAdam", {})}
+for _described in _rules.RULES:
+    _name = _described["optimizer"]
+    if _name not in RULES and _described["elementwise"]:
+        _formats = [slot[6] for slot in _described["slots"]]
+        RULES[_name] = Rule(len(_formats), {}, TORCH.get(_name), wide=_formats.count("float32"))
+
 ALL = [rule for rule in RULES if rule != "Muon"]
 """What ``--rule all`` means: Muon's products take MLX's CPU build minutes on gpt2."""
 
@@ -87,13 +99,18 @@ class Workload(NamedTuple):
 
     @property
     def resident_bytes(self) -> int:
-        return self.arrays * self.model.size * ITEMSIZES[self.dtype]
+        return self.model.size * (self.arrays * ITEMSIZES[self.dtype] + self._widened)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes a step has to move."""
         passes = RULES[self.rule].passes or 2 * self.arrays - 1
-        return passes * self.model.size * ITEMSIZES[self.dtype]
+        return self.model.size * (passes * ITEMSIZES[self.dtype] + 2 * self._widened)
+
+    @property
+    def _widened(self) -> int:
+        """Bytes of a parameter's float32 slots beyond those of slots of the parameter's dtype."""
+        return RULES[self.rule].wide * (4 - ITEMSIZES[self.dtype])
 
 
 def transformer(layers: int, width: int, vocabulary: int, context: int) -> dict[str, tuple]:
