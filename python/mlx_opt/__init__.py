@@ -36,6 +36,7 @@ if _error is None:
         step_decay,
     )
     from .tools.installation import install, installed
+    from .tools.moving import state_from_optax, state_from_torch
     from .tools.plot import plot_schedule
 
     globals().update(_DERIVED)
@@ -73,6 +74,8 @@ __all__ = [
     "num_threads",
     "plot_schedule",
     "set_num_threads",
+    "state_from_optax",
+    "state_from_torch",
     "step_decay",
 ]
 if _error is None:
