@@ -62,7 +62,8 @@ RULES = {
     "Muon": Rule(1, {}, None, passes=8),
 }
 TORCH = {"NAdam": ("NAdam", {}), "RAdam": ("RAdam", {})}
-for _described in _rules.RULES:
+_DESCRIBED: Any = _rules.RULES
+for _described in _DESCRIBED:
     _name = _described["optimizer"]
     if _name not in RULES and _described["elementwise"]:
         _formats = [slot[6] for slot in _described["slots"]]
