@@ -61,7 +61,7 @@ RULES = {
     # Momentum and descent; not the products between them.
     "Muon": Rule(1, {}, None, passes=8),
 }
-TORCH = {"NAdam": ("NAdam", {}), "RAdam": ("RAdam", {})}
+TORCH: dict[str, tuple[str, dict]] = {"NAdam": ("NAdam", {}), "RAdam": ("RAdam", {})}
 _DESCRIBED: Any = _rules.RULES
 for _described in _DESCRIBED:
     _name = _described["optimizer"]

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import mlx_opt
 from cases import Case, normal, wide
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -128,3 +129,52 @@ def our_walk(case):
 def test_float32_follows_the_packages_float64(case, make):
     for x, expected in zip(our_walk(case), their_walk(make), strict=True):
         assert np.abs(x - expected).max() <= 2e-6 * max(np.abs(expected).max(), 1)
+
+
+def matrices(count):
+    return [wide(normal(5, 3, seed=seed)).astype(np.float32) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("case", "make"),
+    [
+        (Case("AdamW", {"weight_decay": 0.1, "bias_correction": True}), "adamw"),
+        (Case("Lion", {"weight_decay": 0.1}), "lion"),
+        (Case("AdamWScheduleFree"), "schedule_free_adamw"),
+        (Case("SGDScheduleFree"), "schedule_free_sgd"),
+    ],
+    ids=str,
+)
+def test_a_training_that_optax_began_goes_on(case, make):
+    optax = pytest.importorskip("optax", reason="optax is not installed")
+    options = {"b1": 0.9} if "free" in make else {"weight_decay": 0.1}
+    theirs = getattr(optax.contrib if "free" in make else optax, make)(LEARNING_RATE, **options)
+    w = {"w": matrices(1)[0]}
+    state, optimizer = theirs.init(w), case.ours(LEARNING_RATE)
+    for step, g in enumerate(matrices(20)):
+        if step == 10:
+            ours = {"w": mx.array(np.array(w["w"]))}
+            optimizer.state = mlx_opt.state_from_optax(optimizer, state, ours)
+        if step >= 10:
+            ours = optimizer.apply_gradients({"w": mx.array(g)}, ours)
+        updates, state = theirs.update({"w": g}, state, w)
+        w = optax.apply_updates(w, updates)
+    np.testing.assert_allclose(wide(ours["w"]), np.array(w["w"]), rtol=0, atol=2e-6)
+
+
+def test_a_training_that_schedulefree_began_goes_on():
+    package = pytest.importorskip("schedulefree", reason="schedulefree is not installed")
+    w = torch.tensor(matrices(1)[0])
+    theirs = package.AdamWScheduleFree([w], lr=LEARNING_RATE, warmup_steps=4, r=0.5)
+    theirs.train()
+    optimizer = mlx_opt.AdamWScheduleFree(LEARNING_RATE, warmup_steps=4, r=0.5)
+    for step, g in enumerate(matrices(20)):
+        if step == 10:
+            ours = {"w": mx.array(w.numpy())}
+            state = mlx_opt.state_from_torch(optimizer, theirs.state_dict(), ["w"], ours)
+            optimizer.state = state
+        if step >= 10:
+            ours = optimizer.apply_gradients({"w": mx.array(g)}, ours)
+        w.grad = torch.tensor(g)
+        theirs.step()
+    np.testing.assert_allclose(wide(ours["w"]), w.numpy(), rtol=0, atol=2e-6)

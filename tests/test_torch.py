@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import mlx_opt
 from cases import Case, normal, wide
 
 torch = pytest.importorskip("torch")
@@ -139,3 +140,25 @@ def test_float32_is_no_farther_from_float64_than_torchs_own(case, name, options)
     ours = np.abs(wide(w[0]) - exact[0].numpy())
     theirs = np.abs(single[0].numpy().astype(np.float64) - exact[0].numpy())
     assert np.sqrt(np.mean(ours**2)) <= 1.5 * np.sqrt(np.mean(theirs**2)) + 1e-8
+
+
+@pytest.mark.parametrize("rule", ["AdamW", "NAdam", "RMSprop", "SGD"])
+def test_a_training_that_torch_began_goes_on(rule):
+    options = {"AdamW": {"bias_correction": True}, "SGD": {"momentum": 0.9}}.get(rule, {})
+    optimizer = getattr(mlx_opt, rule)(0.02, **options)
+    parameters = [torch.tensor(wide(normal(*shape)), dtype=torch.float32) for shape in SHAPES]
+    theirs = getattr(torch.optim, rule)(
+        parameters, lr=0.02, **({"momentum": 0.9} if rule == "SGD" else {})
+    )
+    names = [f"w{i}" for i in range(len(parameters))]
+    for step in range(20):
+        if step == 10:
+            w = {name: mx.array(p.numpy()) for name, p in zip(names, parameters, strict=True)}
+            optimizer.state = mlx_opt.state_from_torch(optimizer, theirs.state_dict(), names, w)
+        if step >= 10:
+            w = optimizer.apply_gradients(dict(zip(names, gradients(step), strict=True)), w)
+        for p, g in zip(parameters, gradients(step), strict=True):
+            p.grad = torch.tensor(wide(g), dtype=torch.float32)
+        theirs.step()
+    for name, p in zip(names, parameters, strict=True):
+        np.testing.assert_allclose(wide(w[name]), p.numpy(), rtol=0, atol=1e-5)

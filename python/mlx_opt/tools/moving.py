@@ -112,7 +112,8 @@ def state_from_optax(optimizer: Any, opt_state: Any, parameters: Any) -> dict:
         parameters: The module that is to be trained, or a tree of arrays.
 
     Returns:
-        A state, for ``optimizer.state = ...``.
+        A state, for ``optimizer.state = ...``. Its step is 0 if optax did not count, as with a
+        constant learning rate for SGD.
 
     Raises:
         KeyError: A slot is not in optax's state.
