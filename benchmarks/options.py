@@ -35,7 +35,7 @@ KINDS = ("full", "LoRA")
 TRAINING = """\
 Train a Llama of random weights with mlx-lm's trainer, unmodified, with
 mlx.optimizers ("stock") and with mlx_opt by turns: tokens a second and the
-peak of memory. The first report of each run, in which MLX compiles, does not
+peak of memory. The first 20 steps of each run, in which MLX compiles, do not
 count. Needs mlx-lm."""
 
 
@@ -112,7 +112,7 @@ def build_training_parser() -> argparse.ArgumentParser:
     add("--batch", type=_count, default=2, help="sequences (default: %(default)s)")
     add("--length", type=_count, default=256, help="tokens of each (default: %(default)s)")
     add("--accumulate", type=_count, default=1, help="batches of a step (default: %(default)s)")
-    add("--steps", type=_count, default=10, help="of each of 4 reports (default: %(default)s)")
+    add("--steps", type=_count, default=10, help="of each of 3 reports (default: %(default)s)")
     add("--rounds", type=_count, default=3, help="turns of each (default: %(default)s)")
     add("--json", type=output_path, metavar="PATH", help="write every report")
     return parser

@@ -4,7 +4,7 @@
     python -m mlx_opt bench --training [--size 110M] [--dtype bfloat16] [--json PATH]
 
 The trainer runs with mlx.optimizers ("stock") and with mlx_opt by turns, each time from the same
-random weights. The first report of each run, in which MLX compiles, does not count.
+random weights. The first steps of each run, in which MLX compiles, do not count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 from itertools import chain
+from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ from .options import LLAMAS
 from .report import fitting
 
 PACKAGES = {"stock": stock, "mlx_opt": mlx_opt}
-REPORTS = 4  # of each run, of which the first does not count
+REPORTS = 3  # of each run that count
+WARM_UP = 20  # steps before these at least: MLX compiles, and CUDA builds its graphs
 HEADINGS = [
     "training",
     "stock\ntok/s",
@@ -74,6 +76,7 @@ def run_once(setting: Setting, package: Any, steps: int, text: Text) -> Turn:
     mx.reset_peak_memory()
     model = make_model(llama(*LLAMAS[setting.size]), setting.kind, getattr(mx, setting.dtype))
     optimizer = getattr(package, setting.rule)(1e-4)
+    warm_up = ceil(WARM_UP / steps)
     reports: list[dict[str, Any]] = []
     train_quietly(
         model,
@@ -81,13 +84,13 @@ def run_once(setting: Setting, package: Any, steps: int, text: Text) -> Turn:
         text,
         reports.append,
         setting.batch,
-        REPORTS * steps * setting.accumulate,
+        (warm_up + REPORTS) * steps * setting.accumulate,
         steps * setting.accumulate,
         setting.accumulate,
     )
     leaves: Any = tree_flatten(model.trainable_parameters())
     trainable = sum(x.size for _, x in leaves)
-    speeds = [report["tokens_per_second"] for report in reports[1:]]
+    speeds = [report["tokens_per_second"] for report in reports[warm_up:]]
     return Turn(speeds, mx.get_peak_memory(), trainable, reports[-1]["train_loss"])
 
 

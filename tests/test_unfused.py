@@ -36,7 +36,7 @@ def python(code, *arguments, **variables):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": HERE, **variables},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([HERE, *sys.path]), **variables},
     )
 
 
