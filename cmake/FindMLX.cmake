@@ -22,6 +22,12 @@ file(STRINGS ${MLX_INCLUDE}/mlx/version.h numbers REGEX "define MLX_VERSION_(MAJ
 list(TRANSFORM numbers REPLACE ".* " "")
 list(JOIN numbers "." MLX_VERSION)
 
+# With an older one a step could overwrite what others hold.
+file(STRINGS packaging/mlx_releases oldest_mlx LIMIT_COUNT 1)
+if(MLX_VERSION VERSION_LESS oldest_mlx)
+  message(FATAL_ERROR "mlx_opt needs MLX ${oldest_mlx} or later; in ${MLX_ROOT} is ${MLX_VERSION}")
+endif()
+
 add_library(mlx SHARED IMPORTED)
 set_target_properties(
   mlx PROPERTIES IMPORTED_LOCATION ${MLX_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${MLX_INCLUDE})

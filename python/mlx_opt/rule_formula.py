@@ -32,10 +32,19 @@ def rule_formula(optimizer: Any, gradient: mx.array, parameter: mx.array, state:
         {**state, **dict(zip(names, arrays[1:-1], strict=True))},
         optimizer.step,
         learning_rate=optimizer.learning_rate,
-        **{name: values[name] for name in optimizer._forms.names},
+        **{name: _plain(values[name]) for name in optimizer._forms.names},
     )
     results = [new, *(after[name] for name in names)]
     if dtypes is not None:
         results = [x.astype(dtype) for x, dtype in zip(results, dtypes, strict=True)]
     state.update(zip(names, results[1:], strict=True))
     return results[0]
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter without scalars of other packages, which MLX does not take."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    if value is None or isinstance(value, (mx.array, int, float)):
+        return value
+    return float(value)

@@ -228,11 +228,13 @@ def test_pkg_config_takes_the_part_for_the_mlx_that_is_named(oldest, tmp_path):
     version = oldest.parent.name.removeprefix("mlx-")
     source = tmp_path / "source.cpp"
     source.write_text(
-        "#include <iostream>\n#include <mlx_opt/mlx_opt.h>\n"
+        "#include <iostream>\n"
+        "#include <mlx/mlx.h>\n"
+        "#include <mlx_opt/mlx_opt.h>\n"
         "int main() {\n"
-        '  mlx_opt::NamedArrays w = {{{"w", mlx::core::ones({2})}}}, g = w;\n'
+        '  mlx_opt::NamedArrays w{{"w", mlx::core::ones({2})}}, g{{"w", mlx::core::ones({2})}};\n'
         "  mlx_opt::Optimizer(w, mlx_opt::SGD{}, 0.5).update(w, std::move(g));\n"
-        '  std::cout << mlx::core::version() << " " << w.begin()->second << "\\n";\n'
+        '  std::cout << mlx::core::version() << " " << w.at("w");\n'
         "}\n"
     )
     package = Path(mlx_opt.__file__).parent

@@ -20,7 +20,9 @@ struct Place {
   int64_t offset;
 
   explicit Place(const mx::array& x)
-      : buffer(x.buffer().ptr()), data_size(x.data_size()), offset(x.offset()) {}
+      : buffer(mx::allocator::Buffer(x.buffer()).ptr()),
+        data_size(x.data_size()),
+        offset(x.offset()) {}
   Place(mx::allocator::Buffer output, size_t size)
       : buffer(output.ptr()), data_size(size), offset(0) {}
 
