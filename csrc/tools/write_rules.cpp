@@ -45,7 +45,14 @@ std::string name_of(Enum value, const char* const (&names)[count]) {
 
 std::string hyper(const HyperInfo& hyper) {
   constexpr const char* ranges[] = {
-      "any", "not_negative", "positive", "not_positive", "below_one", "fraction", "flag", "decay_kind"};
+      "any",
+      "not_negative",
+      "positive",
+      "not_positive",
+      "below_one",
+      "fraction",
+      "flag",
+      "decay_kind"};
   const std::string standard = hyper.range == Range::decay_kind
                                    ? text(decay_kinds[static_cast<int>(hyper.standard)])
                                    : number(hyper.standard);

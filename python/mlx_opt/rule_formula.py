@@ -45,6 +45,6 @@ def _plain(value: Any) -> Any:
     """A hyperparameter without scalars of other packages, which MLX does not take."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
-    if value is None or isinstance(value, (mx.array, int, float)):
+    if value is None or isinstance(value, (mx.array, int, float, str)):
         return value
     return float(value)

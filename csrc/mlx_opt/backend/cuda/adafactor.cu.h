@@ -247,7 +247,7 @@ MLX_OPT_FN void average_line(
     float (&factors)[vector_width]) {
 #pragma unroll
   for (int lane = 0; lane < vector_width; ++lane) {
-    const float x = scaled(uniforms.scale, g[lane]);
+    const float x = taken(uniforms.scale, g[lane]);
     v[lane] = Adafactor::average(v[lane], x * x, uniforms.hypers, uniforms.scalars);
     factors[lane] = Adafactor::factor(v[lane]);
   }

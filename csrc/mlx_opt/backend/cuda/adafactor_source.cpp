@@ -78,7 +78,8 @@ Program program_of(const AdafactorKernel& kernel) {
       kernel.capacity ? "AdafactorTable<" + std::to_string(kernel.capacity) + ">"
                       : "AdafactorStrided",
       call_of(kernel),
-      bounds_of(kernel)};
+      bounds_of(kernel),
+      kernel.clips};
 }
 
 } // namespace mlx_opt::cuda

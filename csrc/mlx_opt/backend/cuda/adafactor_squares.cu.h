@@ -42,7 +42,7 @@ struct AdafactorSquares : SquaresPass<vector_width> {
         float line = 0.0f;
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          const float x = scaled(scale, g[lane]);
+          const float x = taken(scale, g[lane]);
           total = fma(w[lane], w[lane], total);
           line = fma(x, x, line);
           columns[lane] = fma(x, x, columns[lane]);
@@ -125,7 +125,7 @@ struct AdafactorUpdateSquares : Pass<vector_width> {
         const float of_line = factors.of_line(first + k * warps);
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          const float u = of_line * factors.of_columns[lane] * scaled(scale, g[lane]);
+          const float u = of_line * factors.of_columns[lane] * taken(scale, g[lane]);
           total = fma(u, u, total);
         }
       }
@@ -150,7 +150,7 @@ struct AdafactorUpdateSquares : Pass<vector_width> {
       const int count = tile.width_of(line);
 #pragma unroll
       for (int lane = 0; lane < vector_width; ++lane) {
-        const float u = factors[lane] * scaled(uniforms.scale, g[lane]);
+        const float u = factors[lane] * taken(uniforms.scale, g[lane]);
         total = tile.column_of(lane, vectors) < count ? fma(u, u, total) : total;
       }
     }

@@ -116,21 +116,22 @@ struct Operands {
 };
 
 std::array<AdafactorKernel, adafactor_passes> kernels_of(
-    const AdafactorKey& key, bool first_moment) {
+    const AdafactorKey& key, bool first_moment, bool clips) {
   const auto& [w, rows, columns, m, g] = key.from;
   const auto& [new_w, new_rows, new_columns, new_m] = key.to;
   const int vector_width = key.vector_width;
   return {{
-      {AdafactorPass::squares, false, vector_width, 0, {w, g}, {}},
+      {AdafactorPass::squares, false, vector_width, 0, {w, g}, {}, clips},
       {AdafactorPass::means, false, vector_width, 0, {rows, columns}, {new_rows, new_columns}},
-      {AdafactorPass::update_squares, false, vector_width, 0, {rows, g}, {}},
+      {AdafactorPass::update_squares, false, vector_width, 0, {rows, g}, {}, clips},
       {AdafactorPass::rates, false, 0, 0, {}, {}},
       {AdafactorPass::update,
        first_moment,
        vector_width,
        0,
        {w, rows, m, g},
-       {new_w, new_rows, new_m}},
+       {new_w, new_rows, new_m},
+       clips},
   }};
 }
 
@@ -180,7 +181,7 @@ unsigned AdafactorShare::blocks(int pass, const AdafactorTensor& tensor) const {
 
 AdafactorShares::AdafactorShares(
     const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes)
-    : first_moment_(spec.runs.at(0).operands == 4) {
+    : first_moment_(spec.runs.at(0).operands == 4), clips_(spec.clips_values) {
   const mx::array* const* operands = inputs.data();
   size_t position = 0, tensor = 0;
   for (size_t kind = 0; kind < spec.runs.size(); ++kind) {
@@ -228,7 +229,7 @@ AdafactorShare& AdafactorShares::share_of(const AdafactorKey& key) {
       shares_.begin(), shares_.end(), [&](const AdafactorShare& s) { return s.key == key; });
   return share != shares_.end()
              ? *share
-             : shares_.emplace_back(AdafactorShare{key, kernels_of(key, first_moment_)});
+             : shares_.emplace_back(AdafactorShare{key, kernels_of(key, first_moment_, clips_)});
 }
 
 int64_t AdafactorShares::scratch_bytes() const {

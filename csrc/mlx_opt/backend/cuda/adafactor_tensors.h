@@ -68,6 +68,7 @@ class AdafactorShares {
   AdafactorShare& share_of(const AdafactorKey& key);
 
   bool first_moment_;
+  bool clips_;
   std::vector<AdafactorShare> shares_;
 };
 

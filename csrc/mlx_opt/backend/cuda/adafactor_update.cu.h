@@ -92,7 +92,7 @@ struct AdafactorUpdate : Pass<vector_width> {
         const float of_line = factors.of_line(line);
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          u[lane] = of_line * factors.of_columns[lane] * scaled(uniforms.scale, g[lane]);
+          u[lane] = of_line * factors.of_columns[lane] * taken(uniforms.scale, g[lane]);
         }
         apply(w, m, u, uniforms, rates);
         tile.template store_line<NewW>(t.out[0], line, vectors, w);
@@ -161,7 +161,7 @@ struct AdafactorUpdate : Pass<vector_width> {
         const float of_row = of_rows[top + row];
 #pragma unroll
         for (int lane = 0; lane < vector_width; ++lane) {
-          u[lane] = of_row * columns[lane] * scaled(uniforms.scale, u[lane]);
+          u[lane] = of_row * columns[lane] * taken(uniforms.scale, u[lane]);
         }
         apply(w, m, u, uniforms, rates);
         part.template store<NewW>(t.out[0], w);
@@ -231,7 +231,7 @@ struct AdafactorUpdate : Pass<vector_width> {
       average_line(v, g, uniforms, factors);
 #pragma unroll
       for (int lane = 0; lane < vector_width; ++lane) {
-        g[lane] = factors[lane] * scaled(uniforms.scale, g[lane]);
+        g[lane] = factors[lane] * taken(uniforms.scale, g[lane]);
       }
       apply(w, m, g, uniforms, rates);
       tile.template store_line<NewW>(t.out[0], line, vectors, w);

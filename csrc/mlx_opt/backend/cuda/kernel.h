@@ -86,6 +86,7 @@ struct UpdateKernel {
   Storages out; // parameter and slots that the pass writes
   std::string_view rule;
   Pass pass = Pass::whole;
+  bool clips = false; // true if elements of the gradient are clipped
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
   /// these is the tensor's sums in the pass `state`, its rates in `finish`.
@@ -139,6 +140,7 @@ struct AdafactorKernel {
   int capacity;
   Storages in;
   Storages out;
+  bool clips = false; // true if elements of the gradient are clipped
 
   auto operator<=>(const AdafactorKernel&) const = default;
 };

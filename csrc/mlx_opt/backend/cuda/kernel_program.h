@@ -17,6 +17,7 @@ struct Program {
   std::string call;      // name of the function that takes it, in the rules' namespace
   std::string
       bounds; // arguments of __launch_bounds__, the first of namespace mlx_opt::cuda; or empty
+  bool clips = false; // true if elements of the gradients are clipped
 };
 
 Program program_of(const AdafactorKernel& kernel);

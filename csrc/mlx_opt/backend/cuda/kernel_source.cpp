@@ -98,7 +98,8 @@ Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
       files_of_passes(rule_header, kernel.pass != Pass::whole),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
-      bounds_of(kernel)};
+      bounds_of(kernel),
+      kernel.clips};
 }
 
 Program program_of(const UpdateKernel& kernel) {
@@ -146,7 +147,8 @@ Program program_of(const ClipKernel&) {
 std::string text_of(const Program& program) {
   const std::string bounds =
       program.bounds.empty() ? "" : "__launch_bounds__(mlx_opt::cuda::" + program.bounds + ") ";
-  return program.files + "\nextern \"C\" __global__ void " + bounds + kernel_name +
+  return (program.clips ? "#define MLX_OPT_CLIPS\n" : "") + program.files +
+         "\nextern \"C\" __global__ void " + bounds + kernel_name +
          "(const __grid_constant__ mlx_opt::cuda::" + program.parameter +
          " parameter) {\n  using namespace mlx_opt::MLX_OPT_LEVEL;\n  " + program.call +
          "(parameter);\n}\n";

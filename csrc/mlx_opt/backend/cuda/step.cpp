@@ -63,6 +63,7 @@ void CudaStep::add_tensors(
   UpdateKernel kernel{};
   kernel.rule = info(spec.rule).name;
   kernel.scaling = spec.scaling;
+  kernel.clips = spec.clips_values;
   for_each_tensor(spec, inputs, [&](Position position, int operands, const Extent& extent) {
     const auto* arrays = &inputs[position.input];
     kernel.in = kernel.out = {};

@@ -87,6 +87,7 @@ Tensors::Tensors(
   UpdateKernel kernel{};
   kernel.rule = info(spec.rule).name;
   kernel.scaling = spec.scaling;
+  kernel.clips = spec.clips_values;
   for_each_tensor(spec, inputs, [&](Position position, int operands, const Extent& extent) {
     const auto* arrays = &inputs[position.input];
     Storages results;
@@ -132,6 +133,7 @@ void Tensors::add_finish(
     const Extent& extent) {
   const mx::array& parameter = *operands[0];
   kernel.pass = Pass::finish;
+  kernel.clips = false;
   kernel.scaling = kernel.scaling == Scaling::if_finite ? Scaling::if_finite : Scaling::none;
   kernel.walk = is_contiguous(parameter) ? Walk::flat : Walk::strided;
   kernel.in.add(storage_of(parameter.dtype()));

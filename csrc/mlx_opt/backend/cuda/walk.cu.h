@@ -21,7 +21,7 @@ struct PassBase {
   }
 
   __device__ __forceinline__ float scaled(float gradient) const {
-    return scaling == Scaling::none ? gradient : MLX_OPT_LEVEL::scaled(uniforms.scale, gradient);
+    return scaling == Scaling::none ? gradient : taken(uniforms.scale, gradient);
   }
 };
 

@@ -60,10 +60,18 @@ MLX_OPT_FN Sum total_of(Sum* of) {
   return of[0];
 }
 
-// Calls `visit(row, column, count, gradient)` for each part of a row, of at most `block` elements.
+// Calls `visit(row, column, count, gradient, factor)` for each part of a row, of at most `block`
+// elements. The gradient is to be multiplied by `factor`.
 template <typename Visit>
-MLX_OPT_FN void for_each_piece(const AdafactorTensor& tensor, const Tile& tile, Visit visit) {
+MLX_OPT_FN void for_each_piece(
+    const AdafactorTensor& tensor, const Tile& tile, Scale scale, Visit visit_scaled) {
   alignas(64) float staged[panel * block];
+  alignas(64) float clipped_piece[block];
+  const bool clips = scale.bound != infinity();
+  const auto visit = [&](int64_t row, int64_t column, int64_t count, const float* gradient) {
+    const float* g = clips ? clipped(scale, gradient, count, clipped_piece) : gradient;
+    visit_scaled(row, column, count, g, clips ? 1.0f : scale.factor);
+  };
   const bool transposed = cpu::is_transposed(tensor.g) && tensor.matrices == 1;
   const int64_t height = transposed ? panel : 1;
   for (int64_t top = tile.top; top < tile.bottom; top += height) {
@@ -92,17 +100,18 @@ void squares(
     const AdafactorTensor& tensor, const Tile& tile, Scale scale, float* rows, float* columns) {
   __builtin_memset(rows, 0, (tile.bottom - tile.top) * sizeof(float));
   __builtin_memset(columns, 0, (tile.right - tile.left) * sizeof(float));
-  for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
+  const auto visit = [&](int64_t row, int64_t left, int64_t count, const float* g, float factor) {
     float* column = columns + (left - tile.left);
     MLX_OPT_VECTORS
     for (int64_t i = 0; i < count; ++i) {
-      const float x = scaled(scale, g[i]);
+      const float x = factor * g[i];
       column[i] = fma(x, x, column[i]);
     }
     float of_row[sums] = {};
-    add_squares(count, [=](int64_t i) { return scaled(scale, g[i]); }, of_row);
+    add_squares(count, [=](int64_t i) { return factor * g[i]; }, of_row);
     rows[row - tile.top] += total_of(of_row);
-  });
+  };
+  for_each_piece(tensor, tile, scale, visit);
 }
 
 double average(
@@ -155,7 +164,7 @@ MLX_OPT_FN Factors factors_of(
     int64_t left,
     int64_t count,
     const float* g,
-    Scale scale,
+    float factor,
     const Adafactor::Hypers& h,
     const Adafactor::Scalars& s,
     const Operand* now,
@@ -169,7 +178,7 @@ MLX_OPT_FN Factors factors_of(
   alignas(64) float means[block];
   MLX_OPT_VECTORS
   for (int64_t i = 0; i < count; ++i) {
-    const float x = scaled(scale, g[i]);
+    const float x = factor * g[i];
     means[i] = Adafactor::average(v[i], x * x, h, s);
     made[i] = Adafactor::factor(means[i]);
   }
@@ -188,16 +197,17 @@ Squares update_squares(
   const auto h = from_floats<Adafactor::Hypers>(hypers);
   const auto s = from_floats<Adafactor::Scalars>(scalars);
   double parameter[sums] = {}, update[sums] = {};
-  for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
+  const auto visit = [&](int64_t row, int64_t left, int64_t count, const float* g, float factor) {
     alignas(64) float made[block], staged[block];
     const float* w = load(tensor.w, row * tensor.columns + left, count, staged);
     add_squares(count, [=](int64_t i) { return w[i]; }, parameter);
     const auto [columns, of_row] =
-        factors_of(tensor, row, left, count, g, scale, h, s, nullptr, made);
+        factors_of(tensor, row, left, count, g, factor, h, s, nullptr, made);
     const float* c = columns;
     const float r = of_row;
-    add_squares(count, [=](int64_t i) { return r * c[i] * scaled(scale, g[i]); }, update);
-  });
+    add_squares(count, [=](int64_t i) { return r * c[i] * (factor * g[i]); }, update);
+  };
+  for_each_piece(tensor, tile, scale, visit);
   return {total_of(parameter), total_of(update)};
 }
 
@@ -220,10 +230,10 @@ void update(
   const auto h = from_floats<Adafactor::Hypers>(hypers);
   const auto s = from_floats<Adafactor::Scalars>(scalars);
   const auto rates = from_floats<Adafactor::Rates>(step_rates);
-  for_each_piece(tensor, tile, [&](int64_t row, int64_t left, int64_t count, const float* g) {
+  const auto visit = [&](int64_t row, int64_t left, int64_t count, const float* g, float factor) {
     alignas(64) float made[block], staged_w[block], staged_m[block];
     const auto [columns, of_row] =
-        factors_of(tensor, row, left, count, g, scale, h, s, &tensor.v_out, made);
+        factors_of(tensor, row, left, count, g, factor, h, s, &tensor.v_out, made);
     const float* c = columns;
     const float r = of_row;
     const int64_t at = row * tensor.columns + left;
@@ -232,21 +242,22 @@ void update(
     if (!tensor.m.data) {
       MLX_OPT_VECTORS
       for (int64_t i = 0; i < count; ++i) {
-        w_out[i] = Adafactor::update({w[i], 0.0f}, r * c[i] * scaled(scale, g[i]), h, rates).w;
+        w_out[i] = Adafactor::update({w[i], 0.0f}, r * c[i] * (factor * g[i]), h, rates).w;
       }
     } else {
       const float* m = load(tensor.m, at, count, staged_m);
       float* m_out = place(tensor.m_out, at, staged_m);
       MLX_OPT_VECTORS
       for (int64_t i = 0; i < count; ++i) {
-        const auto e = Adafactor::update({w[i], m[i]}, r * c[i] * scaled(scale, g[i]), h, rates);
+        const auto e = Adafactor::update({w[i], m[i]}, r * c[i] * (factor * g[i]), h, rates);
         w_out[i] = e.w;
         m_out[i] = e.m;
       }
       store(tensor.m_out, at, count, staged_m);
     }
     store(tensor.w_out, at, count, staged_w);
-  });
+  };
+  for_each_piece(tensor, tile, scale, visit);
 }
 
 } // namespace

@@ -40,7 +40,7 @@ struct Driver {
   struct Uniforms {
     Hypers h;
     Scalars s;
-    Scale scale; // {1, infinity} leaves gradients as they are, so one loop serves all steps
+    float scale; // 1 leaves every gradient as it is, so one loop serves steps with and without
   };
 
   static void run(
@@ -53,26 +53,43 @@ struct Driver {
     Uniforms uniforms;
     __builtin_memcpy(&uniforms.h, hypers, sizeof uniforms.h);
     __builtin_memcpy(&uniforms.s, scalars, sizeof uniforms.s);
-    uniforms.scale = scale;
-    dispatch(tensor, begin, end, uniforms);
+    uniforms.scale = scale.factor;
+    dispatch(tensor, begin, end, uniforms, scale);
   }
 
-  static void dispatch(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
-    if (all_are(tensor, Storage::float32)) {
+  // Gradients are clipped in blocks, so that the loops need not know of it.
+  static void dispatch(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms, Scale scale) {
+    if (scale.bound != infinity()) {
+      staged_all(tensor, begin, end, uniforms, &scale);
+    } else if (all_are(tensor, Storage::float32)) {
       direct<Float32>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::bfloat16)) {
       direct<BFloat16>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float16)) {
       direct<Float16>(tensor, begin, end, uniforms);
-    } else if (cpu::is_transposed(tensor.in[fields])) {
+    } else {
+      staged_all(tensor, begin, end, uniforms, nullptr);
+    }
+  }
+
+  // `clipping`: how the gradient is scaled and clipped; null if it is only scaled.
+  static void staged_all(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const Uniforms& uniforms,
+      const Scale* clipping) {
+    if (cpu::is_transposed(tensor.in[fields])) {
       const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
-        staged(tensor, first, count, gradient, uniforms);
+        staged(tensor, first, count, gradient, uniforms, clipping);
       };
       for_each_row_of_panels(tensor.in[fields], begin, end, visit);
-    } else {
-      for (; begin < end; begin += block) {
-        staged(tensor, begin, end - begin < block ? end - begin : block, nullptr, uniforms);
-      }
+      return;
+    }
+    for (; begin < end; begin += block) {
+      const int64_t count = end - begin < block ? end - begin : block;
+      staged(tensor, begin, count, nullptr, uniforms, clipping);
     }
   }
 
@@ -101,7 +118,7 @@ struct Driver {
     // In bfloat16 the processor, not the memory, limits some rules: a step that scales nothing gets
     // a loop without the multiplication.
     if constexpr (std::is_same_v<Format, BFloat16>) {
-      if (uniforms.scale.factor == 1.0f && uniforms.scale.bound == infinity()) {
+      if (uniforms.scale == 1.0f) {
         loop<Format, by_hand, false>(in, out, end - begin, uniforms);
         return;
       }
@@ -116,7 +133,8 @@ struct Driver {
       int64_t begin,
       int64_t count,
       const float* gradient,
-      const Uniforms& uniforms) {
+      Uniforms uniforms,
+      const Scale* clipping) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
     float* out[fields];
@@ -125,6 +143,10 @@ struct Driver {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
+    if (clipping) {
+      in[fields] = clipped(*clipping, in[fields], count, buffers[fields]);
+      uniforms.scale = 1.0f;
+    }
     loop<Float32, false, true>(in, out, count, uniforms); // load has prefetched
     for (int k = 0; k < fields; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
@@ -193,7 +215,7 @@ struct Driver {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = scales ? scaled(uniforms.scale, from[fields][lane]) : from[fields][lane];
+      const float g = scales ? uniforms.scale * from[fields][lane] : from[fields][lane];
       put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 0; k < fields; ++k) {

@@ -176,5 +176,13 @@ inline void load_panel(
   }
 }
 
+// The scaled and clipped values of at most `block` elements of a gradient, which are put into `to`.
+MLX_OPT_FN const float* clipped(Scale scale, const float* gradient, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = scaled(scale, gradient[i]);
+  }
+  return to;
+}
+
 } // namespace
 MLX_OPT_RULES_END

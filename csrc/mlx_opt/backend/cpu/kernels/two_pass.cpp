@@ -68,11 +68,15 @@ struct TwoPass {
       in[k] = load(tensor.in[k], begin, count, buffers[k]);
     }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
+    if (scale.bound != infinity()) {
+      in[fields] = clipped(scale, in[fields], count, buffers[fields]);
+      scale.factor = 1.0f;
+    }
     for (int k = 1; k < fields; ++k) {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
     for (int64_t i = 0; i < count; i += lanes) {
-      update_state(in, out, i, valid_lanes(count - i), uniforms, scale);
+      update_state(in, out, i, valid_lanes(count - i), uniforms, scale.factor);
     }
     // The second pass computes the direction from the stored state, so the sums use that too.
     const float* now[fields] = {in[0]};
@@ -103,14 +107,14 @@ struct TwoPass {
       int64_t i,
       int valid,
       const Uniforms& uniforms,
-      Scale scale) {
+      float scale) {
     float from[fields + 1][lanes] = {};
     float to[fields][lanes];
     for (int k = 0; k <= fields; ++k) {
       copy_lanes(in[k] + i, from[k], valid);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      const float g = scaled(scale, from[fields][lane]);
+      const float g = scale * from[fields][lane];
       put(to, lane, Rule::update_state(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 1; k < fields; ++k) {
