@@ -23,22 +23,25 @@ std::vector<Kernel> all_kernels() {
   return kernels;
 }
 
-// The structs that a rule's header defines: SGD's defines three.
-std::set<std::string> rules_of(std::string_view header) {
-  const std::string text(header);
-  const std::regex definition("\nstruct (\\w+) \\{");
-  std::set<std::string> names;
-  for (std::sregex_iterator found(text.begin(), text.end(), definition), end; found != end;
-       ++found) {
-    names.insert((*found)[1]);
-  }
-  return names;
-}
-
 std::set<std::string> all_rules() {
   std::set<std::string> names = {"Adafactor", "Clipping"};
   for (const auto& rule : mlx_opt::rule_infos) {
     names.insert(std::string(rule.name));
+  }
+  return names;
+}
+
+// The rules that a header defines: SGD's defines three.
+std::set<std::string> rules_of(std::string_view header) {
+  const std::string text(header);
+  const std::regex definition("\nstruct (\\w+) \\{");
+  const std::set<std::string> all = all_rules();
+  std::set<std::string> names;
+  for (std::sregex_iterator found(text.begin(), text.end(), definition), end; found != end;
+       ++found) {
+    if (const std::string name = (*found)[1]; all.contains(name)) {
+      names.insert(name);
+    }
   }
   return names;
 }

@@ -23,7 +23,10 @@ mx::array numbers(mx::Shape shape, mx::Dtype dtype, int seed) {
 
 std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
   const std::map<std::string_view, double> unusual = {
-      {"weight_decay", 0.1}, {"momentum", 0.9}, {"dampening", 0.3}, {"mu_product", 0.2},
+      {"weight_decay", 0.1},
+      {"momentum", 0.9},
+      {"dampening", 0.3},
+      {"mu_product", 0.2},
       {"averaged_steps", 3.0}};
   std::vector<mlx_opt::Scalar> hypers;
   for (const mlx_opt::HyperInfo& hyper : mlx_opt::hypers_of(rule)) {

@@ -44,7 +44,11 @@ def each_kernel(wanted):
 
 
 NAMES = {primitive(case).name for case in RULES} | {"Muon", "Adafactor", "Lamb", "Clipping"}
-OF_ONE_HEADER = [{"SGD", "Momentum", "Nesterov"}, {"AdamAMSGrad", "AdamW", "AdamWVariant"}]
+OF_ONE_HEADER = [
+    {"SGD", "Momentum", "Nesterov"},
+    {"AdamAMSGrad", "AdamW", "AdamWVariant"},
+    {"AdamWScheduleFree", "SGDScheduleFree"},
+]
 
 
 @pytest.mark.parametrize("rule", sorted(NAMES - {"Clipping"}))
