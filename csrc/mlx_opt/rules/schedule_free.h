@@ -1,4 +1,4 @@
-// Schedule-Free SGD and AdamW: Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky,
+// Schedule-Free steps, plain and adaptive: Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky,
 // arXiv:2405.15682. The parameter is y, where the gradient is taken; z takes the steps of the base
 // optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta.
 #pragma once
