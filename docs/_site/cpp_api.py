@@ -104,7 +104,7 @@ def described(entry: Entry, fence: str) -> str:
         kinds = {"struct": "struct", "class": "class", "enum class": "enum-class", "using": "type"}
         kind, code = f"cpp:{kinds[keyword[1]]}", code[keyword.end() :]
     else:
-        kind = "cpp:function"
+        kind = "cpp:function" if "(" in code else "cpp:var"
     lines = [f"{fence}{{{kind}}} {code}", "", *prose(entry.comment)]
     if entry.body:
         lines += ["", "```cpp", *entry.body, "```"]

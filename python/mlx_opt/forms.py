@@ -141,15 +141,25 @@ def forms_of(optimizer: str) -> Forms:
     return Forms(forms, attributes, kept, (*attributes, *kept), frozenset(inputs))
 
 
+class _Floats:
+    """What a formula of kept numbers needs of an array module, for floats.
+
+    Nothing may be evaluated while mlx_opt is imported: MLX would start a thread, and a process with
+    threads cannot fork.
+    """
+
+    maximum = staticmethod(max)
+    minimum = staticmethod(min)
+
+
 def _kept_inputs(description: Description) -> list[str]:
     """The hyperparameters on which the numbers that a rule keeps depend."""
     if not any(hyper.kept for hyper in description.hypers):
         return []
     usual = {hyper.name: 3.0 for hyper in description.hypers}
 
-    def following(**changed: float) -> list[float]:
-        numbers = KEPT[description.optimizer](mx, {**usual, **changed}, 8.0, 2.0)
-        return [float(number) for number in numbers.values()]
+    def following(**changed: float) -> dict[str, float]:
+        return KEPT[description.optimizer](_Floats, {**usual, **changed}, 8.0, 2.0)
 
     return [
         hyper.name
