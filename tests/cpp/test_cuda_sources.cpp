@@ -1,6 +1,8 @@
 // The text of the CUDA backend's programs, and the kernels' keys; nothing is compiled.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <regex>
 #include <set>
@@ -48,10 +50,14 @@ std::set<std::string> rules_of(std::string_view header) {
 
 // The rules whose names are in a text, as words.
 std::set<std::string> named_in(const std::string& text) {
+  static const std::set<std::string> all = all_rules();
+  const auto is_of_word = [](unsigned char c) { return std::isalnum(c) || c == '_'; };
   std::set<std::string> names;
-  for (const std::string& rule : all_rules()) {
-    if (std::regex_search(text, std::regex("\\b" + rule + "\\b"))) {
-      names.insert(rule);
+  for (auto at = text.begin(); at != text.end();) {
+    const auto begin = std::find_if(at, text.end(), is_of_word);
+    at = std::find_if_not(begin, text.end(), is_of_word);
+    if (const std::string word(begin, at); all.contains(word)) {
+      names.insert(word);
     }
   }
   return names;
