@@ -228,7 +228,7 @@ def huge_operands(size, places, places_of_gradient):
 
 
 def run_huge(way, arguments, w, g, end):
-    uniforms = kernels.prepare("SGD", [0.0], LEARNING_RATE, 1)
+    uniforms = kernels.prepare("SGD", [0.0] * 4, LEARNING_RATE, 1)
     slots = dict(enumerate([uniforms, arguments, w, g]))
     kernels.run("SGD", f"{way}1_bf16_bf16_to_bf16at0", slots, end, first=end - 2)
 
