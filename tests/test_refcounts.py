@@ -82,7 +82,8 @@ def test_many_steps_leave_no_objects():
         return len(gc.get_objects())
 
     steps(5)
-    assert steps(5) == steps(200)
+    before = steps(5)
+    assert steps(200) <= before  # other tests' objects may go meanwhile
 
 
 def test_an_optimizer_is_freed_with_its_last_reference():
