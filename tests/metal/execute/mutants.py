@@ -95,7 +95,7 @@ MUTANTS = [
     ),
     Mutant(
         "all groups have the hyperparameters of the first",
-        "sources + group * (count + 3)",
+        "sources + group * (count + 4)",
         "sources",
         "groups_of_their_own and SGD",
         "assert",
