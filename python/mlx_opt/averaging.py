@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from . import reserved
 from .fused import FusedOptimizer
 
-_EVALUATING = "evaluating"
+EVALUATING = "evaluating"
 """The key of the entry that the state has while the model has the average."""
 
 
@@ -104,7 +104,7 @@ class Averaging(FusedOptimizer):
 
     @property
     def _is_evaluating(self) -> bool:
-        return _EVALUATING in reserved.entries_of(self.state)
+        return EVALUATING in reserved.entries_of(self.state)
 
     def _switch(self, model: Any, evaluates: bool) -> None:
         if not isinstance(model, nn.Module):
@@ -114,9 +114,9 @@ class Averaging(FusedOptimizer):
         model.update(self._moved(_parameters_of(model), model, evaluates))
         entries = self.state.setdefault(reserved.KEY, {})
         if evaluates:
-            entries[_EVALUATING] = mx.array(True)
+            entries[EVALUATING] = mx.array(True)
         else:
-            del entries[_EVALUATING]
+            del entries[EVALUATING]
 
     def _moved(self, parameters: Any, model: Any, evaluates: bool) -> Any:
         """The averages of parameters, or the parameters that belong to averages."""

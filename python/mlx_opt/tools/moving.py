@@ -10,6 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .. import reserved
+from ..averaging import EVALUATING
+
 # For each rule the names that others have for its slots.
 TORCH = {
     "SGD": {"v": "momentum_buffer"},
@@ -96,7 +99,7 @@ def state_from_torch(
         weight = group["k"] ** group["r"] * group["lr_max"] ** group["weight_lr_power"]
         _set_average(state, group["lr_max"], group["weight_sum"], weight)
         if not group["train_mode"]:
-            state.setdefault("mlx_opt", {})["evaluating"] = mx.array(True)
+            state.setdefault(reserved.KEY, {})[EVALUATING] = mx.array(True)
     for product in (entries["mu_product"] for entries in found.values() if "mu_product" in entries):
         state["mu_product"] = mx.array(float(product))
     return state
@@ -143,7 +146,7 @@ def state_from_optax(optimizer: Any, opt_state: Any, parameters: Any) -> dict:
         for name, value in _leaves(fields.get(key, {})):
             if name in slots and slot in slots[name]:
                 _fill(slots[name], slot, name, value)
-    counts = {int(fields[name]) for name in ("count",) if name in fields}
+    counts = {int(fields["count"])} if "count" in fields else set()
     if "weight_sum" in fields:
         counts = {int(fields["step_count"]) - 1}
         greatest = float(fields["max_lr"])

@@ -9,10 +9,10 @@ import mlx.core as mx
 
 from ..descriptions import BY_RULE
 from ..formulas import KEPT, newton_schulz
+from ..rule_formula import STORAGE
 from ..trees import CONTAINERS
 from .part import Notes, Part, Program, checked_step
 
-STORAGE = (mx.float32, mx.float16, mx.bfloat16)
 MOST_THREADS = 1024
 
 
