@@ -104,7 +104,8 @@ def test_the_cases_reach_every_rule():
         values = {k: optimizer._fixed.get(k, getattr(optimizer, k, None)) for k in forms.attributes}
         reached.add(next(form.rule for form in forms.forms if form.holds(values)))
     rules = {form.rule for name in OPTIMIZERS for form in forms_of(name).forms}
-    assert rules - reached == {"Muon"}  # tests/test_muon.py
+    # In tests/test_muon.py and test_muon_variants.py.
+    assert rules - reached == {"AdaMuon", "Muon", "NorMuon"}
 
 
 @each_optimizer

@@ -40,16 +40,23 @@ Program program(const std::string& rule, bool with_options) {
 }
 
 Program muon(
+    const std::string& rule,
     int steps,
     std::optional<mx::Dtype> dtype,
     const Coefficients& coefficients,
     const std::string& adjust_lr,
+    int equalize,
+    int normalize,
     size_t stack) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
   options.ns_coefficients = coefficients;
   options.adjust_lr = adjust_lr == "original" ? AdjustLr::original : AdjustLr::match_rms_adamw;
+  options.equalize = static_cast<Equalize>(equalize);
+  options.normalize = static_cast<Normalize>(normalize);
+  options.normuon = rule == name_of(Rule::NorMuon);
+  options.adamuon = rule == name_of(Rule::AdaMuon);
   return muon_program(options, stack);
 }
 
@@ -75,12 +82,16 @@ Raises:
   m.def(
       "muon_program",
       muon,
+      "rule"_a,
       "steps"_a,
       "dtype"_a.none(),
       "coefficients"_a,
       "adjust_lr"_a,
+      "equalize"_a,
+      "normalize"_a,
       "stack"_a,
-      R"(The program of Muon with these options, which :class:`mlx_opt.Muon` explains, and ``stack`` as
+      R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
+``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, and ``stack`` as
 :func:`orthogonalized` has it.
 
 Raises:

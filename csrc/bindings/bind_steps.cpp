@@ -21,7 +21,10 @@ namespace {
 using GroupArguments = std::tuple<std::vector<nb::object>, nb::object, float, nb::object>;
 
 std::vector<PartGroup> groups_from(
-    Rule rule, const std::vector<GroupArguments>& groups, nb::handle step) {
+    Rule rule,
+    const std::vector<GroupArguments>& groups,
+    nb::handle step,
+    const std::vector<std::vector<int>>& splits) {
   if (groups.empty() || groups.size() > UINT16_MAX) {
     throw nb::value_error("groups: expected 1 to 65535");
   }
@@ -32,6 +35,9 @@ std::vector<PartGroup> groups_from(
     GroupScalars scalars = scalars_from(rule, hypers, learning_rate, number);
     scalars.rate_scale = rate_scale;
     result.push_back({std::move(scalars), formula});
+  }
+  for (size_t i = 0; i < splits.size(); ++i) {
+    result.at(i).scalars.split = splits[i];
   }
   return result;
 }
@@ -82,6 +88,8 @@ Args:
         each leaf. None if all leaves are in the first group.
     positions: Numbers of groups; -1 for leaves that another part updates, -2 for leaves that are
         not updated.
+    splits: For each group the numbers of rows of the blocks of Muon's matrices; one number is that
+        of blocks of equal size. Empty if no group has any.
 
 Raises:
     KeyError: A gradient has no parameter or no state.
@@ -100,10 +108,11 @@ Raises:
              bool assigned,
              bool fused,
              nb::object assignment,
-             std::vector<int> positions) {
+             std::vector<int> positions,
+             const std::vector<std::vector<int>>& splits) {
             new (self) Part(
                 program,
-                groups_from(program.rule(), groups, step),
+                groups_from(program.rule(), groups, step, splits),
                 {std::move(assignment), checked_positions(std::move(positions), groups.size())},
                 std::move(gradients),
                 std::move(parameters),
@@ -122,7 +131,8 @@ Raises:
           "assigned"_a = false,
           "fused"_a = true,
           "assignment"_a.none() = nb::none(),
-          "positions"_a = std::vector<int>())
+          "positions"_a = std::vector<int>(),
+          "splits"_a = std::vector<std::vector<int>>())
       .def("collect", &Part::collect, "Finds the leaves and checks them; changes nothing.")
       .def(
           "clip",

@@ -257,6 +257,10 @@ class FusedOptimizer(Optimizer):
         """The program that values of the attributes select, and its hyperparameters."""
         return self._forms.settle(values)
 
+    def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
+        """The rows of the blocks of matrices; see :mod:`mlx_opt.splits`."""
+        return ()
+
     def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
         """The numbers that the rule keeps from step to step, as they are in this step."""
         if not self._forms.kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from numbers import Real
 from operator import is_
 from typing import Any, NamedTuple
@@ -37,6 +38,9 @@ class Portion(NamedTuple):
     maximizes: bool = False
     """True if the step takes the negative of the gradients."""
 
+    splits: Sequence[tuple[int, ...]] = ()
+    """For each group the rows of the blocks of its matrices; empty if no group has any."""
+
 
 class _Combined(NamedTuple):
     """What the leaves of one combination of groups have."""
@@ -47,6 +51,8 @@ class _Combined(NamedTuple):
 
     values: dict[str, Any]
     """All hyperparameters."""
+
+    split: tuple[int, ...]
 
     @property
     def scale(self) -> float:
@@ -188,7 +194,12 @@ class Grouping:
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
-            portions.append(Portion(program, groups, found.tree, positions, maximizes))
+            splits = [combined.split for combined in combinations]
+            portions.append(
+                Portion(
+                    program, groups, found.tree, positions, maximizes, splits if any(splits) else ()
+                )
+            )
         return portions
 
     def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
@@ -269,7 +280,8 @@ class Grouping:
         for name in ("learning_rate", "learning_rate_scale"):
             if name in own and not optimizer._reads_rate(values):
                 raise ValueError(f"groups: {name}: the step does not read the learning rate")
-        return _Kind(program, bool(values.get("maximize"))), _Combined(hypers, own, values)
+        split = optimizer._split_of(values)
+        return _Kind(program, bool(values.get("maximize"))), _Combined(hypers, own, values, split)
 
     def _own_values(self, state: dict) -> list[dict[str, Any]]:
         """What the groups of each combination set."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, docstrings, newton_schulz, reserved
+from . import _ext, docstrings, muon_options, newton_schulz, reserved, splits
 from .base import Optimizer, is_own, shares_of
+from .descriptions import initial_state
 from .formulas.registry import decayed, with_decay_of
 from .fused import STORAGE, FusedOptimizer, described_by, in_float32
+from .groups import groups_from
 from .step import Share
 from .tools.describe import Described
-from .trees import split
-
-_PROGRAM = ("ns_steps", "ns_dtype", "ns_coefficients", "adjust_lr")
+from .trees import for_each_leaf
+from .trees import split as split_tree
 
 
 @docstrings.completed
@@ -55,6 +56,25 @@ class Muon(FusedOptimizer, stock.Muon):
         cautious_weight_decay: Decay only elements whose update and parameter agree in sign.
             Default: ``False``
         maximize: Ascend: negate the gradients. Default: ``False``
+        split: For matrices that hold several, one below the other, their blocks, each of which has
+            an orthogonal factor and a factor of the learning rate of its own: a dict from patterns,
+            as :class:`Group` has them, to the number of blocks of equal size, or to the rows of
+            each block. Groups can have ``split`` too, which comes first. A block that is one row of
+            more than two dimensions is a matrix of the others. Default: ``None``
+        equalize: Divide the ``"rows"``, ``"columns"`` or ``"both"`` of the direction by their norms
+            before the iterations (MuonEq, arXiv:2603.28254), or replace it by its ``"sign"``.
+            Default: ``None``
+        normalize: Divide the ``"rows"`` or ``"columns"`` of the orthogonal factor by their norms,
+            or one after the other, ``"columns_rows"`` or ``"rows_columns"`` (Muon+,
+            arXiv:2602.21545); ``"frobenius"`` scales it to the norm of an exact factor. Default:
+            ``None``
+        normuon: Divide each row of the factor by the root of its second moment, and restore the
+            factor's norm (NorMuon, arXiv:2510.05491). The moments are the state's ``s``, in
+            float32. Default: ``False``
+        adamuon: Divide each element by the root of its second moment, and scale to the norm of an
+            exact factor (AdaMuon, arXiv:2507.11005). The moments are ``s``, in float32. Default:
+            ``False``
+        beta2: The part of the second moment that is kept from step to step. Default: ``0.95``
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
@@ -63,9 +83,11 @@ class Muon(FusedOptimizer, stock.Muon):
             hyperparameters; a ``learning_rate`` is only for Muon's.
 
     Raises:
-        ValueError: ``ns_coefficients``, ``ns_dtype`` or ``adjust_lr`` has another value, or
-            ``ns_steps`` is negative.
-        TypeError: ``fallback`` is not an optimizer of this package, or ``ns_steps`` is not an int.
+        ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
+            has another value, ``ns_steps`` is negative, or both ``normuon`` and ``adamuon`` are
+            true. In a step also: a split does not fit its parameter.
+        TypeError: ``fallback`` is not an optimizer of this package, ``ns_steps`` is not an int, or
+            ``split`` is no dict of ints and lists of ints.
 
     Example:
         >>> import mlx.core as mx
@@ -74,16 +96,35 @@ class Muon(FusedOptimizer, stock.Muon):
         >>> w = optimizer.apply_gradients({"w": mx.array([[3.0, 0.0]])}, {"w": mx.zeros((1, 2))})
         >>> w["w"].shape
         (1, 2)
+
+        Queries of four heads, keys and values of one each, in one matrix:
+
+        >>> optimizer = optim.Muon(0.02, normuon=True, split={"*qkv_proj.weight": [256, 64, 64]})
+        >>> w = {"qkv_proj": {"weight": mx.ones((384, 256))}}
+        >>> w = optimizer.apply_gradients(w, w)
+        >>> optimizer.state["qkv_proj"]["weight"]["s"].shape
+        (384,)
     """
 
     _rule = "Muon"
-    _options = (*_PROGRAM, "decoupled_weight_decay", "maximize")
-    maximize = False
+    _options = (*muon_options.PROGRAM, "decoupled_weight_decay", "maximize", "split")
     _additions = {
         "weight_decay_kind": "coupled",
         "max_learning_rate": 0.0,
         "cautious_weight_decay": False,
+        "split": None,
+        "equalize": None,
+        "normalize": None,
+        "normuon": False,
+        "adamuon": False,
+        "beta2": 0.95,
     }
+    # Of objects that were pickled without them.
+    maximize = False
+    equalize: str | None = None
+    normalize: str | None = None
+    split: Any = None
+    """The blocks of parameters for which no group has any."""
 
     def __init__(
         self,
@@ -101,6 +142,12 @@ class Muon(FusedOptimizer, stock.Muon):
         max_learning_rate: float = 0.0,
         cautious_weight_decay: bool = False,
         maximize: bool = False,
+        split: Mapping[Any, int | Sequence[int]] | None = None,
+        equalize: str | None = None,
+        normalize: str | None = None,
+        normuon: bool = False,
+        adamuon: bool = False,
+        beta2: float = 0.95,
         fallback: Optimizer | None = None,
         groups: Sequence[Any] = (),
     ):
@@ -118,14 +165,25 @@ class Muon(FusedOptimizer, stock.Muon):
         self.max_learning_rate = max_learning_rate
         self.cautious_weight_decay = bool(cautious_weight_decay)
         self.maximize = bool(maximize)
+        self.equalize = equalize
+        self.normalize = normalize
+        self.normuon = bool(normuon)
+        self.adamuon = bool(adamuon)
+        self.beta2 = beta2
         self._program_of(self._checked(self._values()))
-        self._set_groups(groups)
+        self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         if isinstance(fallback, FusedOptimizer):
             fallback._add_groups(self.groups)
 
     def _shown_attributes(self) -> list[str]:
         names = super()._shown_attributes()
         return names if self.fallback is None else [*names, "fallback"]
+
+    def init_single(self, parameter: mx.array, state: dict) -> None:
+        """Initialize optimizer state"""
+        super().init_single(parameter, state)
+        slots = [each for each in self._forms.form_of(self._values()).slots if each.name != "v"]
+        state.update(initial_state([x for x in slots if x.is_of(parameter.ndim)], parameter))
 
     def init(self, parameters: Any) -> None:
         if self.fallback is None:
@@ -179,12 +237,24 @@ class Muon(FusedOptimizer, stock.Muon):
             gradients, parameters, judges
         ):
             return
+        self._check_splits(gradients)
         if self.fallback is None or isinstance(self.fallback, FusedOptimizer):
             return
         grouped = self._grouping.grouped(_split(parameters)[1])
         if grouped:
             kind = type(self.fallback).__name__
             raise ValueError(f"groups: {grouped[0]}: {kind} updates it, which cannot have groups")
+
+    def _check_splits(self, gradients: Any) -> None:
+        """Raise ValueError for a parameter that its split does not fit."""
+        found = self._grouping.assignment.found  # type: ignore[union-attr]
+
+        def check(path: str, array: Any, _: Any, index: Any) -> None:
+            group = found.combinations[index].get("split") if isinstance(index, int) else None
+            if group is not None:
+                splits.check_fit(self.groups[group].hyperparameters["split"], path, array)
+
+        for_each_leaf(check, gradients, None, found.tree)
 
     def _described(self, parameters: Any, model: Any) -> list[Described]:
         if self.fallback is None:
@@ -194,6 +264,8 @@ class Muon(FusedOptimizer, stock.Muon):
 
     def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
         kind = values["weight_decay_kind"]
+        if values["normuon"] and values["adamuon"]:
+            raise ValueError("Muon: normuon and adamuon cannot be combined")
         if values["decoupled_weight_decay"]:
             if kind not in ("coupled", "decoupled"):
                 raise ValueError(f"decoupled_weight_decay: weight_decay_kind is {kind!r} too")
@@ -201,8 +273,12 @@ class Muon(FusedOptimizer, stock.Muon):
         return super()._checked(values)
 
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
-        hypers = super()._program_of(values)[1]
-        return _program(*(values[name] for name in _PROGRAM)), hypers
+        splits.blocks_from(values["split"])
+        program, hypers = super()._program_of(values)
+        return muon_options.program_of(program.rule, values), hypers
+
+    def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
+        return splits.blocks_from(values["split"])
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         def descend(update: mx.array, parameter: mx.array, _: dict) -> mx.array:
@@ -219,8 +295,17 @@ class Muon(FusedOptimizer, stock.Muon):
             )
             return parameter - rate * update
 
-        direction = in_float32(self._direction, gradient, parameter, state)
-        return in_float32(descend, self._orthogonalized(direction), parameter, {})
+        update = in_float32(self._direction, gradient, parameter, state)
+        if update.ndim >= 2 and update.size > 0:
+            values = self._values()
+            second = state["s"] if values["normuon"] or values["adamuon"] else None
+            iterate = partial(self._iterated, update.dtype)
+            update, second = muon_options.orthogonalized(
+                update, second, iterate, self._split_of(values), values
+            )
+            if second is not None:
+                state["s"] = second
+        return in_float32(descend, update, parameter, {})
 
     @property
     def _kind(self) -> str:
@@ -233,19 +318,17 @@ class Muon(FusedOptimizer, stock.Muon):
         state["v"] = v
         return gradient * (1 - self.momentum) + v * self.momentum if self.nesterov else v
 
-    def _orthogonalized(self, x: mx.array) -> mx.array:
-        if x.ndim < 2 or x.size == 0:
-            return x
-        scale = ADJUSTMENTS[self.adjust_lr](x.shape)
-        matrix = x if x.ndim == 2 else x.reshape(x.shape[0], -1)
-        if x.dtype not in STORAGE or not self._uses_own_iterations():
-            matrix = self._zeropower_via_newtonschulz5(matrix, steps=self.ns_steps)
-            return scale * matrix.reshape(x.shape)
+    def _iterated(self, dtype: mx.Dtype, matrix: mx.array, scale: float) -> mx.array:
+        """The orthogonal factor of a matrix of a direction of that dtype, times a number."""
+        if dtype not in STORAGE or not self._uses_own_iterations():
+            matrix = matrix.astype(dtype)
+            return scale * self._zeropower_via_newtonschulz5(matrix, steps=self.ns_steps)
         coefficients = newton_schulz.coefficients_of(self.ns_coefficients)
+        inner = self.ns_dtype or (dtype if dtype == mx.bfloat16 else mx.float32)
         [factor] = newton_schulz.orthogonalized(
-            [matrix], [scale], coefficients, self.ns_steps, self.ns_dtype
+            [matrix], [scale], coefficients, self.ns_steps, inner
         )
-        return factor if x.ndim == 2 else factor.reshape(x.shape)
+        return factor
 
     def _uses_primitives(self) -> bool:
         return self._uses_own_iterations()
@@ -258,50 +341,11 @@ class Muon(FusedOptimizer, stock.Muon):
 _iterations = stock.Muon._zeropower_via_newtonschulz5
 
 
-def _program(ns_steps: Any, ns_dtype: Any, ns_coefficients: Any, adjust_lr: Any) -> _ext.Program:
-    """The program with these options.
-
-    Raises:
-        TypeError, ValueError: An option has a wrong value; the message names it.
-    """
-    if adjust_lr not in ADJUSTMENTS:
-        raise ValueError(f"adjust_lr: expected one of {', '.join(ADJUSTMENTS)}, got {adjust_lr!r}")
-    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int):
-        raise TypeError(f"ns_steps: expected an int, got {type(ns_steps).__name__}")
-    if ns_steps < 0:
-        raise ValueError(f"ns_steps: expected 0 or more, got {ns_steps}")
-    if not (ns_dtype is None or ns_dtype in STORAGE):
-        raise ValueError(f"ns_dtype: expected float32, float16, bfloat16 or None, got {ns_dtype}")
-    coefficients = newton_schulz.coefficients_of(ns_coefficients)
-    triples = tuple(map(tuple, coefficients))
-    return _cached(ns_steps, ns_dtype, triples, adjust_lr, newton_schulz.STACK)
-
-
-@cache
-def _cached(*options: Any) -> _ext.Program:
-    """One object for the same options, so that their leaves are updated together."""
-    return _ext.muon_program(*options)
-
-
-def _original(shape: tuple[int, ...]) -> float:
-    return max(1, shape[-2] / shape[-1]) ** 0.5
-
-
-def _match_rms_adamw(shape: tuple[int, ...]) -> float:
-    rows, size = shape[0], 1
-    for n in shape[1:]:
-        size *= n
-    return 0.2 * max(rows, size) ** 0.5
-
-
-ADJUSTMENTS = {"original": _original, "match_rms_adamw": _match_rms_adamw}
-
-
 def _split(tree: Any) -> tuple[Any, Any]:
     """The matrices of a tree, and the leaves with fewer dimensions."""
 
     def part_of(_: str, x: Any) -> int:
         return getattr(x, "ndim", 2) < 2
 
-    matrices, others = split(tree, 2, part_of)
+    matrices, others = split_tree(tree, 2, part_of)
     return matrices, others

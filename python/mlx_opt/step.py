@@ -178,6 +178,7 @@ def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]
             settled.fused,
             portion.tree,
             portion.positions,
+            portion.splits,
         )
         for portion in settled.portions
     ]

@@ -93,3 +93,82 @@ TEST_CASE("Muon's decay is added to the gradient or decoupled") {
   CHECK(close(got.at("vector"), less(0.1, mx::array({0.5f, -2.0f}), 0.95)));
   CHECK(close(got.at("matrix"), less(0.1, q(), 0.95)));
 }
+
+TEST_CASE("Muon's blocks have orthogonal factors of their own") {
+  const mx::array g = mx::matmul(q(), p());
+  const NamedArrays gradients = {
+      {"equal", mx::concatenate({g, 2.0f * g}, 0)},
+      {"rows", mx::concatenate({g, tall(g)}, 0)},
+      {"experts", mx::stack({g, 3.0f * g})}};
+  NamedArrays named;
+  for (const auto& [name, x] : gradients) {
+    named.emplace(name, mx::zeros(x.shape()));
+  }
+  const std::vector<mlx_opt::Group> groups = {
+      {.match = {"rows"}, .split = {2, 8}}, {.match = {"*"}, .split = {2}}};
+  mlx_opt::Optimizer optimizer(named, plain(), 0.1, groups);
+  optimizer.update(named, gradients);
+  CHECK(close(named.at("equal"), less(0.1, mx::concatenate({q(), q()}, 0), 0.0)));
+  CHECK(close(named.at("rows"), less(0.1, mx::concatenate({q(), 2.0f * tall(q())}, 0), 0.0)));
+  CHECK(close(named.at("experts"), less(0.1, mx::stack({q(), q()}), 0.0)));
+
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::Optimizer(
+          {{"w", mx::zeros({4, 2})}}, plain(), 0.1, {{.match = {"w"}, .split = {3}}}),
+      "mlx_opt: w: split [3], parameter (4, 2)",
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::Optimizer(
+          {{"w", mx::zeros({4, 2})}}, mlx_opt::Lion{}, 0.1, {{.match = {"w"}, .split = {2}}}),
+      "mlx_opt: a group has a split, which only Muon has",
+      std::invalid_argument);
+}
+
+TEST_CASE("Muon divides by second moments") {
+  // Rows of norms 1 and 0, and elements of which some are 0.
+  Muon hypers = plain();
+  hypers.normuon = true;
+  hypers.beta2 = 0.5;
+  mlx_opt::Optimizer rows({{"w", mx::zeros({8, 2})}, {"b", mx::zeros({2})}}, hypers, 0.1);
+  NamedArrays named = {{"w", mx::zeros({8, 2})}, {"b", mx::zeros({2})}};
+  rows.update(named, {{"w", tall(mx::matmul(q(), p()))}});
+  CHECK(close(named.at("w"), less(0.2, tall(q()), 0.0)));
+  CHECK(rows.state().count("b.s") == 0);
+  const mx::array moments = rows.state().at("w.s");
+  CHECK(close(mx::slice(moments, {0}, {2}), mx::full({2}, 0.25f)));
+  CHECK(close(mx::slice(moments, {2}, {8}), mx::zeros({6})));
+
+  hypers.normuon = false;
+  hypers.adamuon = true;
+  mlx_opt::Optimizer elements({{"w", mx::zeros({2, 2})}}, hypers, 0.1);
+  named = {{"w", mx::zeros({2, 2})}};
+  elements.update(named, {{"w", mx::matmul(q(), p())}});
+  const float size =
+      std::sqrt(2.0f) / 2.0f; // all elements have one size, and the norm is that of q
+  CHECK(close(named.at("w"), less(0.1 * size, mx::sign(q()), 0.0)));
+  CHECK(close(elements.state().at("w.s"), 0.5f * mx::square(q())));
+  const auto before = elements.state();
+  elements.update(named, {{"w", mx::full({2, 2}, NAN)}}, {.skip_nonfinite = true});
+  CHECK(mx::array_equal(elements.state().at("w.s"), before.at("w.s")).item<bool>());
+
+  hypers.normuon = true;
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::Optimizer(named, hypers, 0.1),
+      "mlx_opt Muon: normuon and adamuon cannot be combined",
+      std::invalid_argument);
+}
+
+TEST_CASE("Muon's direction and factor may be scaled by rows and columns") {
+  // Rows of a diagonal matrix have norms that only the equalized direction forgets.
+  const mx::array g({3.0f, 0.0f, 0.0f, 1e-3f}, {2, 2});
+  Muon hypers = plain();
+  hypers.ns_steps = 0;
+  hypers.equalize = mlx_opt::Equalize::rows;
+  hypers.normalize = mlx_opt::Normalize::frobenius;
+  NamedArrays named = {{"w", mx::zeros({2, 2})}};
+  mlx_opt::Optimizer optimizer(named, hypers, 0.1);
+  optimizer.update(named, {{"w", g}});
+  const float second = 1e-3f / std::sqrt(1e-6f + 1e-8f);
+  const float norm = std::sqrt((1.0f + second * second) / 2.0f);
+  CHECK(close(named.at("w"), less(0.1 / norm, mx::array({1.0f, 0.0f, 0.0f, second}, {2, 2}), 0.0)));
+}

@@ -1,10 +1,10 @@
 #include "mlx_opt/algorithms/muon.h"
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "mlx/ops.h"
+#include "mlx_opt/algorithms/muon_factors.h"
 #include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/ops.h"
 #include "mlx_opt/types/text.h"
@@ -12,44 +12,25 @@
 namespace mlx_opt {
 namespace {
 
-using Arrays = std::vector<mx::array>;
+// A leaf of the step, of whatever kind.
+struct MuonLeaf {
+  mx::array* const* operands; // the parameter, v, perhaps s, and the gradient
+  int count;
+  uint16_t group;
 
-bool is_matrix(const mx::array& x) {
-  return x.ndim() >= 2 && x.size() > 0;
-}
-
-// The first dimension by all others.
-mx::array matrix_of(const mx::array& x, mx::Stream stream) {
-  return x.ndim() == 2 ? x : mx::reshape(x, {x.shape(0), -1}, stream);
-}
-
-// The factor of the learning rate.
-double adjustment(AdjustLr adjust_lr, const mx::array& x) {
-  if (adjust_lr == AdjustLr::original) {
-    return std::sqrt(std::max(1.0, double(x.shape(-2)) / x.shape(-1)));
+  bool has_second() const {
+    return count == 4;
   }
-  const double rows = x.shape(0), columns = double(x.size()) / rows;
-  return 0.2 * std::sqrt(std::max(rows, columns));
-}
+};
 
-// Replaces the matrices by their orthogonal factors.
-void orthogonalize(Arrays& directions, const Muon& hypers, size_t stack, mx::Stream stream) {
-  Arrays matrices;
-  std::vector<double> scales;
-  for (const mx::array& x : directions) {
-    if (is_matrix(x)) {
-      matrices.push_back(matrix_of(x, stream));
-      scales.push_back(adjustment(hypers.adjust_lr, x));
+std::vector<MuonLeaf> leaves_of(const Leaves& leaves) {
+  std::vector<MuonLeaf> all;
+  for (const auto& [operands, members, arrays, groups] : leaves.kinds()) {
+    for (size_t i = 0; i < groups.size(); ++i) {
+      all.push_back({&arrays[i * operands], operands, groups[i]});
     }
   }
-  auto factors = orthogonalized(
-      matrices, scales, hypers.ns_coefficients, hypers.ns_steps, hypers.ns_dtype, stack, stream);
-  auto factor = factors.begin();
-  for (mx::array& x : directions) {
-    if (is_matrix(x)) {
-      x = mx::reshape(*factor++, x.shape(), stream);
-    }
-  }
+  return all;
 }
 
 // The scale of the descent: 1, or NaN if the step is skipped. Its gradients come from scaled ones.
@@ -68,36 +49,77 @@ class MuonStep : public Composition {
   MuonStep(Muon options, size_t stack) : options_(std::move(options)), stack_(stack) {}
 
   Arrays successors(const Request& request, const Leaves& leaves) const override {
-    Request momentum = request;
-    momentum.program = &momentum_;
-    Arrays results = mlx_opt::successors(momentum, leaves);
-    Arrays directions;
-    for (size_t i = 0; i < results.size(); i += 2) {
-      directions.push_back(std::move(results[i]));
+    const std::vector<MuonLeaf> all = leaves_of(leaves);
+    Arrays moments = momentum(request, all);
+    std::vector<Direction> directions;
+    for (size_t i = 0; i < all.size(); ++i) {
+      directions.push_back(direction(request, all[i], std::move(moments[2 * i])));
     }
     orthogonalize(directions, options_, stack_, request.stream);
-    const auto& [width, members, arrays, groups] = leaves.kinds()[0];
-    Leaves descent(descent_, directions.size());
-    for (size_t i = 0; i < directions.size(); ++i) {
-      auto& added = descent.add(0, groups[i]).arrays;
-      added.push_back(arrays[i * width]);
-      added.push_back(&directions[i]);
+    Leaves descent(descent_, all.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      auto& added = descent.add(0, all[i].group).arrays;
+      added.push_back(all[i].operands[0]);
+      added.push_back(&directions[i].x);
     }
-    Arrays successors = mlx_opt::successors(descent_request(request), descent);
-    for (size_t i = 0; i < successors.size(); ++i) {
-      results[2 * i] = std::move(successors[i]);
+    Arrays parameters = mlx_opt::successors(descent_request(request), descent);
+    Arrays results;
+    for (size_t i = 0; i < all.size(); ++i) {
+      results.push_back(std::move(parameters[i]));
+      results.push_back(std::move(moments[2 * i + 1]));
+      if (all[i].has_second()) {
+        results.push_back(kept(request, *directions[i].second, *all[i].operands[2]));
+      }
     }
     return results;
   }
 
  private:
+  // The directions and the new momenta of all leaves.
+  Arrays momentum(const Request& request, const std::vector<MuonLeaf>& all) const {
+    Request momentum = request;
+    momentum.program = &momentum_;
+    for (GroupScalars& group : momentum.groups) {
+      group.hypers.resize(hypers_of(Rule::Muon).size(), 0.0);
+    }
+    Leaves leaves(momentum_, all.size());
+    for (const MuonLeaf& leaf : all) {
+      auto& added = leaves.add(0, leaf.group).arrays;
+      added.push_back(leaf.operands[0]);
+      added.push_back(leaf.operands[1]);
+      added.push_back(leaf.operands[leaf.count - 1]);
+    }
+    return mlx_opt::successors(momentum, leaves);
+  }
+
+  static Direction direction(const Request& request, const MuonLeaf& leaf, mx::array x) {
+    const GroupScalars& group = request.groups[leaf.group];
+    Direction direction{std::move(x), group.split, std::nullopt, 0.0};
+    if (leaf.has_second()) {
+      direction.second = *leaf.operands[2];
+      direction.beta2 = group.hypers[position_of(request.program->rule(), "beta2")];
+    }
+    return direction;
+  }
+
+  // A slot's successor, or the slot if the step is skipped.
+  static mx::array kept(const Request& request, const mx::array& next, const mx::array& before) {
+    const mx::Stream s = request.stream;
+    const mx::array wide = mx::astype(next, mx::float32, s);
+    if (!request.scale || !request.scale->skip_nonfinite) {
+      return wide;
+    }
+    const mx::array finite = mx::isfinite(request.scale->value, s);
+    return mx::where(finite, wide, mx::astype(before, mx::float32, s), s);
+  }
+
   // The step of SGD, whose gradient is the direction. The direction has the decay that is coupled.
   Request descent_request(const Request& request) const {
     constexpr const char* decay[] = {
         "weight_decay", "weight_decay_kind", "max_learning_rate", "cautious_weight_decay"};
     Request descent{&descent_, {}, finite_only(request.scale, request.stream), request.stream};
     for (GroupScalars group : request.groups) {
-      const bool coupled = is_coupled(Rule::Muon, group.hypers);
+      const bool coupled = is_coupled(request.program->rule(), group.hypers);
       std::vector<Scalar> hypers;
       for (const char* name : decay) {
         hypers.push_back(group.hypers[position_of(Rule::Muon, name)]);
@@ -132,7 +154,11 @@ Program muon_program(const Muon& options, size_t stack) {
         std::string("ns_dtype must be float32, float16 or bfloat16, got ") +
             dtype_text(*options.ns_dtype));
   }
-  return Program(Rule::Muon, false, std::make_shared<MuonStep>(options, stack));
+  if (options.normuon && options.adamuon) {
+    refuse(Rule::Muon, "normuon and adamuon cannot be combined");
+  }
+  const Rule rule = options.normuon ? Rule::NorMuon : options.adamuon ? Rule::AdaMuon : Rule::Muon;
+  return Program(rule, false, std::make_shared<MuonStep>(options, stack));
 }
 
 } // namespace mlx_opt

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include "mlx/ops.h"
 
@@ -77,6 +78,25 @@ mx::array iterated(
   return x;
 }
 
+// The results of the stages around the iterations, from a stack of matrices as they are.
+mx::array staged(
+    const mx::array& stack,
+    const std::vector<size_t>& members,
+    double scale,
+    const Coefficients& coefficients,
+    int steps,
+    mx::Dtype dtype,
+    Stages& stages,
+    mx::Stream s) {
+  const bool tall = stack.shape(1) > stack.shape(2);
+  const auto upright = [&](const mx::array& x) {
+    return tall ? mx::contiguous(transposed(x, s), false, s) : x;
+  };
+  const mx::array begin = upright(stages.before(mx::astype(stack, mx::float32, s)));
+  const mx::array factor = upright(iterated(begin, 1.0, coefficients, steps, dtype, s));
+  return times(scale, stages.after(mx::astype(factor, mx::float32, s), members), s);
+}
+
 } // namespace
 
 std::vector<mx::array> orthogonalized(
@@ -86,17 +106,22 @@ std::vector<mx::array> orthogonalized(
     int steps,
     const std::optional<mx::Dtype>& dtype,
     size_t stack,
-    mx::StreamOrDevice s) {
+    mx::StreamOrDevice s,
+    Stages* stages) {
   const mx::Stream stream = mx::to_stream(s);
-  using Kind = std::tuple<int, int, mx::Dtype::Val, double>;
+  using Kind = std::tuple<int, int, mx::Dtype::Val, double, size_t>;
   std::map<Kind, std::vector<size_t>> kinds;
   for (size_t i = 0; i < matrices.size(); ++i) {
-    const auto [fewer, more] = std::minmax({matrices[i].shape(0), matrices[i].shape(1)});
-    kinds[{fewer, more, matrices[i].dtype().val(), scales[i]}].push_back(i);
+    int height = matrices[i].shape(0), width = matrices[i].shape(1);
+    if (!stages && height > width) {
+      std::swap(height, width);
+    }
+    const size_t kind = stages ? stages->kind_of(i) : 0;
+    kinds[{height, width, matrices[i].dtype().val(), scales[i], kind}].push_back(i);
   }
   std::vector<mx::array> results = matrices;
   for (const auto& [kind, members] : kinds) {
-    const auto [height, width, of, scale] = kind;
+    const auto [height, width, of, scale, _] = kind;
     const auto upright = [&, height = height](const mx::array& x, size_t i) {
       return matrices[i].shape(0) == height ? x : mx::transpose(x, stream);
     };
@@ -106,17 +131,20 @@ std::vector<mx::array> orthogonalized(
         std::max<size_t>(1, stack / std::max<size_t>(1, size_t(height) * width));
     for (size_t first = 0; first < members.size(); first += together) {
       const size_t last = std::min(first + together, members.size());
+      const std::vector<size_t> some(members.begin() + first, members.begin() + last);
       std::vector<mx::array> wide;
-      for (size_t k = first; k < last; ++k) {
-        wide.push_back(upright(matrices[members[k]], members[k]));
+      for (size_t i : some) {
+        wide.push_back(upright(matrices[i], i));
       }
       const mx::array stacked = mx::stack(wide, 0, stream);
-      const mx::array done =
-          mx::astype(iterated(stacked, scale, coefficients, steps, inner, stream), own, stream);
-      for (size_t k = first; k < last; ++k) {
-        const int at = static_cast<int>(k - first);
+      const mx::array factors =
+          stages ? staged(stacked, some, scale, coefficients, steps, inner, *stages, stream)
+                 : iterated(stacked, scale, coefficients, steps, inner, stream);
+      const mx::array done = mx::astype(factors, own, stream);
+      for (size_t k = 0; k < some.size(); ++k) {
+        const int at = static_cast<int>(k);
         const mx::array x = mx::slice(done, {at, 0, 0}, {at + 1, height, width}, stream);
-        results[members[k]] = upright(mx::squeeze(x, 0, stream), members[k]);
+        results[some[k]] = upright(mx::squeeze(x, 0, stream), some[k]);
       }
     }
   }

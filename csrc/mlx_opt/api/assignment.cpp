@@ -83,12 +83,14 @@ void scale_greatest_rate(Definition& definition, double scale) {
 Combination combine(const std::vector<const Group*>& groups, const Hyperparameters& hypers) {
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
+  std::vector<int> split;
   bool frozen = false;
   for (const Group* group : groups) {
     values.insert(group->hypers.begin(), group->hypers.end());
     rate = rate ? rate : group->learning_rate;
     scale = scale ? scale : group->learning_rate_scale;
     frozen |= group->frozen;
+    split = split.empty() ? group->split : split;
   }
   Combination combination{definition(hypers, values), std::nullopt};
   combination.kept_key = kept_key(groups, combination.definition.program.rule());
@@ -101,6 +103,10 @@ Combination combine(const std::vector<const Group*>& groups, const Hyperparamete
     scale_greatest_rate(combination.definition, combination.rate_scale);
   }
   combination.frozen = frozen;
+  if (!split.empty() && !std::holds_alternative<Muon>(hypers)) {
+    reject("a group has a split, which only Muon has");
+  }
+  combination.split = std::move(split);
   return combination;
 }
 

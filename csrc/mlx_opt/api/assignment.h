@@ -19,6 +19,7 @@ struct Combination {
   /// The key of the numbers that the rule keeps for these parameters: the names of the groups that
   /// change them. Empty if they have the optimizer's own.
   std::string kept_key = "";
+  std::vector<int> split = {}; // see Group
 };
 
 /// The combinations of an optimizer's parameters, the one without groups first.

@@ -193,6 +193,9 @@ Named named(const Muon& h) {
   if (h.decoupled_weight_decay) {
     values["weight_decay_kind"] = static_cast<double>(WeightDecayKind::decoupled);
   }
+  values["normuon"] = h.normuon;
+  values["adamuon"] = h.adamuon;
+  values["beta2"] = h.beta2;
   return {"Muon", std::move(values)};
 }
 
@@ -242,7 +245,10 @@ Definition definition(const Hyperparameters& hypers, const std::map<std::string,
   auto of_rule = hypers_for(optimizer, rule, all);
   check_decay(optimizer, rule, of_rule);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
-    return {muon_program(*muon), std::move(of_rule), true, maximize};
+    Muon own = *muon;
+    own.normuon = all["normuon"] != 0.0;
+    own.adamuon = all["adamuon"] != 0.0;
+    return {muon_program(own), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
   return {Program(rule, has_options(rule, all)), std::move(of_rule), reads_rate, maximize};

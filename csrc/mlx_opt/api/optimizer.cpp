@@ -6,6 +6,7 @@
 #include "mlx/io.h"
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
+#include "mlx_opt/algorithms/muon_factors.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/step_leaves.h"
 #include "mlx_opt/graph/clip_scale.h"
@@ -114,6 +115,10 @@ Optimizer::Optimizer(
   }
   for (const auto& [name, parameter] : parameters) {
     const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
+    const std::string problem = split_problem(combination.split, parameter.shape());
+    if (!problem.empty()) {
+      reject(name + ": " + problem);
+    }
     if (!combination.frozen) {
       const Program& program = combination.definition.program;
       slots_.emplace(

@@ -63,7 +63,8 @@ std::vector<ProgramLeaves> StepLeaves::with_scalars(
         combination.definition.hypers,
         rate ? mx::array(*rate) : learning_rate,
         step,
-        combination.rate_scale};
+        combination.rate_scale,
+        combination.split};
     if (const auto numbers = kept.find(combination.kept_key); numbers != kept.end()) {
       const Arrays& own = numbers->second;
       std::copy(own.begin(), own.end(), scalars.hypers.end() - own.size());

@@ -20,8 +20,9 @@ namespace mlx_opt {
 struct GroupScalars {
   std::vector<Scalar> hypers; // in the rule's order
   mx::array learning_rate;
-  mx::array step;          // the number of this step, from 1
-  float rate_scale = 1.0f; // multiplies the learning rate
+  mx::array step;              // the number of this step, from 1
+  float rate_scale = 1.0f;     // multiplies the learning rate
+  std::vector<int> split = {}; // of Muon's matrices; see Group
 };
 
 /// Pointers to the arrays of a step's leaves, sorted by kind.

@@ -40,12 +40,15 @@
 // Those with drivers of their own.
 #define MLX_OPT_FOR_EACH_TENSOR_RULE(RULE) RULE(Adafactor)
 
+// Those without kernels, whose steps are compositions.
+#define MLX_OPT_FOR_EACH_COMPOSED_RULE(RULE) RULE(AdaMuon) RULE(NorMuon)
+
 namespace mlx_opt {
 
 enum class Rule {
 #define MLX_OPT_NAME(name) name,
   MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NAME)
-      MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME)
+      MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_NAME) MLX_OPT_FOR_EACH_COMPOSED_RULE(MLX_OPT_NAME)
 #undef MLX_OPT_NAME
 };
 

@@ -1,4 +1,5 @@
 #include "mlx_opt/step/descriptions.h"
+#include "mlx_opt/rules/composed.h"
 #include "mlx_opt/rules/registry.h"
 
 #include <map>
@@ -17,7 +18,7 @@ struct Entry {
 constexpr Entry entries[] = {
 #define MLX_OPT_ENTRY(name) {#name, MLX_OPT_LEVEL::name::description},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_ENTRY) MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_ENTRY)
-        MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_ENTRY)
+        MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_ENTRY) MLX_OPT_FOR_EACH_COMPOSED_RULE(MLX_OPT_ENTRY)
 #undef MLX_OPT_ENTRY
 };
 

@@ -20,6 +20,11 @@ struct Group {
   std::map<std::string, double> hypers = {};
   std::optional<double> learning_rate_scale = std::nullopt; // multiplies the learning rate
   std::optional<double> learning_rate = std::nullopt;
+  /// For Muon, the numbers of rows of the blocks, one below the other, that a matrix consists of,
+  /// such as those of queries, keys and values: {512, 128, 128}. One number is that of blocks of
+  /// equal size: {12}. Each block has an orthogonal factor of its own; one that is a single row of
+  /// more than two dimensions is a matrix of the others. Empty: the matrix is not split.
+  std::vector<int> split = {};
   /// True if the parameters are not updated, have no state and do not count in the norm.
   bool frozen = false;
   /// True if a pattern may match no parameter.

@@ -122,6 +122,14 @@ enum class AdjustLr {
   match_rms_adamw, // 0.2 sqrt(max(r, c)): arXiv:2502.16982
 };
 
+/// What Muon does with the direction, a matrix, before the iterations. Chang et al., MuonEq,
+/// arXiv:2603.28254: rows, columns or both are divided by their norms.
+enum class Equalize { none, rows, columns, both, sign };
+
+/// What Muon does with the orthogonal factor. Muon+, arXiv:2602.21545: rows or columns, or one
+/// after the other, are divided by their norms; frobenius scales to the norm of an exact factor.
+enum class Normalize { none, rows, columns, rows_columns, columns_rows, frobenius };
+
 /// Muon: Jordan et al., kellerjordan.github.io/posts/muon. State: v. A parameter of more than two
 /// dimensions is treated as a matrix of its first dimension by all others. One of fewer is updated
 /// by its momentum without orthogonalization, so give those to another Optimizer. mlx.optimizers
@@ -140,6 +148,11 @@ struct Muon {
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
   bool maximize = false;              // if true, takes the negative of the gradients
+  Equalize equalize = Equalize::none;
+  Normalize normalize = Normalize::none;
+  bool normuon = false; // Li et al., arXiv:2510.05491. State: s too, of each row
+  bool adamuon = false; // Si et al., arXiv:2507.11005. State: s too, of each element
+  double beta2 = 0.95;  // of these; in [0, 1)
 };
 
 /// Any rule that is not part of a composition, by the name of its optimizer, with hyperparameters

@@ -1,5 +1,6 @@
 """The formulas of the rules that look at whole tensors."""
 
+from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor
 from .registry import decayed, finish, one_minus_power, reference, with_decay_of
 
 
@@ -116,21 +117,35 @@ def muon(
     weight_decay_kind="coupled",
     max_learning_rate=0.0,
     cautious_weight_decay=False,
+    split=(),
+    equalize=None,
+    normalize=None,
+    normuon=False,
+    adamuon=False,
+    beta2=0.95,
 ):
     """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
+    after = dict(state)
     v = state["v"]
 
     kind = "decoupled" if decoupled_weight_decay else weight_decay_kind
     d = with_decay_of(xp, kind, g, weight_decay, w)
     v = momentum * v + (1 - momentum) * d
     u = (1 - momentum) * d + momentum * v if nesterov else v
+    after["v"] = v
     if w.ndim >= 2:
-        matrix = u.reshape(u.shape[0], -1)
-        u = newton_schulz(xp, matrix, coefficients, ns_steps).reshape(u.shape)
-        if adjust_lr == "original":
-            u = u * max(1, u.shape[-2] / u.shape[-1]) ** 0.5
-        else:
-            u = u * 0.2 * max(matrix.shape) ** 0.5
+        seconds = blocks_of(state["s"], split) if normuon or adamuon else []
+        updates = []
+        for i, block in enumerate(blocks_of(u, split)):
+            x = equalized(xp, matrix_of(block, bool(split)), equalize)
+            x = normalized(xp, newton_schulz(xp, x, coefficients, ns_steps), normalize)
+            if seconds:
+                x, seconds[i] = divided(xp, x, seconds[i], beta2, normuon)
+            scale = rate_factor(adjust_lr, block.shape, bool(split))
+            updates.append(scale * x.reshape(block.shape))
+        u = xp.concatenate(updates)
+        if seconds:
+            after["s"] = xp.concatenate(seconds)
     w = decayed(
         xp,
         w,
@@ -141,4 +156,4 @@ def muon(
         max_learning_rate,
         cautious_weight_decay,
     )
-    return w - learning_rate * u, {"v": v}
+    return w - learning_rate * u, after

@@ -72,6 +72,7 @@ class Part:
         fused: bool = True,
         assignment: Any = None,
         positions: Sequence[int] = (),
+        splits: Sequence[Sequence[int]] = (),
     ) -> None:
         for hypers, rate, _, _ in groups:
             _check_scalars(program, hypers, rate)

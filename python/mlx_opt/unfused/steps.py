@@ -40,9 +40,9 @@ def program(rule: str, with_options: bool = False) -> Program:
     return Program(rule, with_options)
 
 
-def muon_program(*options: Any) -> Program:
+def muon_program(rule: str, *options: Any) -> Program:
     """A program, without the options: Muon's formula reads those of the optimizer."""
-    return Program("Muon")
+    return Program(rule)
 
 
 def update(parts: Sequence[Part], counters: Sequence[Any], notes: Notes) -> bool:

@@ -1,0 +1,34 @@
+// The rules whose steps are compositions of other rules' steps and of MLX's operations. They have
+// no kernels.
+#pragma once
+#include "muon.h"
+
+namespace mlx_opt {
+
+/// That of a rule which divides an orthogonal factor by the root of its second moment, a slot.
+constexpr Description with_second_moment(const char* option, SlotInfo slot) {
+  Description description = MLX_OPT_LEVEL::Muon::description;
+  description.hypers[6] = {"beta2", 0.95, Range::below_one};
+  description.slots[1] = slot;
+  description.when[0] = {option, Setting::on};
+  return description;
+}
+
+} // namespace mlx_opt
+
+MLX_OPT_RULES_BEGIN
+
+// Of each row: Li et al., arXiv:2510.05491.
+struct NorMuon {
+  static constexpr Description description = with_second_moment(
+      "normuon",
+      {.name = "s", .extent = Extent::rows, .owner = Owner::matrices, .format = Format::float32});
+};
+
+// Of each element: Si, Zhang and Shen, arXiv:2507.11005.
+struct AdaMuon {
+  static constexpr Description description = with_second_moment(
+      "adamuon", {.name = "s", .owner = Owner::matrices, .format = Format::float32});
+};
+
+MLX_OPT_RULES_END
