@@ -174,7 +174,16 @@ class FusedOptimizer(Optimizer):
         program, hypers = self._program_of(values)
         group = hypers, self._rate(values), 1.0, self._formula
         fused = self._uses_primitives()
-        part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
+        part = _ext.Part(
+            program,
+            [group],
+            self.step,
+            gradient,
+            parameter,
+            state,
+            fused=fused,
+            splits=[self._split_of(values)],
+        )
         if values.get("maximize"):
             ascent = negative_of(None)
             part.clip(ascent.scale, False, ascent.around)
@@ -280,7 +289,8 @@ class FusedOptimizer(Optimizer):
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
             groups = [(hypers, rate, 1.0, self._formula)]
-            return [Portion(program, groups, None, [], bool(values.get("maximize")))]
+            splits = [self._split_of(values)]
+            return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]
         portions = self._grouping.portions(self, values)
         if not self._uses_own_step():
             raise TypeError(

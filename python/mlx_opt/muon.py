@@ -240,7 +240,7 @@ class Muon(FusedOptimizer, stock.Muon):
         self._check_splits(gradients)
         if self.fallback is None or isinstance(self.fallback, FusedOptimizer):
             return
-        grouped = self._grouping.grouped(_split(parameters)[1])
+        grouped = self._grouping.grouped(_split(parameters)[1], ignored="split")
         if grouped:
             kind = type(self.fallback).__name__
             raise ValueError(f"groups: {grouped[0]}: {kind} updates it, which cannot have groups")
@@ -298,6 +298,7 @@ class Muon(FusedOptimizer, stock.Muon):
         update = in_float32(self._direction, gradient, parameter, state)
         if update.ndim >= 2 and update.size > 0:
             values = self._values()
+            splits.check_fit(values["split"], "", update)
             second = state["s"] if values["normuon"] or values["adamuon"] else None
             iterate = partial(self._iterated, update.dtype)
             update, second = muon_options.orthogonalized(
