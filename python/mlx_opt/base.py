@@ -174,6 +174,9 @@ class Optimizer(stock.Optimizer):
         NaN, a 0-d array; before the first step with ``skip_nonfinite``, None."""
         return reserved.entries_of(self._clip_state()).get("skipped")
 
+    def _refuse_as_part(self) -> None:
+        """Raise TypeError if the optimizer cannot be a part of another."""
+
     def _shares(self, gradients: Any) -> list[Share]:
         """The parts of a step of this class, even if a subclass overrides `apply_gradients`."""
         return [Share(self, gradients, self._apply_leaves)]

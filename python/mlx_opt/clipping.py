@@ -22,6 +22,9 @@ class ClipRequest(NamedTuple):
     skip_nonfinite: bool = False
     max_value: mx.array | None = None
 
+    across: Callable[[mx.array], mx.array] | None = None
+    """The norm of gradients that are divided among processes, from that of this process's."""
+
     @staticmethod
     def from_arguments(max_norm: Any, skip_nonfinite: Any, max_value: Any) -> ClipRequest | None:
         if max_norm is None and skip_nonfinite is False and max_value is None:
@@ -40,6 +43,8 @@ class ClipRequest(NamedTuple):
         if self.max_norm is None and not self.skip_nonfinite:
             return ClippedStep(None, mx.array(1.0), None, max_value=self.max_value)
         norm = global_norm(gradients)
+        if self.across is not None:
+            norm = self.across(norm)
         if loss_scale is not None:
             norm = norm / loss_scale
         finite = mx.isfinite(norm) if self.skip_nonfinite else None

@@ -33,6 +33,9 @@ docs/clipping.md.
     ) -> None:
         if groups:
             raise TypeError("MultiOptimizer: groups belong to its optimizers, which take them")
+        for optimizer in optimizers:
+            if isinstance(optimizer, Optimizer):
+                optimizer._refuse_as_part()
         stock.MultiOptimizer.__init__(self, optimizers, filters)
 
     @summary.never_raises

@@ -155,6 +155,8 @@ class Muon(FusedOptimizer, stock.Muon):
             raise TypeError(
                 f"fallback: expected an optimizer of mlx_opt, got {type(fallback).__name__}"
             )
+        if fallback is not None:
+            fallback._refuse_as_part()
         self.fallback = fallback
         super().__init__(learning_rate, momentum, weight_decay, nesterov, ns_steps)
         self.ns_dtype = ns_dtype
