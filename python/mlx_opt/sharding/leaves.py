@@ -10,11 +10,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..base import Optimizer, shares_of
 from ..fused import FusedOptimizer
+from ..muon import Muon
 from .fully_sharded import Names
 from .plan import Leaf
-
-WHOLE = frozenset({"Adafactor", "Lamb", "Muon"})
-"""The rules whose update of a tensor needs all of it."""
 
 
 def parts_of(optimizer: Optimizer) -> list[Any]:
@@ -31,12 +29,11 @@ def divides_tensors(optimizer: Any) -> bool:
     name = type(optimizer).__name__
     if not isinstance(optimizer, FusedOptimizer) or not optimizer._uses_own_step():
         raise TypeError(f"Sharded: {name} has its own step, which cannot be divided")
-    if optimizer._rule in WHOLE:
+    if isinstance(optimizer, Muon):
         return True
-    has_own_program = type(optimizer)._program_of is not FusedOptimizer._program_of
-    if has_own_program or not all(form.elementwise for form in optimizer._forms.forms):
-        raise TypeError(f"Sharded: {name} is not supported: its rule looks beyond an element")
-    return False
+    if type(optimizer)._program_of is not FusedOptimizer._program_of:
+        raise TypeError(f"Sharded: {name} has its own program, which cannot be divided")
+    return not all(form.elementwise for form in optimizer._forms.forms)
 
 
 def flat(tree: Any, names: Names) -> dict[str, Any]:
