@@ -34,7 +34,7 @@ def test_every_optimizer_shows_its_constructors_arguments(name):
     shown = set(re.findall(r"(\w+)=", repr(optimizer)))
     assert shown == {
         *inspect.signature(cls).parameters,
-    } - {"groups", "fallback", *cls._additions} - (
+    } - {"groups", "fallback", "state_dtype", *cls._additions} - (
         {"learning_rate"} if name == "Adafactor" else set()
     )
 

@@ -11,6 +11,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_map
 
 from . import _ext
+from .state_dtypes import StoredFormula
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
@@ -77,6 +78,8 @@ class ClippedStep(NamedTuple):
 
     def around(self, formula: Formula) -> Formula:
         """`formula` on scaled gradients, whose results count only if the step is applied."""
+        if isinstance(formula, StoredFormula):
+            return formula.with_formula(self.around(formula.formula))
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state)

@@ -27,7 +27,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
     """
     inherited = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(inherited)
-    defaults = {**additions, "groups": ()}
+    defaults = {**additions, "groups": (), "state_dtype": None}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
@@ -39,6 +39,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
             setattr(self, name, given[name])
         for name, default in additions.items():
             setattr(self, name, bool(added[name]) if isinstance(default, bool) else added[name])
+        self._set_state_dtype(added["state_dtype"])
         self._set_groups(added["groups"])
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -59,6 +60,13 @@ _ADDITIONS = {
 }
 
 
+STATE_DTYPE = [
+    "state_dtype (optional): the dtype of the state, ``mx.float32``, ``mx.float16``,",
+    "  ``mx.bfloat16`` or its name, or a dict of these by the names of slots. If it is given,",
+    "  parameters keep their dtypes. See docs/guides/memory.md. Default: ``None``",
+]
+
+
 def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = None) -> str:  # noqa: B006
     """The docstring of a class of mlx.optimizers, with what `constructor` adds.
 
@@ -74,5 +82,6 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )
     lines.append("      dicts. Default: ``()``")
+    lines += [f"    {line}" for line in STATE_DTYPE]
     lines += ["", docstrings.section(cls.__name__, rule)]
     return "\n".join(lines)

@@ -61,6 +61,7 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
             setattr(self, attribute.name, arguments.arguments[attribute.name])
         for kept, first in form.kept.items():
             self.state[kept] = mx.array(first)
+        self._set_state_dtype(arguments.arguments["state_dtype"])
         self._set_groups(arguments.arguments["groups"])
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
@@ -95,6 +96,7 @@ def _signature(attributes: tuple[Attribute, ...]) -> inspect.Signature:
             parameter("learning_rate"),
             *(parameter(each.name, each.standard) for each in attributes),
             inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=()),
+            inspect.Parameter("state_dtype", inspect.Parameter.KEYWORD_ONLY, default=None),
         ]
     )
 
@@ -116,6 +118,11 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
     lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."
     )
+    lines += [
+        "    state_dtype: The dtype of the state, ``mx.float32``, ``mx.float16``, ``mx.bfloat16``",
+        "        or its name, or a dict of these by the names of slots. If it is given, parameters",
+        "        keep their dtypes. See docs/guides/memory.md. Default: ``None``.",
+    ]
     lines += ["", "Raises:", "    TypeError: An argument is not what it must be.", ""]
     lines.insert(-1, "    ValueError: A hyperparameter is out of its range.")
     lines.append(docstrings.section(name))

@@ -20,6 +20,7 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
+from .state_dtypes import begin, stored
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -128,7 +129,7 @@ class Grouping:
             if frozen[index]:
                 return
             fresh: dict[str, Any] = {}
-            optimizers[index].init_single(parameter, fresh)
+            begin(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
             if len(missing) < len(fresh):
                 begun.extend(f"{path}.{name}" for name in missing)
@@ -193,6 +194,7 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
+                formula = stored(optimizer, formula, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(

@@ -81,6 +81,8 @@ class Muon(FusedOptimizer, stock.Muon):
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
+        state_dtype: The dtype of the momentum, as for :class:`SGD`; ``fallback`` has its own.
+            Default: ``None``
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
@@ -150,6 +152,7 @@ class Muon(FusedOptimizer, stock.Muon):
         beta2: float = 0.95,
         fallback: Optimizer | None = None,
         groups: Sequence[Any] = (),
+        state_dtype: Any = None,
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
@@ -170,6 +173,7 @@ class Muon(FusedOptimizer, stock.Muon):
         self.normuon = bool(normuon)
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
+        self._set_state_dtype(state_dtype)
         self._program_of(self._checked(self._values()))
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         if isinstance(fallback, FusedOptimizer):
@@ -275,7 +279,8 @@ class Muon(FusedOptimizer, stock.Muon):
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         splits.blocks_from(values["split"])
         program, hypers = super()._program_of(values)
-        return muon_options.program_of(program.rule, values), hypers
+        formats = self._forms.form_of(values).formats(values)
+        return muon_options.program_of(program.rule, values, formats), hypers
 
     def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
         return splits.blocks_from(values["split"])

@@ -44,6 +44,45 @@ TEST_CASE("the state has the names, shapes and dtypes of Python's") {
   CHECK(equal(optimizer.state(), expected));
 }
 
+TEST_CASE("the state has the dtypes that it was given, and parameters keep theirs") {
+  NamedArrays halves;
+  for (const auto& [name, parameter] : parameters()) {
+    halves.emplace(name, mx::astype(parameter, mx::bfloat16));
+  }
+  const mlx_opt::StateDtypes dtypes{.all = mx::bfloat16, .of = {{"v", mx::float32}}};
+  Optimizer optimizer(halves, mlx_opt::AdamW{}, 0.1, {}, dtypes);
+  const auto check = [&](mx::Dtype m) {
+    for (const auto& [name, parameter] : halves) {
+      CHECK(parameter.dtype() == mx::bfloat16);
+      CHECK(optimizer.state().at(name + ".m").dtype() == m);
+      CHECK(optimizer.state().at(name + ".v").dtype() == mx::float32);
+    }
+  };
+  check(mx::bfloat16);
+  optimizer.update(halves, gradients());
+  check(mx::bfloat16);
+  NamedArrays state = optimizer.state();
+  for (const auto& [name, parameter] : halves) {
+    state.at(name + ".m") = mx::astype(state.at(name + ".m"), mx::float32);
+  }
+  optimizer.set_state(state);
+  check(mx::float32);
+  optimizer.update(halves, gradients());
+  check(mx::bfloat16);
+}
+
+TEST_CASE("dtypes that a state cannot have are refused") {
+  const auto refusal = [](const mlx_opt::StateDtypes& dtypes) {
+    return message_of([&] { Optimizer(parameters(), mlx_opt::AdamW{}, 0.1, {}, dtypes); });
+  };
+  CHECK(
+      refusal({.all = mx::int8}) ==
+      "mlx_opt AdamW: a state's dtype must be float32, float16 or bfloat16, got int8");
+  CHECK(
+      refusal({.of = {{"u", mx::float32}}}) ==
+      "mlx_opt AdamW: there is no state \"u\" to have a dtype");
+}
+
 TEST_CASE("the learning rate may change between steps") {
   auto named = parameters();
   Optimizer optimizer(named, mlx_opt::SGD{}, 1.0);

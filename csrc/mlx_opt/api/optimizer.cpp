@@ -90,7 +90,8 @@ Optimizer::Optimizer(
     const NamedArrays& parameters,
     const Hyperparameters& hypers,
     std::optional<double> learning_rate,
-    const std::vector<Group>& groups)
+    const std::vector<Group>& groups,
+    const StateDtypes& state_dtypes)
     : learning_rate_(learning_rate) {
   check_mlx();
   std::vector<std::string> names;
@@ -98,7 +99,7 @@ Optimizer::Optimizer(
     check_operand(name, "parameter", parameter, parameter.shape());
     names.push_back(name);
   }
-  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups));
+  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups, state_dtypes));
   for (const Combination& combination : assignment_->combinations) {
     if (!learning_rate && !combination.learning_rate && combination.definition.uses_learning_rate) {
       reject("this optimizer needs a learning rate");

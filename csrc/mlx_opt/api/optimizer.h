@@ -34,17 +34,19 @@ class MLX_OPT_API Optimizer {
   /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
   /// relative_step, which does not use it, can do without.
   ///
-  /// `groups`: of parameters with hyperparameters of their own.
+  /// `groups`: of parameters with hyperparameters of their own. `state_dtypes`: of the state; a
+  /// state that `set_state` takes has these from the next step on.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
-  /// dtype, for a learning rate that is missing and for a group that matches nothing or has a value
-  /// that it cannot have, std::runtime_error if the running MLX is not the one that this library
-  /// was built for.
+  /// dtype, for a learning rate that is missing, for a dtype that no state has and for a group that
+  /// matches nothing or has a value that it cannot have, std::runtime_error if the running MLX is
+  /// not the one that this library was built for.
   Optimizer(
       const NamedArrays& parameters,
       const Hyperparameters& hypers,
       std::optional<double> learning_rate = std::nullopt,
-      const std::vector<Group>& groups = {});
+      const std::vector<Group>& groups = {},
+      const StateDtypes& state_dtypes = {});
 
   /// One step: replaces the parameters that have a gradient, and their state, by their successors.
   /// See `mlx_opt::update` for when it runs, for whose buffers they take, and for dtypes. Gradients
