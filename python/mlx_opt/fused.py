@@ -86,7 +86,7 @@ class FusedOptimizer(Optimizer):
             for name in (*self._forms.attributes, *self._options)
             if name not in self._fixed and not self._is_left_out(name)
         ]
-        return [*summary.rate_of(self), *names]
+        return [*summary.rate_of(self), *names, *(["accumulate"] if self.accumulate > 1 else [])]
 
     def _is_left_out(self, name: str) -> bool:
         if name == STATE_DTYPE:
@@ -155,6 +155,9 @@ class FusedOptimizer(Optimizer):
         grouping.init(self, parameters)
         self._initialized = True
 
+    def _frozen(self, gradients: Any) -> set[str]:
+        return set() if self._grouping is None else self._grouping.frozen(self, gradients)
+
     def _assign(self, gradients: Any, parameters: Any, judges: bool = True) -> None:
         """Assign parameters to groups, if there are any; see `Assignment.extend`."""
         if self._grouping is not None:
@@ -214,6 +217,13 @@ class FusedOptimizer(Optimizer):
     def _uses_primitives(self) -> bool:
         """False if the formula updates all leaves."""
         return True
+
+    def _set_common(self, given: dict[str, Any]) -> None:
+        """Take the constructor's arguments that every class has."""
+        self._set_state_dtype(given["state_dtype"])
+        self.accumulate = given["accumulate"]
+        self.accumulate_dtype = given["accumulate_dtype"]
+        self._set_groups(given["groups"])
 
     def _set_state_dtype(self, given: Any) -> None:
         """Take the constructor's argument `state_dtype`.

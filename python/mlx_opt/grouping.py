@@ -269,6 +269,19 @@ class Grouping:
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
         return paths
 
+    def frozen(self, optimizer: Any, parameters: Any) -> set[str]:
+        """The paths of assigned parameters that are frozen."""
+        frozen = [bool(own.get("frozen")) for own in self._own_values(optimizer.state)]
+        paths: set[str] = set()
+
+        def add(path: str, _: Any, __: Any, index: int) -> None:
+            if frozen[index]:
+                paths.add(path)
+
+        if any(frozen):
+            for_each_leaf(add, parameters, None, self.assignment.found.tree)
+        return paths
+
     def _combined(
         self, optimizer: Any, base: dict[str, Any], own: dict[str, Any]
     ) -> tuple[_Kind, _Combined]:

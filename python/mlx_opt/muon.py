@@ -83,6 +83,10 @@ class Muon(FusedOptimizer, stock.Muon):
             hyperparameters; a ``learning_rate`` is only for Muon's.
         state_dtype: The dtype of the momentum, as for :class:`SGD`; ``fallback`` has its own.
             Default: ``None``
+        accumulate: The number of calls whose gradients make a step, for ``fallback`` too; see
+            :attr:`accumulate`. Default: ``1``
+        accumulate_dtype: The dtype in which they are added up, or that of the first. Default:
+            ``None``
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
@@ -153,11 +157,15 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: Optimizer | None = None,
         groups: Sequence[Any] = (),
         state_dtype: Any = None,
+        accumulate: int = 1,
+        accumulate_dtype: Any = None,
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
                 f"fallback: expected an optimizer of mlx_opt, got {type(fallback).__name__}"
             )
+        if fallback is not None and fallback.accumulate != 1:
+            raise ValueError("fallback: accumulate is Muon's own, not its fallback's")
         self.fallback = fallback
         super().__init__(learning_rate, momentum, weight_decay, nesterov, ns_steps)
         self.ns_dtype = ns_dtype
@@ -174,6 +182,8 @@ class Muon(FusedOptimizer, stock.Muon):
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
         self._set_state_dtype(state_dtype)
+        self.accumulate = accumulate
+        self.accumulate_dtype = accumulate_dtype
         self._program_of(self._checked(self._values()))
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         if isinstance(fallback, FusedOptimizer):
@@ -229,6 +239,12 @@ class Muon(FusedOptimizer, stock.Muon):
         matrices, others = _split(gradients)
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
+
+    def _frozen(self, gradients: Any) -> set[str]:
+        if self.fallback is None:
+            return super()._frozen(gradients)
+        matrices, others = _split(gradients)
+        return super()._frozen(matrices) | self.fallback._frozen(others)
 
     def _shares(self, gradients: Any) -> list[Share]:
         if self.fallback is None:
