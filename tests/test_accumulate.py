@@ -193,6 +193,28 @@ def test_halves_are_added_in_float32_where_asked():
     assert sums[mx.float32] == sums["float32"] == (1.0 + 7 * 2.0**-9, mx.float32)
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_a_wider_sum_changes_no_dtype_and_its_mean_is_rounded_once(dtype):
+    optimizer = mlx_opt.AdamW(0.1, accumulate=4, accumulate_dtype=mx.float32)
+    plain = mlx_opt.AdamW(0.1)
+    w = {
+        "w": normal(9, seed=0, dtype=dtype),
+        "b": normal(9, seed=0),
+        "late": normal(2, dtype=dtype),
+    }
+    # The sums are infinite in float16.
+    calls = [{"w": mx.full(9, 3e4 + i, dtype), "b": normal(9, seed=i)} for i in range(4)]
+    calls[0]["late"] = mx.ones(2, dtype)
+    for g in calls:
+        updated = optimizer.apply_gradients(g, w, max_norm=1.0)
+    sums = {path: sum(g[path].astype(mx.float32) for g in calls if path in g) / 4 for path in w}
+    expected = plain.apply_gradients(
+        {path: x.astype(w[path].dtype) for path, x in sums.items()}, w, max_norm=1.0
+    )
+    assert_close({path: updated[path] for path in w}, expected, 1e-6)
+    assert {x.dtype for _, x in tree_flatten(optimizer.state["w"])} == {dtype}
+
+
 def test_float32_gradients_are_added_in_bfloat16_where_asked():
     optimizer = mlx_opt.SGD(1.0, accumulate=3, accumulate_dtype=mx.bfloat16)
     w = {"w": mx.zeros(3)}
@@ -204,7 +226,7 @@ def test_float32_gradients_are_added_in_bfloat16_where_asked():
 
 @pytest.mark.parametrize("how", ["file", "deepcopy", "pickle"])
 def test_a_round_goes_on_after_a_checkpoint(how, tmp_path):
-    optimizer = mlx_opt.AdamW(0.1, accumulate=3)
+    optimizer = mlx_opt.AdamW(0.1, accumulate=3, accumulate_dtype=mx.float32)
     w = tree(0)
     for i in range(4):
         w = optimizer.apply_gradients(tree(1 + i), w, normalizer=2)

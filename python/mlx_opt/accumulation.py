@@ -20,6 +20,7 @@ from .clipping import checked_limit
 from .descriptions import BY_RULE, STORAGE
 from .foreign import members_of
 from .rollback import Rollback
+from .state_dtypes import named
 from .trees import CONTAINERS
 
 KEY = "accumulated"
@@ -47,19 +48,18 @@ def checked_count(optimizer: str, given: Any) -> int:
     return given
 
 
-def checked_dtype(optimizer: str, given: Any) -> mx.Dtype | None:
-    """The argument `accumulate_dtype` as a dtype.
+def checked_dtype(optimizer: str, given: Any) -> str | None:
+    """The name of the dtype that is the argument `accumulate_dtype`.
 
     Raises:
         ValueError: It is neither a dtype that gradients are added in, nor None.
     """
-    dtype = STORAGE.get(given) if isinstance(given, str) else given
-    if given is not None and (not isinstance(dtype, mx.Dtype) or dtype not in STORAGE.values()):
-        raise ValueError(
-            f"{optimizer}: accumulate_dtype: expected float32, float16, bfloat16 or None, "
-            f"got {given!r}"
-        )
-    return dtype
+    name = named(given)
+    if name is None or isinstance(name, str) and name in STORAGE:
+        return name
+    raise ValueError(
+        f"{optimizer}: accumulate_dtype: expected float32, float16, bfloat16 or None, got {given!r}"
+    )
 
 
 def calls_of(state: dict) -> int:
@@ -118,7 +118,29 @@ def add(
     divisor: float | mx.array | None = calls if calls > 1 else None
     if total is not None:
         divisor = mx.where(total == 0, 1.0, total)
+    if _widened(totals, given):
+        totals, divisor = _narrowed(totals, given, parameters, divisor), None
     return Total(_placed(totals, gradients, parameters), divisor)
+
+
+def _widened(totals: dict[str, mx.array], given: dict[str, mx.array]) -> bool:
+    """True if a sum has another dtype than its gradients."""
+    return any(x.dtype != given[path].dtype for path, x in totals.items() if path in given)
+
+
+def _narrowed(
+    totals: dict[str, mx.array],
+    given: dict[str, mx.array],
+    parameters: Any,
+    divisor: float | mx.array | None,
+) -> dict[str, mx.array]:
+    """The means in the dtypes of the gradients, which with the parameters' decide those of results.
+
+    They are divided first, because in float16 a sum may be infinite where its mean is not.
+    """
+    like = {**_flat(parameters), **given}
+    scale = 1.0 / (1.0 if divisor is None else divisor)
+    return {path: (x * scale).astype(like[path].dtype) for path, x in totals.items()}
 
 
 def unchanged(gradients: Any, parameters: Any) -> Any:

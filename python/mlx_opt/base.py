@@ -9,9 +9,11 @@ import mlx.optimizers.optimizers as stock
 
 from . import accumulation, loss_scale, reserved, step
 from .clipping import ClipRequest
+from .descriptions import STORAGE
 from .rollback import Rollback
 from .step import Share
-from .tools import summary
+from .tools import memory, summary
+from .tools.memory import Memory
 
 
 class Optimizer(stock.Optimizer):
@@ -21,7 +23,7 @@ class Optimizer(stock.Optimizer):
     """
 
     _accumulate: int = 1
-    _accumulate_dtype: mx.Dtype | None = None
+    _accumulate_dtype: str | None = None  # its name, because a dtype cannot be pickled
 
     @summary.never_raises
     def __repr__(self) -> str:
@@ -175,7 +177,8 @@ class Optimizer(stock.Optimizer):
         Raises:
             ValueError: Set to something else.
         """
-        return self._accumulate_dtype
+        name = self._accumulate_dtype
+        return None if name is None else STORAGE[name]
 
     @accumulate_dtype.setter
     def accumulate_dtype(self, dtype: Any) -> None:
@@ -185,6 +188,34 @@ class Optimizer(stock.Optimizer):
     def accumulated(self) -> int:
         """The number of calls whose gradients are pending."""
         return accumulation.calls_of(self._clip_state())
+
+    def memory(self, model: Any, show: bool = True) -> Memory:
+        """Return what the optimizer and a model hold in memory, in bytes.
+
+        It may be called at any time, also before the model's parameters are evaluated; it evaluates
+        and changes nothing. A state that there is not yet is counted as the first step makes it.
+
+        Args:
+            model: A module, or a tree of the arrays that are trained.
+            show: Print a table too, which needs rich.
+
+        Returns:
+            The bytes of the ``parameters`` that are trained, of those that are ``frozen``, of their
+            ``gradients``, of the ``state`` by its slots, and of gradients that are ``pending`` with
+            :attr:`accumulate`; ``between_steps`` and ``step_peak`` are what is held there.
+            Activations are not counted, nor what Muon's iterations need.
+
+        Raises:
+            ImportError: rich is not installed.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> memory = optim.AdamW(1e-3).memory({"w": mx.zeros((100, 10))}, show=False)
+            >>> memory.step_peak, memory.state["m"]
+            (16012, 4000)
+        """
+        return memory.measured(self, model, show)
 
     @property
     def state(self) -> dict:

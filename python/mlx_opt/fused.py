@@ -16,7 +16,7 @@ from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
 from .rule_formula import STORAGE, rule_formula
 from .state_dtypes import NAME as STATE_DTYPE
-from .state_dtypes import formats_of, stored
+from .state_dtypes import formats_of, named, stored
 from .step import Share
 from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
@@ -49,8 +49,8 @@ class FusedOptimizer(Optimizer):
     one of every class."""
 
     state_dtype: Any = None
-    """The dtype of the state: float32, float16 or bfloat16, or a dict of these by the names of
-    slots. If it is not None, a parameter keeps its dtype, whatever that of its gradient."""
+    """The dtype of the state by its name, or a dict of these by the names of slots. If it is not
+    None, a parameter keeps its dtype, whatever that of its gradient."""
 
     _checks_values = False
     """True if a hyperparameter cannot be set to a value that the rule does not allow."""
@@ -232,7 +232,7 @@ class FusedOptimizer(Optimizer):
             TypeError, ValueError: The state cannot be stored so.
         """
         formats_of(type(self).__name__, self._rule, given)
-        self.state_dtype = given
+        self.state_dtype = named(given)
 
     def _set_groups(self, given: Any) -> None:
         """Take the constructor's argument `groups`.

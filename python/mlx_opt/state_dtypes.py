@@ -17,6 +17,16 @@ Formats = tuple[tuple[str, str], ...]
 """For slots by name the names of their dtypes."""
 
 
+def named(given: Any) -> Any:
+    """The option with names for dtypes, which can be copied and pickled."""
+    if isinstance(given, Mapping):
+        return {slot: named(dtype) for slot, dtype in given.items()}
+    if not isinstance(given, mx.Dtype):
+        return given
+    names = [name for name, dtype in STORAGE.items() if dtype == given]
+    return names[0] if names else given
+
+
 def formats_of(name: str, optimizer: str, given: Any) -> Formats | None:
     """The formats of the slots of an optimizer's rules; None if nothing is given.
 
@@ -43,11 +53,9 @@ def formats_of(name: str, optimizer: str, given: Any) -> Formats | None:
 
 
 def _format_from(optimizer: str, given: Any) -> str:
-    names = {dtype: name for name, dtype in STORAGE.items()}
-    if isinstance(given, mx.Dtype) and given in names:
-        return names[given]
-    if isinstance(given, str) and given in STORAGE:
-        return given
+    name = named(given)
+    if isinstance(name, str) and name in STORAGE:
+        return name
     if not isinstance(given, (mx.Dtype, str)):
         raise TypeError(
             f"{optimizer}: {NAME}: expected a dtype, its name, or a dict of these by the names of "
