@@ -1,6 +1,9 @@
 #include "bindings/bind_rules.h"
 
+#include <algorithm>
+
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -32,9 +35,26 @@ nb::dict next_kept(
   return kept;
 }
 
-Program program(const std::string& rule, bool with_options) {
+using FormatNames = std::optional<std::map<std::string, std::string>>;
+
+std::optional<Formats> formats_from(const FormatNames& names) {
+  if (!names) {
+    return std::nullopt;
+  }
+  Formats formats;
+  for (const auto& [slot, name] : *names) {
+    const auto found = std::find(std::begin(format_names), std::end(format_names), name);
+    if (found == std::end(format_names)) {
+      throw nb::value_error(("there is no format \"" + name + "\"").c_str());
+    }
+    formats[slot] = static_cast<Format>(found - std::begin(format_names));
+  }
+  return formats;
+}
+
+Program program(const std::string& rule, bool with_options, const FormatNames& formats) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options);
+    return Program(*found, with_options, nullptr, formats_from(formats));
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -47,7 +67,8 @@ Program muon(
     const std::string& adjust_lr,
     int equalize,
     int normalize,
-    size_t stack) {
+    size_t stack,
+    const FormatNames& formats) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
@@ -57,7 +78,7 @@ Program muon(
   options.normalize = static_cast<Normalize>(normalize);
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
-  return muon_program(options, stack);
+  return muon_program(options, stack, formats_from(formats));
 }
 
 } // namespace
@@ -71,14 +92,17 @@ void bind_rules(nb::module_& m) {
       program,
       "rule"_a,
       "with_options"_a = false,
+      "formats"_a.none() = nb::none(),
       R"(The program of a rule.
 
 Args:
     rule: Its name.
     with_options: True if optional state slots are present.
+    formats: The dtypes of slots, "float32", "float16" or "bfloat16", by the slots' names. If it is
+        not None, a parameter keeps its dtype.
 
 Raises:
-    ValueError: There is no such rule.)");
+    ValueError: There is no such rule or format.)");
   m.def(
       "muon_program",
       muon,
@@ -90,9 +114,10 @@ Raises:
       "equalize"_a,
       "normalize"_a,
       "stack"_a,
+      "formats"_a.none() = nb::none(),
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
-``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, and ``stack`` as
-:func:`orthogonalized` has it.
+``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, ``stack`` as
+:func:`orthogonalized` has it and ``formats`` as :func:`program`.
 
 Raises:
     ValueError: An option does not fit; the message names it.)");

@@ -140,12 +140,15 @@ class Averaging(FusedOptimizer):
         return tree_map_with_path(moved, parameters)
 
     def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
+        self._check_takes_gradients()
+        return super()._next_kept(values, step)
+
+    def _check_takes_gradients(self) -> None:
         if self._is_evaluating:
             raise RuntimeError(
                 f"{type(self).__name__}: the model has the average of its parameters: "
                 "call train(model) before the next step"
             )
-        return super()._next_kept(values, step)
 
 
 def _parameters_of(model: Any) -> Any:

@@ -20,6 +20,7 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
+from .state_dtypes import begin, stored
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -128,7 +129,7 @@ class Grouping:
             if frozen[index]:
                 return
             fresh: dict[str, Any] = {}
-            optimizers[index].init_single(parameter, fresh)
+            begin(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
             if len(missing) < len(fresh):
                 begun.extend(f"{path}.{name}" for name in missing)
@@ -193,6 +194,7 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
+                formula = stored(optimizer, formula, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))
@@ -261,6 +263,19 @@ class Grouping:
                 paths.append(path)
 
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
+        return paths
+
+    def frozen(self, optimizer: Any, parameters: Any) -> set[str]:
+        """The paths of assigned parameters that are frozen."""
+        frozen = [bool(own.get("frozen")) for own in self._own_values(optimizer.state)]
+        paths: set[str] = set()
+
+        def add(path: str, _: Any, __: Any, index: int) -> None:
+            if frozen[index]:
+                paths.add(path)
+
+        if any(frozen):
+            for_each_leaf(add, parameters, None, self.assignment.found.tree)
         return paths
 
     def _combined(

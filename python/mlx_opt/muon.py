@@ -81,6 +81,12 @@ class Muon(FusedOptimizer, stock.Muon):
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
+        state_dtype: The dtype of the momentum, as for :class:`SGD`; ``fallback`` has its own.
+            Default: ``None``
+        accumulate: The number of calls whose gradients make a step, for ``fallback`` too; see
+            :attr:`accumulate`. Default: ``1``
+        accumulate_dtype: The dtype in which they are added up, or that of the first. Default:
+            ``None``
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
@@ -150,6 +156,9 @@ class Muon(FusedOptimizer, stock.Muon):
         beta2: float = 0.95,
         fallback: Optimizer | None = None,
         groups: Sequence[Any] = (),
+        state_dtype: Any = None,
+        accumulate: int = 1,
+        accumulate_dtype: Any = None,
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
@@ -157,6 +166,8 @@ class Muon(FusedOptimizer, stock.Muon):
             )
         if fallback is not None:
             fallback._refuse_as_part()
+        if fallback is not None and fallback.accumulate != 1:
+            raise ValueError("fallback: accumulate is Muon's own, not its fallback's")
         self.fallback = fallback
         super().__init__(learning_rate, momentum, weight_decay, nesterov, ns_steps)
         self.ns_dtype = ns_dtype
@@ -172,6 +183,9 @@ class Muon(FusedOptimizer, stock.Muon):
         self.normuon = bool(normuon)
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
+        self._set_state_dtype(state_dtype)
+        self.accumulate = accumulate
+        self.accumulate_dtype = accumulate_dtype
         self._program_of(self._checked(self._values()))
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         if isinstance(fallback, FusedOptimizer):
@@ -228,6 +242,12 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
+    def _frozen(self, gradients: Any) -> set[str]:
+        if self.fallback is None:
+            return super()._frozen(gradients)
+        matrices, others = _split(gradients)
+        return super()._frozen(matrices) | self.fallback._frozen(others)
+
     def _shares(self, gradients: Any) -> list[Share]:
         if self.fallback is None:
             return super()._shares(gradients)
@@ -277,7 +297,8 @@ class Muon(FusedOptimizer, stock.Muon):
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         splits.blocks_from(values["split"])
         program, hypers = super()._program_of(values)
-        return muon_options.program_of(program.rule, values), hypers
+        formats = self._forms.form_of(values).formats(values)
+        return muon_options.program_of(program.rule, values, formats), hypers
 
     def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
         return splits.blocks_from(values["split"])

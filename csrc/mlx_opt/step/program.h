@@ -1,7 +1,9 @@
 // What a step runs: a rule with its options settled, and the state slots that the options imply.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,14 +21,19 @@ class Composition;
 /// The slots of a parameter, in the order of the rule's operands.
 using Slots = std::vector<const SlotInfo*>;
 
+/// Formats of slots by their names.
+using Formats = std::map<std::string, Format>;
+
 class MLX_OPT_API Program {
  public:
   /// `with_options`: true if optional slots are present. `composition`: the stages around the rule,
-  /// if the step has several.
+  /// if the step has several. `formats`: of slots that are not stored as the rule's description
+  /// says; if there are any or none, but not if it is nullopt, the parameter keeps its dtype.
   explicit Program(
       Rule rule,
       bool with_options = false,
-      std::shared_ptr<const Composition> composition = nullptr);
+      std::shared_ptr<const Composition> composition = nullptr,
+      const std::optional<Formats>& formats = std::nullopt);
 
   Rule rule() const {
     return rule_;
@@ -35,6 +42,14 @@ class MLX_OPT_API Program {
   const Composition* composition() const {
     return composition_.get();
   }
+
+  /// True if a parameter keeps its dtype, whatever that of its gradient and its slots.
+  bool keeps_parameter() const {
+    return keeps_parameter_;
+  }
+
+  /// True if the slots of both programs of one rule are stored alike.
+  bool stores_like(const Program& other) const;
 
   /// Number of kinds of parameters that the rule distinguishes: 1, or 2 (vectors, then matrices).
   size_t kinds() const {
@@ -63,8 +78,10 @@ class MLX_OPT_API Program {
  private:
   Rule rule_;
   std::shared_ptr<const Composition> composition_;
-  std::vector<Slots> slots_; // of each kind
-  Slots state_slots_[2];     // of vectors and of matrices
+  bool keeps_parameter_;
+  std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
+  std::vector<Slots> slots_;                               // of each kind
+  Slots state_slots_[2];                                   // of vectors and of matrices
 };
 
 /// Throws std::invalid_argument with a message that names the rule.

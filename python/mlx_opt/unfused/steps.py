@@ -36,8 +36,10 @@ def set_num_threads(threads: int) -> None:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
 
 
-def program(rule: str, with_options: bool = False) -> Program:
-    return Program(rule, with_options)
+def program(
+    rule: str, with_options: bool = False, formats: dict[str, str] | None = None
+) -> Program:
+    return Program(rule, with_options, formats)
 
 
 def muon_program(rule: str, *options: Any) -> Program:
