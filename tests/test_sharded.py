@@ -239,3 +239,15 @@ def test_a_copy_shares_the_group():
     twin = copy.deepcopy(optimizer)
     twin.apply_gradients({"w": mx.ones(2)}, w)
     assert (optimizer.step.item(), twin.step.item()) == (1, 2)
+
+
+def test_accumulation_is_refused():
+    message = "^Sharded: an optimizer with accumulate is not supported$"
+    with pytest.raises(ValueError, match=message):
+        mlx_opt.Sharded(mlx_opt.AdamW(0.1, accumulate=2))
+    optimizer, w = mlx_opt.Sharded(mlx_opt.AdamW(0.1)), {"w": mx.ones(2)}
+    message = "^Sharded: normalizer is not supported: divide the gradients by it$"
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply_gradients({"w": mx.ones(2)}, w, normalizer=2.0)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(nn.Linear(1, 2), {"bias": mx.ones(2)}, normalizer=2.0)

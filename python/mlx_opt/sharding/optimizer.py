@@ -46,7 +46,7 @@ class Sharded(Optimizer):
 
     Raises:
         TypeError: The optimizer is none of mlx_opt, or has a step that cannot be divided.
-        ValueError: ``bucket_size`` is not positive.
+        ValueError: ``bucket_size`` is not positive, or the optimizer has ``accumulate``.
 
     The first step raises RuntimeError if the members have different parameters, optimizers, steps
     or versions.
@@ -72,6 +72,8 @@ class Sharded(Optimizer):
         if isinstance(optimizer, Sharded) or not isinstance(optimizer, Optimizer):
             found = type(optimizer).__name__
             raise TypeError(f"Sharded: expected an optimizer of mlx_opt, got {found}")
+        if optimizer.accumulate != 1:
+            raise ValueError("Sharded: an optimizer with accumulate is not supported")
         if bucket_size <= 0:
             raise ValueError(f"Sharded: bucket_size: expected more than 0, got {bucket_size}")
         for part in parts_of(optimizer):
@@ -96,12 +98,17 @@ class Sharded(Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
         max_value: float | mx.array | None = None,
+        normalizer: float | mx.array | None = None,
     ) -> None:
         """Update the parameters of a model with the averages of all members' gradients.
 
         As :meth:`Optimizer.update`, but the model gets new, lazy arrays if there are several
         members. ``max_norm`` and :attr:`grad_norm` are of the averages, all of them.
+
+        Raises:
+            ValueError: There is a ``normalizer``, which is not supported.
         """
+        _refuse_normalizer(normalizer)
         if self._members.size > 1 and not isinstance(model, nn.Module):
             limits = max_norm, skip_nonfinite, max_value
             model.update(self.apply_gradients(gradients, model, *limits))
@@ -128,6 +135,7 @@ class Sharded(Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
         max_value: float | mx.array | None = None,
+        normalizer: float | mx.array | None = None,
     ) -> Any:
         """Return the updated parameters; see :meth:`Optimizer.apply_gradients`.
 
@@ -137,7 +145,9 @@ class Sharded(Optimizer):
             max_norm: As for :meth:`update`.
             skip_nonfinite: As for :meth:`update`.
             max_value: As for :meth:`update`.
+            normalizer: Not supported.
         """
+        _refuse_normalizer(normalizer)
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         names = names_of(parameters, self._members.size)
         self._meet(gradients, parameters, names)
@@ -324,3 +334,8 @@ class Sharded(Optimizer):
 
     def _refuse_as_part(self) -> None:
         raise TypeError("Sharded cannot be a part of another optimizer: divide that instead")
+
+
+def _refuse_normalizer(normalizer: Any) -> None:
+    if normalizer is not None:
+        raise ValueError("Sharded: normalizer is not supported: divide the gradients by it")
