@@ -47,6 +47,7 @@ Program muon(
     const std::string& adjust_lr,
     int equalize,
     int normalize,
+    bool hyperball,
     size_t stack) {
   Muon options;
   options.ns_steps = steps;
@@ -55,6 +56,7 @@ Program muon(
   options.adjust_lr = adjust_lr == "original" ? AdjustLr::original : AdjustLr::match_rms_adamw;
   options.equalize = static_cast<Equalize>(equalize);
   options.normalize = static_cast<Normalize>(normalize);
+  options.hyperball = hyperball;
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
   return muon_program(options, stack);
@@ -89,6 +91,7 @@ Raises:
       "adjust_lr"_a,
       "equalize"_a,
       "normalize"_a,
+      "hyperball"_a,
       "stack"_a,
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
 ``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, and ``stack`` as

@@ -248,6 +248,9 @@ Definition definition(const Hyperparameters& hypers, const std::map<std::string,
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;
     own.adamuon = all["adamuon"] != 0.0;
+    if (own.hyperball && all["weight_decay"] != 0.0) {
+      refuse(optimizer, "hyperball needs a weight_decay of 0");
+    }
     return {muon_program(own), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
