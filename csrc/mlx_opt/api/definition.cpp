@@ -292,6 +292,9 @@ Definition definition(
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;
     own.adamuon = all["adamuon"] != 0.0;
+    if (own.hyperball && all["weight_decay"] != 0.0) {
+      refuse(optimizer, "hyperball needs a weight_decay of 0");
+    }
     return {muon_program(own, stack_elements, formats), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);

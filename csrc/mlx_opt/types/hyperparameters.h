@@ -122,13 +122,24 @@ enum class AdjustLr {
   match_rms_adamw, // 0.2 sqrt(max(r, c)): arXiv:2502.16982
 };
 
-/// What Muon does with the direction, a matrix, before the iterations. Chang et al., MuonEq,
-/// arXiv:2603.28254: rows, columns or both are divided by their norms.
-enum class Equalize { none, rows, columns, both, sign };
+/// What Muon does with the direction, a matrix, before the iterations: MuonEq, arXiv:2603.28254.
+enum class Equalize {
+  none,
+  rows,    // divides each row by its norm
+  columns, // divides each column by its norm
+  both,    // divides by both, which are of the same matrix
+  sign,    // takes the signs, as AdaMuon's paper does
+};
 
-/// What Muon does with the orthogonal factor. Muon+, arXiv:2602.21545: rows or columns, or one
-/// after the other, are divided by their norms; frobenius scales to the norm of an exact factor.
-enum class Normalize { none, rows, columns, rows_columns, columns_rows, frobenius };
+/// What Muon does with the orthogonal factor: Muon+, arXiv:2602.21545.
+enum class Normalize {
+  none,
+  rows,         // divides each row by its norm
+  columns,      // divides each column by its norm
+  rows_columns, // one after the other
+  columns_rows,
+  frobenius, // scales to the norm of an exact factor
+};
 
 /// Muon: Jordan et al., kellerjordan.github.io/posts/muon. State: v. A parameter of more than two
 /// dimensions is treated as a matrix of its first dimension by all others. One of fewer is updated
@@ -153,6 +164,9 @@ struct Muon {
   bool normuon = false; // Li et al., arXiv:2510.05491. State: s too, of each row
   bool adamuon = false; // Si et al., arXiv:2507.11005. State: s too, of each element
   double beta2 = 0.95;  // of these; in [0, 1)
+  /// If true, a matrix keeps its Frobenius norm, and the learning rate is relative to it. Needs a
+  /// weight_decay of 0.
+  bool hyperball = false;
 };
 
 /// Any rule that is not part of a composition, by the name of its optimizer, with hyperparameters

@@ -1,6 +1,6 @@
 """The formulas of the rules that look at whole tensors."""
 
-from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor
+from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor, with_norm_of
 from .registry import decayed, finish, one_minus_power, reference, with_decay, with_decay_of
 
 
@@ -196,6 +196,7 @@ def muon(
     normuon=False,
     adamuon=False,
     beta2=0.95,
+    hyperball=False,
 ):
     """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
     after = dict(state)
@@ -219,6 +220,9 @@ def muon(
         u = xp.concatenate(updates)
         if seconds:
             after["s"] = xp.concatenate(seconds)
+    if hyperball and w.ndim >= 2:
+        u = with_norm_of(xp, u, w)
+        return with_norm_of(xp, w - learning_rate * u, w), after
     w = decayed(
         xp,
         w,
