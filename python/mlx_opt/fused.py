@@ -9,7 +9,7 @@ import mlx.core as mx
 from . import _ext, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
-from .forms import Forms, check_decay, forms_of
+from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option
@@ -292,6 +292,7 @@ class FusedOptimizer(Optimizer):
             ValueError: They do not go together.
         """
         check_decay(values)
+        check_cautious(values)
         return values
 
     def _check_group(self, values: dict[str, Any]) -> None:

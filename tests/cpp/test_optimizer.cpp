@@ -266,6 +266,15 @@ TEST_CASE("kinds of weight decay that need more are refused") {
       "mlx_opt AdamW: a weight_decay_kind of corrected needs max_learning_rate",
       std::invalid_argument);
   build(mlx_opt::Adam{.weight_decay_kind = coupled, .cautious_weight_decay = true});
+  build(mlx_opt::Adam{.cautious = true});
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::AdamW{.amsgrad = true, .cautious = true}),
+      "mlx_opt AdamW: cautious does not go with amsgrad",
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::Lion{.weight_decay = 0.1, .weight_decay_kind = coupled, .cautious = true}),
+      "mlx_opt Lion: cautious needs a weight_decay_kind other than coupled",
+      std::invalid_argument);
   CHECK_THROWS_AS(
       build(mlx_opt::RuleByName{"RMSprop", {{"maximize", 1.0}}}), std::invalid_argument);
 }

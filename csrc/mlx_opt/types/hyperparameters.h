@@ -59,7 +59,8 @@ struct Adam {
   double eps = 1e-8;
   bool bias_correction = false;
   bool nesterov = false;
-  bool amsgrad = false; // Reddi et al., ICLR 2018; its State: v_max too
+  bool amsgrad = false;  // Reddi et al., ICLR 2018; its State: v_max too
+  bool cautious = false; // Liang et al., arXiv:2411.16085; not with amsgrad or coupled decay
   double weight_decay = 0.0;
   WeightDecayKind weight_decay_kind = WeightDecayKind::coupled;
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
@@ -75,7 +76,8 @@ struct AdamW {
   double weight_decay = 0.01;
   bool bias_correction = false;
   bool nesterov = false;
-  bool amsgrad = false; // as Adam's
+  bool amsgrad = false;  // as Adam's
+  bool cautious = false; // as Adam's
   WeightDecayKind weight_decay_kind = WeightDecayKind::decoupled;
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
@@ -99,6 +101,7 @@ struct Lion {
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
   bool maximize = false;              // if true, takes the negative of the gradients
+  bool cautious = false;              // as Adam's
 };
 
 /// Adafactor: Shazeer and Stern, arXiv:1804.04235. State: for a parameter of two dimensions or more

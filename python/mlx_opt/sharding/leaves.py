@@ -33,7 +33,16 @@ def divides_tensors(optimizer: Any) -> bool:
         return True
     if type(optimizer)._program_of is not FusedOptimizer._program_of:
         raise TypeError(f"Sharded: {name} has its own program, which cannot be divided")
-    return not all(form.elementwise for form in optimizer._forms.forms)
+    values = optimizer._values()
+    return not all(
+        optimizer._forms.form_of(values | flags).elementwise for flags in _flags_of(optimizer)
+    )
+
+
+def _flags_of(optimizer: FusedOptimizer) -> list[dict[str, Any]]:
+    """The flags that differ from the optimizer's own values: none, and those of each group."""
+    groups = [group._hyperparameters.items() for group in optimizer.groups]
+    return [{}, *({name: x for name, x in each if isinstance(x, bool)} for each in groups)]
 
 
 def flat(tree: Any, names: Names) -> dict[str, Any]:
