@@ -363,6 +363,12 @@ def test_accumulation_is_refused():
     message = "^Sharded: an optimizer with accumulate is not supported$"
     with pytest.raises(ValueError, match=message):
         mlx_opt.Sharded(mlx_opt.AdamW(0.1, accumulate=2))
+    with pytest.raises(ValueError, match=message):
+        mlx_opt.Sharded(mlx_opt.AdamW(0.1)).accumulate = 2
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    optimizer.optimizer.accumulate = 2
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply_gradients({"w": mx.ones(2)}, {"w": mx.ones(2)})
     optimizer, w = mlx_opt.Sharded(mlx_opt.AdamW(0.1)), {"w": mx.ones(2)}
     message = "^Sharded: normalizer is not supported: divide the gradients by it$"
     with pytest.raises(ValueError, match=message):

@@ -73,8 +73,7 @@ class Sharded(Optimizer):
         if isinstance(optimizer, Sharded) or not isinstance(optimizer, Optimizer):
             found = type(optimizer).__name__
             raise TypeError(f"Sharded: expected an optimizer of mlx_opt, got {found}")
-        if optimizer.accumulate != 1:
-            raise ValueError("Sharded: an optimizer with accumulate is not supported")
+        _check_step(optimizer, None)
         if bucket_size <= 0:
             raise ValueError(f"Sharded: bucket_size: expected more than 0, got {bucket_size}")
         for part in parts_of(optimizer):
@@ -106,7 +105,7 @@ class Sharded(Optimizer):
         Raises:
             ValueError: There is a ``normalizer``, which is not supported.
         """
-        _refuse_normalizer(normalizer)
+        _check_step(self.optimizer, normalizer)
         if self._members.size > 1 and not isinstance(model, nn.Module):
             limits = max_norm, skip_nonfinite, max_value
             model.update(self.apply_gradients(gradients, model, *limits))
@@ -145,7 +144,7 @@ class Sharded(Optimizer):
             max_value: As for :meth:`update`.
             normalizer: Not supported.
         """
-        _refuse_normalizer(normalizer)
+        _check_step(self.optimizer, normalizer)
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         names = names_of(parameters, self._members.size)
         self._division.meet(gradients, parameters, names)
@@ -254,6 +253,16 @@ class Sharded(Optimizer):
     def learning_rate(self, learning_rate: float | mx.array) -> None:
         self.optimizer.learning_rate = learning_rate
 
+    @property
+    def accumulate(self) -> int:
+        """1; more is not supported."""
+        return self.optimizer.accumulate
+
+    @accumulate.setter
+    def accumulate(self, count: int) -> None:
+        if count != 1:
+            raise ValueError("Sharded: an optimizer with accumulate is not supported")
+
     def _clip_state(self) -> dict:
         return self.optimizer._clip_state()
 
@@ -261,6 +270,10 @@ class Sharded(Optimizer):
         raise TypeError("Sharded cannot be a part of another optimizer: divide that instead")
 
 
-def _refuse_normalizer(normalizer: Any) -> None:
+def _check_step(optimizer: Optimizer, normalizer: Any) -> None:
+    """Raise what a step that is not supported raises."""
+    optimizer._check_takes_gradients()
+    if optimizer.accumulate != 1:
+        raise ValueError("Sharded: an optimizer with accumulate is not supported")
     if normalizer is not None:
         raise ValueError("Sharded: normalizer is not supported: divide the gradients by it")
