@@ -10,6 +10,7 @@ import pytest
 import mlx_opt
 from cases import assert_same, normal, wide
 from mlx_opt import Group
+from mlx_opt.sharding.leaves import divides_tensors
 
 BETAS = (0.8, 0.95)
 
@@ -92,3 +93,11 @@ def test_a_copy_is_cautious(again):
     expected = again(optimizer).apply_gradients(g, w)
     assert_same(optimizer.apply_gradients(g, w), expected)
     assert "cautious=True" in repr(optimizer)
+
+
+def test_members_of_a_group_of_processes_need_whole_tensors_only_if_it_is_cautious():
+    assert not divides_tensors(mlx_opt.AdamW(0.1))
+    assert divides_tensors(mlx_opt.AdamW(0.1, cautious=True))
+    groups = [Group("a", name="a", momentum=lambda step: 0.9), Group("b", nesterov=True)]
+    assert not divides_tensors(mlx_opt.SGD(0.1, momentum=0.9, groups=groups))
+    assert divides_tensors(mlx_opt.Lion(0.1, groups=[Group("b", cautious=True)]))
