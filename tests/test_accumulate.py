@@ -123,18 +123,22 @@ def test_a_call_that_only_adds_is_in_place_and_touches_nothing_else():
 
 
 @pytest.mark.usefixtures("cpu")
-def test_the_memory_of_a_round():
+@pytest.mark.parametrize("compiles", [False, True], ids=["", "compiled"])
+def test_the_memory_of_a_round(compiles):
     n = 2**20
     optimizer, w = mlx_opt.AdamW(1e-3, accumulate=3), {"w": mx.zeros(n)}
     optimizer.init(w)
     mx.eval(w, optimizer.state)
     peaks = []
+    step = optimizer.apply_gradients
+    if compiles:
+        step = mx.compile(step, inputs=[optimizer.state], outputs=[optimizer.state])
     base = mx.get_active_memory() - 12 * n
     for i in range(6):
         g = {"w": mx.full(n, float(i))}
         mx.eval(g)
         mx.reset_peak_memory()
-        w = optimizer.apply_gradients(g, w)
+        w = step(g, w)
         del g
         mx.eval(w, optimizer.state)
         peaks.append((mx.get_peak_memory() - base) / n)

@@ -15,6 +15,7 @@ from ..clipping import ClipRequest
 from ..step import Share
 from ..tools import summary
 from ..tools.describe import ParameterRow
+from ..tools.memory import Memory
 from .agreement import check_agreement, facts_of
 from .exchange import Exchange, Members, own_elements
 from .fully_sharded import Names, names_of
@@ -305,6 +306,13 @@ class Sharded(Optimizer):
         """As the optimizer that is divided; parameters have the shapes that this member has."""
         rows: list[ParameterRow] = self.optimizer.describe(model, show)  # type: ignore[attr-defined]
         return rows
+
+    def memory(self, model: Any, show: bool = True) -> Memory:
+        """As the optimizer that is divided, with the states that this member has.
+
+        States that there are not yet are counted whole.
+        """
+        return self.optimizer.memory(model, show)
 
     @property
     def state(self) -> dict:
