@@ -219,6 +219,15 @@ def test_a_wider_sum_changes_no_dtype_and_its_mean_is_rounded_once(dtype):
     assert {x.dtype for _, x in tree_flatten(optimizer.state["w"])} == {dtype}
 
 
+def test_a_wider_sum_without_a_gradient_in_the_last_call_changes_no_dtype():
+    optimizer = mlx_opt.SGD(0.5, accumulate=2, accumulate_dtype=mx.float32)
+    w = {"w": mx.zeros(2, mx.bfloat16), "b": mx.zeros(2)}
+    optimizer.apply_gradients({"w": mx.ones(2, mx.bfloat16), "b": mx.ones(2)}, w)
+    updated = optimizer.apply_gradients({"b": mx.ones(2)}, w)
+    assert updated["w"].dtype == mx.bfloat16 and updated["b"].dtype == mx.float32
+    assert updated["w"].tolist() == [-0.25, -0.25] and updated["b"].tolist() == [-0.5, -0.5]
+
+
 def test_float32_gradients_are_added_in_bfloat16_where_asked():
     optimizer = mlx_opt.SGD(1.0, accumulate=3, accumulate_dtype=mx.bfloat16)
     w = {"w": mx.zeros(3)}
