@@ -151,7 +151,9 @@ class FusedOptimizer(Optimizer):
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
         if grouping is None:
             grouping = self._without_groups()
-        grouping.assignment.extend(parameters, parameters, judges=False)
+            grouping.assignment.extend(parameters, parameters, judges=False)
+        else:
+            self._assign(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
 

@@ -208,8 +208,10 @@ TEST_CASE("wider sums change no dtype") {
   optimizer.accumulate(gradients());
   optimizer.accumulate(small);
   CHECK(optimizer.state().at("mlx_opt.accumulated.gradients.bias").dtype() == mx::float32);
+  small.erase("layers.0.weight");
   optimizer.update(halves, small);
   CHECK(halves.at("bias").dtype() == mx::bfloat16);
+  CHECK(halves.at("layers.0.weight").dtype() == mx::bfloat16);
   CHECK(optimizer.state().at("bias.m").dtype() == mx::bfloat16);
 }
 

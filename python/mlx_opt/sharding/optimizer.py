@@ -15,6 +15,7 @@ from ..base import Optimizer, shares_of
 from ..clipping import ClipRequest
 from ..tools import summary
 from ..tools.describe import ParameterRow
+from ..tools.memory import Memory
 from . import saving
 from .division import Division
 from .exchange import Members, own_elements
@@ -230,6 +231,13 @@ class Sharded(Optimizer):
         optimizer: Any = self.optimizer
         rows: list[ParameterRow] = optimizer.describe(self._division.whole(model), show)
         return rows
+
+    def memory(self, model: Any, show: bool = True) -> Memory:
+        """As the optimizer that is divided, with the states that this member has.
+
+        States that there are not yet are counted whole.
+        """
+        return self.optimizer.memory(model, show)
 
     @property
     def state(self) -> dict:
