@@ -283,8 +283,10 @@ def test_an_interrupted_write_leaves_the_checkpoint_that_was_there(saved, monkey
         optimizer.save_state(folder)
     monkeypatch.undo()
     assert mlx_opt.Sharded.whole_state(folder)["step"].item() == 1
+    assert len(list(folder.iterdir())) == 4  # the next write removes the two that are not used
     optimizer.save_state(folder)
     assert mlx_opt.Sharded.whole_state(folder)["step"].item() == 2
+    assert len(list(folder.iterdir())) == 2
 
 
 def cut_off(folder):

@@ -57,10 +57,11 @@ def write_index(folder: Path, index: dict[str, Any]) -> None:
 
 
 def remove_others(folder: Path, index: dict[str, Any]) -> None:
-    """Remove the files of checkpoints that a folder had before."""
+    """Remove the files of checkpoints that a folder had before, and of interrupted writes."""
     kept = {each["name"] for each in index["files"]}
     for path in folder.iterdir():
-        if _FILE.fullmatch(path.name) and path.name not in kept:
+        is_unfinished = path.name.startswith(f".{INDEX}.")
+        if is_unfinished or _FILE.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
 
 
