@@ -32,9 +32,20 @@ nb::dict next_kept(
   return kept;
 }
 
-Program program(const std::string& rule, bool with_options) {
+MasterWeights masters_from(const std::optional<std::string>& name) {
+  if (!name) {
+    return MasterWeights::none;
+  }
+  if (*name == "float32") {
+    return MasterWeights::float32;
+  }
+  throw nb::value_error(("there are no master weights \"" + *name + "\"").c_str());
+}
+
+Program program(
+    const std::string& rule, bool with_options, const std::optional<std::string>& masters) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options);
+    return Program(*found, with_options).with(masters_from(masters));
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -47,7 +58,8 @@ Program muon(
     const std::string& adjust_lr,
     int equalize,
     int normalize,
-    size_t stack) {
+    size_t stack,
+    const std::optional<std::string>& masters) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
@@ -57,7 +69,7 @@ Program muon(
   options.normalize = static_cast<Normalize>(normalize);
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
-  return muon_program(options, stack);
+  return muon_program(options, stack).with(masters_from(masters));
 }
 
 } // namespace
@@ -71,14 +83,16 @@ void bind_rules(nb::module_& m) {
       program,
       "rule"_a,
       "with_options"_a = false,
+      "masters"_a.none() = nb::none(),
       R"(The program of a rule.
 
 Args:
     rule: Its name.
     with_options: True if optional state slots are present.
+    masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``, or None.
 
 Raises:
-    ValueError: There is no such rule.)");
+    ValueError: There is no such rule, or no such master weights.)");
   m.def(
       "muon_program",
       muon,
@@ -90,9 +104,10 @@ Raises:
       "equalize"_a,
       "normalize"_a,
       "stack"_a,
+      "masters"_a.none() = nb::none(),
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
 ``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, and ``stack`` as
-:func:`orthogonalized` has it.
+:func:`orthogonalized` has it; ``masters`` as for :func:`program`.
 
 Raises:
     ValueError: An option does not fit; the message names it.)");

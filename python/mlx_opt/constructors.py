@@ -27,7 +27,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
     """
     inherited = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(inherited)
-    defaults = {**additions, "groups": ()}
+    defaults = {**additions, "master_weights": None, "groups": ()}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
@@ -39,6 +39,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
             setattr(self, name, given[name])
         for name, default in additions.items():
             setattr(self, name, bool(added[name]) if isinstance(default, bool) else added[name])
+        self.master_weights = added["master_weights"]
         self._set_groups(added["groups"])
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -70,6 +71,8 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         shown = f'"{default}"' if isinstance(default, str) else default
         text = f"{name} ({type(default).__name__}, optional): {_ADDITIONS[name]}"
         lines += [f"    {text}", f"      Default: ``{shown}``"]
+    lines.append("    master_weights (str, optional): float32 weights of narrower parameters:")
+    lines.append('      ``"float32"`` or None. Default: ``None``')
     lines.append(
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )

@@ -61,6 +61,7 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
             setattr(self, attribute.name, arguments.arguments[attribute.name])
         for kept, first in form.kept.items():
             self.state[kept] = mx.array(first)
+        self.master_weights = arguments.arguments["master_weights"]
         self._set_groups(arguments.arguments["groups"])
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
@@ -94,6 +95,7 @@ def _signature(attributes: tuple[Attribute, ...]) -> inspect.Signature:
             parameter("self"),
             parameter("learning_rate"),
             *(parameter(each.name, each.standard) for each in attributes),
+            inspect.Parameter("master_weights", inspect.Parameter.KEYWORD_ONLY, default=None),
             inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=()),
         ]
     )
@@ -113,6 +115,9 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
         elif each.may_be_scheduled:
             kind = "A number, a schedule or an array"
         lines.append(f"    {each.name}: {kind}. Default: ``{each.standard}``.")
+    lines.append(
+        '    master_weights: ``"float32"``, to keep float32 weights of narrow parameters, or None.'
+    )
     lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."
     )

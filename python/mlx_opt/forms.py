@@ -83,10 +83,11 @@ class Form(NamedTuple):
             values[name] if index is None else values[name][index] for name, index in self.hypers
         ]
         hypers += [values[name] for name in self.kept]
+        masters = values.get("master_weights")
         if self.option is None:
-            return _program(self.rule), hypers
+            return _program(self.rule, False, masters), hypers
         with_options = values[self.option] is not None
-        return _program(self.rule, with_options), [0.0 if x is None else x for x in hypers]
+        return _program(self.rule, with_options, masters), [0.0 if x is None else x for x in hypers]
 
 
 class Forms(NamedTuple):

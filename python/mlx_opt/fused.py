@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, reserved
+from . import _ext, master_weights, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
 from .forms import Forms, check_decay, forms_of
@@ -18,6 +18,7 @@ from .rule_formula import STORAGE, rule_formula
 from .step import Share
 from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
+from .trees import like
 
 
 class FusedOptimizer(Optimizer):
@@ -50,6 +51,9 @@ class FusedOptimizer(Optimizer):
 
     _grouping: Grouping | None = None
 
+    master_weights: str | None = None
+    """How the float32 weights of parameters in bfloat16 and float16 are kept; None if not."""
+
     groups: tuple[Group, ...] = ()
     """The groups that the constructor was given."""
 
@@ -58,7 +62,7 @@ class FusedOptimizer(Optimizer):
         if not hasattr(cls, "_rule"):
             return
         cls._forms = forms_of(cls._rule)
-        names = (*cls._forms.names, *cls._options)
+        names = (*cls._forms.names, *cls._options, "master_weights")
         cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
@@ -77,6 +81,7 @@ class FusedOptimizer(Optimizer):
             for name in (*self._forms.attributes, *self._options)
             if name not in self._fixed and not self._is_left_out(name)
         ]
+        names += [] if self.master_weights is None else ["master_weights"]
         return [*summary.rate_of(self), *names]
 
     def _is_left_out(self, name: str) -> bool:
@@ -124,13 +129,16 @@ class FusedOptimizer(Optimizer):
         return describe.describe(self._described, model, show)
 
     def _described(self, parameters: Any, model: Any) -> list[Described]:
-        grouping = self._grouping or Grouping(type(self).__name__, (), [], self._forms)
+        grouping = self._grouping or self._no_groups()
         grouping.assignment.extend(parameters, model)
         return [grouping.described(self, self._values(), parameters)]
 
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
         forget_other_groups(self.state, grouping)
+        if grouping is None and self._has_masters():
+            grouping = self._no_groups()
+            grouping.assignment.extend(parameters, parameters, judges=False)
         if grouping is None:
             super().init(parameters)
             return
@@ -138,6 +146,22 @@ class FusedOptimizer(Optimizer):
         self._assign(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
+
+    def _no_groups(self) -> Grouping:
+        """A grouping of all parameters as one."""
+        return Grouping(type(self).__name__, (), [], self._forms)
+
+    def _has_masters(self) -> bool:
+        """True if parameters may have master weights, or a state has some that it should not."""
+        has_some = self.master_weights is not None or any(
+            "master_weights" in group.hyperparameters for group in self.groups
+        )
+        return has_some or self._uses_own_step() and master_weights.is_in(self.state)
+
+    def _to_initialize(self, gradients: Any, parameters: Any) -> Any:
+        """What `init` gets before the first step: gradients, as with mlx.optimizers, unless the
+        dtypes of their parameters matter."""
+        return like(gradients, parameters) if self._has_masters() else gradients
 
     def _assign(self, gradients: Any, parameters: Any, judges: bool = True) -> None:
         """Assign parameters to groups, if there are any; see `Assignment.extend`."""
@@ -172,7 +196,8 @@ class FusedOptimizer(Optimizer):
         """
         values = self._checked(self._values())
         program, hypers = self._program_of(values)
-        group = hypers, self._rate(values), 1.0, self._formula
+        formula = master_weights.around(self._formula, values["master_weights"])
+        group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
         part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
         if values.get("maximize"):
@@ -184,6 +209,11 @@ class FusedOptimizer(Optimizer):
         return updated
 
     def _shares(self, gradients: Any) -> list[Share]:
+        if self.master_weights is not None and not self._uses_own_step():
+            raise TypeError(
+                f"{type(self).__name__}: master_weights: apply_single is overridden, and does not "
+                "get the master weights"
+            )
         own = self._uses_own_step() or self._grouping is not None
         return [Share(self, gradients, None if own else self._apply_leaves)]
 
@@ -207,6 +237,8 @@ class FusedOptimizer(Optimizer):
         """
         name = type(self).__name__
         groups = groups_from(name, given)
+        masters = master_weights.MasterWeights(name)
+        masters.check(self.master_weights)
         if self._has_own_hyperparameters():
             self._checked(self._values())
         if not groups:
@@ -217,6 +249,7 @@ class FusedOptimizer(Optimizer):
             if attribute not in self._fixed
         ]
         attributes += [Option(name, option) for option in self._options]
+        attributes.append(masters)
         self.groups = groups
         self._grouping = Grouping(name, groups, attributes, self._forms)
         if self._has_own_hyperparameters():
@@ -225,7 +258,7 @@ class FusedOptimizer(Optimizer):
 
     def _add_groups(self, groups: tuple[Group, ...]) -> None:
         """Add groups of another optimizer, with what this one has of their hyperparameters."""
-        names = {*self._forms.attributes, *self._options} - {*self._fixed}
+        names = {*self._forms.attributes, *self._options, "master_weights"} - {*self._fixed}
         added = [each.restricted(names) for each in groups]
         self._set_groups([*self.groups, *(each for each in added if each is not None)])
 
@@ -276,10 +309,10 @@ class FusedOptimizer(Optimizer):
         if self._grouping is None:
             values = self._checked(values)
             program, hypers = self._program_of(values)
-            rate = self._rate(values)
+            rate, masters = self._rate(values), values["master_weights"]
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            groups = [(hypers, rate, 1.0, self._formula)]
+            groups = [(hypers, rate, 1.0, master_weights.around(self._formula, masters))]
             return [Portion(program, groups, None, [], bool(values.get("maximize")))]
         portions = self._grouping.portions(self, values)
         if not self._uses_own_step():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext
+from . import _ext, master_weights
 from .assignment import Assignment, Found
 from .forms import Forms
 from .group_formula import GroupFormula, with_values
@@ -115,20 +115,27 @@ class Grouping:
     def init(self, optimizer: Any, parameters: Any) -> None:
         """Initialize the state of assigned parameters that have none.
 
-        Slots that a parameter's program has and its state has not are begun, with a warning.
+        Slots that a parameter's program has and its state has not are begun, with a warning. A
+        master weight that its program does not have is dropped, with a warning.
         """
         skeleton = _Skeleton()
         skeleton._state = optimizer.state
         skeleton.init(parameters)
         begun: list[str] = []
+        dropped: list[str] = []
         optimizers = [with_values(optimizer, own) for own in self._own_values(optimizer.state)]
         frozen = [bool(vars(each).get("frozen")) for each in optimizers]
 
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
             if frozen[index]:
                 return
+            if master_weights.KEY in state and not master_weights.has_master(
+                optimizers[index], parameter
+            ):
+                del state[master_weights.KEY]
+                dropped.append(f"{path}.{master_weights.KEY}")
             fresh: dict[str, Any] = {}
-            optimizers[index].init_single(parameter, fresh)
+            master_weights.init_single(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
             if len(missing) < len(fresh):
                 begun.extend(f"{path}.{name}" for name in missing)
@@ -139,6 +146,9 @@ class Grouping:
         for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
             warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)
+        if dropped:
+            names = ", ".join(dropped)
+            warnings.warn(f"the optimizer has no {names}; dropped from the state", stacklevel=4)
 
     def settle(self, optimizer: Any, rollback: Rollback, changes: list[Change]) -> None:
         """Put the values of schedules, and arrays that are missing, into the state."""
@@ -193,6 +203,7 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
+                formula = master_weights.around(formula, combined.values["master_weights"])
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(

@@ -59,6 +59,10 @@ docs/clipping.md.
             if isinstance(optimizer, Optimizer):
                 optimizer.check(part, parameters)
 
+    def _states(self) -> list[dict]:
+        members = (each for each in self.optimizers if isinstance(each, Optimizer))
+        return [state for member in members for state in member._states()]
+
     def _clip_state(self) -> dict:
         # The results are those of all gradients; each optimizer has them.
         state: dict = self.optimizers[0].state

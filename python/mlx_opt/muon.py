@@ -78,6 +78,8 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
+        master_weights: ``"float32"``, which keeps float32 weights of narrower parameters, or None;
+            ``fallback`` has its own. Default: ``None``
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
@@ -149,6 +151,7 @@ class Muon(FusedOptimizer, stock.Muon):
         adamuon: bool = False,
         beta2: float = 0.95,
         fallback: Optimizer | None = None,
+        master_weights: str | None = None,
         groups: Sequence[Any] = (),
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
@@ -170,8 +173,9 @@ class Muon(FusedOptimizer, stock.Muon):
         self.normuon = bool(normuon)
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
-        self._program_of(self._checked(self._values()))
+        self.master_weights = master_weights
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
+        self._program_of(self._checked(self._values()))
         if isinstance(fallback, FusedOptimizer):
             fallback._add_groups(self.groups)
 
@@ -217,6 +221,9 @@ class Muon(FusedOptimizer, stock.Muon):
                 self.fallback.state = reserved.entries_of(state)["fallback"]
         self._initialized = False
         self._state = state
+
+    def _states(self) -> list[dict]:
+        return super()._states() + ([] if self.fallback is None else self.fallback._states())
 
     def check(self, gradients: Any, parameters: Any) -> None:
         if self.fallback is None:

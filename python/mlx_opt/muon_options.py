@@ -50,6 +50,7 @@ def program_of(rule: str, values: dict[str, Any]) -> _ext.Program:
         EQUALIZE.index(values["equalize"]),
         NORMALIZE.index(values["normalize"]),
         newton_schulz.STACK,
+        values.get("master_weights"),
     )
 
 

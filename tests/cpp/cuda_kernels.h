@@ -138,6 +138,27 @@ inline std::vector<Kernel> mixed_kernels() {
   return kernels;
 }
 
+/// The kernels of master weights of a rule, with float32 state.
+inline std::vector<Kernel> kernels_of_masters(Rule rule) {
+  std::vector<Kernel> kernels;
+  for (Storage storage : {Storage::float16, Storage::bfloat16}) {
+    for (Walk walk : walks) {
+      UpdateKernel kernel{};
+      kernel.walk = walk;
+      kernel.rule = mlx_opt::info(rule).name;
+      kernel.masters = mlx_opt::MasterWeights::float32;
+      kernel.in = kernel.out = {storage};
+      for (int k = 0; k <= mlx_opt::info(rule).slots; ++k) {
+        kernel.in.add(Storage::float32);
+        kernel.out.add(Storage::float32);
+      }
+      kernel.in.add(storage);
+      kernels.push_back(with_capacity(kernel, 56));
+    }
+  }
+  return kernels;
+}
+
 inline std::vector<Kernel> norm_kernels() {
   std::vector<Kernel> kernels = {NormKernel{}, ClipKernel{}};
   for (Storage storage : storages) {

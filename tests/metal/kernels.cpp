@@ -14,6 +14,7 @@
 #include "mlx_opt/rules/registry.h"
 
 using namespace mlx_opt::metal;
+using mlx_opt::MasterWeights;
 using mlx_opt::Scaling;
 using mlx_opt::Storage;
 
@@ -97,6 +98,24 @@ void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule,
   kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
 }
 
+// Master weights of parameters in half precision with float32 state.
+void push_masters(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule) {
+  const auto push = [&](Walk walk, const Operands& operands, Scaling scaling, int capacity = 1) {
+    kernels.push_back({rule.name, walk, scaling, capacity, operands, MasterWeights::float32});
+  };
+  for (Storage storage : {Storage::float16, Storage::bfloat16}) {
+    const int fields = rule.slots + 2;
+    Operands operands = in_place(fields, Storage::float32);
+    operands.in[0] = operands.in[fields] = operands.out[0] = storage;
+    for (Walk walk : walks) {
+      push(walk, operands, Scaling::none);
+    }
+    push(Walk::flat, operands, Scaling::none, max_per_pack(operands));
+    push(Walk::flat, all_apart(operands), Scaling::none);
+    push(Walk::flat, operands, Scaling::if_finite);
+  }
+}
+
 std::vector<UpdateKernel> update_kernels() {
   constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
@@ -105,6 +124,9 @@ std::vector<UpdateKernel> update_kernels() {
   }
   for (int mix = 0; mix < 27; ++mix) {
     push_mix(kernels, mlx_opt::rule_infos[mix % rules], mix);
+  }
+  for (mlx_opt::Rule rule : {mlx_opt::Rule::AdamW, mlx_opt::Rule::SGD}) {
+    push_masters(kernels, mlx_opt::info(rule));
   }
   return kernels;
 }

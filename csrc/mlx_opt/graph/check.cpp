@@ -92,8 +92,11 @@ void push_dtypes(
     }
     return;
   }
-  // Weight decay that is added to the gradient promotes it with the parameter's dtype.
-  if (coupled) {
+  // Weight decay that is added to the gradient promotes it with the parameter's dtype. A parameter
+  // with a master weight is updated as one in float32 is by a gradient in float32.
+  if (!slots.empty() && slots.back() == &master_slot()) {
+    gradient = mx::float32;
+  } else if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());
   }
   const size_t parameter = dtypes.size();
@@ -160,7 +163,9 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   }
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
-    checked.spec.runs.push_back({members.size(), operands});
+    const bool has_master = request.program->has_master(kind);
+    checked.spec.runs.push_back(
+        {members.size(), operands, has_master ? request.program->masters() : MasterWeights::none});
     checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
     auto leaf = arrays.data();
     for (uint16_t group : groups) {

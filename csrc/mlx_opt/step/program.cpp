@@ -64,6 +64,7 @@ Requirement requirement(Range range) {
 
 Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition> composition)
     : rule_(rule),
+      with_options_(with_options),
       composition_(std::move(composition)),
       state_slots_{
           slots_for(rule, with_options, false, true), slots_for(rule, with_options, true, true)} {
@@ -71,6 +72,24 @@ Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition
   if (tells_matrices_apart(rule)) {
     slots_.push_back(slots_for(rule, with_options, true, false));
   }
+  kinds_of_rule_ = slots_.size();
+}
+
+Program Program::with(MasterWeights masters) const {
+  Program program = without_masters();
+  program.masters_ = masters;
+  if (masters != MasterWeights::none) {
+    for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
+      program.slots_.push_back(slots_[kind]);
+      program.slots_.back().push_back(&master_slot());
+    }
+  }
+  return program;
+}
+
+const SlotInfo& master_slot() {
+  static const SlotInfo slot{.name = "master", .format = Format::float32, .begin = Begin::unset};
+  return slot;
 }
 
 void refuse(Rule rule, const std::string& what) {

@@ -9,6 +9,7 @@
 #include "mlx/array.h"
 #include "mlx_opt/step/descriptions.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/master_weights.h"
 
 namespace mlx_opt {
 
@@ -19,6 +20,11 @@ class Composition;
 /// The slots of a parameter, in the order of the rule's operands.
 using Slots = std::vector<const SlotInfo*>;
 
+/// True for the dtypes of parameters that can have a master weight.
+inline bool is_narrow(mx::Dtype dtype) {
+  return dtype == mx::bfloat16 || dtype == mx::float16;
+}
+
 class MLX_OPT_API Program {
  public:
   /// `with_options`: true if optional slots are present. `composition`: the stages around the rule,
@@ -28,6 +34,9 @@ class MLX_OPT_API Program {
       bool with_options = false,
       std::shared_ptr<const Composition> composition = nullptr);
 
+  /// The same program for parameters whose float32 weights are kept so.
+  Program with(MasterWeights masters) const;
+
   Rule rule() const {
     return rule_;
   }
@@ -36,16 +45,38 @@ class MLX_OPT_API Program {
     return composition_.get();
   }
 
-  /// Number of kinds of parameters that the rule distinguishes: 1, or 2 (vectors, then matrices).
+  MasterWeights masters() const {
+    return masters_;
+  }
+
+  /// The program that updates the weights themselves, as if they were the parameters.
+  Program without_masters() const {
+    return Program(rule_, with_options_, composition_);
+  }
+
+  /// True if a single primitive makes the whole step, which may then overwrite its operands.
+  bool is_fused() const {
+    return !composition_ && (masters_ == MasterWeights::none || is_elementwise(rule_));
+  }
+
+  /// Number of kinds of parameters that the program distinguishes: those of the rule, which are 1
+  /// or 2 (vectors, then matrices), and, with master weights, the same again of parameters that
+  /// have one.
   size_t kinds() const {
     return slots_.size();
   }
 
-  size_t kind_of(size_t ndim) const {
-    return kinds() > 1 && ndim >= 2;
+  size_t kind_of(size_t ndim, mx::Dtype dtype) const {
+    const bool is_master_kind = masters_ != MasterWeights::none && is_narrow(dtype);
+    return (kinds_of_rule_ > 1 && ndim >= 2) + (is_master_kind ? kinds_of_rule_ : 0);
   }
 
-  /// The slots that the rule reads and writes.
+  /// True if the last slot of such parameters is the master weight.
+  bool has_master(size_t kind) const {
+    return kind >= kinds_of_rule_;
+  }
+
+  /// The slots that the rule reads and writes, and the master weight.
   const Slots& slots(size_t kind) const {
     return slots_[kind];
   }
@@ -62,10 +93,16 @@ class MLX_OPT_API Program {
 
  private:
   Rule rule_;
+  bool with_options_;
   std::shared_ptr<const Composition> composition_;
+  MasterWeights masters_ = MasterWeights::none;
+  size_t kinds_of_rule_;
   std::vector<Slots> slots_; // of each kind
   Slots state_slots_[2];     // of vectors and of matrices
 };
+
+/// The slot of the master weight.
+MLX_OPT_API const SlotInfo& master_slot();
 
 /// Throws std::invalid_argument with a message that names the rule.
 [[noreturn]] MLX_OPT_API void refuse(Rule rule, const std::string& what);

@@ -36,13 +36,13 @@ def set_num_threads(threads: int) -> None:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
 
 
-def program(rule: str, with_options: bool = False) -> Program:
-    return Program(rule, with_options)
+def program(rule: str, with_options: bool = False, masters: str | None = None) -> Program:
+    return Program(rule, with_options, masters)
 
 
 def muon_program(rule: str, *options: Any) -> Program:
     """A program, without the options: Muon's formula reads those of the optimizer."""
-    return Program(rule)
+    return Program(rule, masters=options[-1])
 
 
 def update(parts: Sequence[Part], counters: Sequence[Any], notes: Notes) -> bool:

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/master_weights.h"
 #include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::gpu {
@@ -30,6 +32,13 @@ inline const char* name_of(Scaling scaling) {
       return "if_finite";
   }
   return "";
+}
+
+/// The type of a rule with the stage for master weights around it; see rules/master.h.
+inline std::string rule_of(std::string_view rule, MasterWeights masters, Storage parameter) {
+  const std::string name(rule);
+  return masters == MasterWeights::none ? name
+                                        : "WithMaster<" + name + ", " + format_of(parameter) + ">";
 }
 
 /// The type of a list of formats.

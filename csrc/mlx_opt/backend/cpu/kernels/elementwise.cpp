@@ -62,6 +62,12 @@ struct Driver {
       const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms, Scale scale) {
     if (scale.bound != infinity()) {
       staged_all(tensor, begin, end, uniforms, &scale);
+    } else if (tensor.masters != MasterWeights::none) {
+      if (has_usual_masters(tensor)) {
+        direct_on_masters(tensor, begin, end, uniforms);
+      } else {
+        staged_all(tensor, begin, end, uniforms, nullptr);
+      }
     } else if (all_are(tensor, Storage::float32)) {
       direct<Float32>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::bfloat16)) {
@@ -104,6 +110,57 @@ struct Driver {
     return same;
   }
 
+  // True for contiguous operands, in bfloat16 the parameter and the gradient, in float32 the rest.
+  static bool has_usual_masters(const Tensor& tensor) {
+    bool usual = true;
+    for (int k = 0; k <= fields + 1; ++k) {
+      const bool is_half = k == 0 || k == fields;
+      const Storage storage = is_half ? Storage::bfloat16 : Storage::float32;
+      usual &= tensor.in[k].storage == storage && !tensor.in[k].layout;
+    }
+    return usual;
+  }
+
+  // The results of such operands have the same storages.
+  static void direct_on_masters(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) {
+      update_masters(tensor, i, uniforms);
+    }
+    if (i < end) {
+      staged(tensor, i, end - i, nullptr, uniforms, nullptr);
+    }
+  }
+
+  MLX_OPT_FN void update_masters(const Tensor& tensor, int64_t i, const Uniforms& uniforms) {
+    const auto* w = at<const uint16_t>(tensor.in[0], i);
+    const auto* gradient = at<const uint16_t>(tensor.in[fields], i);
+    const auto* master = at<const float>(tensor.in[fields + 1], i);
+    uint16_t narrow[lanes];
+    float from[fields + 1][lanes], to[fields][lanes], masters[lanes], rounded[lanes];
+    prefetch(w), prefetch(gradient), prefetch(master);
+    widen_lanes<BFloat16>(w, from[0]);
+    widen_lanes<BFloat16>(gradient, from[fields]);
+    widen_lanes<Float32>(master, masters);
+    narrow_lanes<BFloat16>(masters, narrow);
+    widen_lanes<BFloat16>(narrow, rounded);
+    for (int k = 1; k < fields; ++k) {
+      prefetch(at<const float>(tensor.in[k], i));
+      widen_lanes<Float32>(at<const float>(tensor.in[k], i), from[k]);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      from[0][lane] = weight_of(from[0][lane], masters[lane], rounded[lane]);
+      const float g = uniforms.scale * from[fields][lane];
+      put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
+    }
+    narrow_lanes<BFloat16>(to[0], at<uint16_t>(tensor.out[0], i));
+    narrow_lanes<Float32>(to[0], at<float>(tensor.out[fields], i));
+    for (int k = 1; k < fields; ++k) {
+      narrow_lanes<Float32>(to[k], at<float>(tensor.out[k], i));
+    }
+  }
+
   template <typename Format>
   static void direct(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     using Stored = typename Format::Stored;
@@ -142,6 +199,10 @@ struct Driver {
       in[k] = load(tensor.in[k], begin, count, buffers[k]);
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
+    if (tensor.masters != MasterWeights::none) {
+      take_masters(tensor.in[0].storage, tensor.in[fields + 1], begin, count, buffers[0]);
+      out[0] = place(tensor.out[fields], begin, buffers[0]);
+    }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
     if (clipping) {
       in[fields] = clipped(*clipping, in[fields], count, buffers[fields]);
@@ -149,7 +210,7 @@ struct Driver {
     }
     loop<Float32, false, true>(in, out, count, uniforms); // load has prefetched
     for (int k = 0; k < fields; ++k) {
-      store(tensor.out[k], begin, count, buffers[k]);
+      store(tensor.out[k], begin, count, out[k]);
     }
   }
 
