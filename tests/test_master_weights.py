@@ -5,6 +5,7 @@ import pickle
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
@@ -353,13 +354,17 @@ class TestErrors:
         with pytest.raises(ValueError) as error:
             build(1e-3, master_weights="bfloat16")
         assert str(error.value) == (
-            f"{build.__name__}: master_weights: expected \"float32\" or None, got 'bfloat16'"
+            f'{build.__name__}: master_weights: expected "float32", "remainder" or None, '
+            "got 'bfloat16'"
         )
 
     def test_in_a_group(self):
         with pytest.raises(ValueError) as error:
             mlx_opt.SGD(1e-3, groups=[Group("a", master_weights=32)])
-        assert str(error.value) == 'SGD: master_weights: expected "float32" or None, got 32'
+        assert (
+            str(error.value)
+            == 'SGD: master_weights: expected "float32", "remainder" or None, got 32'
+        )
 
     def test_set_later(self):
         optimizer = mlx_opt.SGD(1e-3)
@@ -405,9 +410,9 @@ def test_repr_shows_them():
     assert "master_weights" not in repr(mlx_opt.SGD(0.1))
 
 
-@pytest.mark.usefixtures("cpu")
-def test_the_peak_of_a_step():
-    model, optimizer = nn.Module(), mlx_opt.AdamW(1e-3, master_weights="float32")
+def peak(master_weights):
+    """The bytes a parameter at the peak of a step of AdamW, gradient included."""
+    model, optimizer = nn.Module(), mlx_opt.AdamW(1e-3, master_weights=master_weights)
     size = 2**20
     model.w = mx.zeros(size, mx.bfloat16)
     mx.eval(model.parameters())
@@ -419,8 +424,165 @@ def test_the_peak_of_a_step():
         mx.reset_peak_memory()
         optimizer.update(model, g)
         mx.eval(model.parameters(), optimizer.state)
+    return (mx.get_peak_memory() - before) / size
+
+
+@pytest.mark.usefixtures("cpu")
+def test_the_peak_of_a_step():
     # The parameter and the gradient in 2 bytes, the master and two slots in 4.
-    assert (mx.get_peak_memory() - before) / size == pytest.approx(16, rel=0.02)
+    assert peak("float32") == pytest.approx(16, rel=0.02)
+
+
+def bits_of(x):
+    return np.array(x.view(mx.uint32)) if x.dtype == mx.float32 else np.array(x.view(mx.uint16))
+
+
+def joined(parameter, remainder):
+    """The weights of bfloat16 numbers and remainders, both as bits."""
+    high, low = parameter.astype(np.int64) << 16, remainder.astype(np.int64)
+    weight = (high + low - (low >> 15 << 16)).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(weight), high.astype(np.uint32).view(np.float32), weight)
+
+
+def split(weight):
+    """The bits of the bfloat16 nearest to each weight, ties away from zero, and the remainders."""
+    high = bits_of(mx.array(weight).astype(mx.bfloat16)).astype(np.uint32)
+    bits = weight.view(np.uint32)
+    is_tie = bits & 0xFFFF == 0x8000  # which MLX rounds to even
+    high = np.where(is_tie, (bits >> 16) + 1, high)
+    numbers = ~np.isnan(weight)
+    return np.where(numbers, high, 0x7FC0).astype(np.uint16), np.where(
+        numbers, bits & 0xFFFF, 0
+    ).astype(np.uint16)
+
+
+class TestRemainders:
+    LOWS = np.array([0, 1, 0x1234, 0x7FFF, 0x8000, 0x8001, 0xABCD, 0xFFFF], np.uint16)
+
+    def codes(self):
+        """Every bfloat16 with each of the low halves."""
+        high = np.repeat(np.arange(2**16, dtype=np.uint16), self.LOWS.size)
+        return high, np.tile(self.LOWS, 2**16)
+
+    def stepped(self, high, low, fused=True):
+        """The bits of parameters and remainders after a step that adds 0."""
+        optimizer = mlx_opt.SGD(0.0, master_weights="remainder")
+        optimizer._uses_primitives = lambda: fused
+        w = {"w": mx.array(high).view(mx.bfloat16)}
+        optimizer.init(w)
+        optimizer.state["w"]["remainder"] = mx.array(low)
+        w = optimizer.apply_gradients({"w": mx.zeros(high.shape, mx.bfloat16)}, w)
+        return bits_of(w["w"]), np.array(optimizer.state["w"]["remainder"])
+
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_every_weight_is_split_without_loss(self, fused):
+        high, low = self.codes()
+        weight = ((high.astype(np.uint32) << 16) | low).view(np.float32)
+        parameter, remainder = split(weight)
+        again = joined(parameter, remainder)
+        numbers = ~np.isnan(weight)
+        assert np.array_equal(again[numbers].view(np.uint32), weight[numbers].view(np.uint32))
+        assert np.all(np.isnan(again[~numbers]))
+        got = self.stepped(parameter, remainder, fused)
+        moves = weight.view(np.uint32) != 0x80000000  # -0 minus 0 is 0 in some rules
+        assert np.array_equal(got[0][moves], parameter[moves])
+        assert np.array_equal(got[1][moves], remainder[moves])
+
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_what_somebody_else_wrote_rounds_to_itself(self, fused):
+        high, low = self.codes()
+        parameter, remainder = self.stepped(high, low, fused)
+        nan = high & 0x7FFF > 0x7F80
+        assert np.array_equal(parameter & 0x7FFF > 0x7F80, nan)
+        same = ~nan & (high != 0x8000)  # -0 minus 0 is 0 in some rules
+        assert np.array_equal(parameter[same], high[same])
+
+    def test_its_master_parameters(self):
+        high, low = self.codes()
+        optimizer = mlx_opt.SGD(0.0, master_weights="remainder")
+        w = {"w": mx.array(high).view(mx.bfloat16)}
+        optimizer.init(w)
+        optimizer.state["w"]["remainder"] = mx.array(low)
+        got = np.array(optimizer.master_parameters(w)["w"])
+        assert np.array_equal(got, joined(high, low), equal_nan=True)
+
+    @each_optimizer
+    def test_the_weights_are_those_of_a_master_in_float32(self, build):
+        ours, theirs = build(master_weights="remainder"), build(master_weights="float32")
+        w = expected = tree(0, mx.bfloat16)
+        for seed in range(1, 7):
+            w = ours.apply_gradients(tree(seed, mx.bfloat16), w)
+            expected = theirs.apply_gradients(tree(seed, mx.bfloat16), expected)
+        masters = theirs.master_parameters(expected)
+        assert_trees_same(ours.master_parameters(w), masters)
+        for path, x in flat(w).items():
+            if x.dtype == mx.bfloat16 and x.size:
+                high, low = split(np.array(flat(masters)[path]).reshape(-1))
+                assert np.array_equal(bits_of(x.reshape(-1)), high)
+                got = flat(ours.state)[f"{path}.remainder"]
+                assert np.array_equal(np.array(got).reshape(-1), low)
+        assert flat(ours.state).keys() >= {"a.remainder", "b.remainder", "scalar.remainder"}
+        assert "layers.0.wide.remainder" not in flat(ours.state)
+
+    @pytest.mark.usefixtures("cpu")
+    @each_fused
+    def test_a_step_in_place(self, build):
+        model, optimizer = Model(mx.bfloat16), build(master_weights="remainder")
+        other, w = build(master_weights="remainder"), gradients(0, mx.bfloat16)
+        for step in range(1, 5):
+            g = gradients(step, mx.bfloat16)
+            mx.eval(g, model.parameters(), optimizer.state)
+            optimizer.update(model, g)
+            w = other.apply_gradients(g, w)
+        assert_trees_same({name: model[name] for name in w}, w)
+        assert_trees_same(optimizer.state, other.state)
+
+    def test_clipped_skipped_and_compiled(self, compiler):
+        ours = mlx_opt.AdamW(1e-3, master_weights="remainder")
+        theirs = mlx_opt.AdamW(1e-3, master_weights="float32")
+        w = expected = gradients(0, mx.bfloat16)
+        arguments = {"max_norm": 0.5, "skip_nonfinite": True, "max_value": 0.1}
+        ours.init(w)
+        state = [ours.state]
+        step = mx.compile(
+            lambda w, g: ours.apply_gradients(g, w, **arguments), inputs=state, outputs=state
+        )
+        for seed in (1, 2, 3):
+            g = gradients(seed, mx.bfloat16)
+            g["scalar"] = mx.array(float("inf"), mx.bfloat16) if seed == 2 else g["scalar"]
+            w = step(w, g)
+            expected = theirs.apply_gradients(g, expected, **arguments)
+        assert_trees_same(ours.master_parameters(w), theirs.master_parameters(expected))
+
+    def test_float16_is_refused(self):
+        optimizer = mlx_opt.AdamW(1e-3, master_weights="remainder")
+        w = {"a": mx.ones(3, mx.bfloat16), "b": [mx.ones(3, mx.float16)]}
+        for call in (lambda: optimizer.init(w), lambda: optimizer.apply_gradients(w, w)):
+            with pytest.raises(ValueError) as error:
+                call()
+            assert str(error.value) == (
+                'b.0: master_weights="remainder" is for bfloat16, got float16: use "float32"'
+            )
+        assert "a" not in optimizer.state or optimizer.state["a"] == {}
+
+    def test_another_kind_in_the_state_is_dropped(self):
+        first, second = (
+            mlx_opt.SGD(1e-3, master_weights=kind) for kind in ("float32", "remainder")
+        )
+        w = first.apply_gradients({"w": mx.ones(9, mx.bfloat16)}, {"w": mx.ones(9, mx.bfloat16)})
+        second.state = first.state
+        with pytest.warns(UserWarning) as warned:
+            second.apply_gradients({"w": mx.ones(9, mx.bfloat16)}, w)
+        messages = [str(each.message) for each in warned]
+        assert messages == [
+            "the state had no w.remainder; begun anew",
+            "the optimizer has no w.master; dropped from the state",
+        ]
+        assert set(second.state["w"]) == {"v", "remainder"}
+
+    @pytest.mark.usefixtures("cpu")
+    def test_the_peak_of_a_step(self):
+        assert peak("remainder") == pytest.approx(14, rel=0.02)
 
 
 def test_evaluating_an_average_keeps_the_masters():

@@ -39,6 +39,9 @@ MasterWeights masters_from(const std::optional<std::string>& name) {
   if (*name == "float32") {
     return MasterWeights::float32;
   }
+  if (*name == "remainder") {
+    return MasterWeights::remainder;
+  }
   throw nb::value_error(("there are no master weights \"" + *name + "\"").c_str());
 }
 
@@ -89,7 +92,8 @@ void bind_rules(nb::module_& m) {
 Args:
     rule: Its name.
     with_options: True if optional state slots are present.
-    masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``, or None.
+    masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``,
+        ``"remainder"`` (of bfloat16 only), or None.
 
 Raises:
     ValueError: There is no such rule, or no such master weights.)");

@@ -216,7 +216,7 @@ void Part::collect_leaf(
   if (!problem.empty()) {
     throw nb::value_error((prefix(path) + problem).c_str());
   }
-  leaf.served = available_ && is_served(operands_.data(), static_cast<int>(operands_.size()));
+  leaf.served = available_ && is_served(program_.slots(kind), operands_.data());
   may_overwrite_ &= leaf.served;
 }
 

@@ -72,7 +72,7 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         text = f"{name} ({type(default).__name__}, optional): {_ADDITIONS[name]}"
         lines += [f"    {text}", f"      Default: ``{shown}``"]
     lines.append("    master_weights (str, optional): float32 weights of narrower parameters:")
-    lines.append('      ``"float32"`` or None. Default: ``None``')
+    lines.append('      ``"float32"``, ``"remainder"`` or None. Default: ``None``')
     lines.append(
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )

@@ -116,7 +116,7 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
             kind = "A number, a schedule or an array"
         lines.append(f"    {each.name}: {kind}. Default: ``{each.standard}``.")
     lines.append(
-        '    master_weights: ``"float32"``, to keep float32 weights of narrow parameters, or None.'
+        '    master_weights: ``"float32"``, ``"remainder"`` or None: keep the weights in float32.'
     )
     lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."

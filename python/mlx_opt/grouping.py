@@ -126,14 +126,15 @@ class Grouping:
         optimizers = [with_values(optimizer, own) for own in self._own_values(optimizer.state)]
         frozen = [bool(vars(each).get("frozen")) for each in optimizers]
 
+        def check_leaf(path: str, parameter: mx.array, _: Any, index: int) -> None:
+            if not frozen[index]:
+                master_weights.check_parameter(optimizers[index].master_weights, path, parameter)
+
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
             if frozen[index]:
                 return
-            if master_weights.KEY in state and not master_weights.has_master(
-                optimizers[index], parameter
-            ):
-                del state[master_weights.KEY]
-                dropped.append(f"{path}.{master_weights.KEY}")
+            others = master_weights.drop_others(optimizers[index], parameter, state)
+            dropped.extend(f"{path}.{name}" for name in others)
             fresh: dict[str, Any] = {}
             master_weights.init_single(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
@@ -143,6 +144,7 @@ class Grouping:
                 return  # of another optimizer; the step raises
             state.update(missing)
 
+        for_each_leaf(check_leaf, parameters, None, self.assignment.found.tree)
         for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
             warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)

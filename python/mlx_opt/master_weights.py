@@ -1,8 +1,9 @@
 """Master weights: the float32 weights of parameters in bfloat16 and float16.
 
-The state of such a parameter holds its master weight, which the rule reads and writes; the
-parameter is its rounding. Where a parameter is not that, something else has written it since the
-last step, and the master becomes what was written. A master that is NaN is unset.
+The rule reads and writes the weight; the parameter is its rounding. The parameter's state holds the
+weight itself, as `master`, or, for bfloat16, the 16 bits of it that the parameter lacks, as
+`remainder`. If a parameter is not the rounding of its master, something else has written it since
+the last step, and the master becomes what was written. A master that is NaN is unset.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from .descriptions import Slot
 from .hyperparameters import Option
 from .trees import parameters_of
 
-KEY = "master"
-SLOT = Slot(KEY, "elements", "all", None, False, False, "float32", "unset")
+SLOTS = {
+    "float32": Slot("master", "elements", "all", None, False, False, "float32", "unset"),
+    "remainder": Slot("remainder", "elements", "all", None, False, False, "bits16", "zeros"),
+}
+"""The slot of each kind of master weights."""
+
+KEYS = tuple(slot.name for slot in SLOTS.values())
 
 NARROW = (mx.bfloat16, mx.float16)
 """The dtypes of parameters that can have a master weight."""
-
-_KINDS = ("float32",)
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
@@ -35,29 +39,52 @@ class MasterWeights(Option):
         super().__init__(optimizer, "master_weights")
 
     def check(self, value: Any) -> None:
-        if value is not None and value not in _KINDS:
-            kinds = ", ".join(f'"{kind}"' for kind in _KINDS)
+        if value is not None and value not in SLOTS:
+            *kinds, last = (f'"{kind}"' for kind in SLOTS)
             raise ValueError(
-                f"{self.optimizer}: master_weights: expected {kinds} or None, got {value!r}"
+                f"{self.optimizer}: master_weights: expected {', '.join(kinds)}, {last} or None, "
+                f"got {value!r}"
             )
+
+
+def key_for(kind: str | None, dtype: mx.Dtype) -> str | None:
+    """The name of the slot of a parameter's master weight; None if it has none."""
+    if kind is None or dtype not in NARROW or kind == "remainder" and dtype != mx.bfloat16:
+        return None
+    return SLOTS[kind].name
+
+
+def check_parameter(kind: str | None, path: str, parameter: mx.array) -> None:
+    """Raise ValueError if a parameter that should have a master weight cannot have it."""
+    if kind == "remainder" and parameter.dtype == mx.float16:
+        raise ValueError(
+            f'{path}: master_weights="remainder" is for bfloat16, got float16: use "float32"'
+        )
 
 
 def init_single(optimizer: Any, parameter: mx.array, state: dict) -> None:
     """Initialize the state of a parameter, with a master weight if the optimizer has them."""
-    if optimizer.master_weights is None or parameter.dtype not in NARROW:
+    key = key_for(optimizer.master_weights, parameter.dtype)
+    if key is None:
         optimizer.init_single(parameter, state)
         return
     optimizer.init_single(parameter.astype(mx.float32), state)
-    state[KEY] = mx.full(parameter.shape, float("nan"), mx.float32)
+    begins = {"master": (float("nan"), mx.float32), "remainder": (0, mx.uint16)}
+    state[key] = mx.full(parameter.shape, *begins[key])
 
 
-def has_master(optimizer: Any, parameter: mx.array) -> bool:
-    return optimizer.master_weights is not None and parameter.dtype in NARROW
+def drop_others(optimizer: Any, parameter: mx.array, state: dict) -> list[str]:
+    """Drop from a parameter's state the master weights that it should not have; their names."""
+    key = key_for(optimizer.master_weights, parameter.dtype)
+    others = [name for name in KEYS if name in state and name != key]
+    for name in others:
+        del state[name]
+    return others
 
 
 def is_in(state: Any) -> bool:
     """True if a parameter's state has a master weight."""
-    return any(path.endswith(f".{KEY}") for path in _flat(state))
+    return any(path.rpartition(".")[2] in KEYS for path in _flat(state))
 
 
 def _flat(tree: Any) -> dict[str, mx.array]:
@@ -66,26 +93,41 @@ def _flat(tree: Any) -> dict[str, mx.array]:
 
 
 def weight_of(parameter: mx.array, master: mx.array) -> mx.array:
-    """The weight of a parameter in float32; as `weight_of` in rules/master.h."""
+    """The weight of a parameter in float32, of its master or remainder; as in rules/master.h."""
     wide = parameter.astype(mx.float32)
-    rounded = master.astype(parameter.dtype).astype(mx.float32)
-    return mx.where(rounded == wide, master.astype(mx.float32), wide)
+    if master.dtype != mx.uint16:
+        rounded = master.astype(parameter.dtype).astype(mx.float32)
+        return mx.where(rounded == wide, master.astype(mx.float32), wide)
+    low = master.astype(mx.uint32)
+    borrowed = mx.where(low < 0x8000, mx.array(0, mx.uint32), mx.array(0x10000, mx.uint32))
+    weight = (wide.view(mx.uint32) + low - borrowed).view(mx.float32)
+    return mx.where(mx.isnan(weight), wide, weight)
 
 
-def around(formula: Formula, master_weights: str | None) -> Formula:
+def split(weight: mx.array, kind: str, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """The parameter and the master or remainder of a weight; as in rules/master.h."""
+    if kind == "float32":
+        return weight.astype(dtype), weight
+    nan = mx.array(0x7FC00000, mx.uint32)
+    bits = mx.where(mx.isnan(weight), nan, weight.view(mx.uint32))
+    high = ((bits + 0x8000) >> 16).astype(mx.uint16)
+    return high.view(mx.bfloat16), (bits & 0xFFFF).astype(mx.uint16)
+
+
+def around(formula: Formula, kind: str | None) -> Formula:
     """`formula` on the master weights in the place of the parameters that have them."""
-    if master_weights is None:
+    if kind is None:
         return formula
 
     def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
-        master = state.get(KEY)
-        if not isinstance(master, mx.array) or parameter.dtype not in NARROW:
+        key = key_for(kind, parameter.dtype)
+        if key is None:
             return formula(gradient, parameter, state)
-        own = {name: _wide(x) for name, x in state.items() if name != KEY}
-        updated = formula(_wide(gradient), weight_of(parameter, master), own)
+        own = {name: _wide(x) for name, x in state.items() if name != key}
+        weight = formula(_wide(gradient), weight_of(parameter, state[key]), own)
+        updated, own[key] = split(weight.astype(mx.float32), kind, parameter.dtype)
         state.update(own)
-        state[KEY] = updated.astype(mx.float32)
-        return state[KEY].astype(parameter.dtype)
+        return updated
 
     return step
 
@@ -101,7 +143,9 @@ def parameters(states: list[Any], model: Any) -> Any:
     def weight(path: str, parameter: mx.array) -> mx.array:
         if parameter.dtype not in NARROW:
             return parameter
-        master = slots.get(f"{path}.{KEY}")
-        return parameter.astype(mx.float32) if master is None else weight_of(parameter, master)
+        for key in KEYS:
+            if f"{path}.{key}" in slots:
+                return weight_of(parameter, slots[f"{path}.{key}"])
+        return parameter.astype(mx.float32)
 
     return tree_map_with_path(weight, parameters_of(model))

@@ -78,7 +78,7 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
-        master_weights: ``"float32"``, which keeps float32 weights of narrower parameters, or None;
+        master_weights: ``"float32"`` or, for bfloat16, ``"remainder"``, to keep float32 weights;
             ``fallback`` has its own. Default: ``None``
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such

@@ -119,12 +119,37 @@ std::vector<mx::array> operands_with_masters(
   return operands;
 }
 
+std::vector<mx::array> operands_with_remainders(Rule rule, const std::vector<mx::Shape>& shapes) {
+  const auto cpu = mx::Device::cpu;
+  auto operands = operands_with_masters(rule, shapes, mx::bfloat16);
+  const size_t count = operands.size() / shapes.size();
+  for (size_t master = count - 2; master < operands.size(); master += count) {
+    const auto key = mx::random::key(master);
+    operands[master] = mx::astype(
+        mx::random::randint(0, 65536, operands[master].shape(), mx::uint32, key, cpu),
+        mx::uint16,
+        cpu);
+  }
+  mx::eval(operands);
+  return operands;
+}
+
+std::vector<mx::array> without_nan(std::vector<mx::array> arrays) {
+  for (auto& x : arrays) {
+    const auto wide = mx::astype(x, mx::float32);
+    x = mx::where(mx::isnan(wide), mx::array(-1.0f), wide);
+  }
+  mx::eval(arrays);
+  return arrays;
+}
+
 std::vector<mx::array> step_with_masters(
     Rule rule,
+    mlx_opt::MasterWeights masters,
     std::vector<mx::array> operands,
     mx::StreamOrDevice s,
     const std::optional<mlx_opt::GradientScale>& scale) {
-  const auto program = mlx_opt::Program(rule).with(mlx_opt::MasterWeights::float32);
+  const auto program = mlx_opt::Program(rule).with(masters);
   const size_t tensors = operands.size() / program.operands(1);
   const Scalars scalars;
   return mlx_opt::step(

@@ -46,12 +46,20 @@ std::vector<mx::array> operands_of(
 std::vector<mx::array> operands_with_masters(
     mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
 
+/// The same with remainders, any of 16 bits.
+std::vector<mx::array> operands_with_remainders(
+    mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes);
+
 /// A step of them.
 std::vector<mx::array> step_with_masters(
     mlx_opt::Rule rule,
+    mlx_opt::MasterWeights masters,
     std::vector<mx::array> operands,
     mx::StreamOrDevice s,
     const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
+/// The arrays as numbers, with -1 for NaN, evaluated.
+std::vector<mx::array> without_nan(std::vector<mx::array> arrays);
 
 std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays);
 

@@ -94,7 +94,7 @@ void push_dtypes(
   }
   // Weight decay that is added to the gradient promotes it with the parameter's dtype. A parameter
   // with a master weight is updated as one in float32 is by a gradient in float32.
-  if (!slots.empty() && slots.back() == &master_slot()) {
+  if (has_master(slots)) {
     gradient = mx::float32;
   } else if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());
@@ -235,9 +235,14 @@ std::string shape_problem(const Slots& slots, const mx::array* const* operands) 
   return "";
 }
 
-bool is_served(const mx::array* const* operands, int count) {
-  for (int k = 0; k < count; ++k) {
-    if (!is_storage(operands[k]->dtype())) {
+bool is_served(const Slots& slots, const mx::array* const* operands) {
+  const size_t count = slots.size() + 2;
+  for (size_t k = 0; k < count; ++k) {
+    const bool is_slot = 0 < k && k <= slots.size();
+    const mx::Dtype dtype = operands[k]->dtype();
+    const bool fits =
+        is_slot && slots[k - 1]->format == Format::bits16 ? dtype == mx::uint16 : is_storage(dtype);
+    if (!fits) {
       return false;
     }
   }

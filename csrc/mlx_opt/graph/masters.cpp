@@ -7,8 +7,35 @@
 namespace mlx_opt {
 namespace {
 
+mx::array bits(uint32_t value) {
+  return mx::array(value, mx::uint32);
+}
+
+// As `joined` in rules/master.h.
+mx::array joined(const mx::array& parameter, const mx::array& remainder, mx::Stream s) {
+  const mx::array wide = mx::astype(parameter, mx::float32, s);
+  const mx::array low = mx::astype(remainder, mx::uint32, s);
+  const mx::array borrowed = mx::where(mx::less(low, bits(0x8000), s), bits(0), bits(0x10000), s);
+  const mx::array sum = mx::subtract(mx::add(mx::view(wide, mx::uint32, s), low, s), borrowed, s);
+  const mx::array weight = mx::view(sum, mx::float32, s);
+  return mx::where(mx::isnan(weight, s), wide, weight, s);
+}
+
+// As `split` in rules/master.h: the parameter and the remainder.
+std::pair<mx::array, mx::array> split(const mx::array& weight, mx::Stream s) {
+  const mx::array all =
+      mx::where(mx::isnan(weight, s), bits(0x7fc00000), mx::view(weight, mx::uint32, s), s);
+  const mx::array high = mx::right_shift(mx::add(all, bits(0x8000), s), bits(16), s);
+  return {
+      mx::view(mx::astype(high, mx::uint16, s), mx::bfloat16, s),
+      mx::astype(mx::bitwise_and(all, bits(0xffff), s), mx::uint16, s)};
+}
+
 // As `weight_of` in rules/master.h.
 mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream) {
+  if (master.dtype() == mx::uint16) {
+    return joined(parameter, master, stream);
+  }
   const mx::array wide = mx::astype(parameter, mx::float32, stream);
   const mx::array rounded =
       mx::astype(mx::astype(master, parameter.dtype(), stream), mx::float32, stream);
@@ -83,8 +110,15 @@ std::vector<mx::array> step_on_masters(const Request& request, const Leaves& lea
     for (size_t i = 0; i < leaves.kinds()[kind].leaves.size(); ++i, ++leaf) {
       auto& own = of_leaves[leaf];
       if (program.has_master(kind)) {
-        own.push_back(own[0]);
-        own[0] = mx::astype(own[0], dtypes[leaf], request.stream);
+        const mx::array weight = own[0];
+        if (program.masters() == MasterWeights::remainder) {
+          auto [parameter, remainder] = split(weight, request.stream);
+          own[0] = std::move(parameter);
+          own.push_back(std::move(remainder));
+        } else {
+          own[0] = mx::astype(weight, dtypes[leaf], request.stream);
+          own.push_back(weight);
+        }
       }
       std::move(own.begin(), own.end(), std::back_inserter(all));
     }

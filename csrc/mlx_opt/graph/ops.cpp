@@ -12,7 +12,7 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
   if (!problem.empty()) {
     refuse(program.rule(), problem);
   }
-  if (!is_served(operands, program.operands(kind))) {
+  if (!is_served(program.slots(kind), operands)) {
     refuse(program.rule(), "operands must be float32, float16 or bfloat16");
   }
 }

@@ -50,6 +50,7 @@ enum class Owner : uint8_t {
 enum class Format : uint8_t {
   promoted, // as mlx.optimizers' formulas promote it
   float32,  // whatever the parameter and the gradient are
+  bits16,   // uint16: the remainder of a master weight
 };
 
 /// What a slot holds before the first step of its parameter.

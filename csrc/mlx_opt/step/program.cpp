@@ -81,15 +81,21 @@ Program Program::with(MasterWeights masters) const {
   if (masters != MasterWeights::none) {
     for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
       program.slots_.push_back(slots_[kind]);
-      program.slots_.back().push_back(&master_slot());
+      program.slots_.back().push_back(&master_slot(masters));
     }
   }
   return program;
 }
 
-const SlotInfo& master_slot() {
-  static const SlotInfo slot{.name = "master", .format = Format::float32, .begin = Begin::unset};
-  return slot;
+const SlotInfo& master_slot(MasterWeights masters) {
+  static const SlotInfo master{.name = "master", .format = Format::float32, .begin = Begin::unset};
+  static const SlotInfo remainder{.name = "remainder", .format = Format::bits16};
+  return masters == MasterWeights::float32 ? master : remainder;
+}
+
+bool has_master(const Slots& slots) {
+  return !slots.empty() && (slots.back() == &master_slot(MasterWeights::float32) ||
+                            slots.back() == &master_slot(MasterWeights::remainder));
 }
 
 void refuse(Rule rule, const std::string& what) {
@@ -105,8 +111,16 @@ mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
 }
 
 mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
-  // Only formulas take float64 and complex numbers, whose slots need more than float32.
-  return slot.format == Format::float32 ? mx::promote_types(mx::float32, parameter) : parameter;
+  switch (slot.format) {
+    case Format::promoted:
+      return parameter;
+    case Format::float32:
+      // Only formulas take float64 and complex numbers, whose slots need more than float32.
+      return mx::promote_types(mx::float32, parameter);
+    case Format::bits16:
+      return mx::uint16;
+  }
+  return parameter;
 }
 
 std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {

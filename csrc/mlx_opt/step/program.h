@@ -20,9 +20,10 @@ class Composition;
 /// The slots of a parameter, in the order of the rule's operands.
 using Slots = std::vector<const SlotInfo*>;
 
-/// True for the dtypes of parameters that can have a master weight.
-inline bool is_narrow(mx::Dtype dtype) {
-  return dtype == mx::bfloat16 || dtype == mx::float16;
+/// True if parameters of the dtype have such a master weight.
+inline bool has(MasterWeights masters, mx::Dtype dtype) {
+  return (masters != MasterWeights::none && dtype == mx::bfloat16) ||
+         (masters == MasterWeights::float32 && dtype == mx::float16);
 }
 
 class MLX_OPT_API Program {
@@ -67,8 +68,7 @@ class MLX_OPT_API Program {
   }
 
   size_t kind_of(size_t ndim, mx::Dtype dtype) const {
-    const bool is_master_kind = masters_ != MasterWeights::none && is_narrow(dtype);
-    return (kinds_of_rule_ > 1 && ndim >= 2) + (is_master_kind ? kinds_of_rule_ : 0);
+    return (kinds_of_rule_ > 1 && ndim >= 2) + (has(masters_, dtype) ? kinds_of_rule_ : 0);
   }
 
   /// True if the last slot of such parameters is the master weight.
@@ -101,8 +101,11 @@ class MLX_OPT_API Program {
   Slots state_slots_[2];     // of vectors and of matrices
 };
 
-/// The slot of the master weight.
-MLX_OPT_API const SlotInfo& master_slot();
+/// The slot of a master weight that is not none.
+MLX_OPT_API const SlotInfo& master_slot(MasterWeights masters);
+
+/// True if the last of a parameter's slots is that of its master weight.
+MLX_OPT_API bool has_master(const Slots& slots);
 
 /// Throws std::invalid_argument with a message that names the rule.
 [[noreturn]] MLX_OPT_API void refuse(Rule rule, const std::string& what);

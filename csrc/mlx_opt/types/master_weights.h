@@ -6,7 +6,8 @@
 
 namespace mlx_opt {
 
-/// none: they are not. float32: in a slot of their own.
-enum class MasterWeights : uint8_t { none, float32 };
+/// none: they are not. float32: in a slot of their own. remainder: a parameter in bfloat16 has the
+/// first 16 bits, a slot the others; see rules/master.h.
+enum class MasterWeights : uint8_t { none, float32, remainder };
 
 } // namespace mlx_opt

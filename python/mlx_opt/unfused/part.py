@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..descriptions import BY_RULE, Slot, check_kind_or_number, number_from
-from ..master_weights import NARROW, SLOT
+from ..master_weights import SLOTS, key_for
 from ..trees import CONTAINERS
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
@@ -26,7 +26,7 @@ class Program:
     def __init__(self, rule: str, with_options: bool = False, masters: str | None = None) -> None:
         if rule not in BY_RULE:
             raise ValueError(f'there is no rule "{rule}"')
-        if masters not in (None, "float32"):
+        if masters is not None and masters not in SLOTS:
             raise ValueError(f'there are no master weights "{masters}"')
         self.rule = rule
         self._with_options = with_options
@@ -35,8 +35,9 @@ class Program:
     def slots(self, parameter: mx.array) -> list[Slot]:
         """The slots of a parameter that a step uses."""
         slots = BY_RULE[self.rule].slots_for(parameter.ndim, self._with_options, with_idle=False)
-        has_master = self._masters is not None and parameter.dtype in NARROW
-        return [*slots, SLOT] if has_master else slots
+        if self._masters is None or key_for(self._masters, parameter.dtype) is None:
+            return slots
+        return [*slots, SLOTS[self._masters]]
 
 
 class _Leaf(NamedTuple):

@@ -7,32 +7,39 @@ import pytest
 from update import LEARNING_RATE, RULES, STEP, Name, Tensor, primitive, run, shape_for, uniforms_of
 
 from cases import assert_exact, exact_step, normal, same_bits, wide
+from mlx_opt.master_weights import split, weight_of
 
-CASES = [case for case in RULES if primitive(case).name in ("AdamW", "SGD")]
+PREFIXES = {"masters": "float32", "remainders": "remainder"}
 ALL = [
-    pytest.param(case, name, id=f"{primitive(case).name}-{name}")
-    for case in CASES
-    for name in kernels.names(primitive(case).name)
-    if name.startswith("masters")
+    pytest.param(case, text, id=f"{primitive(case).name}-{text}")
+    for case in RULES
+    if primitive(case).name in ("AdamW", "SGD")
+    for text in kernels.names(primitive(case).name)
+    if text.startswith(tuple(PREFIXES))
 ]
 each_kernel = pytest.mark.parametrize("case, text", ALL)
 
 
+def name_of(text):
+    return Name(text.partition("_")[2])
+
+
 class Masters(Tensor):
-    """A tensor whose last slot is its master weight. Every third master is unset, and every third
-    is not that of the parameter."""
+    """A tensor whose last slot is its master weight or remainder. Every third master is unset, and
+    every third is not that of the parameter; remainders are any."""
 
     def __init__(self, case, text, shape):
-        name = Name(text.removeprefix("masters_"))
+        name = name_of(text)
         count = len(primitive(case).state) + 3
         values = [normal(*shape, seed=k) for k in range(count)]
         values[1:-2] = [mx.abs(x) for x in values[1:-2]]
         third = mx.arange(values[0].size).reshape(shape) % 3
-        rounded = values[0].astype(name.storages[0])
-        near = rounded.astype(mx.float32) * (1 + 2**-14)
-        self.master = mx.where(third == 0, float("nan"), mx.where(third == 1, near + 1, near))
-        values[-2] = self.master
-        self.weights = mx.where(third == 2, near, rounded.astype(mx.float32))
+        near = values[0].astype(name.storages[0]).astype(mx.float32) * (1 + 2**-14)
+        master = mx.where(third == 0, float("nan"), mx.where(third == 1, near + 1, near))
+        if name.storages[-2] == mx.uint16:
+            master = mx.random.randint(0, 2**16, shape, key=mx.random.key(1))
+        values[-2] = master
+        self.kind = PREFIXES[text.partition("_")[0]]
         self.case, self.name, self.learning_rate = case, name, LEARNING_RATE
         self.name.text = text
         self.names = ["w", *primitive(case).state, "master"]
@@ -49,18 +56,22 @@ class Masters(Tensor):
         return {name: kernels.loaded(x, dtype).reshape(self.shape) for name, x, dtype in pairs}
 
     def assert_updated(self):
+        before = weight_of(self.values[0], self.values[-2])
         slots = zip(self.names[1:-1], map(wide, self.values[1:-2]), strict=True)
         g = wide(self.values[-1])
-        expected = exact_step(self.case, wide(self.weights), g, dict(slots), STEP, LEARNING_RATE)
+        expected = exact_step(self.case, wide(before), g, dict(slots), STEP, LEARNING_RATE)
         results = self.results()
+        weight = weight_of(results["w"], results["master"])
         for name, (value, *rest) in expected.items():
-            assert_exact(results["master" if name == "w" else name], value, *rest)
-        assert same_bits(results["w"], results["master"].astype(self.name.results[0]))
+            assert_exact(weight if name == "w" else results[name], value, *rest)
+        parameter, master = split(weight, self.kind, self.name.results[0])
+        assert same_bits(results["w"], parameter)
+        assert same_bits(results["master"], master)
 
 
 @each_kernel
-def test_the_master_is_updated_and_the_parameter_its_rounding(case, text):
-    tensor = Masters(case, text, shape_for(Name(text.removeprefix("masters_"))))
+def test_the_weight_is_updated_and_the_parameter_its_rounding(case, text):
+    tensor = Masters(case, text, shape_for(name_of(text)))
     run(tensor, uniforms_of(case, scale=1.0))
     tensor.assert_updated()
 
@@ -71,4 +82,28 @@ def test_a_skipped_step_keeps_both(case, text):
     run(tensor, uniforms_of(case, scale=np.inf))
     results = tensor.results()
     assert same_bits(results["w"], tensor.values[0])
-    assert same_bits(results["master"], tensor.master)
+    assert same_bits(results["master"], tensor.values[-2])
+
+
+def test_every_bfloat16_with_some_remainders():
+    (case,) = (case for case in RULES if primitive(case).name == "SGD")
+    (text,) = (
+        x
+        for x in kernels.names("SGD")
+        if x.startswith("remainders_flat1_") and "scaled" not in x and "at0" in x
+    )
+    for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        tensor = Masters(case, text, (2**16,))
+        tensor.buffers[0][:] = np.arange(2**16)
+        tensor.buffers[1][:] = low
+        tensor.buffers[2][:] = 0
+        before = weight_of(
+            kernels.loaded(tensor.buffers[0].copy(), mx.bfloat16), mx.full(2**16, low, mx.uint16)
+        )
+        run(tensor, kernels.prepare("SGD", [0.0] * 4, 0.0, STEP))
+        after = tensor.results()
+        moved = np.array(before.view(mx.uint32)) == 0x80000000  # -0 minus 0 may be 0
+        parameter, remainder = split(before, "remainder", mx.bfloat16)
+        for got, expected in ((after["w"], parameter), (after["master"], remainder)):
+            same = np.array(got.view(mx.uint16)) == np.array(expected.view(mx.uint16))
+            assert np.all(same | moved)

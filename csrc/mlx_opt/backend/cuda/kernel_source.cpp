@@ -94,10 +94,9 @@ std::string bounds_of(const UpdateKernel& kernel) {
 }
 
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
-  const bool has_masters = kernel.masters != MasterWeights::none;
   return {
       files_of_passes(rule_header, kernel.pass != Pass::whole) +
-          (has_masters ? joined(texts(), {"master.h"}) : ""),
+          gpu::files_of(texts(), kernel.masters, "bits16.cu.h"),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
       bounds_of(kernel),

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "mlx_opt/backend/gpu/texts.h"
 #include "mlx_opt/step/scaling.h"
 #include "mlx_opt/types/master_weights.h"
 #include "mlx_opt/types/storage.h"
@@ -18,6 +19,8 @@ inline const char* format_of(Storage storage) {
       return "Float16";
     case Storage::bfloat16:
       return "BFloat16";
+    case Storage::bits16:
+      return "Bits16";
   }
   return "";
 }
@@ -37,8 +40,34 @@ inline const char* name_of(Scaling scaling) {
 /// The type of a rule with the stage for master weights around it; see rules/master.h.
 inline std::string rule_of(std::string_view rule, MasterWeights masters, Storage parameter) {
   const std::string name(rule);
-  return masters == MasterWeights::none ? name
-                                        : "WithMaster<" + name + ", " + format_of(parameter) + ">";
+  switch (masters) {
+    case MasterWeights::none:
+      return name;
+    case MasterWeights::float32:
+      return "WithMaster<" + name + ", " + format_of(parameter) + ">";
+    case MasterWeights::remainder:
+      return "WithRemainder<" + name + ">";
+  }
+  return "";
+}
+
+/// The name of master weights; empty if there are none.
+inline const char* name_of(MasterWeights masters) {
+  switch (masters) {
+    case MasterWeights::none:
+      return "";
+    case MasterWeights::float32:
+      return "masters";
+    case MasterWeights::remainder:
+      return "remainders";
+  }
+  return "";
+}
+
+/// The files that kernels need for master weights. `bits16`: that of the format of remainders.
+inline std::string files_of(const Texts& texts, MasterWeights masters, const char* bits16) {
+  return (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "") +
+         (masters == MasterWeights::none ? "" : joined(texts, {"master.h"}));
 }
 
 /// The type of a list of formats.

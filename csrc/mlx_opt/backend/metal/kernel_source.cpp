@@ -107,7 +107,8 @@ std::string choice_of(const UpdateKernel& kernel, const std::function<std::strin
 
 std::string words_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
-  std::string text = kernel.masters == MasterWeights::none ? "" : "masters_";
+  std::string text = gpu::name_of(kernel.masters);
+  text += text.empty() ? "" : "_";
   text += name_of(kernel.walk) + std::to_string(kernel.capacity);
   for (Storage storage : operands.in) {
     text += std::string("_") + short_name_of(storage);
@@ -144,7 +145,7 @@ std::string source(const PrepareKernel& kernel) {
 std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
   return program_of(
       files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}) +
-          (kernel.masters == MasterWeights::none ? "" : gpu::joined(texts(), {"master.h"})),
+          gpu::files_of(texts(), kernel.masters, "bits16.metal.h"),
       update_of(kernel));
 }
 

@@ -1,4 +1,4 @@
-// The stage around a rule that keeps a parameter's weight in float32, for a block of elements. For
+// The stages around a rule that keep a parameter's weight in float32, for a block of elements. For
 // one instruction set.
 #pragma once
 
@@ -20,16 +20,41 @@ void choose_weights(float* __restrict weights, const float* __restrict masters, 
   }
 }
 
-// The same for a master of any layout.
-inline void take_masters(
-    Storage parameter, const Operand& master, int64_t begin, int64_t count, float* weights) {
-  alignas(64) float staged[block];
-  const float* masters = load(master, begin, count, staged);
-  if (parameter == Storage::float16) {
-    choose_weights<Float16>(weights, masters, count);
-  } else {
-    choose_weights<BFloat16>(weights, masters, count);
+inline void join(float* __restrict weights, const float* __restrict remainders, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    weights[i] = joined(weights[i], remainders[i]);
   }
+}
+
+// The same for masters of any kind and layout. `parameter`: its storage.
+inline void take_masters(
+    MasterWeights masters,
+    Storage parameter,
+    const Operand& operand,
+    int64_t begin,
+    int64_t count,
+    float* weights) {
+  alignas(64) float staged[block];
+  const float* values = load(operand, begin, count, staged);
+  if (masters == MasterWeights::remainder) {
+    join(weights, values, count);
+  } else if (parameter == Storage::float16) {
+    choose_weights<Float16>(weights, values, count);
+  } else {
+    choose_weights<BFloat16>(weights, values, count);
+  }
+}
+
+// Stores the remainders of at most `block` weights, which are replaced by their parameters.
+inline void put_remainders(
+    const Operand& operand, int64_t begin, int64_t count, float* __restrict weights) {
+  alignas(64) float remainders[block];
+  for (int64_t i = 0; i < count; ++i) {
+    const Split parts = split(weights[i]);
+    weights[i] = parts.w;
+    remainders[i] = parts.remainder;
+  }
+  store(operand, begin, count, remainders);
 }
 
 } // namespace
