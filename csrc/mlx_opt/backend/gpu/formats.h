@@ -66,8 +66,8 @@ inline const char* name_of(MasterWeights masters) {
 
 /// The files that kernels need for master weights. `bits16`: that of the format of remainders.
 inline std::string files_of(const Texts& texts, MasterWeights masters, const char* bits16) {
-  return (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "") +
-         (masters == MasterWeights::none ? "" : joined(texts, {"master.h"}));
+  return (masters == MasterWeights::none ? "" : joined(texts, {"master.h"})) +
+         (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "");
 }
 
 /// The type of a list of formats.
