@@ -37,6 +37,7 @@ HEADERS = {
     "types/export",
     "types/group",
     "types/hyperparameters",
+    "types/named_arrays",
     "version",
 }
 FILES = {

@@ -55,6 +55,7 @@ class Case(NamedTuple):
             "MADGRAD": ["s", "v", "x0"],
             "SGDScheduleFree": ["z"],
             "SimplifiedAdEMAMix": ["m"],
+            "StableAdamW": ["v"],
         }
         return dict.fromkeys(own.get(self.rule, []), mx.float32)
 
@@ -268,6 +269,14 @@ CASES = [
     Case("Lamb"),
     Case("Lamb", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     Case("Lamb", {"weight_decay": 0.0}),
+    Case("LARS"),
+    Case(
+        "LARS",
+        {"weight_decay": 0.1, "trust_coefficient": 0.02, "momentum": 0.5, "nesterov": True},
+    ),
+    Case("LARS", {"eps": 0.1}),
+    Case("StableAdamW"),
+    Case("StableAdamW", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     Case("Signum"),
     Case("Signum", {"beta": 0.8, "weight_decay": 0.1}),
     Case("AdEMAMix"),

@@ -188,7 +188,9 @@ def command_without(packages, *arguments):
     return subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
 
 
-COMMANDS = [(), ("run",), ("info",), ("selftest",), ("bench",), ("bench", "--training")]
+COMMANDS = [
+    (), ("run",), ("info",), ("selftest",), ("memory",), ("bench",), ("bench", "--training"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -206,6 +208,7 @@ def test_help_needs_no_extra(command):
         ("matplotlib", ("bench", "--plot", "a.png"), "bench"),
         ("rich", ("selftest",), "selftest"),
         ("numpy", ("selftest",), "selftest"),
+        ("rich", ("memory", "--params", "1e6"), "bench"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(missing, arguments, extra):

@@ -10,6 +10,7 @@ import pytest
 import mlx_opt
 from cases import CASES
 from mlx_opt import descriptions, formulas, references
+from mlx_opt.constructors import COMMON
 from mlx_opt.forms import forms_of
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "rules"
@@ -72,8 +73,9 @@ def test_the_page_names_every_argument_with_its_default_and_every_slot(name):
     page = (PAGES / f"{name.lower()}.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| *([^|]*?) *\|", page, re.MULTILINE))
     given = defaults(getattr(mlx_opt, name))
-    del given["groups"]  # every optimizer has it; docs/groups.md explains it
-    del given["master_weights"]  # likewise; docs/master-weights.md explains it
+    # Every optimizer has these; docs/groups.md and docs/guides/memory.md explain them.
+    for argument in COMMON:
+        del given[argument]
     for argument, default in given.items():
         text = rows[argument]
         if default is inspect.Parameter.empty:

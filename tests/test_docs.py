@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlx_opt
+import mlx_opt.sharding
 import mlx_opt.tools
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,7 @@ RULES = ROOT / "docs" / "rules"
 
 def modules():
     names = ["mlx_opt"]
-    for package in (mlx_opt, mlx_opt.tools):
+    for package in (mlx_opt, mlx_opt.sharding, mlx_opt.tools):
         found = pkgutil.iter_modules(package.__path__, package.__name__ + ".")
         names += [module.name for module in found if module.name != "mlx_opt.__main__"]
     return names

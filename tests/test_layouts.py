@@ -163,6 +163,18 @@ OPTIONS = {
     "Adamax": {"betas": st.tuples(betas, betas), "eps": positive},
     "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0), **KINDS},
     "Lamb": {"betas": st.tuples(betas, betas), "eps": positive, "weight_decay": st.floats(0, 1.0)},
+    "LARS": {
+        "momentum": betas,
+        "weight_decay": st.floats(0, 1.0),
+        "trust_coefficient": st.floats(0, 1.0),
+        "eps": positive,
+        "nesterov": st.booleans(),
+    },
+    "StableAdamW": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+    },
     "Signum": {"beta": betas, "weight_decay": st.floats(0, 1.0)},
     "Adan": {
         "betas": st.tuples(betas, betas, betas),

@@ -309,6 +309,33 @@ def test_a_split_that_does_not_fit_changes_nothing(given):
     assert optimizer.step.item() == 0 and "layers" not in optimizer.state
 
 
+def test_the_attribute_is_the_split_of_parameters_without_one():
+    w = {"w": normal(6, 4)}
+    expected = mlx_opt.Muon(0.1, split={"w": 2}).apply_gradients(w, w)
+    optimizer = mlx_opt.Muon(0.1)
+    optimizer.split = 2
+    assert_same(optimizer.apply_gradients(w, w), expected)
+    state = {}
+    optimizer.init_single(w["w"], state)
+    assert_same(optimizer.apply_single(w["w"], w["w"], state), expected["w"])
+    optimizer.split = 5
+    with pytest.raises(ValueError, match=r"split \[5\], parameter \(6, 4\)"):
+        optimizer.apply_gradients(w, w)
+
+
+def test_a_pattern_may_match_what_a_fallback_without_groups_updates():
+    class Plain(mlx_opt.Optimizer):
+        def init_single(self, parameter, state):
+            pass
+
+        def apply_single(self, gradient, parameter, state):
+            return parameter - gradient
+
+    optimizer = mlx_opt.Muon(0.1, split={"qkv.*": 2}, fallback=Plain())
+    w = {"qkv": {"weight": normal(6, 4), "bias": normal(6)}}
+    assert not optimizer.apply_gradients(w, w)["qkv"]["bias"].any()
+
+
 def test_a_pattern_of_a_split_that_matches_nothing_is_an_error():
     optimizer = mlx_opt.Muon(0.1, split={"qvk": 3})
     with pytest.raises(ValueError, match='"qvk" matches no parameter; the nearest path is "qkv"'):

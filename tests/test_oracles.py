@@ -3,6 +3,7 @@
 `pip install --group oracles` installs them; continuous integration does not.
 """
 
+import functools
 import itertools
 
 import mlx.core as mx
@@ -18,6 +19,9 @@ oracles = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is 
 STEPS = 50
 LEARNING_RATE = 0.01
 SHAPES = [(33, 7), (129,), ()]
+
+OF_MATRICES = {"LARS"}
+"""Rules of which the packages treat other parameters than matrices in another way."""
 
 
 def adopt(parameters, weight_decay, weight_decouple):
@@ -96,6 +100,18 @@ PAIRS = [
         Case("SignSGD", {"weight_decay": 0.1}),
         steady(oracles.SignSGD, momentum=0.0, weight_decay=0.1),
     ),
+    (
+        Case("LARS", {"weight_decay": 0.1, "eps": 0.0, "trust_coefficient": 0.02}),
+        steady(oracles.LARS, weight_decay=0.1, trust_coefficient=0.02),
+    ),
+    (
+        Case("LARS", {"eps": 0.0, "trust_coefficient": 0.02, "nesterov": True}),
+        steady(oracles.LARS, trust_coefficient=0.02, nesterov=True),
+    ),
+    (
+        Case("StableAdamW", {"weight_decay": 0.1}),
+        steady(oracles.StableAdamW, weight_decay=0.1, eps=1e-6),
+    ),
 ]
 
 
@@ -128,6 +144,8 @@ def our_walk(case):
 @pytest.mark.parametrize(("case", "make"), PAIRS, ids=[str(case) for case, _ in PAIRS])
 def test_float32_follows_the_packages_float64(case, make):
     for x, expected in zip(our_walk(case), their_walk(make), strict=True):
+        if case.rule in OF_MATRICES and x.ndim < 2:
+            continue
         assert np.abs(x - expected).max() <= 2e-6 * max(np.abs(expected).max(), 1)
 
 
@@ -178,3 +196,77 @@ def test_a_training_that_schedulefree_began_goes_on():
         w.grad = torch.tensor(g)
         theirs.step()
     np.testing.assert_allclose(wide(ours["w"]), w.numpy(), rtol=0, atol=2e-6)
+
+
+MATRICES = {"wide": (12, 20), "tall": (20, 12), "square": (9, 9)}
+
+
+def muons_gradients(step):
+    return {name: normal(*shape, seed=1 + step) for name, shape in MATRICES.items()}
+
+
+def our_muon(**options):
+    w = {name: normal(*shape) for name, shape in MATRICES.items()}
+    optimizer = mlx_opt.Muon(0.02, **options)
+    for step in range(STEPS):
+        w = optimizer.apply_gradients(muons_gradients(step), w)
+        mx.eval(w, optimizer.state)
+    return w
+
+
+DECOUPLED = {"weight_decay": 0.1, "decoupled_weight_decay": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("Muon", {"use_adjusted_lr": True}, {"adjust_lr": "match_rms_adamw"}),
+        ("NorMuon", {"beta2": 0.9}, {"normuon": True, "beta2": 0.9}),
+        ("NorMuon", {"nesterov": False}, {"normuon": True, "nesterov": False}),
+        (
+            "AdaMuon",
+            {"betas": (0.9, 0.8)},
+            {"adamuon": True, "beta2": 0.8, "momentum": 0.9, "nesterov": False}
+            | {"adjust_lr": "match_rms_adamw"},
+        ),
+    ],
+    ids=["Muon", "NorMuon", "NorMuon-plain", "AdaMuon"],
+)
+def test_muon_follows_pytorch_optimizers_iterations_in_float64(name, theirs, ours, monkeypatch):
+    from pytorch_optimizer.optimizer.muon import adamuon, base, muon, normuon
+
+    for module in (adamuon, base, muon, normuon):
+        iterations = getattr(module, "zero_power_via_newton_schulz_5", None)
+        if iterations is not None:
+            exact = functools.partial(iterations, dtype=torch.float64)
+            monkeypatch.setattr(module, "zero_power_via_newton_schulz_5", exact)
+    parameters = {
+        key: torch.tensor(wide(normal(*shape)), dtype=torch.float64)
+        for key, shape in MATRICES.items()
+    }
+    group = {"params": [*parameters.values()], "use_muon": True, "lr": 0.02}
+    optimizer = getattr(oracles, name)([group], weight_decay=0.1, **theirs)
+    for step in range(STEPS):
+        for key, g in muons_gradients(step).items():
+            parameters[key].grad = torch.tensor(wide(g), dtype=torch.float64)
+        optimizer.step()
+    for key, x in our_muon(**DECOUPLED, **ours).items():
+        expected = parameters[key].numpy()
+        assert np.abs(wide(x) - expected).max() <= 2e-5 * np.abs(expected).max(), key
+
+
+def test_muon_without_nesterovs_momentum_follows_optax():
+    """With it theirs corrects the biases of the momentum and of the gradient differently."""
+    optax = pytest.importorskip("optax", reason="optax is not installed")
+    theirs = optax.contrib.muon(
+        0.02, beta=0.9, nesterov=False, weight_decay=0.1, consistent_rms=0.2
+    )
+    w = {name: wide(normal(*shape)).astype(np.float32) for name, shape in MATRICES.items()}
+    state = theirs.init(w)
+    for step in range(STEPS):
+        g = {name: wide(x).astype(np.float32) for name, x in muons_gradients(step).items()}
+        updates, state = theirs.update(g, state, w)
+        w = optax.apply_updates(w, updates)
+    options = {"momentum": 0.9, "nesterov": False, "adjust_lr": "match_rms_adamw"}
+    for name, x in our_muon(**DECOUPLED, **options).items():
+        assert np.abs(wide(x) - np.array(w[name])).max() <= 5e-5, name

@@ -11,6 +11,7 @@ import pytest
 
 import mlx_opt
 from mlx_opt import descriptions, docstrings
+from mlx_opt.constructors import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = sorted({"Adam", *descriptions.OPTIMIZERS})
@@ -34,7 +35,7 @@ def test_every_optimizer_shows_its_constructors_arguments(name):
     shown = set(re.findall(r"(\w+)=", repr(optimizer)))
     assert shown == {
         *inspect.signature(cls).parameters,
-    } - {"groups", "fallback", *cls._additions} - (
+    } - {"fallback", *COMMON, *cls._additions} - (
         {"learning_rate"} if name == "Adafactor" else set()
     )
 

@@ -20,7 +20,12 @@ from mlx_opt.tools import parts
 from unfused_steps import HIDDEN, name_of, read, run, tree
 
 HERE = os.path.dirname(__file__)
-MUON = [("Muon", {}), ("Muon", {"ns_coefficients": "polar_express", "nesterov": False})]
+MUON = [
+    ("Muon", {}),
+    ("Muon", {"ns_coefficients": "polar_express", "nesterov": False}),
+    ("Muon", {"normuon": True, "equalize": "rows", "split": {"*matrix": [2, 4]}}),
+    ("Muon", {"adamuon": True, "normalize": "frobenius"}),
+]
 OPTIMIZERS = [(case.rule, case.options) for case in CASES] + MUON
 IDS = [name_of(*each) for each in OPTIMIZERS]
 IN_STOCK = [

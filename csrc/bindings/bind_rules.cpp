@@ -1,6 +1,9 @@
 #include "bindings/bind_rules.h"
 
+#include <algorithm>
+
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -45,10 +48,30 @@ MasterWeights masters_from(const std::optional<std::string>& name) {
   throw nb::value_error(("there are no master weights \"" + *name + "\"").c_str());
 }
 
+using FormatNames = std::optional<std::map<std::string, std::string>>;
+
+std::optional<Formats> formats_from(const FormatNames& names) {
+  if (!names) {
+    return std::nullopt;
+  }
+  Formats formats;
+  for (const auto& [slot, name] : *names) {
+    const auto found = std::find(std::begin(format_names), std::end(format_names), name);
+    if (found == std::end(format_names)) {
+      throw nb::value_error(("there is no format \"" + name + "\"").c_str());
+    }
+    formats[slot] = static_cast<Format>(found - std::begin(format_names));
+  }
+  return formats;
+}
+
 Program program(
-    const std::string& rule, bool with_options, const std::optional<std::string>& masters) {
+    const std::string& rule,
+    bool with_options,
+    const FormatNames& formats,
+    const std::optional<std::string>& masters) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options).with(masters_from(masters));
+    return Program(*found, with_options, nullptr, formats_from(formats)).with(masters_from(masters));
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -62,6 +85,7 @@ Program muon(
     int equalize,
     int normalize,
     size_t stack,
+    const FormatNames& formats,
     const std::optional<std::string>& masters) {
   Muon options;
   options.ns_steps = steps;
@@ -72,7 +96,7 @@ Program muon(
   options.normalize = static_cast<Normalize>(normalize);
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
-  return muon_program(options, stack).with(masters_from(masters));
+  return muon_program(options, stack, formats_from(formats)).with(masters_from(masters));
 }
 
 } // namespace
@@ -86,17 +110,20 @@ void bind_rules(nb::module_& m) {
       program,
       "rule"_a,
       "with_options"_a = false,
+      "formats"_a.none() = nb::none(),
       "masters"_a.none() = nb::none(),
       R"(The program of a rule.
 
 Args:
     rule: Its name.
     with_options: True if optional state slots are present.
+    formats: The dtypes of slots, "float32", "float16" or "bfloat16", by the slots' names. If it is
+        not None, a parameter keeps its dtype.
     masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``,
         ``"remainder"`` (of bfloat16 only), or None.
 
 Raises:
-    ValueError: There is no such rule, or no such master weights.)");
+    ValueError: There is no such rule or format, or no such master weights.)");
   m.def(
       "muon_program",
       muon,
@@ -108,10 +135,11 @@ Raises:
       "equalize"_a,
       "normalize"_a,
       "stack"_a,
+      "formats"_a.none() = nb::none(),
       "masters"_a.none() = nb::none(),
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
-``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, and ``stack`` as
-:func:`orthogonalized` has it; ``masters`` as for :func:`program`.
+``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, ``stack`` as
+:func:`orthogonalized` has it and ``formats`` and ``masters`` as :func:`program`.
 
 Raises:
     ValueError: An option does not fit; the message names it.)");

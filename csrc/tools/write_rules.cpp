@@ -62,7 +62,6 @@ std::string hyper(const HyperInfo& hyper) {
 std::string slot(const SlotInfo& slot) {
   constexpr const char* extents[] = {"elements", "rows", "columns"};
   constexpr const char* owners[] = {"all", "matrices", "vectors"};
-  constexpr const char* formats[] = {"promoted", "float32"};
   constexpr const char* begins[] = {"zeros", "unset"};
   return tuple(
       {text(slot.name),
@@ -71,7 +70,7 @@ std::string slot(const SlotInfo& slot) {
        text_or_none(slot.option),
        flag(slot.follows),
        flag(slot.idle),
-       name_of(slot.format, formats),
+       name_of(slot.format, format_names),
        name_of(slot.begin, begins)});
 }
 

@@ -35,6 +35,7 @@ if _error is None:
         linear_schedule,
         step_decay,
     )
+    from .sharding.optimizer import Sharded
     from .tools.installation import install, installed
     from .tools.moving import state_from_optax, state_from_torch
     from .tools.plot import plot_schedule
@@ -60,6 +61,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "SGD",
+    "Sharded",
     "__version__",
     "clip_grad_norm",
     "cosine_decay",

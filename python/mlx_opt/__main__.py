@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
-from .tools import info
+from .tools import info, memory_options
 
 PROGRAM = "python -m mlx_opt"
 EXIT_CODES = "Exit codes: 2 for a wrong command line, 1 if something is off, otherwise 0."
@@ -104,6 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     commands.add_parser("bench", help="time the optimizers beside mlx's and PyTorch's")
+    memory = commands.add_parser(
+        "memory",
+        parents=[report],
+        help="what rules and dtypes would hold in memory, beside each other",
+        description="Print what parameters, gradients and state would hold in memory.",
+        epilog=EXIT_CODES,
+    )
+    memory_options.add_arguments(memory)
     return parser
 
 
@@ -148,6 +156,15 @@ def selftest(as_json: bool) -> int:
             raise
         return fail(f"selftest needs {error.name}: pip install 'mlx-opt[selftest]'")
     return run_selftest(as_json)
+
+
+def memory(options: argparse.Namespace) -> int:
+    from .tools import choices
+
+    try:
+        return choices.main(options)
+    except ImportError as error:
+        return fail(str(error))
 
 
 def run_script(path: str, arguments: list[str]) -> None:
@@ -252,6 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         return bench_training(options) if "--training" in argv else bench(options, benchmarks)
     if options.command == "selftest":
         return selftest(options.json)
+    if options.command == "memory":
+        return memory(options)
     run(options.program, options.module, arguments, options.quiet, options.usage_error)
     return 0
 

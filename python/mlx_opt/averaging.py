@@ -141,6 +141,10 @@ class Averaging(FusedOptimizer):
         return tree_map_with_path(moved, parameters)
 
     def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
+        self._check_takes_gradients()
+        return super()._next_kept(values, step)
+
+    def _check_takes_gradients(self) -> None:
         if self._is_evaluating:
             raise RuntimeError(
                 f"{type(self).__name__}: the model has the average of its parameters: "

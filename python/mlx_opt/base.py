@@ -7,10 +7,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import loss_scale, master_weights, reserved, step
+from . import accumulation, loss_scale, master_weights, reserved, step
 from .clipping import ClipRequest
+from .descriptions import STORAGE
+from .rollback import Rollback
 from .step import Share
-from .tools import summary
+from .tools import memory, summary
+from .tools.memory import Memory
 
 
 class Optimizer(stock.Optimizer):
@@ -18,6 +21,9 @@ class Optimizer(stock.Optimizer):
 
     A subclass that defines ``init_single`` and ``apply_single`` is an optimizer, as with MLX.
     """
+
+    _accumulate: int = 1
+    _accumulate_dtype: str | None = None  # its name, because a dtype cannot be pickled
 
     @summary.never_raises
     def __repr__(self) -> str:
@@ -46,6 +52,7 @@ class Optimizer(stock.Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
         max_value: float | mx.array | None = None,
+        normalizer: float | mx.array | None = None,
     ) -> None:
         """Update the parameters of a model with its gradients, which may be clipped.
 
@@ -63,15 +70,26 @@ class Optimizer(stock.Optimizer):
                 unchanged and increment :attr:`skipped`. Nothing waits for the norm.
             max_value: The maximum size of an element of a gradient, after ``max_norm``. Larger ones
                 are replaced by it, with their sign, as by PyTorch's ``clip_grad_value_``.
+            normalizer: What the gradients are divided by before all else, such as the number of
+                tokens of which they are a sum. With :attr:`accumulate` the gradients of a step are
+                divided by the sum of its calls' normalizers, and without one by their number.
 
         Raises:
-            ValueError: ``max_norm`` or ``max_value`` is negative.
+            ValueError: ``max_norm``, ``max_value`` or ``normalizer`` is negative, or only some
+                calls of a step have a ``normalizer``.
 
         It also raises what :meth:`apply_gradients` raises. An error leaves model and state
         unchanged, except errors that MLX raises later, when it evaluates lazy arrays.
         """
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
-        step.update(shares_of(self, gradients), model, gradients, request)
+        if not accumulation.is_used(self, normalizer):
+            step.update(shares_of(self, gradients), model, gradients, request)
+            return
+        with Rollback() as rollback:
+            total = accumulation.add(self, gradients, model, normalizer, rollback)
+            if total is not None:
+                shares = shares_of(self, total.gradients)
+                step.update(shares, model, total.gradients, request, total.divisor, rollback)
 
     def apply_gradients(
         self,
@@ -80,6 +98,7 @@ class Optimizer(stock.Optimizer):
         max_norm: float | mx.array | None = None,
         skip_nonfinite: bool = False,
         max_value: float | mx.array | None = None,
+        normalizer: float | mx.array | None = None,
     ) -> Any:
         """Return the updated parameters; the optimizer's state is updated in place.
 
@@ -90,10 +109,12 @@ class Optimizer(stock.Optimizer):
             max_norm: As for :meth:`update`.
             skip_nonfinite: As for :meth:`update`.
             max_value: As for :meth:`update`.
+            normalizer: As for :meth:`update`.
 
         Returns:
             The new parameters, with the structure of the gradients. They are lazy; buffers of the
-            gradients and the old parameters are reused if nothing else holds them.
+            gradients and the old parameters are reused if nothing else holds them. A call that
+            only adds gradients (see :attr:`accumulate`) returns the parameters that it was given.
 
         Raises:
             KeyError: A gradient has no parameter or no state.
@@ -110,7 +131,91 @@ class Optimizer(stock.Optimizer):
             {'w': array([2.5], dtype=float32)}
         """
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
-        return step.apply(self._shares(gradients), parameters, gradients, request)
+        if not accumulation.is_used(self, normalizer):
+            return step.apply(self._shares(gradients), parameters, gradients, request)
+        with Rollback() as rollback:
+            total = accumulation.add(self, gradients, parameters, normalizer, rollback)
+            if total is None:
+                return accumulation.unchanged(gradients, parameters)
+            gradients, divisor = total
+            shares = self._shares(gradients)
+            return step.apply(shares, parameters, gradients, request, divisor, rollback)
+
+    @property
+    def accumulate(self) -> int:
+        """The number of calls whose gradients make a step; 1 by default.
+
+        A call of :meth:`update` adds its gradients to those that are pending, in place, and each
+        ``accumulate``-th call makes the step, with their mean. It can be set at any time: a call
+        makes the step if at least so many are pending with it. See docs/guides/memory.md.
+
+        Raises:
+            TypeError: Set to something that is not an int.
+            ValueError: Set to a number below 1.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer, w = optim.SGD(1.0, accumulate=2), {"w": mx.array([8.0])}
+            >>> w = optimizer.apply_gradients({"w": mx.array([1.0])}, w)
+            >>> w, optimizer.accumulated
+            ({'w': array([8], dtype=float32)}, 1)
+            >>> optimizer.apply_gradients({"w": mx.array([3.0])}, w)
+            {'w': array([6], dtype=float32)}
+        """
+        return self._accumulate
+
+    @accumulate.setter
+    def accumulate(self, count: int) -> None:
+        self._accumulate = accumulation.checked_count(type(self).__name__, count)
+
+    @property
+    def accumulate_dtype(self) -> mx.Dtype | None:
+        """The dtype in which gradients are added up: float32, float16 or bfloat16, or None, the
+        default, for that of the first gradient.
+
+        Raises:
+            ValueError: Set to something else.
+        """
+        name = self._accumulate_dtype
+        return None if name is None else STORAGE[name]
+
+    @accumulate_dtype.setter
+    def accumulate_dtype(self, dtype: Any) -> None:
+        self._accumulate_dtype = accumulation.checked_dtype(type(self).__name__, dtype)
+
+    @property
+    def accumulated(self) -> int:
+        """The number of calls whose gradients are pending."""
+        return accumulation.calls_of(self._clip_state())
+
+    def memory(self, model: Any, show: bool = True) -> Memory:
+        """Return what the optimizer and a model hold in memory, in bytes.
+
+        It may be called at any time, also before the model's parameters are evaluated; it evaluates
+        and changes nothing. A state that there is not yet is counted as the first step makes it.
+
+        Args:
+            model: A module, or a tree of the arrays that are trained.
+            show: Print a table too, which needs rich.
+
+        Returns:
+            The bytes of the ``parameters`` that are trained, of those that are ``frozen``, of their
+            ``gradients``, of the ``state`` by its slots, and of gradients that are ``pending`` with
+            :attr:`accumulate`; ``between_steps`` and ``step_peak`` are what is held there.
+            Activations are not counted, nor what Muon's iterations need.
+
+        Raises:
+            ImportError: rich is not installed.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> memory = optim.AdamW(1e-3).memory({"w": mx.zeros((100, 10))}, show=False)
+            >>> memory.step_peak, memory.state["m"]
+            (16012, 4000)
+        """
+        return memory.measured(self, model, show)
 
     @property
     def state(self) -> dict:
@@ -199,6 +304,16 @@ class Optimizer(stock.Optimizer):
         """The number of steps that were skipped because the norm of their gradients was infinite or
         NaN, a 0-d array; before the first step with ``skip_nonfinite``, None."""
         return reserved.entries_of(self._clip_state()).get("skipped")
+
+    def _refuse_as_part(self) -> None:
+        """Raise TypeError if the optimizer cannot be a part of another."""
+
+    def _check_takes_gradients(self) -> None:
+        """Raise RuntimeError if the model does not have the parameters that are trained."""
+
+    def _frozen(self, gradients: Any) -> set[str]:
+        """The paths of gradients that the optimizer's groups freeze; follows :meth:`check`."""
+        return set()
 
     def _shares(self, gradients: Any) -> list[Share]:
         """The parts of a step of this class, even if a subclass overrides `apply_gradients`."""

@@ -11,6 +11,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_map
 
 from . import _ext
+from .state_dtypes import StoredFormula
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
@@ -22,6 +23,9 @@ class ClipRequest(NamedTuple):
     skip_nonfinite: bool = False
     max_value: mx.array | None = None
 
+    across: Callable[[mx.array], mx.array] | None = None
+    """The norm of gradients that are divided among processes, from that of this process's."""
+
     @staticmethod
     def from_arguments(max_norm: Any, skip_nonfinite: Any, max_value: Any) -> ClipRequest | None:
         if max_norm is None and skip_nonfinite is False and max_value is None:
@@ -30,23 +34,34 @@ class ClipRequest(NamedTuple):
         if max_norm is None and max_value is None and not skip_nonfinite:
             return None
         if max_norm is not None:
-            max_norm = _checked_limit("max_norm", max_norm)
+            max_norm = checked_limit("max_norm", max_norm)
         if max_value is not None:
-            max_value = mx.array(_checked_limit("max_value", max_value))
+            max_value = mx.array(checked_limit("max_value", max_value))
         return ClipRequest(max_norm, skip_nonfinite, max_value)
 
-    def compute(self, gradients: list[Any], loss_scale: mx.array | None) -> ClippedStep:
-        """The norm and the scale of gradients: trees, or lists of the parts that hold them."""
+    def compute(
+        self, gradients: list[Any], loss_scale: mx.array | None, divisor: Any = None
+    ) -> ClippedStep:
+        """The norm and the scale of gradients: trees, or lists of the parts that hold them.
+
+        `divisor`: what the gradients are divided by, besides the loss scale; None for 1.
+        """
         if self.max_norm is None and not self.skip_nonfinite:
-            return ClippedStep(None, mx.array(1.0), None, max_value=self.max_value)
+            scale = mx.array(1.0) if divisor is None else mx.array(1.0) / divisor
+            return ClippedStep(None, scale, None, max_value=self.max_value)
+        unit = divisor if loss_scale is None else loss_scale
+        if divisor is not None and loss_scale is not None:
+            unit = loss_scale * divisor
         norm = global_norm(gradients)
-        if loss_scale is not None:
-            norm = norm / loss_scale
+        if self.across is not None:
+            norm = self.across(norm)
+        if unit is not None:
+            norm = norm / unit
         finite = mx.isfinite(norm) if self.skip_nonfinite else None
         scale = _ext.gradient_scale(norm, self.max_norm, self.skip_nonfinite)
         _ext.begin_scale(scale)
-        if loss_scale is not None:
-            scale = scale / loss_scale
+        if unit is not None:
+            scale = scale / unit
         return ClippedStep(norm, scale, finite, loss_scale, self.max_value)
 
 
@@ -77,6 +92,8 @@ class ClippedStep(NamedTuple):
 
     def around(self, formula: Formula) -> Formula:
         """`formula` on scaled gradients, whose results count only if the step is applied."""
+        if isinstance(formula, StoredFormula):
+            return formula.with_formula(self.around(formula.formula))
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state)
@@ -135,7 +152,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> tuple[Any, mx.array]:
         >>> optim.clip_grad_norm({"w": mx.array([3.0, 4.0])}, max_norm=1.0)
         ({'w': array([0.6, 0.8], dtype=float32)}, array(5, dtype=float32))
     """
-    greatest = _checked_limit("max_norm", max_norm)
+    greatest = checked_limit("max_norm", max_norm)
     norm = global_norm(grads)
     scale = _ext.gradient_scale(norm, greatest)
     return tree_map(lambda g: scaled(g, scale), grads), norm
@@ -165,7 +182,7 @@ def scaled(gradient: mx.array, scale: mx.array, max_value: mx.array | None = Non
     return x.astype(gradient.dtype) if mx.issubdtype(gradient.dtype, mx.floating) else x
 
 
-def _checked_limit(name: str, limit: Any) -> float | mx.array:
+def checked_limit(name: str, limit: Any) -> float | mx.array:
     if isinstance(limit, mx.array):
         if limit.size != 1:
             raise ValueError(f"{name}: expected a number, got shape {tuple(limit.shape)}")

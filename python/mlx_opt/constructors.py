@@ -9,6 +9,15 @@ from typing import Any
 from . import docstrings
 from .hyperparameters import first_value, has_schedule
 
+COMMON: dict[str, Any] = {
+    "groups": (),
+    "master_weights": None,
+    "state_dtype": None,
+    "accumulate": 1,
+    "accumulate_dtype": None,
+}
+"""The keyword arguments of every optimizer that has a rule, with their defaults."""
+
 
 def bound(
     signature: inspect.Signature, name: str, *args: Any, **kwargs: Any
@@ -27,7 +36,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
     """
     inherited = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(inherited)
-    defaults = {**additions, "master_weights": None, "groups": ()}
+    defaults = {**additions, **COMMON}
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         added = {name: kwargs.pop(name, default) for name, default in defaults.items()}
@@ -39,8 +48,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
             setattr(self, name, given[name])
         for name, default in additions.items():
             setattr(self, name, bool(added[name]) if isinstance(default, bool) else added[name])
-        self.master_weights = added["master_weights"]
-        self._set_groups(added["groups"])
+        self._set_common(added)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [inspect.Parameter(name, keyword, default=default) for name, default in defaults.items()]
@@ -60,6 +68,17 @@ _ADDITIONS = {
 }
 
 
+_COMMON = [
+    "state_dtype (optional): the dtype of the state, ``mx.float32``, ``mx.float16``,",
+    "  ``mx.bfloat16`` or its name, or a dict of these by the names of slots. If it is given,",
+    "  parameters keep their dtypes. See docs/guides/memory.md. Default: ``None``",
+    "accumulate (int, optional): the number of calls of ``update`` whose gradients make a step;",
+    "  see :attr:`accumulate`. Default: ``1``",
+    "accumulate_dtype (optional): the dtype in which they are added up, or that of the first.",
+    "  Default: ``None``",
+]
+
+
 def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = None) -> str:  # noqa: B006
     """The docstring of a class of mlx.optimizers, with what `constructor` adds.
 
@@ -77,5 +96,6 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )
     lines.append("      dicts. Default: ``()``")
+    lines += [f"    {line}" for line in _COMMON]
     lines += ["", docstrings.section(cls.__name__, rule)]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 
 from . import docstrings
 from .averaging import Averaging
-from .constructors import bound
+from .constructors import COMMON, bound
 from .descriptions import initial_state
 from .forms import Form, forms_of
 from .formulas import FORMULAS
@@ -61,8 +61,7 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
             setattr(self, attribute.name, arguments.arguments[attribute.name])
         for kept, first in form.kept.items():
             self.state[kept] = mx.array(first)
-        self.master_weights = arguments.arguments["master_weights"]
-        self._set_groups(arguments.arguments["groups"])
+        self._set_common(arguments.arguments)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     members: dict[str, Any] = {
@@ -95,8 +94,10 @@ def _signature(attributes: tuple[Attribute, ...]) -> inspect.Signature:
             parameter("self"),
             parameter("learning_rate"),
             *(parameter(each.name, each.standard) for each in attributes),
-            inspect.Parameter("master_weights", inspect.Parameter.KEYWORD_ONLY, default=None),
-            inspect.Parameter("groups", inspect.Parameter.KEYWORD_ONLY, default=()),
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+                for name, default in COMMON.items()
+            ),
         ]
     )
 
@@ -121,6 +122,15 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
     lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."
     )
+    lines += [
+        "    state_dtype: The dtype of the state, ``mx.float32``, ``mx.float16``, ``mx.bfloat16``",
+        "        or its name, or a dict of these by the names of slots. If it is given, parameters",
+        "        keep their dtypes. See docs/guides/memory.md. Default: ``None``.",
+        "    accumulate: The number of calls of ``update`` whose gradients make a step; see",
+        "        :attr:`accumulate`. Default: ``1``.",
+        "    accumulate_dtype: The dtype in which they are added up, or that of the first.",
+        "        Default: ``None``.",
+    ]
     lines += ["", "Raises:", "    TypeError: An argument is not what it must be.", ""]
     lines.insert(-1, "    ValueError: A hyperparameter is out of its range.")
     lines.append(docstrings.section(name))

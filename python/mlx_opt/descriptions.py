@@ -22,6 +22,14 @@ STACK_ELEMENTS = _rules.STACK_ELEMENTS
 DECAY_KINDS: Sequence[str] = _rules.DECAY_KINDS
 
 
+STORAGE: Mapping[str, mx.Dtype] = {
+    "float32": mx.float32,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+}
+"""The dtypes that the primitives read and write, by the names of the formats of slots."""
+
+
 class Hyper(NamedTuple):
     """A hyperparameter; see the C++ HyperInfo."""
 
@@ -55,8 +63,12 @@ class Slot(NamedTuple):
 
     def dtype_for(self, parameter: mx.Dtype) -> mx.Dtype:
         """The dtype before the first step."""
+        if self.format == "promoted":
+            return parameter
         # Only formulas take float64 and complex numbers, whose slots need more than float32.
-        return parameter if self.format == "promoted" else mx.result_type(mx.float32, parameter)
+        stored = STORAGE[self.format]
+        is_storage = parameter in STORAGE.values()
+        return stored if is_storage else mx.result_type(stored, parameter)
 
 
 class Description(NamedTuple):
@@ -196,7 +208,10 @@ def initial_state(slots: Sequence[Slot], parameter: mx.array) -> dict[str, mx.ar
 
 
 def result_dtypes(
-    slots: Sequence[Slot], operands: Sequence[mx.array], coupled: bool
+    slots: Sequence[Slot],
+    operands: Sequence[mx.array],
+    coupled: bool,
+    keeps_parameter: bool = False,
 ) -> list[mx.Dtype]:
     """The dtypes of a tensor's results, the parameter's first; as the C++ push_dtypes.
 
@@ -214,7 +229,7 @@ def result_dtypes(
             continue
         dtypes.append(mx.result_type(state, before if slot.follows else gradient))
         before = mx.result_type(before, dtypes[-1])
-    keeps_parameter = any(slot.format != "promoted" for slot in slots)
+    keeps_parameter |= any(slot.format != "promoted" for slot in slots)
     return [
         own if keeps_parameter else mx.result_type(own, mx.result_type(gradient, before)),
         *dtypes,

@@ -16,6 +16,8 @@ from . import _ext
 from .descriptions import Description, Slot, of_optimizer
 from .formulas import KEPT
 from .hyperparameters import Attribute
+from .state_dtypes import NAME as STATE_DTYPE
+from .state_dtypes import Formats, formats_of, with_formats
 
 
 def _is_decoupled(values: dict[str, Any], kind: str) -> bool:
@@ -53,6 +55,7 @@ def check_decay(values: dict[str, Any]) -> None:
 class Form(NamedTuple):
     """A rule, and the conditions under which it serves its optimizer."""
 
+    optimizer: str
     rule: str
     hypers: tuple[tuple[str, int | None], ...]
     """For each the attribute and, if that is a sequence, the index in it."""
@@ -83,11 +86,20 @@ class Form(NamedTuple):
             values[name] if index is None else values[name][index] for name, index in self.hypers
         ]
         hypers += [values[name] for name in self.kept]
-        masters = values.get("master_weights")
+        formats, masters = self.formats(values), values.get("master_weights")
         if self.option is None:
-            return _program(self.rule, False, masters), hypers
+            return _program(self.rule, False, formats, masters), hypers
         with_options = values[self.option] is not None
-        return _program(self.rule, with_options, masters), [0.0 if x is None else x for x in hypers]
+        hypers = [0.0 if x is None else x for x in hypers]
+        return _program(self.rule, with_options, formats, masters), hypers
+
+    def formats(self, values: dict[str, Any]) -> Formats | None:
+        """The formats of slots that the program chooses; None if it chooses none."""
+        return formats_of(self.optimizer, self.optimizer, values.get(STATE_DTYPE))
+
+    def slots_as_stored(self, values: dict[str, Any]) -> tuple[Slot, ...]:
+        """The slots with the formats that the program chooses."""
+        return with_formats(self.slots, self.formats(values))
 
 
 class Forms(NamedTuple):
@@ -118,7 +130,11 @@ class Forms(NamedTuple):
         raise ValueError("no rule serves these hyperparameters")
 
 
-_program = cache(_ext.program)
+@cache
+def _program(
+    rule: str, with_options: bool, formats: Formats | None, masters: str | None
+) -> _ext.Program:
+    return _ext.program(rule, with_options, None if formats is None else dict(formats), masters)
 
 
 @cache
@@ -177,6 +193,7 @@ def _form(description: Description) -> Form:
         if not hyper.kept
     }
     return Form(
+        description.optimizer,
         description.rule,
         tuple(map(_hyper, standards)),
         standards,

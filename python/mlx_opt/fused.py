@@ -15,6 +15,8 @@ from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
 from .rule_formula import STORAGE, rule_formula
+from .state_dtypes import NAME as STATE_DTYPE
+from .state_dtypes import formats_of, named, stored
 from .step import Share
 from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
@@ -44,7 +46,12 @@ class FusedOptimizer(Optimizer):
     defaults, by which it does what that one does."""
 
     _options: tuple[str, ...] = ()
-    """Attributes that the program depends on, besides the rule's hyperparameters."""
+    """Attributes that the program depends on, besides the rule's hyperparameters; `state_dtype` is
+    one of every class."""
+
+    state_dtype: Any = None
+    """The dtype of the state by its name, or a dict of these by the names of slots. If it is not
+    None, a parameter keeps its dtype, whatever that of its gradient."""
 
     _checks_values = False
     """True if a hyperparameter cannot be set to a value that the rule does not allow."""
@@ -62,6 +69,8 @@ class FusedOptimizer(Optimizer):
         if not hasattr(cls, "_rule"):
             return
         cls._forms = forms_of(cls._rule)
+        if STATE_DTYPE not in cls._options:
+            cls._options = (*cls._options, STATE_DTYPE)
         names = (*cls._forms.names, *cls._options, "master_weights")
         cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
@@ -82,9 +91,11 @@ class FusedOptimizer(Optimizer):
             if name not in self._fixed and not self._is_left_out(name)
         ]
         names += [] if self.master_weights is None else ["master_weights"]
-        return [*summary.rate_of(self), *names]
+        return [*summary.rate_of(self), *names, *(["accumulate"] if self.accumulate > 1 else [])]
 
     def _is_left_out(self, name: str) -> bool:
+        if name == STATE_DTYPE:
+            return self.state_dtype is None
         if name not in self._additions:
             return False
         value, standard = getattr(self, name, None), self._additions[name]
@@ -128,28 +139,26 @@ class FusedOptimizer(Optimizer):
         """
         return describe.describe(self._described, model, show)
 
+    def _without_groups(self) -> Grouping:
+        return Grouping(type(self).__name__, (), [], self._forms)
+
     def _described(self, parameters: Any, model: Any) -> list[Described]:
-        grouping = self._grouping or self._no_groups()
+        grouping = self._grouping or self._without_groups()
         grouping.assignment.extend(parameters, model)
         return [grouping.described(self, self._values(), parameters)]
 
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
         forget_other_groups(self.state, grouping)
-        if grouping is None and self._has_masters():
-            grouping = self._no_groups()
-            grouping.assignment.extend(parameters, parameters, judges=False)
-        if grouping is None:
+        if grouping is None and self.state_dtype is None and not self._has_masters():
             super().init(parameters)
             return
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
-        self._assign(parameters, parameters, judges=False)
+        if grouping is None:
+            grouping = self._without_groups()
+        grouping.assignment.extend(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
-
-    def _no_groups(self) -> Grouping:
-        """A grouping of all parameters as one."""
-        return Grouping(type(self).__name__, (), [], self._forms)
 
     def _has_masters(self) -> bool:
         """True if parameters may have master weights, or a state has some that it should not."""
@@ -162,6 +171,9 @@ class FusedOptimizer(Optimizer):
         """What `init` gets before the first step: gradients, as with mlx.optimizers, unless the
         dtypes of their parameters matter."""
         return like(gradients, parameters) if self._has_masters() else gradients
+
+    def _frozen(self, gradients: Any) -> set[str]:
+        return set() if self._grouping is None else self._grouping.frozen(self, gradients)
 
     def _assign(self, gradients: Any, parameters: Any, judges: bool = True) -> None:
         """Assign parameters to groups, if there are any; see `Assignment.extend`."""
@@ -196,10 +208,20 @@ class FusedOptimizer(Optimizer):
         """
         values = self._checked(self._values())
         program, hypers = self._program_of(values)
-        formula = master_weights.around(self._formula, values["master_weights"])
+        formula = stored(self, self._formula, values)
+        formula = master_weights.around(formula, values["master_weights"])
         group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
-        part = _ext.Part(program, [group], self.step, gradient, parameter, state, fused=fused)
+        part = _ext.Part(
+            program,
+            [group],
+            self.step,
+            gradient,
+            parameter,
+            state,
+            fused=fused,
+            splits=[self._split_of(values)],
+        )
         if values.get("maximize"):
             ascent = negative_of(None)
             part.clip(ascent.scale, False, ascent.around)
@@ -228,6 +250,23 @@ class FusedOptimizer(Optimizer):
     def _uses_primitives(self) -> bool:
         """False if the formula updates all leaves."""
         return True
+
+    def _set_common(self, given: dict[str, Any]) -> None:
+        """Take the constructor's arguments that every class has."""
+        self._set_state_dtype(given["state_dtype"])
+        self.master_weights = given["master_weights"]
+        self.accumulate = given["accumulate"]
+        self.accumulate_dtype = given["accumulate_dtype"]
+        self._set_groups(given["groups"])
+
+    def _set_state_dtype(self, given: Any) -> None:
+        """Take the constructor's argument `state_dtype`.
+
+        Raises:
+            TypeError, ValueError: The state cannot be stored so.
+        """
+        formats_of(type(self).__name__, self._rule, given)
+        self.state_dtype = named(given)
 
     def _set_groups(self, given: Any) -> None:
         """Take the constructor's argument `groups`.
@@ -312,8 +351,10 @@ class FusedOptimizer(Optimizer):
             rate, masters = self._rate(values), values["master_weights"]
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            groups = [(hypers, rate, 1.0, master_weights.around(self._formula, masters))]
-            return [Portion(program, groups, None, [], bool(values.get("maximize")))]
+            formula = master_weights.around(stored(self, self._formula, values), masters)
+            groups = [(hypers, rate, 1.0, formula)]
+            splits = [self._split_of(values)]
+            return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]
         portions = self._grouping.portions(self, values)
         if not self._uses_own_step():
             raise TypeError(

@@ -20,6 +20,7 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
+from .state_dtypes import stored
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -39,7 +40,7 @@ class Portion(NamedTuple):
     """True if the step takes the negative of the gradients."""
 
     splits: Sequence[tuple[int, ...]] = ()
-    """For each group the rows of the blocks of its matrices; empty if no group has any."""
+    """For each group the rows of the blocks of its matrices."""
 
 
 class _Combined(NamedTuple):
@@ -205,14 +206,11 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
+                formula = stored(optimizer, formula, combined.values)
                 formula = master_weights.around(formula, combined.values["master_weights"])
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
-            portions.append(
-                Portion(
-                    program, groups, found.tree, positions, maximizes, splits if any(splits) else ()
-                )
-            )
+            portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))
         return portions
 
     def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
@@ -269,15 +267,28 @@ class Grouping:
         shown = _shown(optimizer._rate(base), 1.0, base)
         return Described(type(optimizer).__name__, shown, rows)
 
-    def grouped(self, parameters: Any) -> list[str]:
-        """The paths of assigned parameters that a group matches."""
+    def grouped(self, parameters: Any, ignored: str) -> list[str]:
+        """The paths of assigned parameters for which a group sets anything but `ignored`."""
         paths: list[str] = []
 
         def add(path: str, _: Any, __: Any, index: int) -> None:
-            if self.assignment.found.combinations[index]:
+            if {*self.assignment.found.combinations[index]} - {ignored}:
                 paths.append(path)
 
         for_each_leaf(add, parameters, None, self.assignment.found.tree)
+        return paths
+
+    def frozen(self, optimizer: Any, parameters: Any) -> set[str]:
+        """The paths of assigned parameters that are frozen."""
+        frozen = [bool(own.get("frozen")) for own in self._own_values(optimizer.state)]
+        paths: set[str] = set()
+
+        def add(path: str, _: Any, __: Any, index: int) -> None:
+            if frozen[index]:
+                paths.add(path)
+
+        if any(frozen):
+            for_each_leaf(add, parameters, None, self.assignment.found.tree)
         return paths
 
     def _combined(

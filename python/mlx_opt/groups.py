@@ -11,6 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .state_dtypes import NAME as STATE_DTYPE
+from .state_dtypes import named
+
 Match = str | Callable[[str, mx.array], bool]
 
 
@@ -85,7 +88,10 @@ class Group:
             frozen=None if frozen is None else bool(frozen),
             may_match_nothing=bool(may_match_nothing),
             learning_rate_scale=learning_rate_scale,
-            _hyperparameters=hyperparameters,
+            _hyperparameters={
+                each: named(value) if each == STATE_DTYPE else value
+                for each, value in hyperparameters.items()
+            },
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

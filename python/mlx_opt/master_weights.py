@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from .descriptions import Slot
 from .hyperparameters import Option
+from .state_dtypes import begin
 from .trees import parameters_of
 
 SLOTS = {
@@ -66,9 +67,9 @@ def init_single(optimizer: Any, parameter: mx.array, state: dict) -> None:
     """Initialize the state of a parameter, with a master weight if the optimizer has them."""
     key = key_for(optimizer.master_weights, parameter.dtype)
     if key is None:
-        optimizer.init_single(parameter, state)
+        begin(optimizer, parameter, state)
         return
-    optimizer.init_single(parameter.astype(mx.float32), state)
+    begin(optimizer, parameter.astype(mx.float32), state)
     begins = {"master": (float("nan"), mx.float32), "remainder": (0, mx.uint16)}
     state[key] = mx.full(parameter.shape, *begins[key])
 

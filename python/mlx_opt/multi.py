@@ -20,7 +20,8 @@ class MultiOptimizer(Optimizer, stock.MultiOptimizer):
 
 All parts are updated in one step, and ``update(model, gradients, max_norm=1.0,
 skip_nonfinite=True)`` takes one norm over all gradients. Parts that are optimizers of mlx_opt are
-fused, in place and in float32 arithmetic. ``groups`` belong to them. See docs/groups.md and
+fused, in place and in float32 arithmetic. ``groups`` belong to them, ``accumulate`` and
+``accumulate_dtype`` are arguments of this class. See docs/groups.md and
 docs/clipping.md.
 """
 
@@ -30,10 +31,19 @@ docs/clipping.md.
         filters: list[Any] = [],  # noqa: B006 (as in mlx.optimizers)
         *,
         groups: Any = (),
+        accumulate: int = 1,
+        accumulate_dtype: Any = None,
     ) -> None:
         if groups:
             raise TypeError("MultiOptimizer: groups belong to its optimizers, which take them")
+        for optimizer in optimizers:
+            if isinstance(optimizer, Optimizer):
+                optimizer._refuse_as_part()
+        if any(getattr(each, "accumulate", 1) != 1 for each in optimizers):
+            raise ValueError("MultiOptimizer: accumulate is its own, not one of its optimizers'")
         stock.MultiOptimizer.__init__(self, optimizers, filters)
+        self.accumulate = accumulate
+        self.accumulate_dtype = accumulate_dtype
 
     @summary.never_raises
     def __repr__(self) -> str:
@@ -62,6 +72,16 @@ docs/clipping.md.
     def _states(self) -> list[dict]:
         members = (each for each in self.optimizers if isinstance(each, Optimizer))
         return [state for member in members for state in member._states()]
+
+    def _check_takes_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, Optimizer):
+                optimizer._check_takes_gradients()
+
+    def _frozen(self, gradients: Any) -> set[str]:
+        members = zip(self.optimizers, self._split_dictionary(gradients), strict=True)
+        found = [each._frozen(part) for each, part in members if isinstance(each, Optimizer)]
+        return set().union(*found)
 
     def _clip_state(self) -> dict:
         # The results are those of all gradients; each optimizer has them.

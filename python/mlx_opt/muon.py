@@ -83,6 +83,12 @@ class Muon(FusedOptimizer, stock.Muon):
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
+        state_dtype: The dtype of the momentum, as for :class:`SGD`; ``fallback`` has its own.
+            Default: ``None``
+        accumulate: The number of calls whose gradients make a step, for ``fallback`` too; see
+            :attr:`accumulate`. Default: ``1``
+        accumulate_dtype: The dtype in which they are added up, or that of the first. Default:
+            ``None``
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
@@ -153,11 +159,18 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: Optimizer | None = None,
         master_weights: str | None = None,
         groups: Sequence[Any] = (),
+        state_dtype: Any = None,
+        accumulate: int = 1,
+        accumulate_dtype: Any = None,
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
                 f"fallback: expected an optimizer of mlx_opt, got {type(fallback).__name__}"
             )
+        if fallback is not None:
+            fallback._refuse_as_part()
+        if fallback is not None and fallback.accumulate != 1:
+            raise ValueError("fallback: accumulate is Muon's own, not its fallback's")
         self.fallback = fallback
         super().__init__(learning_rate, momentum, weight_decay, nesterov, ns_steps)
         self.ns_dtype = ns_dtype
@@ -174,6 +187,9 @@ class Muon(FusedOptimizer, stock.Muon):
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
         self.master_weights = master_weights
+        self._set_state_dtype(state_dtype)
+        self.accumulate = accumulate
+        self.accumulate_dtype = accumulate_dtype
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         self._program_of(self._checked(self._values()))
         if isinstance(fallback, FusedOptimizer):
@@ -233,6 +249,12 @@ class Muon(FusedOptimizer, stock.Muon):
         super().check(matrices, parameters)
         self.fallback.check(others, parameters)
 
+    def _frozen(self, gradients: Any) -> set[str]:
+        if self.fallback is None:
+            return super()._frozen(gradients)
+        matrices, others = _split(gradients)
+        return super()._frozen(matrices) | self.fallback._frozen(others)
+
     def _shares(self, gradients: Any) -> list[Share]:
         if self.fallback is None:
             return super()._shares(gradients)
@@ -247,7 +269,7 @@ class Muon(FusedOptimizer, stock.Muon):
         self._check_splits(gradients)
         if self.fallback is None or isinstance(self.fallback, FusedOptimizer):
             return
-        grouped = self._grouping.grouped(_split(parameters)[1])
+        grouped = self._grouping.grouped(_split(parameters)[1], ignored="split")
         if grouped:
             kind = type(self.fallback).__name__
             raise ValueError(f"groups: {grouped[0]}: {kind} updates it, which cannot have groups")
@@ -282,7 +304,8 @@ class Muon(FusedOptimizer, stock.Muon):
     def _program_of(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         splits.blocks_from(values["split"])
         program, hypers = super()._program_of(values)
-        return muon_options.program_of(program.rule, values), hypers
+        formats = self._forms.form_of(values).formats(values)
+        return muon_options.program_of(program.rule, values, formats), hypers
 
     def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
         return splits.blocks_from(values["split"])
@@ -305,6 +328,7 @@ class Muon(FusedOptimizer, stock.Muon):
         update = in_float32(self._direction, gradient, parameter, state)
         if update.ndim >= 2 and update.size > 0:
             values = self._values()
+            splits.check_fit(values["split"], "", update)
             second = state["s"] if values["normuon"] or values["adamuon"] else None
             iterate = partial(self._iterated, update.dtype)
             update, second = muon_options.orthogonalized(

@@ -11,6 +11,7 @@ import mlx.core as mx
 from . import _ext, newton_schulz
 from .formulas import factors
 from .rule_formula import STORAGE
+from .state_dtypes import Formats
 
 PROGRAM = ("ns_steps", "ns_dtype", "ns_coefficients", "adjust_lr", "equalize", "normalize")
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -19,8 +20,8 @@ EQUALIZE = (None, "rows", "columns", "both", "sign")
 NORMALIZE = (None, "rows", "columns", "rows_columns", "columns_rows", "frobenius")
 
 
-def program_of(rule: str, values: dict[str, Any]) -> _ext.Program:
-    """The program of a rule with these options.
+def program_of(rule: str, values: dict[str, Any], formats: Formats | None) -> _ext.Program:
+    """The program of a rule with these options. `formats`: of its slots.
 
     Raises:
         TypeError, ValueError: An option has a wrong value; the message names it.
@@ -50,14 +51,16 @@ def program_of(rule: str, values: dict[str, Any]) -> _ext.Program:
         EQUALIZE.index(values["equalize"]),
         NORMALIZE.index(values["normalize"]),
         newton_schulz.STACK,
-        values.get("master_weights"),
+        formats=formats,
+        masters=values.get("master_weights"),
     )
 
 
 @cache
-def _cached(*options: Any) -> _ext.Program:
+def _cached(*options: Any, formats: Formats | None, masters: str | None) -> _ext.Program:
     """One object for the same options, so that their leaves are updated together."""
-    return _ext.muon_program(*options)
+    arguments = [*options, None if formats is None else dict(formats), masters]
+    return _ext.muon_program(*arguments)
 
 
 def orthogonalized(

@@ -125,7 +125,7 @@ def exact_step(name, w, g, state, step, options, stored=None):
         new, after = REFERENCES[name](inputs["w"], inputs["g"], before, step, **options)
         if finish is not None:
             after = {slot: inputs[f"new {slot}"] for slot in state}
-            new = finish(np, inputs["w"], after, step, **options)
+            new = finish(np, inputs["w"], inputs["g"], after, step, **options)
         return {"w": new, **after}
 
     inputs = {"w": w, "g": g, **state}

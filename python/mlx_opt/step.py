@@ -50,12 +50,23 @@ class Settled(NamedTuple):
     fused: bool
 
 
-def update(shares: list[Share], model: Any, gradients: Any, request: ClipRequest | None) -> None:
-    """Update a model in place."""
-    with Rollback() as rollback:
+def update(
+    shares: list[Share],
+    model: Any,
+    gradients: Any,
+    request: ClipRequest | None,
+    divisor: Any = None,
+    rollback: Rollback | None = None,
+) -> None:
+    """Update a model in place.
+
+    `divisor`: what the gradients are divided by; None for 1. `rollback`: has what else is to be
+    undone if the step fails.
+    """
+    with rollback or Rollback() as rollback:
         replaces_leaves = getattr(model.update, "__func__", None) is nn.Module.update
         assigned = replaces_leaves and all(share.apply is None for share in shares)
-        step = _prepare(shares, model, gradients, request, rollback, assigned)
+        step = _prepare(shares, model, gradients, request, divisor, rollback, assigned)
         if assigned and _ext.update(step.parts, step.counters, rollback.notes):
             return
         tree = step.tree()
@@ -64,10 +75,17 @@ def update(shares: list[Share], model: Any, gradients: Any, request: ClipRequest
         _ext.commit(step.parts, rollback.notes)
 
 
-def apply(shares: list[Share], parameters: Any, gradients: Any, request: ClipRequest | None) -> Any:
-    """Return the updated parameters."""
-    with Rollback() as rollback:
-        step = _prepare(shares, parameters, gradients, request, rollback, assigned=False)
+def apply(
+    shares: list[Share],
+    parameters: Any,
+    gradients: Any,
+    request: ClipRequest | None,
+    divisor: Any = None,
+    rollback: Rollback | None = None,
+) -> Any:
+    """Return the updated parameters; see `update`."""
+    with rollback or Rollback() as rollback:
+        step = _prepare(shares, parameters, gradients, request, divisor, rollback, assigned=False)
         tree = step.tree()
         _ext.commit(step.parts, rollback.notes)
         _ext.evaluate_chains(step.parts, step.counters)
@@ -98,6 +116,7 @@ def _prepare(
     parameters: Any,
     gradients: Any,
     request: ClipRequest | None,
+    divisor: Any,
     rollback: Rollback,
     assigned: bool,
 ) -> _Step:
@@ -108,10 +127,12 @@ def _prepare(
     scale = reserved.entries_of(shares[0].optimizer.state).get(loss_scale.KEY) if shares else None
     if scale is not None:
         request = (request or ClipRequest())._replace(skip_nonfinite=True)
+    if divisor is not None:
+        request = request or ClipRequest()
     if request is not None:
         own = iter(parts)
         held = [share.gradients if share.apply else next(own) for share in shares]
-        clipped = request.compute(held, scale)
+        clipped = request.compute(held, scale, divisor)
     counters: list[Any] = []
     for step, own_parts in zip(settled, parts, strict=True):
         _clip(step, own_parts, clipped)

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "mlx_opt/backend/cuda/kernel.h"
@@ -31,23 +33,39 @@ inline Storages repeated(Storage storage, int count) {
 
 /// The passes of a rule.
 inline std::vector<Pass> passes_of(Rule rule) {
-  return mlx_opt::is_elementwise(rule) ? std::vector{Pass::whole}
-                                       : std::vector{Pass::state, Pass::finish};
+  if (mlx_opt::is_elementwise(rule)) {
+    return {Pass::whole};
+  }
+  const bool again = mlx_opt::two_pass_info(rule).reads_gradient_again;
+  return {Pass::state, again ? Pass::finish_with_gradient : Pass::finish};
+}
+
+/// True if the first of two passes updates the slots of a rule, given by its name.
+inline bool updates_state_first(std::string_view name) {
+  for (int i = mlx_opt::elementwise_rules; i < rules; ++i) {
+    if (mlx_opt::rule_infos[i].name == name) {
+      return mlx_opt::two_pass_info(static_cast<Rule>(i)).updates_state_first;
+    }
+  }
+  return false;
 }
 
 /// The storages of a pass, of those of all operands and all results.
 inline UpdateKernel with_storages(
     UpdateKernel kernel, const Storages& operands, const Storages& results) {
   const int fields = results.count();
+  const bool second = kernel.pass == Pass::finish || kernel.pass == Pass::finish_with_gradient;
+  const bool first_updates = updates_state_first(kernel.rule);
   kernel.in = {operands[0]};
   for (int k = 1; k < fields; ++k) {
-    kernel.in.add(kernel.pass == Pass::finish ? results[k] : operands[k]);
+    kernel.in.add(second && first_updates ? results[k] : operands[k]);
   }
   if (kernel.pass != Pass::finish) {
     kernel.in.add(operands[fields]);
   }
+  const bool updates_slots = kernel.pass == Pass::whole || first_updates != second;
   kernel.out = {};
-  for (int k = kernel.pass == Pass::state; k < (kernel.pass == Pass::finish ? 1 : fields); ++k) {
+  for (int k = kernel.pass == Pass::state; k < (updates_slots ? fields : second); ++k) {
     kernel.out.add(results[k]);
   }
   return kernel;
@@ -75,7 +93,7 @@ inline UpdateKernel uniform(
       with_storages(kernel, repeated(storage, fields + 1), repeated(storage, fields)), capacity);
 }
 
-/// True if there is such a kernel: the second of two passes reads no gradient.
+/// True if there is such a kernel: some second passes read no gradient.
 inline bool is_kernel(Pass pass, Walk walk) {
   return pass != Pass::finish || walk != Walk::transposed;
 }
@@ -86,8 +104,10 @@ inline std::vector<Kernel> uniform_kernels(Rule rule, Scaling scaling = Scaling:
   if (mlx_opt::has_two_passes(rule)) {
     kernels.push_back(RatesKernel{name, 1022});
   }
+  // Rules of two passes share the code that storages matter to.
+  const bool shares = mlx_opt::has_two_passes(rule) && rule != Rule::Lamb;
   for (Pass pass : passes_of(rule)) {
-    for (Storage storage : storages) {
+    for (Storage storage : std::span(storages, shares ? 1 : std::size(storages))) {
       for (Walk walk : walks) {
         if (is_kernel(pass, walk)) {
           const int capacity = walk == Walk::flat ? 454 : 56;

@@ -44,6 +44,45 @@ TEST_CASE("the state has the names, shapes and dtypes of Python's") {
   CHECK(equal(optimizer.state(), expected));
 }
 
+TEST_CASE("the state has the dtypes that it was given, and parameters keep theirs") {
+  NamedArrays halves;
+  for (const auto& [name, parameter] : parameters()) {
+    halves.emplace(name, mx::astype(parameter, mx::bfloat16));
+  }
+  const mlx_opt::StateDtypes dtypes{.all = mx::bfloat16, .of = {{"v", mx::float32}}};
+  Optimizer optimizer(halves, mlx_opt::AdamW{}, 0.1, {}, dtypes);
+  const auto check = [&](mx::Dtype m) {
+    for (const auto& [name, parameter] : halves) {
+      CHECK(parameter.dtype() == mx::bfloat16);
+      CHECK(optimizer.state().at(name + ".m").dtype() == m);
+      CHECK(optimizer.state().at(name + ".v").dtype() == mx::float32);
+    }
+  };
+  check(mx::bfloat16);
+  optimizer.update(halves, gradients());
+  check(mx::bfloat16);
+  NamedArrays state = optimizer.state();
+  for (const auto& [name, parameter] : halves) {
+    state.at(name + ".m") = mx::astype(state.at(name + ".m"), mx::float32);
+  }
+  optimizer.set_state(state);
+  check(mx::float32);
+  optimizer.update(halves, gradients());
+  check(mx::bfloat16);
+}
+
+TEST_CASE("dtypes that a state cannot have are refused") {
+  const auto refusal = [](const mlx_opt::StateDtypes& dtypes) {
+    return message_of([&] { Optimizer(parameters(), mlx_opt::AdamW{}, 0.1, {}, dtypes); });
+  };
+  CHECK(
+      refusal({.all = mx::int8}) ==
+      "mlx_opt AdamW: a state's dtype must be float32, float16 or bfloat16, got int8");
+  CHECK(
+      refusal({.of = {{"u", mx::float32}}}) ==
+      "mlx_opt AdamW: there is no state \"u\" to have a dtype");
+}
+
 TEST_CASE("the learning rate may change between steps") {
   auto named = parameters();
   Optimizer optimizer(named, mlx_opt::SGD{}, 1.0);
@@ -91,6 +130,107 @@ TEST_CASE("clipping is by the norm of all gradients, which is kept") {
   for (const auto& [name, w] : named) {
     CHECK(mx::allclose(w, expected.at(name), 1e-6).item<bool>());
   }
+}
+
+TEST_CASE("gradients that are added up make one step with their mean") {
+  for (const bool normalizes : {false, true}) {
+    CAPTURE(normalizes);
+    const auto one = normalizes ? std::optional(2.0) : std::nullopt;
+    auto named = parameters(), expected = parameters();
+    Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1), plain(named, mlx_opt::AdamW{}, 0.1);
+    for (int round = 0; round < 2; ++round) {
+      for (std::uint64_t call = 1; call <= 3; ++call) {
+        optimizer.accumulate(gradients(), one);
+        CHECK(optimizer.accumulated() == call);
+        mx::eval(optimizer.values());
+      }
+      optimizer.update(named, gradients(), {.max_norm = 0.5}, {}, one);
+      CHECK(optimizer.accumulated() == 0);
+      NamedArrays mean;
+      for (const auto& [name, gradient] : gradients()) {
+        mean.emplace(name, mx::multiply(gradient, mx::array(normalizes ? 0.5f : 1.0f)));
+      }
+      plain.update(expected, mean, {.max_norm = 0.5});
+      CHECK(optimizer.step() == plain.step());
+      CHECK(mx::allclose(*optimizer.grad_norm(), *plain.grad_norm()).item<bool>());
+      for (const auto& [name, parameter] : named) {
+        CHECK(mx::allclose(parameter, expected.at(name), 1e-6).item<bool>());
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients are added in place") {
+  Optimizer optimizer(parameters(), mlx_opt::SGD{}, 1.0);
+  const auto held = [&] { return optimizer.state().at("mlx_opt.accumulated.gradients.bias"); };
+  optimizer.accumulate(gradients());
+  mx::eval(optimizer.values());
+  const float* before = held().data<float>();
+  for (int i = 0; i < 2; ++i) {
+    auto next = gradients();
+    mx::eval(mlx_opt::values(next));
+    optimizer.accumulate(std::move(next));
+    mx::eval(optimizer.values());
+    CHECK(held().data<float>() == before);
+  }
+  const auto expected = mx::multiply(gradients().at("bias"), mx::array(3.0f));
+  CHECK(mx::allclose(held(), expected).item<bool>());
+}
+
+TEST_CASE("what is pending is in the state, and may miss parameters") {
+  auto named = parameters(), other = parameters();
+  Optimizer optimizer(named, mlx_opt::SGD{}, 1.0), again(named, mlx_opt::SGD{}, 1.0);
+  auto some = gradients();
+  some.erase("bias");
+  optimizer.accumulate(some, 4.0);
+  const NamedArrays state = optimizer.state();
+  CHECK(state.at("mlx_opt.accumulated.calls").size() == 1);
+  CHECK(state.at("mlx_opt.accumulated.normalizer").item<float>() == 4.0f);
+  CHECK(!state.contains("mlx_opt.accumulated.gradients.bias"));
+  again.set_state(state);
+  CHECK(again.accumulated() == 1);
+  auto rest = gradients();
+  rest.erase("layers.0.weight");
+  optimizer.update(named, rest, {}, {}, 4.0);
+  again.update(other, rest, {}, {}, 4.0);
+  CHECK(equal(named, other));
+  const auto moved = mx::multiply(gradients().at("bias"), mx::array(0.125f));
+  CHECK(mx::allclose(named.at("bias"), mx::subtract(parameters().at("bias"), moved)).item<bool>());
+}
+
+TEST_CASE("wider sums change no dtype") {
+  NamedArrays halves, small;
+  for (const auto& [name, parameter] : parameters()) {
+    halves.emplace(name, mx::astype(parameter, mx::bfloat16));
+    small.emplace(name, mx::astype(gradients().at(name), mx::bfloat16));
+  }
+  Optimizer optimizer(halves, mlx_opt::AdamW{}, 0.1);
+  optimizer.accumulate(gradients());
+  optimizer.accumulate(small);
+  CHECK(optimizer.state().at("mlx_opt.accumulated.gradients.bias").dtype() == mx::float32);
+  optimizer.update(halves, small);
+  CHECK(halves.at("bias").dtype() == mx::bfloat16);
+  CHECK(optimizer.state().at("bias.m").dtype() == mx::bfloat16);
+}
+
+TEST_CASE("gradients that cannot be added change nothing") {
+  auto named = parameters();
+  Optimizer optimizer(named, mlx_opt::SGD{}, 1.0);
+  optimizer.accumulate(gradients());
+  const auto refusal = [&](const std::string& name, std::optional<double> normalizer) {
+    auto wrong = gradients();
+    wrong.insert_or_assign(name, mx::ones({7}));
+    return message_of([&] { optimizer.accumulate(wrong, normalizer); });
+  };
+  CHECK(refusal("other", {}) == "mlx_opt: other: there is a gradient but no state");
+  CHECK(refusal("bias", {}) == "mlx_opt: bias: gradient (7,), the one before (3,)");
+  const std::string some =
+      "normalizer: it must be given for all gradients that are added, or for none";
+  CHECK(message_of([&] { optimizer.accumulate(gradients(), 2.0); }) == "mlx_opt: " + some);
+  CHECK(
+      message_of([&] { optimizer.update(named, gradients(), {}, {}, 2.0); }) == "mlx_opt: " + some);
+  CHECK(optimizer.accumulated() == 1);
+  CHECK(optimizer.step() == 0);
 }
 
 TEST_CASE("elements are clipped after the norm's scale") {

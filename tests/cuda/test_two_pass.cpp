@@ -144,6 +144,24 @@ TEST_CASE("Lamb of parameters and states of any layout") {
   check_lamb(operands, scalars);
 }
 
+TEST_CASE("the other rules of two passes: mixes of storages and layouts, applied or not") {
+  for (int i = elementwise_rules + 1; i < elementwise_rules + two_pass_rules; ++i) {
+    const auto rule = static_cast<Rule>(i);
+    CAPTURE(info(rule).name);
+    auto operands = operands_of_all_kinds(rule, mx::float32);
+    const size_t width = info(rule).slots + 2;
+    operands[3 * width] = transposed({5, 42}, mx::float32, 93);
+    operands[3 * width] = evaluated(mx::reshape(operands[3 * width], {5, 6, 7}));
+    for (size_t k = 1; k < operands.size(); k += width) {
+      operands[k] = evaluated(mx::astype(operands[k], mx::bfloat16));
+    }
+    for (const float value : {0.3f, INFINITY}) {
+      const GradientScale scale{mx::array(value), true, mx::array(0.1f)};
+      check_against_cpu(rule, operands, large_step(scale), fake::gpu_stream, tolerance);
+    }
+  }
+}
+
 TEST_CASE("Lamb's gradients are scaled, and a step whose scale is not finite is skipped") {
   for (const float value : {0.3f, INFINITY, NAN}) {
     for (const bool skip_nonfinite : {false, true}) {

@@ -25,6 +25,20 @@ constexpr Walk walks[] = {Walk::flat, Walk::transposed, Walk::strided, Walk::str
 
 constexpr auto two_pass_rules = std::span(mlx_opt::rule_infos).subspan(mlx_opt::elementwise_rules);
 
+const mlx_opt::TwoPassInfo& passes_of(const mlx_opt::RuleInfo& rule) {
+  return mlx_opt::two_pass_info(static_cast<mlx_opt::Rule>(&rule - mlx_opt::rule_infos));
+}
+
+// True if a rule before this one has passes of the same kinds.
+bool has_usual_passes(const mlx_opt::RuleInfo& rule) {
+  const auto& own = passes_of(rule);
+  return std::any_of(two_pass_rules.data(), &rule, [&](const mlx_opt::RuleInfo& other) {
+    const auto& passes = passes_of(other);
+    return passes.updates_state_first == own.updates_state_first &&
+           passes.reads_gradient_again == own.reads_gradient_again;
+  });
+}
+
 // A tensor whose results overwrite its operands.
 Operands in_place(int fields, Storage storage) {
   Operands operands;
@@ -140,29 +154,43 @@ std::vector<UpdateKernel> update_kernels() {
   return kernels;
 }
 
+// The kernels of updates whose operands passes have.
+std::vector<UpdateKernel> steps_of_passes(const mlx_opt::RuleInfo& rule) {
+  std::vector<UpdateKernel> steps;
+  const int fields = rule.slots + 1;
+  if (has_usual_passes(rule)) {
+    const Operands floats = in_place(fields, Storage::float32);
+    steps.push_back({rule.name, Walk::flat, Scaling::none, 1, floats});
+    steps.push_back({rule.name, Walk::transposed, Scaling::if_finite, 1, floats});
+    steps.push_back({rule.name, Walk::strided, Scaling::none, 1, promoted(fields)});
+    return steps;
+  }
+  push_updates(steps, rule, 0);
+  const Operands halves = all_apart(in_place(fields, Storage::bfloat16));
+  steps.push_back({rule.name, Walk::strided_long, Scaling::none, 1, halves});
+  for (Walk walk : {Walk::flat, Walk::strided}) {
+    steps.push_back({rule.name, walk, Scaling::if_finite, 1, promoted(fields)});
+    steps.push_back({rule.name, walk, Scaling::none, 1, promoted(fields)});
+  }
+  for (int mix = 0; mix < 27; mix += 5) {
+    push_mix(steps, rule, mix);
+  }
+  return steps;
+}
+
 // Kernels of rules of two passes, over the operands of updates.
 std::vector<PassKernel> pass_kernels() {
   std::vector<PassKernel> kernels;
   for (const auto& rule : two_pass_rules) {
-    std::vector<UpdateKernel> steps;
-    const int fields = rule.slots + 1;
-    push_updates(steps, rule, 0);
-    const Operands halves = all_apart(in_place(fields, Storage::bfloat16));
-    steps.push_back({rule.name, Walk::strided_long, Scaling::none, 1, halves});
-    for (Walk walk : {Walk::flat, Walk::strided}) {
-      steps.push_back({rule.name, walk, Scaling::if_finite, 1, promoted(fields)});
-      steps.push_back({rule.name, walk, Scaling::none, 1, promoted(fields)});
-    }
-    for (int mix = 0; mix < 27; mix += 5) {
-      push_mix(steps, rule, mix);
-    }
-    for (UpdateKernel& step : steps) {
-      step.capacity = std::min(step.capacity, max_per_pass(step.operands));
+    const auto& passes = passes_of(rule);
+    for (UpdateKernel step : steps_of_passes(rule)) {
+      step.capacity = std::min(step.capacity, max_per_pass(passes, step.operands));
       // A parameter that is overwritten is contiguous.
       const bool strided = step.walk == Walk::strided || step.walk == Walk::strided_long;
       const bool flat = !strided || step.operands.written[0] == 0;
-      kernels.push_back(pass_of(Pass::state, step, step.walk));
-      kernels.push_back(pass_of(Pass::parameter, step, flat ? Walk::flat : step.walk));
+      const Walk second_walk = flat && !passes.reads_gradient_again ? Walk::flat : step.walk;
+      kernels.push_back(pass_of(passes, Pass::state, step, step.walk));
+      kernels.push_back(pass_of(passes, second_pass_of(passes), step, second_walk));
     }
   }
   return kernels;

@@ -46,7 +46,10 @@ std::optional<GradientScale> finite_only(
 
 class MuonStep : public Composition {
  public:
-  MuonStep(Muon options, size_t stack) : options_(std::move(options)), stack_(stack) {}
+  MuonStep(Muon options, size_t stack, const std::optional<Formats>& formats)
+      : momentum_(Rule::Muon, false, nullptr, formats),
+        options_(std::move(options)),
+        stack_(stack) {}
 
   Arrays successors(const Request& request, const Leaves& leaves) const override {
     const std::vector<MuonLeaf> all = leaves_of(leaves);
@@ -63,12 +66,14 @@ class MuonStep : public Composition {
       added.push_back(&directions[i].x);
     }
     Arrays parameters = mlx_opt::successors(descent_request(request), descent);
+    const SlotInfo& second = *request.program->state_slots(2).back();
     Arrays results;
     for (size_t i = 0; i < all.size(); ++i) {
       results.push_back(std::move(parameters[i]));
       results.push_back(std::move(moments[2 * i + 1]));
       if (all[i].has_second()) {
-        results.push_back(kept(request, *directions[i].second, *all[i].operands[2]));
+        const mx::Dtype dtype = slot_dtype(second, all[i].operands[0]->dtype());
+        results.push_back(kept(request, *directions[i].second, *all[i].operands[2], dtype));
       }
     }
     return results;
@@ -103,14 +108,15 @@ class MuonStep : public Composition {
   }
 
   // A slot's successor, or the slot if the step is skipped.
-  static mx::array kept(const Request& request, const mx::array& next, const mx::array& before) {
+  static mx::array kept(
+      const Request& request, const mx::array& next, const mx::array& before, mx::Dtype dtype) {
     const mx::Stream s = request.stream;
-    const mx::array wide = mx::astype(next, mx::float32, s);
+    const mx::array stored = mx::astype(next, dtype, s);
     if (!request.scale || !request.scale->skip_nonfinite) {
-      return wide;
+      return stored;
     }
     const mx::array finite = mx::isfinite(request.scale->value, s);
-    return mx::where(finite, wide, mx::astype(before, mx::float32, s), s);
+    return mx::where(finite, stored, mx::astype(before, dtype, s), s);
   }
 
   // The step of SGD, whose gradient is the direction. The direction has the decay that is coupled.
@@ -133,7 +139,7 @@ class MuonStep : public Composition {
     return descent;
   }
 
-  const Program momentum_ = Program(Rule::Muon);
+  const Program momentum_;
   const Program descent_ = Program(Rule::SGD);
   Muon options_;
   size_t stack_;
@@ -141,7 +147,7 @@ class MuonStep : public Composition {
 
 } // namespace
 
-Program muon_program(const Muon& options, size_t stack) {
+Program muon_program(const Muon& options, size_t stack, const std::optional<Formats>& formats) {
   if (options.ns_steps < 0) {
     refuse(Rule::Muon, "ns_steps must be 0 or more, got " + std::to_string(options.ns_steps));
   }
@@ -158,7 +164,8 @@ Program muon_program(const Muon& options, size_t stack) {
     refuse(Rule::Muon, "normuon and adamuon cannot be combined");
   }
   const Rule rule = options.normuon ? Rule::NorMuon : options.adamuon ? Rule::AdaMuon : Rule::Muon;
-  return Program(rule, false, std::make_shared<MuonStep>(options, stack));
+  auto step = std::make_shared<MuonStep>(options, stack, formats);
+  return Program(rule, false, std::move(step), formats);
 }
 
 } // namespace mlx_opt

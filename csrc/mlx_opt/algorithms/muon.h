@@ -7,8 +7,11 @@
 
 namespace mlx_opt {
 
-/// `stack`: see `orthogonalized`. Throws std::invalid_argument with the option's name if an option
-/// is out of range.
-MLX_OPT_API Program muon_program(const Muon& options, size_t stack = stack_elements);
+/// `stack`: see `orthogonalized`. `formats`: see Program. Throws std::invalid_argument with the
+/// option's name if an option is out of range.
+MLX_OPT_API Program muon_program(
+    const Muon& options,
+    size_t stack = stack_elements,
+    const std::optional<Formats>& formats = std::nullopt);
 
 } // namespace mlx_opt

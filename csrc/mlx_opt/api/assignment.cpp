@@ -80,7 +80,10 @@ void scale_greatest_rate(Definition& definition, double scale) {
 }
 
 // The first of the groups that has a value gives it.
-Combination combine(const std::vector<const Group*>& groups, const Hyperparameters& hypers) {
+Combination combine(
+    const std::vector<const Group*>& groups,
+    const Hyperparameters& hypers,
+    const StateDtypes& state_dtypes) {
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
   std::vector<int> split;
@@ -92,7 +95,7 @@ Combination combine(const std::vector<const Group*>& groups, const Hyperparamete
     frozen |= group->frozen;
     split = split.empty() ? group->split : split;
   }
-  Combination combination{definition(hypers, values), std::nullopt};
+  Combination combination{definition(hypers, values, state_dtypes), std::nullopt};
   combination.kept_key = kept_key(groups, combination.definition.program.rule());
   if (scale && !combination.definition.uses_learning_rate) {
     reject("a group has a learning_rate_scale, but its step does not read the learning rate");
@@ -115,11 +118,12 @@ Combination combine(const std::vector<const Group*>& groups, const Hyperparamete
 Assignment assign(
     const std::vector<std::string>& names,
     const Hyperparameters& hypers,
-    const std::vector<Group>& groups) {
+    const std::vector<Group>& groups,
+    const StateDtypes& state_dtypes) {
   for (const Group& group : groups) {
     check(group, names);
   }
-  Assignment assignment{{{definition(hypers), std::nullopt}}, {}};
+  Assignment assignment{{{definition(hypers, {}, state_dtypes), std::nullopt}}, {}};
   std::map<std::vector<const Group*>, size_t> known = {{{}, 0}};
   for (const std::string& name : names) {
     std::vector<const Group*> matching;
@@ -130,7 +134,7 @@ Assignment assign(
     }
     const auto [entry, is_new] = known.emplace(matching, assignment.combinations.size());
     if (is_new) {
-      assignment.combinations.push_back(combine(matching, hypers));
+      assignment.combinations.push_back(combine(matching, hypers, state_dtypes));
     }
     assignment.of_names.emplace(name, entry->second);
   }

@@ -33,6 +33,7 @@ struct Assignment {
 Assignment assign(
     const std::vector<std::string>& names,
     const Hyperparameters& hypers,
-    const std::vector<Group>& groups);
+    const std::vector<Group>& groups,
+    const StateDtypes& state_dtypes);
 
 } // namespace mlx_opt

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <stdexcept>
 
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
@@ -230,9 +232,50 @@ void check_decay(std::string_view optimizer, Rule rule, const std::vector<Scalar
   }
 }
 
+Format format_of(std::string_view optimizer, mx::Dtype dtype) {
+  if (dtype == mx::float32) {
+    return Format::float32;
+  }
+  if (dtype == mx::float16) {
+    return Format::float16;
+  }
+  if (dtype == mx::bfloat16) {
+    return Format::bfloat16;
+  }
+  const std::string given = dtype_text(dtype);
+  refuse(optimizer, "a state's dtype must be float32, float16 or bfloat16, got " + given);
+}
+
+// The formats of the slots of all rules of an optimizer, as in Python's state_dtypes.py.
+std::optional<Formats> formats_for(std::string_view optimizer, const StateDtypes& dtypes) {
+  if (!dtypes.all && dtypes.of.empty()) {
+    return std::nullopt;
+  }
+  Formats formats;
+  std::set<std::string> names;
+  for (Rule rule : rules_of(optimizer)) {
+    for (const SlotInfo& slot : slots_of(rule)) {
+      names.insert(slot.name);
+      if (dtypes.all && slot.format == Format::promoted) {
+        formats[slot.name] = format_of(optimizer, *dtypes.all);
+      }
+    }
+  }
+  for (const auto& [name, dtype] : dtypes.of) {
+    if (!names.contains(name)) {
+      refuse(optimizer, "there is no state \"" + name + "\" to have a dtype");
+    }
+    formats[name] = format_of(optimizer, dtype);
+  }
+  return formats;
+}
+
 } // namespace
 
-Definition definition(const Hyperparameters& hypers, const std::map<std::string, double>& values) {
+Definition definition(
+    const Hyperparameters& hypers,
+    const std::map<std::string, double>& values,
+    const StateDtypes& state_dtypes) {
   auto [optimizer, all] = std::visit([](const auto& h) { return named(h); }, hypers);
   for (const auto& [name, value] : values) {
     all[name] = value;
@@ -244,14 +287,16 @@ Definition definition(const Hyperparameters& hypers, const std::map<std::string,
   const Rule rule = rule_for(optimizer, all);
   auto of_rule = hypers_for(optimizer, rule, all);
   check_decay(optimizer, rule, of_rule);
+  const auto formats = formats_for(optimizer, state_dtypes);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;
     own.adamuon = all["adamuon"] != 0.0;
-    return {muon_program(own), std::move(of_rule), true, maximize};
+    return {muon_program(own, stack_elements, formats), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
-  return {Program(rule, has_options(rule, all)), std::move(of_rule), reads_rate, maximize};
+  Program program(rule, has_options(rule, all), nullptr, formats);
+  return {std::move(program), std::move(of_rule), reads_rate, maximize};
 }
 
 std::vector<std::string_view> state_names(const Program& program, size_t ndim) {

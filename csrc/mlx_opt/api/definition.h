@@ -18,9 +18,11 @@ struct Definition {
 };
 
 /// `values` replace hyperparameters by name. Throws std::invalid_argument for a hyperparameter that
-/// is unknown or out of its range.
-MLX_OPT_API Definition
-definition(const Hyperparameters& hypers, const std::map<std::string, double>& values = {});
+/// is unknown or out of its range, and for an unknown slot or a dtype that no slot can have.
+MLX_OPT_API Definition definition(
+    const Hyperparameters& hypers,
+    const std::map<std::string, double>& values = {},
+    const StateDtypes& state_dtypes = {});
 
 /// The names of a parameter's arrays.
 std::vector<std::string_view> state_names(const Program& program, size_t ndim);

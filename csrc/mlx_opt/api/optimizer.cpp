@@ -7,6 +7,7 @@
 #include "mlx/ops.h"
 #include "mlx/transforms.h"
 #include "mlx_opt/algorithms/muon_factors.h"
+#include "mlx_opt/api/accumulation.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/step_leaves.h"
 #include "mlx_opt/graph/clip_scale.h"
@@ -90,7 +91,8 @@ Optimizer::Optimizer(
     const NamedArrays& parameters,
     const Hyperparameters& hypers,
     std::optional<double> learning_rate,
-    const std::vector<Group>& groups)
+    const std::vector<Group>& groups,
+    const StateDtypes& state_dtypes)
     : learning_rate_(learning_rate) {
   check_mlx();
   std::vector<std::string> names;
@@ -98,7 +100,7 @@ Optimizer::Optimizer(
     check_operand(name, "parameter", parameter, parameter.shape());
     names.push_back(name);
   }
-  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups));
+  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups, state_dtypes));
   for (const Combination& combination : assignment_->combinations) {
     if (!learning_rate && !combination.learning_rate && combination.definition.uses_learning_rate) {
       reject("this optimizer needs a learning rate");
@@ -132,8 +134,35 @@ const Definition& Optimizer::definition() const {
   return assignment_->combinations[0].definition;
 }
 
+NamedArrays Optimizer::without_frozen(NamedArrays gradients) const {
+  std::erase_if(gradients, [&](const auto& gradient) {
+    const auto combination = assignment_->of_names.find(gradient.first);
+    if (combination == assignment_->of_names.end()) {
+      reject(gradient.first + ": there is a gradient but no state");
+    }
+    return assignment_->combinations[combination->second].frozen;
+  });
+  return gradients;
+}
+
+void Optimizer::accumulate(
+    NamedArrays gradients, std::optional<double> normalizer, mx::StreamOrDevice s) {
+  add(pending_, without_frozen(std::move(gradients)), normalizer, s);
+}
+
 void Optimizer::update(
-    NamedArrays& parameters, NamedArrays gradients, const Clip& clip, mx::StreamOrDevice s) {
+    NamedArrays& parameters,
+    NamedArrays gradients,
+    const Clip& clip,
+    mx::StreamOrDevice s,
+    std::optional<double> normalizer) {
+  std::optional<mx::array> divisor;
+  if (pending_.calls > 0 || normalizer) {
+    Total total =
+        total_of(pending_, without_frozen(std::move(gradients)), parameters, normalizer, s);
+    gradients = std::move(total.gradients);
+    divisor = std::move(total.divisor);
+  }
   StepLeaves leaves(*assignment_);
   for (auto& [name, gradient] : gradients) {
     const auto parameter = parameters.find(name);
@@ -156,11 +185,16 @@ void Optimizer::update(
   }
   if (clip.max_norm || clip.skip_nonfinite) {
     norm = global_norm(leaves.gradients(), s);
+    norm = divisor ? mx::divide(*norm, *divisor, s) : norm;
     scale = gradient_scale(*norm, clip, s);
     begin_scale(scale->value);
     if (clip.skip_nonfinite) {
       skipped = one_more_unless_finite(skipped, *norm, s);
     }
+  }
+  if (divisor) {
+    scale = scale ? scale : GradientScale{mx::array(1.0f)};
+    scale->value = mx::divide(scale->value, *divisor, s);
   }
   mx::array step(attempts_ + 1);
   if (skipped) {
@@ -194,6 +228,7 @@ void Optimizer::update(
     }
   }
   run_step(std::move(leaves).with_scalars(rate, step, next_numbers), scale, counters, s);
+  pending_ = {};
   ++attempts_;
   step_ = std::move(step);
   grad_norm_ = std::move(norm);
@@ -216,6 +251,7 @@ NamedArrays Optimizer::state() const {
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
   }
+  write_state(pending_, state);
   const auto kept = kept_by(definition().program.rule());
   for (const auto& [key, numbers] : kept_) {
     for (size_t i = 0; i < numbers.size(); ++i) {
@@ -236,6 +272,12 @@ Arrays Optimizer::values() const {
     if (x) {
       values.push_back(*x);
     }
+  }
+  for (const auto& [name, gradient] : pending_.gradients) {
+    values.push_back(gradient);
+  }
+  if (pending_.normalizer) {
+    values.push_back(*pending_.normalizer);
   }
   for (const auto& [key, numbers] : kept_) {
     values.insert(values.end(), numbers.begin(), numbers.end());
@@ -282,6 +324,8 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
+  PendingGradients pending = take_pending(rest);
+  pending.gradients = without_frozen(std::move(pending.gradients));
   auto kept = kept_;
   const auto infos = kept_by(definition().program.rule());
   for (auto& [key, numbers] : kept) {
@@ -305,6 +349,9 @@ void Optimizer::set_state(const NamedArrays& state) {
       arrays.push_back(own.arrays[k]);
     }
   }
+  for (const auto& [name, gradient] : pending.gradients) {
+    arrays.push_back(gradient);
+  }
   if (!rest.empty()) {
     reject("the state's \"" + rest.begin()->first + "\" belongs to no parameter of this optimizer");
   }
@@ -315,6 +362,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   skipped_ = std::move(skipped);
   grad_norm_ = std::move(grad_norm);
   kept_ = std::move(kept);
+  pending_ = std::move(pending);
   slots_ = std::move(slots);
 }
 

@@ -8,14 +8,12 @@
 
 #include "mlx_opt/api/functions.h"
 #include "mlx_opt/types/group.h"
+#include "mlx_opt/types/named_arrays.h"
 
 namespace mlx_opt {
 
 struct Assignment;
 struct Definition;
-
-/// Arrays by name. mlx.utils.tree_flatten makes such names: "layers.0.weight".
-using NamedArrays = std::map<std::string, mx::array>;
 
 /// Updates named parameters, and keeps the state that this takes.
 ///
@@ -34,17 +32,19 @@ class MLX_OPT_API Optimizer {
   /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
   /// relative_step, which does not use it, can do without.
   ///
-  /// `groups`: of parameters with hyperparameters of their own.
+  /// `groups`: of parameters with hyperparameters of their own. `state_dtypes`: of the state; a
+  /// state that `set_state` takes has these from the next step on.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
-  /// dtype, for a learning rate that is missing and for a group that matches nothing or has a value
-  /// that it cannot have, std::runtime_error if the running MLX is not the one that this library
-  /// was built for.
+  /// dtype, for a learning rate that is missing, for a dtype that no state has and for a group that
+  /// matches nothing or has a value that it cannot have, std::runtime_error if the running MLX is
+  /// not the one that this library was built for.
   Optimizer(
       const NamedArrays& parameters,
       const Hyperparameters& hypers,
       std::optional<double> learning_rate = std::nullopt,
-      const std::vector<Group>& groups = {});
+      const std::vector<Group>& groups = {},
+      const StateDtypes& state_dtypes = {});
 
   /// One step: replaces the parameters that have a gradient, and their state, by their successors.
   /// See `mlx_opt::update` for when it runs, for whose buffers they take, and for dtypes. Gradients
@@ -54,14 +54,37 @@ class MLX_OPT_API Optimizer {
   /// gradients are never written. Where the step is skipped, parameters, state and step stay as
   /// they were, and `skipped` counts it. Nothing waits for the norm.
   ///
+  /// If there are gradients that `accumulate` has added up, these are added to them, and the step
+  /// is made with the mean of all calls. `normalizer`: what the gradients are divided by before all
+  /// else, such as the number of tokens of which they are a sum; with added gradients the sum of
+  /// the normalizers, one for each call, in place of the number of calls. A sum of 0 counts as 1.
+  ///
   /// Throws std::invalid_argument, with the parameter's name, where a gradient has no parameter or
-  /// no state, or another shape than these, and if max_norm is negative; std::runtime_error if the
-  /// device has no backend.
+  /// no state, or another shape than these, and if max_norm or normalizer is negative;
+  /// std::runtime_error if the device has no backend.
   void update(
       NamedArrays& parameters,
       NamedArrays gradients,
       const Clip& clip = {},
+      mx::StreamOrDevice s = {},
+      std::optional<double> normalizer = std::nullopt);
+
+  /// Adds gradients to those that are pending, for the next `update`: in place, by SGD's kernel,
+  /// where they are evaluated. The sums have the dtypes of the first gradients, so give these as
+  /// float32 to add up in float32. They are in the state. Those of frozen parameters are left out.
+  ///
+  /// Throws std::invalid_argument, with the name, where a gradient has no state or another shape
+  /// than the one before it, and if only some calls have a normalizer; std::runtime_error if the
+  /// device has no backend. Nothing has changed then.
+  void accumulate(
+      NamedArrays gradients,
+      std::optional<double> normalizer = std::nullopt,
       mx::StreamOrDevice s = {});
+
+  /// The number of calls whose gradients are pending.
+  std::uint64_t accumulated() const {
+    return pending_.calls;
+  }
 
   /// Steps done. Waits for the last one if it could be skipped, as `skipped` does.
   std::uint64_t step() const {
@@ -91,7 +114,8 @@ class MLX_OPT_API Optimizer {
   /// "learning_rate" (float32, 0-d) if there is one, the numbers that the rule keeps, as NAdam does
   /// "mu_product" (float32, 0-d), with those of groups as "mlx_opt.groups.NAME.mu_product", and for
   /// each parameter its arrays, "layers.0.weight.m"; and, once they were asked for,
-  /// "mlx_opt.grad_norm" (float32, 0-d) and "mlx_opt.skipped" (uint64, 0-d).
+  /// "mlx_opt.grad_norm" (float32, 0-d) and "mlx_opt.skipped" (uint64, 0-d), and what is pending
+  /// under "mlx_opt.accumulated".
   NamedArrays state() const;
 
   /// All arrays of the state, without their names: what mx::eval takes.
@@ -132,7 +156,8 @@ class MLX_OPT_API Optimizer {
 
   const Definition& definition() const;
 
-  /// What a state calls the rule's number of combinations with this key.
+  /// Throws std::invalid_argument, with its name, for a gradient of no parameter.
+  NamedArrays without_frozen(NamedArrays gradients) const;
 
   std::shared_ptr<const Assignment> assignment_; // of the parameters to groups
   std::optional<float> learning_rate_;
@@ -140,6 +165,7 @@ class MLX_OPT_API Optimizer {
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
+  PendingGradients pending_;
   std::map<std::string, Arrays> kept_; // the rule's numbers, by the keys of combinations
   std::map<std::string, SlotArrays> slots_;
 };

@@ -7,7 +7,7 @@ namespace {
 
 bool is_same(const ProgramLeaves& a, const Definition& b) {
   return a.program->rule() == b.program.rule() && a.program->operands(0) == b.program.operands(0) &&
-         a.maximize == b.maximize;
+         a.program->stores_like(b.program) && a.maximize == b.maximize;
 }
 
 } // namespace

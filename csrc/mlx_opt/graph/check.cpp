@@ -78,6 +78,7 @@ class ScalarInputWriter {
 
 void push_dtypes(
     const Slots& slots,
+    bool keeps_parameter,
     const mx::array* const* operands,
     bool coupled,
     std::vector<mx::Dtype>& dtypes) {
@@ -102,7 +103,6 @@ void push_dtypes(
   const size_t parameter = dtypes.size();
   dtypes.push_back(mx::promote_types(operands[0]->dtype(), gradient));
   mx::Dtype before = gradient;
-  bool keeps_parameter = false;
   for (size_t k = 0; k < slots.size(); ++k) {
     if (slots[k]->format != Format::promoted) {
       keeps_parameter = true;
@@ -161,6 +161,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
       writer.push("max_value", *request.scale->max_value, mx::float32);
     }
   }
+  const bool keeps_parameter = request.program->keeps_parameter();
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
     const bool has_master = request.program->has_master(kind);
@@ -169,7 +170,8 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
     checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
     auto leaf = arrays.data();
     for (uint16_t group : groups) {
-      push_dtypes(request.program->slots(kind), leaf, coupled[group], checked.dtypes);
+      const Slots& slots = request.program->slots(kind);
+      push_dtypes(slots, keeps_parameter, leaf, coupled[group], checked.dtypes);
       leaf += operands;
     }
     if (request.groups.size() > 1) {

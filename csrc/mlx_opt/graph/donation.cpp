@@ -65,7 +65,8 @@ OutputBuffers assign_output_buffers(
     const mx::array& gradient = in[operands - 1];
     for (int k = 0; k < operands - 1; ++k, ++dtype) {
       const mx::array& own = in[k];
-      if (can_take(own, *dtype)) {
+      // A skipped step leaves a shared buffer as it is, so it must be of the same dtype.
+      if (own.dtype() == *dtype && can_take(own, *dtype)) {
         result.buffers.push_back(take(own));
       } else if (k == 0 && can_take(gradient, *dtype)) {
         result.buffers.push_back(take(gradient));

@@ -98,10 +98,11 @@ MLX_OPT_API CheckedStep check(const Request& request, const Leaves& leaves);
 MLX_OPT_API bool is_coupled(Rule rule, const std::vector<Scalar>& hypers);
 
 /// Appends the dtypes of one tensor's results, as mlx.optimizers' formulas promote them. If the
-/// rule sets a slot's format, the parameter keeps its dtype. `operands`: the parameter, its slots
-/// and the gradient.
+/// format of a slot is set, or `keeps_parameter`, the parameter keeps its dtype. `operands`: the
+/// parameter, its slots and the gradient.
 MLX_OPT_API void push_dtypes(
     const Slots& slots,
+    bool keeps_parameter,
     const mx::array* const* operands,
     bool coupled,
     std::vector<mx::Dtype>& dtypes);

@@ -33,9 +33,12 @@
   RULE(SimplifiedAdEMAMix)          \
   RULE(Yogi)
 
-// Those of two passes over each tensor: the first takes the state's step and sums up over the
-// tensor, the second updates the parameter with what the sums give.
-#define MLX_OPT_FOR_EACH_TWO_PASS_RULE(RULE) RULE(Lamb)
+// Those of two passes over each tensor: the first sums up over the tensor, and may take the state's
+// step; the second updates the parameter with what the sums give.
+#define MLX_OPT_FOR_EACH_TWO_PASS_RULE(RULE) \
+  RULE(Lamb)                                 \
+  RULE(LARS)                                 \
+  RULE(StableAdamW)
 
 // Those with drivers of their own.
 #define MLX_OPT_FOR_EACH_TENSOR_RULE(RULE) RULE(Adafactor)

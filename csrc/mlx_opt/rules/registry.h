@@ -18,11 +18,13 @@
 #include "diffgrad.h"
 #include "lamb.h"
 #include "laprop.h"
+#include "lars.h"
 #include "lion.h"
 #include "list.h"
 #include "madgrad.h"
 #include "muon.h"
 #include "nadam.h"
+#include "passes.h"
 #include "qhadam.h"
 #include "radam.h"
 #include "rmsprop.h"
@@ -31,6 +33,7 @@
 #include "signsgd.h"
 #include "signum.h"
 #include "simplified_ademamix.h"
+#include "stable_adamw.h"
 #include "yogi.h"
 
 namespace mlx_opt {
@@ -71,16 +74,20 @@ inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
 struct TwoPassInfo {
   int sums;
   int rates;
+  bool updates_state_first;
+  bool reads_gradient_again;
 };
 
-#define MLX_OPT_INFO(name)                               \
-  TwoPassInfo{                                           \
-      sizeof(MLX_OPT_LEVEL::name::Sums) / sizeof(float), \
-      sizeof(MLX_OPT_LEVEL::name::Rates) / sizeof(float)},
+#define MLX_OPT_INFO(name)                                               \
+  TwoPassInfo{                                                           \
+      sizeof(MLX_OPT_LEVEL::name::Sums) / sizeof(float),                 \
+      sizeof(MLX_OPT_LEVEL::name::Rates) / sizeof(float),                \
+      MLX_OPT_LEVEL::FirstPass<MLX_OPT_LEVEL::name>::updates_state != 0, \
+      MLX_OPT_LEVEL::SecondPass<MLX_OPT_LEVEL::name>::reads_gradient != 0},
 inline constexpr TwoPassInfo two_pass_infos[] = {MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
 #undef MLX_OPT_INFO
 
-/// The properties of a rule of two passes.
+/// The properties of a rule of two passes; see passes.h.
 constexpr const TwoPassInfo& two_pass_info(Rule rule) {
   return two_pass_infos[static_cast<int>(rule) - elementwise_rules];
 }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "mlx/ops.h"
+#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
 namespace {
@@ -14,9 +15,27 @@ bool owns(Owner owner, bool is_matrix) {
   return owner == Owner::all || (owner == Owner::matrices) == is_matrix;
 }
 
-Slots slots_for(Rule rule, bool with_options, bool is_matrix, bool with_idle) {
+using SharedSlots = std::shared_ptr<const std::vector<SlotInfo>>;
+
+// The rule's slots with other formats; null if there are none.
+SharedSlots with_formats(Rule rule, const std::optional<Formats>& formats) {
+  if (!formats) {
+    return nullptr;
+  }
+  const auto described = slots_of(rule);
+  std::vector<SlotInfo> slots(described.begin(), described.end());
+  for (SlotInfo& slot : slots) {
+    if (const auto format = formats->find(slot.name); format != formats->end()) {
+      slot.format = format->second;
+    }
+  }
+  return std::make_shared<const std::vector<SlotInfo>>(std::move(slots));
+}
+
+Slots slots_for(
+    Rule rule, const SharedSlots& own, bool with_options, bool is_matrix, bool with_idle) {
   Slots slots;
-  for (const SlotInfo& slot : slots_of(rule)) {
+  for (const SlotInfo& slot : own ? std::span<const SlotInfo>(*own) : slots_of(rule)) {
     const bool there = (with_options || !slot.option) && (with_idle || !slot.idle);
     if (there && owns(slot.owner, is_matrix)) {
       slots.push_back(&slot);
@@ -60,19 +79,43 @@ Requirement requirement(Range range) {
   return {};
 }
 
+mx::Dtype dtype_of(Format format) {
+  switch (format) {
+    case Format::float16:
+      return mx::float16;
+    case Format::bfloat16:
+      return mx::bfloat16;
+    default:
+      return mx::float32;
+  }
+}
+
 } // namespace
 
-Program::Program(Rule rule, bool with_options, std::shared_ptr<const Composition> composition)
+Program::Program(
+    Rule rule,
+    bool with_options,
+    std::shared_ptr<const Composition> composition,
+    const std::optional<Formats>& formats)
     : rule_(rule),
-      with_options_(with_options),
       composition_(std::move(composition)),
+      keeps_parameter_(formats.has_value()),
+      own_slots_(with_formats(rule, formats)),
       state_slots_{
-          slots_for(rule, with_options, false, true), slots_for(rule, with_options, true, true)} {
-  slots_.push_back(slots_for(rule, with_options, false, false));
+          slots_for(rule, own_slots_, with_options, false, true),
+          slots_for(rule, own_slots_, with_options, true, true)} {
+  slots_.push_back(slots_for(rule, own_slots_, with_options, false, false));
   if (tells_matrices_apart(rule)) {
-    slots_.push_back(slots_for(rule, with_options, true, false));
+    slots_.push_back(slots_for(rule, own_slots_, with_options, true, false));
   }
   kinds_of_rule_ = slots_.size();
+}
+
+Program Program::without_masters() const {
+  Program program = *this;
+  program.masters_ = MasterWeights::none;
+  program.slots_.resize(kinds_of_rule_);
+  return program;
 }
 
 Program Program::with(MasterWeights masters) const {
@@ -98,6 +141,18 @@ bool has_master(const Slots& slots) {
                             slots.back() == &master_slot(MasterWeights::remainder));
 }
 
+bool Program::stores_like(const Program& other) const {
+  const auto alike = [](const SlotInfo* a, const SlotInfo* b) { return a->format == b->format; };
+  for (size_t kind = 0; kind < slots_.size(); ++kind) {
+    const Slots& theirs = other.slots_[kind];
+    if (!std::equal(
+            slots_[kind].begin(), slots_[kind].end(), theirs.begin(), theirs.end(), alike)) {
+      return false;
+    }
+  }
+  return keeps_parameter_ == other.keeps_parameter_;
+}
+
 void refuse(Rule rule, const std::string& what) {
   throw std::invalid_argument("mlx_opt " + std::string(name_of(rule)) + ": " + what);
 }
@@ -111,16 +166,15 @@ mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
 }
 
 mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
-  switch (slot.format) {
-    case Format::promoted:
-      return parameter;
-    case Format::float32:
-      // Only formulas take float64 and complex numbers, whose slots need more than float32.
-      return mx::promote_types(mx::float32, parameter);
-    case Format::bits16:
-      return mx::uint16;
+  if (slot.format == Format::promoted) {
+    return parameter;
   }
-  return parameter;
+  if (slot.format == Format::bits16) {
+    return mx::uint16;
+  }
+  // Only formulas take float64 and complex numbers, whose slots need more than float32.
+  const mx::Dtype stored = dtype_of(slot.format);
+  return is_storage(parameter) ? stored : mx::promote_types(stored, parameter);
 }
 
 std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {

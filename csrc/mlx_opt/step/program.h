@@ -1,7 +1,9 @@
 // What a step runs: a rule with its options settled, and the state slots that the options imply.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,14 +28,19 @@ inline bool has(MasterWeights masters, mx::Dtype dtype) {
          (masters == MasterWeights::float32 && dtype == mx::float16);
 }
 
+/// Formats of slots by their names.
+using Formats = std::map<std::string, Format>;
+
 class MLX_OPT_API Program {
  public:
   /// `with_options`: true if optional slots are present. `composition`: the stages around the rule,
-  /// if the step has several.
+  /// if the step has several. `formats`: of slots that are not stored as the rule's description
+  /// says; if there are any or none, but not if it is nullopt, the parameter keeps its dtype.
   explicit Program(
       Rule rule,
       bool with_options = false,
-      std::shared_ptr<const Composition> composition = nullptr);
+      std::shared_ptr<const Composition> composition = nullptr,
+      const std::optional<Formats>& formats = std::nullopt);
 
   /// The same program for parameters whose float32 weights are kept so.
   Program with(MasterWeights masters) const;
@@ -46,14 +53,20 @@ class MLX_OPT_API Program {
     return composition_.get();
   }
 
+  /// True if a parameter keeps its dtype, whatever that of its gradient and its slots.
+  bool keeps_parameter() const {
+    return keeps_parameter_;
+  }
+
+  /// True if the slots of both programs of one rule are stored alike.
+  bool stores_like(const Program& other) const;
+
   MasterWeights masters() const {
     return masters_;
   }
 
   /// The program that updates the weights themselves, as if they were the parameters.
-  Program without_masters() const {
-    return Program(rule_, with_options_, composition_);
-  }
+  Program without_masters() const;
 
   /// True if a single primitive makes the whole step, which may then overwrite its operands.
   bool is_fused() const {
@@ -93,9 +106,10 @@ class MLX_OPT_API Program {
 
  private:
   Rule rule_;
-  bool with_options_;
   std::shared_ptr<const Composition> composition_;
   MasterWeights masters_ = MasterWeights::none;
+  bool keeps_parameter_;
+  std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
   std::vector<Slots> slots_; // of each kind
   Slots state_slots_[2];     // of vectors and of matrices

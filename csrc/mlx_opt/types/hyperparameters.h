@@ -189,4 +189,13 @@ using Hyperparameters = std::variant<
     Muon,
     RuleByName>;
 
+/// How an optimizer stores its state: dtypes that are float32, float16 or bfloat16. Where they are
+/// given the parameters keep their dtypes, whatever those of their gradients and state.
+struct StateDtypes {
+  /// Of all slots but those that the rule stores in float32, as AdEMAMix does m2.
+  std::optional<mlx::core::Dtype> all = std::nullopt;
+  /// Of slots by the names that docs/rules gives them: {"v", mx::float32}.
+  std::map<std::string, mlx::core::Dtype> of = {};
+};
+
 } // namespace mlx_opt

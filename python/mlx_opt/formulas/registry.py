@@ -13,8 +13,8 @@ CASES: list[tuple[str, dict[str, Any]]] = []
 """Options of the constructors, besides the learning rate, that reach every rule and form of it."""
 
 FINISHES: dict[str, Callable[..., Any]] = {}
-"""What gives the new parameter from the new state, of rules of two passes: the second pass reads
-the state as it is stored."""
+"""What gives the new parameter from the new state and the gradient, of rules whose first pass
+updates the state: the second pass reads the state as it is stored."""
 
 
 KEPT: dict[str, Callable[..., Any]] = {}
@@ -34,7 +34,7 @@ def keep(optimizer: str) -> Callable[..., Any]:
 
 
 def finish(optimizer: str) -> Callable[..., Any]:
-    """Make a function the second pass of an optimizer's formula; it has no gradient."""
+    """Make a function the second pass of an optimizer's formula, which takes the new state."""
 
     def register(formula: Callable[..., Any]) -> Callable[..., Any]:
         FINISHES[optimizer] = formula

@@ -1,7 +1,7 @@
 """The formulas of the rules that look at whole tensors."""
 
 from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor
-from .registry import decayed, finish, one_minus_power, reference, with_decay_of
+from .registry import decayed, finish, one_minus_power, reference, with_decay, with_decay_of
 
 
 @reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
@@ -64,6 +64,7 @@ def lamb(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, 
     w = lamb_from_state(
         xp,
         w,
+        g,
         after,
         step,
         learning_rate=learning_rate,
@@ -76,15 +77,87 @@ def lamb(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, 
 
 @finish("Lamb")
 def lamb_from_state(
-    xp, w, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01
+    xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01
 ):
     c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
     u = (state["m"] / c1) / (xp.sqrt(state["v"] / c2) + eps) + weight_decay * w
-    norm_w = xp.sqrt(xp.sum(xp.abs(w) ** 2))
-    norm_u = xp.sqrt(xp.sum(xp.abs(u) ** 2))
+    norm_w, norm_u = norm(xp, w), norm(xp, u)
     both = (norm_w > 0) & (norm_u > 0)
     trust = xp.where(both, norm_w / xp.where(both, norm_u, 1), 1)
     return w - learning_rate * trust * u
+
+
+def norm(xp, x):
+    """The Euclidean norm over all elements."""
+    return xp.sqrt(xp.sum(xp.abs(x) ** 2))
+
+
+@reference("LARS", {"weight_decay": 0.1, "nesterov": True})
+def lars(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    momentum=0.9,
+    weight_decay=0.0,
+    trust_coefficient=0.001,
+    eps=1e-8,
+    nesterov=False,
+):
+    """LARS: gradient descent whose steps are a fraction of each tensor's norm.
+
+    You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks",
+    arXiv:1708.03888.
+    """
+    norm_w = norm(xp, w)
+    whole = norm(xp, g) + weight_decay * norm_w + eps
+    both = (norm_w > 0) & (whole > 0)
+    trust = xp.where(both, trust_coefficient * norm_w / xp.where(both, whole, 1), 1)
+
+    d = trust * with_decay(xp, g, weight_decay, w)
+    v = momentum * state["v"] + d
+    return w - learning_rate * (d + momentum * v if nesterov else v), {"v": v}
+
+
+@reference("StableAdamW", {"weight_decay": 0.1})
+def stable_adamw(
+    xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01
+):
+    """StableAdamW: AdamW whose steps are smaller where a tensor's gradients surprise it.
+
+    Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language
+    models", arXiv:2304.13013.
+    """
+    fresh_m, fresh_v = ((1 - beta) / one_minus_power(xp, beta, step) for beta in betas)
+
+    m = (1 - fresh_m) * state["m"] + fresh_m * g
+    v = (1 - fresh_v) * state["v"] + fresh_v * g**2
+    after = {"m": m, "v": v}
+    w = stable_adamw_from_state(
+        xp,
+        w,
+        g,
+        after,
+        step,
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+    )
+    return w, after
+
+
+@finish("StableAdamW")
+def stable_adamw_from_state(
+    xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01
+):
+    root = xp.sqrt(state["v"])
+    rms = norm(xp, g / xp.maximum(root, eps)) / max(w.size, 1) ** 0.5
+    rate = learning_rate / xp.maximum(rms, 1)
+    return (1 - rate * weight_decay) * w - rate * state["m"] / (root + eps)
 
 
 def newton_schulz(xp, x, coefficients, steps):

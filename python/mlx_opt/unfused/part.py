@@ -23,7 +23,14 @@ OTHER_PART, UNCHANGED = -1, -2
 class Program:
     """A rule with its options settled."""
 
-    def __init__(self, rule: str, with_options: bool = False, masters: str | None = None) -> None:
+    def __init__(
+        self,
+        rule: str,
+        with_options: bool = False,
+        formats: dict[str, str] | None = None,
+        masters: str | None = None,
+    ) -> None:
+        """`formats`: not used; the formulas get the dtypes from the optimizer."""
         if rule not in BY_RULE:
             raise ValueError(f'there is no rule "{rule}"')
         if masters is not None and masters not in SLOTS:

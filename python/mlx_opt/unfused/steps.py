@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..descriptions import BY_RULE
-from ..formulas import KEPT, newton_schulz
+from ..formulas import KEPT
 from ..rule_formula import STORAGE
 from ..trees import CONTAINERS
 from .part import Notes, Part, Program, checked_step
@@ -36,8 +36,13 @@ def set_num_threads(threads: int) -> None:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
 
 
-def program(rule: str, with_options: bool = False, masters: str | None = None) -> Program:
-    return Program(rule, with_options, masters)
+def program(
+    rule: str,
+    with_options: bool = False,
+    formats: dict[str, str] | None = None,
+    masters: str | None = None,
+) -> Program:
+    return Program(rule, with_options, formats, masters)
 
 
 def muon_program(rule: str, *options: Any) -> Program:
@@ -148,8 +153,27 @@ def orthogonalized(
     results = []
     for matrix, scale in zip(matrices, scales, strict=True):
         inner = dtype or (mx.bfloat16 if matrix.dtype == mx.bfloat16 else mx.float32)
-        x = matrix.astype(mx.float32)
+        transposed = matrix.shape[0] > matrix.shape[1]
+        x = (matrix.T if transposed else matrix).astype(mx.float32)
         x = (x / (mx.linalg.norm(x) + 1e-7)).astype(inner)
-        factor = newton_schulz(mx, x, coefficients, steps)
-        results.append((scale * factor).astype(matrix.dtype))
+        x = _iterated(x, scale, coefficients, steps).astype(matrix.dtype)
+        results.append(x.T if transposed else x)
     return results
+
+
+def _iterated(
+    x: mx.array, scale: float, coefficients: Sequence[Sequence[float]], steps: int
+) -> mx.array:
+    """Newton-Schulz iterations in a part's products, which round once where a sum is within."""
+    if steps == 0:
+        return scale * x
+    for step in range(steps):
+        a, b, c = coefficients[min(step, len(coefficients) - 1)]
+        last = scale if step == steps - 1 else 1.0
+        gram = x @ x.T
+        if mx.default_device() == mx.cpu:
+            factor = b * gram + c * (gram @ gram)
+        else:
+            factor = mx.addmm(gram, gram, gram.T, alpha=c, beta=b)
+        x = mx.addmm(x, factor, x, alpha=last, beta=a * last)
+    return x

@@ -55,12 +55,12 @@ class Name:
         self.text = name
         words, _, scaling = name.partition("_scaled_")
         way, _, storages = words.replace("strided_long", "strided-long").partition("_")
-        before, _, after = storages.partition("_to_")
+        before, _, after = storages.partition("_to")
         self.scaling = scaling or None
         self.way = way.rstrip("0123456789").replace("-", "_")
         self.capacity = int(way[len(self.way) :])
         self.storages = [kernels.LONG[x] for x in before.split("_")]
-        results = [x.partition("at") for x in after.split("_")]
+        results = [x.partition("at") for x in after.split("_") if x]
         self.results = [kernels.LONG[x] for x, _, _ in results]
         self.written = [int(place) if place else None for _, _, place in results]
 

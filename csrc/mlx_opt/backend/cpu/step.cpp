@@ -150,7 +150,7 @@ void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t 
   pieces.for_each([&](const Piece& piece) {
     const auto& [t, begin, end, _] = piece;
     const Group& group = prepared[group_of(t)];
-    kernel->finish(tensors[t], begin, end, group.values(), group.scalars, rates[t].data());
+    kernel->finish(tensors[t], begin, end, group.values(), group.scalars, scale, rates[t].data());
   });
 }
 

@@ -74,8 +74,9 @@ struct PrepareKernel {
 enum class Walk : uint8_t { flat, transposed, strided };
 
 /// What a kernel updates. whole: everything, by an elementwise rule. For a rule of two passes,
-/// state: the slots, and each chunk's sums; finish: the parameter, from the new slots.
-enum class Pass : uint8_t { whole, state, finish };
+/// state: each chunk's sums, and the slots if the first pass updates them; finish: the parameter,
+/// from the new slots; finish_with_gradient: what is left, from the gradient too.
+enum class Pass : uint8_t { whole, state, finish, finish_with_gradient };
 
 /// Updates tensors by a rule, in tables of `capacity` tensors; 0 for a strided tensor, which has a
 /// launch of its own.
@@ -91,7 +92,7 @@ struct UpdateKernel {
   MasterWeights masters = MasterWeights::none; // if not none, the last in and out but the gradient
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
-  /// these is the tensor's sums in the pass `state`, its rates in `finish`.
+  /// these is the tensor's sums in the pass `state`, its rates in the second one.
   int inputs() const {
     return in.count();
   }

@@ -64,6 +64,9 @@ std::string pass_of(const UpdateKernel& kernel) {
       return called("UpdateState", {rule, parameter, state, format_of(in[fields]), out, scaling});
     case Pass::finish:
       return called("Finish", {rule, parameter, state, format_of(kernel.out[0]), scaling});
+    case Pass::finish_with_gradient:
+      return called(
+          "FinishWithGradient", {rule, parameter, state, format_of(in[fields]), out, scaling});
   }
   return "";
 }
@@ -81,7 +84,7 @@ std::string files_of_passes(std::string_view rule_header, bool two_passes) {
        "patch.cu.h",
        "walk.cu.h"});
   return rule + walks +
-         (two_passes ? joined(texts(), {"block_sum.cu.h", "two_pass.cu.h"})
+         (two_passes ? joined(texts(), {"passes.h", "block_sum.cu.h", "two_pass.cu.h"})
                      : joined(texts(), {"update.cu.h"}));
 }
 

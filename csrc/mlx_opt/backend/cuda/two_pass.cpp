@@ -11,17 +11,15 @@
 namespace mlx_opt::cuda {
 namespace {
 
-// The layout of a parameter, and of its new slots, which are row-contiguous.
-AnyLayout layout_of_finish(const mx::array& parameter, int operands) {
-  auto layout = layout_of<AnyLayout>(parameter);
+// Makes the slots, operands [1, fields) of a layout, row-contiguous, as the new ones are.
+void set_new_slots(AnyLayout& layout, int fields) {
   int64_t stride = 1;
   for (int dim = layout.dims - 1; dim >= 0; --dim) {
-    for (int k = 1; k < operands; ++k) {
+    for (int k = 1; k < fields; ++k) {
       layout.strides[k][dim] = stride;
     }
     stride *= layout.shape[dim];
   }
-  return layout;
 }
 
 // The tensors of a step, in the tables of each of its launches.
@@ -57,6 +55,11 @@ class Tensors {
       const mx::array* const* operands,
       const Storages& results,
       const Extent& extent);
+  void add_finish_with_gradient(
+      UpdateKernel kernel,
+      const mx::array* const* operands,
+      const Storages& results,
+      const Extent& extent);
   void place_state(Share& share, char* scratch, const Buffers& outputs);
   void place_finish(Share& share, char* scratch, const Buffers& outputs);
   void launch_rates(StepQueue& queue);
@@ -68,6 +71,8 @@ class Tensors {
     return scratch + chunks_ * bytes_of_sums_ + tensor * bytes_of_rates_;
   }
 
+  TwoPassInfo rule_;
+  int fields_;            // of a tensor: the parameter and its slots
   size_t bytes_of_sums_;  // of a chunk
   size_t bytes_of_rates_; // of a tensor
   std::vector<Tensor> tensors_;
@@ -81,8 +86,10 @@ class Tensors {
 
 Tensors::Tensors(
     const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes)
-    : bytes_of_sums_(two_pass_info(spec.rule).sums * sizeof(double)),
-      bytes_of_rates_(two_pass_info(spec.rule).rates * sizeof(float)),
+    : rule_(two_pass_info(spec.rule)),
+      fields_(info(spec.rule).slots + 1),
+      bytes_of_sums_(rule_.sums * sizeof(double)),
+      bytes_of_rates_(rule_.rates * sizeof(float)),
       rates_kernel_{info(spec.rule).name, 0} {
   UpdateKernel kernel{};
   kernel.rule = info(spec.rule).name;
@@ -96,7 +103,11 @@ Tensors::Tensors(
     }
     tensors_.push_back({position, chunks_});
     add_state(kernel, arrays, results, extent);
-    add_finish(kernel, arrays, results, extent);
+    if (rule_.reads_gradient_again) {
+      add_finish_with_gradient(kernel, arrays, results, extent);
+    } else {
+      add_finish(kernel, arrays, results, extent);
+    }
   });
 }
 
@@ -110,7 +121,7 @@ void Tensors::add_state(
   for (int k = 0; k <= fields; ++k) {
     kernel.in.add(storage_of(operands[k]->dtype()));
   }
-  for (int k = 1; k < fields; ++k) {
+  for (int k = 1; k < fields && rule_.updates_state_first; ++k) {
     kernel.out.add(results[k]);
   }
   Share& share = add_with_gradient(state_, kernel, tensors_.size() - 1, extent, operands);
@@ -143,9 +154,34 @@ void Tensors::add_finish(
   kernel.out.add(results[0]);
   Share& share = finish_.add(kernel, tensors_.size() - 1, extent);
   if (kernel.walk == Walk::strided) {
-    share.layouts.push_back(layout_of_finish(parameter, kernel.in.count()));
+    set_new_slots(share.layouts.emplace_back(layout_of<AnyLayout>(parameter)), kernel.in.count());
   }
   share.records.set_input(share.records.count() - 1, 0, address<void>(parameter));
+}
+
+// The slots are results of the first pass if that updates them.
+void Tensors::add_finish_with_gradient(
+    UpdateKernel kernel,
+    const mx::array* const* operands,
+    const Storages& results,
+    const Extent& extent) {
+  const int fields = results.count();
+  const bool new_slots = rule_.updates_state_first;
+  kernel.pass = Pass::finish_with_gradient;
+  for (int k = 0; k <= fields; ++k) {
+    const bool is_new = new_slots && k > 0 && k < fields;
+    kernel.in.add(is_new ? results[k] : storage_of(operands[k]->dtype()));
+  }
+  for (int k = 0; k < (new_slots ? 1 : fields); ++k) {
+    kernel.out.add(results[k]);
+  }
+  Share& share = add_with_gradient(finish_, kernel, tensors_.size() - 1, extent, operands);
+  if (new_slots && share.kernel.walk == Walk::strided) {
+    set_new_slots(share.layouts.back(), fields);
+  }
+  for (int k = 0; k <= fields; ++k) {
+    share.records.set_input(share.records.count() - 1, k, address<void>(*operands[k]));
+  }
 }
 
 void Tensors::find_functions(const mx::cu::Device& device) {
@@ -184,11 +220,16 @@ void Tensors::place_finish(Share& share, char* scratch, const Buffers& outputs) 
   for (size_t i = 0; i < share.tensors.size(); ++i) {
     const size_t tensor = share.tensors[i];
     const size_t first = tensors_[tensor].position.output;
-    for (int k = 1; k < share.kernel.in.count(); ++k) {
-      share.records.set_input(i, k, address(outputs[first + k]));
+    if (rule_.updates_state_first) {
+      for (int k = 1; k < fields_; ++k) {
+        share.records.set_input(i, k, address(outputs[first + k]));
+      }
     }
-    share.records.set_output(i, 0, address(outputs[first]));
-    share.records.set_output(i, 1, rates_of(tensor, scratch));
+    const int results = share.kernel.out.count();
+    for (int k = 0; k < results; ++k) {
+      share.records.set_output(i, k, address(outputs[first + k]));
+    }
+    share.records.set_output(i, results, rates_of(tensor, scratch));
   }
 }
 

@@ -5,13 +5,24 @@
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
-// The first pass updates the slots and writes each chunk's sums. W, State, Format: formats of the
-// parameter, its slots and the gradient; New: of the new slots.
+template <bool first, typename A, typename B>
+struct Choice {
+  using Type = A;
+};
+
+template <typename A, typename B>
+struct Choice<false, A, B> {
+  using Type = B;
+};
+
+// The first pass writes each chunk's sums and updates the slots, if the rule has it do so. W,
+// State, Format: formats of the parameter, its slots and the gradient; New: of the new slots, or
+// none.
 template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
 struct UpdateState : PassBase<Rule, scaling> {
   using Gradient = Format;
   using Rows = typename List<W>::template Then<State>;
-  using Kept = State;
+  using Kept = typename Choice<FirstPass<Rule>::updates_state, State, List<>>::Type;
   using In = typename Rows::template Then<List<Gradient>>;
   using Out = New;
   // The last output is the address of the chunks' sums.
@@ -36,12 +47,12 @@ struct UpdateState : PassBase<Rule, scaling> {
     for (int lane = 0; lane < count; ++lane) {
       const auto before = take<typename Rule::Element>(x, lane);
       const float g = this->scaled(x[Rows::count][lane]);
-      put(Rule::update_state(before, g, uniforms.hypers, uniforms.scalars), lane, x);
+      put(after_first_pass<Rule>(before, g, uniforms.hypers, uniforms.scalars, 0), lane, x);
       // The second pass reads the stored state, so the sums use that too.
       Out::round_lane(x + first, lane);
       const auto e = take<typename Rule::Element>(x, lane);
       float added[count_of_sums][1];
-      put(Rule::sums(e, uniforms.hypers, uniforms.scalars), 0, added);
+      put(sums_of<Rule>(e, g, uniforms.hypers, uniforms.scalars), 0, added);
 #pragma unroll
       for (int k = 0; k < count_of_sums; ++k) {
         sums[k] += added[k][0];
@@ -95,8 +106,9 @@ MLX_OPT_FN void rates(const Table& table) {
   }
 }
 
-// The second pass updates the parameter from the slots that the first has written. W, State:
-// formats of the parameter and its new slots; New: of the new parameter.
+// The second pass of a rule that does not read the gradient again updates the parameter from the
+// slots that the first has written. W, State: formats of the parameter and its new slots; New: of
+// the new parameter.
 template <typename Rule, typename W, typename State, typename New, Scaling scaling>
 struct Finish : PassBase<Rule, scaling> {
   using Kept = List<W>;
@@ -123,6 +135,48 @@ struct Finish : PassBase<Rule, scaling> {
     for (int lane = 0; lane < count; ++lane) {
       const auto e = take<typename Rule::Element>(x, lane);
       x[0][lane] = Rule::update(e, this->uniforms.hypers, this->uniforms.scalars, rates);
+    }
+  }
+
+  __device__ __forceinline__ void end(const Tensor&, unsigned) {}
+};
+
+// The second pass of a rule that reads the gradient again. W, State, Format: formats of the
+// parameter, of its slots, which are new if the first pass has updated them, and of the gradient;
+// New: of what this pass updates, the parameter or the parameter and its slots.
+template <typename Rule, typename W, typename State, typename Format, typename New, Scaling scaling>
+struct FinishWithGradient : PassBase<Rule, scaling> {
+  using Gradient = Format;
+  using Rows = typename List<W>::template Then<State>;
+  using Kept = typename Choice<FirstPass<Rule>::updates_state, List<W>, Rows>::Type;
+  using In = typename Rows::template Then<List<Gradient>>;
+  using Out = New;
+  // The last output is the address of the tensor's rates.
+  using Tensor = cuda::Tensor<In::count, Out::count + 1>;
+  static constexpr int first = 0;
+
+  const typename Rule::Rates rates;
+
+  __device__ __forceinline__ FinishWithGradient(const float* group_uniforms, const Tensor& tensor)
+      : PassBase<Rule, scaling>(group_uniforms, tensor.group),
+        rates(*static_cast<const typename Rule::Rates*>(tensor.out[Out::count])) {}
+
+  MLX_OPT_FN unsigned block() {
+    return gridDim.x - 1 - blockIdx.x;
+  }
+
+  template <int count>
+  __device__ __forceinline__ void apply(float (&x)[In::count][count]) {
+#pragma unroll
+    for (int lane = 0; lane < count; ++lane) {
+      const auto e = take<typename Rule::Element>(x, lane);
+      const float g = this->scaled(x[Rows::count][lane]);
+      const auto next = Rule::update(e, g, this->uniforms.hypers, this->uniforms.scalars, rates);
+      if constexpr (FirstPass<Rule>::updates_state) {
+        x[0][lane] = next;
+      } else {
+        put(next, lane, x);
+      }
     }
   }
 

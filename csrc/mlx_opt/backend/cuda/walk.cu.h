@@ -71,14 +71,16 @@ struct Walks {
   // Copies the replaced operands to the results if the step is skipped.
   template <int count>
   MLX_OPT_FN void copy_through(const Tensor& tensor, Index i) {
+    if constexpr (Out::count > 0) {
 #pragma unroll 1
-    for (int lane = 0; lane < count; ++lane) {
-      Index at[Out::count];
+      for (int lane = 0; lane < count; ++lane) {
+        Index at[Out::count];
 #pragma unroll
-      for (int k = 0; k < Out::count; ++k) {
-        at[k] = i + lane;
+        for (int k = 0; k < Out::count; ++k) {
+          at[k] = i + lane;
+        }
+        Pass::Kept::template copy_all<Out>(tensor.in + first, at, tensor.out, i + lane);
       }
-      Pass::Kept::template copy_all<Out>(tensor.in + first, at, tensor.out, i + lane);
     }
   }
 

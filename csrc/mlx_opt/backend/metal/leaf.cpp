@@ -119,6 +119,19 @@ bool Leaf::place(const Buffers& outputs) {
   return as_before;
 }
 
+std::vector<char> Leaf::arguments_with_new_slots() const {
+  AnyStrided strided{};
+  std::copy(arguments.begin(), arguments.end(), reinterpret_cast<char*>(&strided));
+  int64_t stride = 1;
+  for (int dim = strided.layout.dims - 1; dim >= 0; --dim) {
+    for (size_t k = 1; k < kernel.operands.out.size(); ++k) {
+      strided.layout.strides[k][dim] = stride;
+    }
+    stride *= strided.layout.shape[dim];
+  }
+  return bytes_of(strided, arguments.size());
+}
+
 std::vector<Place> Leaf::out(const Buffers& outputs) const {
   std::vector<Place> places;
   places.reserve(kernel.operands.out.size());

@@ -38,6 +38,14 @@ struct Leaf {
   /// already.
   bool place(const Buffers& outputs);
 
+  /// True if the operands are walked over by their strides.
+  bool is_strided() const {
+    return kernel.walk == Walk::strided || kernel.walk == Walk::strided_long;
+  }
+
+  /// The arguments of a strided walk over the parameter, the new slots and the gradient.
+  std::vector<char> arguments_with_new_slots() const;
+
   /// The addresses of the tensor's results.
   std::vector<Place> out(const Buffers& outputs) const;
 

@@ -1,5 +1,5 @@
-// The first pass of a rule of two passes: updates the slots and writes what each threadgroup's
-// elements add to the tensor's sums.
+// The first pass of a rule of two passes: writes what each threadgroup's elements add to the
+// tensor's sums, and updates the slots if the rule has it do so.
 #pragma once
 
 namespace mlx_opt {
@@ -22,7 +22,10 @@ MLX_OPT_FN void round_all(List<Formats...>, thread float* x) {
   static_cast<void>(done);
 }
 
-// W: the format of the parameter; State: formats of its slots; Out: of the new slots.
+template <int count>
+MLX_OPT_FN void round_all(List<>, thread float*) {}
+
+// W: the format of the parameter; State: formats of its slots; Out: of the new slots, or none.
 template <
     typename Rule,
     typename W,
@@ -97,6 +100,7 @@ struct UpdateState {
 
  private:
   using Sums = typename Rule::Sums;
+  using Replaced = typename Choice<FirstPass<Rule>::updates_state, State, List<>>::Type;
 
   struct Places {
     ulong of[Of::fields];
@@ -113,20 +117,27 @@ struct UpdateState {
   template <int count>
   MLX_OPT_FN void copy_through(Operands at, Places from, ulong to) {
     for (int lane = 0; lane < count; ++lane) {
-      State::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
+      Replaced::copy(Out{}, at.in + 1, from.of + 1, at.out, to + lane);
       for (uint k = 0; k < Of::fields; ++k) {
         ++from.of[k];
       }
     }
   }
 
+  MLX_OPT_FN float taken(Scale scale, float gradient) {
+    return scaling == Scaling::none ? gradient : scaled(scale, gradient);
+  }
+
   // Returns what the elements add to the sums.
   template <int count>
   MLX_OPT_FN Sums apply(thread float* x, thread const float* g, Uniforms<Rule> uniforms) {
     for (int lane = 0; lane < count; ++lane) {
-      const float gradient = scaling == Scaling::none ? g[lane] : scaled(uniforms.scale, g[lane]);
-      const auto e = Rule::update_state(
-          Of::template element<count>(x, lane), gradient, uniforms.hypers, uniforms.scalars);
+      const auto e = after_first_pass<Rule>(
+          Of::template element<count>(x, lane),
+          taken(uniforms.scale, g[lane]),
+          uniforms.hypers,
+          uniforms.scalars,
+          0);
       thread const float* values = reinterpret_cast<thread const float*>(&e);
       for (uint k = 1; k < Of::fields; ++k) {
         x[k * count + lane] = values[k];
@@ -136,8 +147,11 @@ struct UpdateState {
     round_all<count>(Out{}, x + count);
     float added[Of::sums] = {};
     for (int lane = 0; lane < count; ++lane) {
-      const Sums own =
-          Rule::sums(Of::template element<count>(x, lane), uniforms.hypers, uniforms.scalars);
+      const Sums own = sums_of<Rule>(
+          Of::template element<count>(x, lane),
+          taken(uniforms.scale, g[lane]),
+          uniforms.hypers,
+          uniforms.scalars);
       thread const float* terms = reinterpret_cast<thread const float*>(&own);
       for (uint k = 0; k < Of::sums; ++k) {
         added[k] += terms[k];

@@ -130,5 +130,20 @@ struct List {
   }
 };
 
+template <>
+struct List<> {
+  enum : int { size = 0 };
+
+  template <int count>
+  MLX_OPT_FN void store(device uchar* const thread*, ulong, thread const float*) {}
+
+  MLX_OPT_FN void copy(
+      List,
+      const device uchar* const thread*,
+      thread const ulong*,
+      device uchar* const thread*,
+      ulong) {}
+};
+
 } // namespace MLX_OPT_LEVEL
 } // namespace mlx_opt

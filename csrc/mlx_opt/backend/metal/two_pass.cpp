@@ -19,8 +19,11 @@ namespace {
 
 using Pipeline = MTL::ComputePipelineState*;
 
-// The second pass needs only the parameter's layout.
-Walk second_walk_of(const Leaf& leaf) {
+// A second pass without the gradient needs only the parameter's layout.
+Walk second_walk_of(const TwoPassInfo& rule, const Leaf& leaf) {
+  if (rule.reads_gradient_again) {
+    return leaf.kernel.walk;
+  }
   if (!leaf.parameter) {
     return Walk::flat;
   }
@@ -32,14 +35,18 @@ Walk second_walk_of(const Leaf& leaf) {
 struct Passes {
   Dispatch dispatch; // with the kernel of a whole update
   PassKernel state;
-  PassKernel parameter;
+  PassKernel second;
   Pipeline state_pipeline = nullptr;
-  Pipeline parameter_pipeline = nullptr;
+  Pipeline second_pipeline = nullptr;
 
-  explicit Passes(Dispatch own)
+  Passes(const TwoPassInfo& rule, Dispatch own)
       : dispatch(std::move(own)),
-        state(pass_of(Pass::state, dispatch.kernel, dispatch.kernel.walk)),
-        parameter(pass_of(Pass::parameter, dispatch.kernel, second_walk_of(*dispatch.leaves[0]))) {}
+        state(pass_of(rule, Pass::state, dispatch.kernel, dispatch.kernel.walk)),
+        second(pass_of(
+            rule,
+            second_pass_of(rule),
+            dispatch.kernel,
+            second_walk_of(rule, *dispatch.leaves[0]))) {}
 };
 
 mx::array floats(uint64_t count) {
@@ -86,7 +93,9 @@ class TwoPassStep : public Prepared {
       mx::array& sums,
       const Buffers& outputs);
   void encode_rates(const mx::array& group_uniforms, Scratch& scratch);
-  void encode_parameter(
+  Places second_places_of(const Leaf& leaf, const Buffers& outputs) const;
+  uint64_t set_second_arguments(const Dispatch& dispatch);
+  void encode_second(
       const Passes& passes,
       const mx::array& group_uniforms,
       const mx::array& rates,
@@ -96,6 +105,7 @@ class TwoPassStep : public Prepared {
   mx::metal::Device& device_;
   mx::metal::CommandEncoder& encoder_;
   const RuleInfo& rule_;
+  const TwoPassInfo& passes_of_rule_;
   std::vector<Leaf> leaves_;
   std::vector<Passes> passes_;
   Pipeline rates_pipeline_ = nullptr;
@@ -111,6 +121,7 @@ TwoPassStep::TwoPassStep(
       device_(mx::metal::device(stream.device)),
       encoder_(mx::metal::get_command_encoder(stream)),
       rule_(info(spec.rule)),
+      passes_of_rule_(two_pass_info(spec.rule)),
       leaves_(leaves_of(spec, inputs, dtypes)) {
   if (!leaves_.empty()) {
     find_passes();
@@ -123,14 +134,15 @@ TwoPassStep::TwoPassStep(
 // Compiles the kernels, and throws the compiler's error.
 void TwoPassStep::find_passes() {
   passes_.clear();
-  for (Dispatch& dispatch : dispatches_over(leaves_, max_per_pass)) {
-    Passes own(std::move(dispatch));
+  const auto room = [&](const Operands& step) { return max_per_pass(passes_of_rule_, step); };
+  for (Dispatch& dispatch : dispatches_over(leaves_, room)) {
+    Passes own(passes_of_rule_, std::move(dispatch));
     const auto same = std::find_if(passes_.begin(), passes_.end(), [&](const Passes& other) {
-      return other.state == own.state && other.parameter == own.parameter;
+      return other.state == own.state && other.second == own.second;
     });
     const bool known = same != passes_.end();
     own.state_pipeline = known ? same->state_pipeline : pipeline(own.state, device_);
-    own.parameter_pipeline = known ? same->parameter_pipeline : pipeline(own.parameter, device_);
+    own.second_pipeline = known ? same->second_pipeline : pipeline(own.second, device_);
     passes_.push_back(std::move(own));
   }
 }
@@ -141,6 +153,9 @@ void TwoPassStep::encode_state(
     mx::array& sums,
     const Buffers& outputs) {
   const auto places_of = [&](const Leaf& leaf) {
+    if (!passes_of_rule_.updates_state_first) {
+      return Places{leaf.in, {}};
+    }
     Places places{leaf.in, leaf.out(outputs)};
     places.out.erase(places.out.begin());
     return places;
@@ -162,28 +177,47 @@ void TwoPassStep::encode_rates(const mx::array& group_uniforms, Scratch& scratch
   encoder_.dispatch_threadgroups(MTL::Size(scratch.shares.size(), 1, 1), MTL::Size(threads, 1, 1));
 }
 
-void TwoPassStep::encode_parameter(
+Places TwoPassStep::second_places_of(const Leaf& leaf, const Buffers& outputs) const {
+  if (!passes_of_rule_.updates_state_first) {
+    return {leaf.in, leaf.out(outputs)};
+  }
+  Places places{leaf.out(outputs), {}};
+  places.out.push_back(std::exchange(places.in[0], leaf.in[0]));
+  if (passes_of_rule_.reads_gradient_again) {
+    places.in.push_back(leaf.in.back());
+  }
+  return places;
+}
+
+// Returns the number of threadgroups.
+uint64_t TwoPassStep::set_second_arguments(const Dispatch& dispatch) {
+  const Leaf& leaf = *dispatch.leaves[0];
+  if (passes_of_rule_.reads_gradient_again) {
+    if (passes_of_rule_.updates_state_first && leaf.is_strided()) {
+      encoder_.set_vector_bytes(leaf.arguments_with_new_slots(), arguments_slot);
+      return leaf.threadgroups;
+    }
+    return set_arguments(encoder_, dispatch);
+  }
+  if (leaf.parameter) {
+    encoder_.set_bytes(*leaf.parameter, arguments_slot);
+    return chunks_of(leaf.size);
+  }
+  return set_pack(encoder_, dispatch);
+}
+
+void TwoPassStep::encode_second(
     const Passes& passes,
     const mx::array& group_uniforms,
     const mx::array& rates,
     const Buffers& outputs) {
   const Dispatch& dispatch = passes.dispatch;
-  const auto places_of = [&](const Leaf& leaf) {
-    Places places{leaf.out(outputs), {}};
-    places.out.push_back(std::exchange(places.in[0], leaf.in[0]));
-    return places;
-  };
-  encoder_.set_compute_pipeline_state(passes.parameter_pipeline);
+  const auto places_of = [&](const Leaf& leaf) { return second_places_of(leaf, outputs); };
+  encoder_.set_compute_pipeline_state(passes.second_pipeline);
   encoder_.set_input_array(group_uniforms, uniforms_slot);
   encoder_.set_input_array(rates, rates_slot);
-  uint64_t groups = 0;
-  if (const auto& layout = dispatch.leaves[0]->parameter) {
-    encoder_.set_bytes(*layout, arguments_slot);
-    groups = chunks_of(layout->size);
-  } else {
-    groups = set_pack(encoder_, dispatch);
-  }
-  set_operands(encoder_, passes.parameter.update, dispatch, places_of, pass_operands_slot);
+  const uint64_t groups = set_second_arguments(dispatch);
+  set_operands(encoder_, passes.second.update, dispatch, places_of, pass_operands_slot);
   encoder_.dispatch_threadgroups(MTL::Size(groups, 1, 1), MTL::Size(threads, 1, 1));
 }
 
@@ -197,7 +231,7 @@ void TwoPassStep::encode(
     encode_rates(group_uniforms, own);
   }
   for (size_t k = 0; k < passes_.size(); ++k) {
-    encode_parameter(passes_[k], group_uniforms, scratch[k].rates, outputs);
+    encode_second(passes_[k], group_uniforms, scratch[k].rates, outputs);
   }
 }
 

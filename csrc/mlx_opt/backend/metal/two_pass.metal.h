@@ -1,6 +1,7 @@
 // The kernels of a rule of two passes over each tensor, generic over the rule and the storage of
-// each operand: common code, the tensor's rates, and the second pass, which updates the parameter.
-// The first pass is in state_pass.metal.h.
+// each operand: common code, the tensor's rates, and the second pass of a rule that does not read
+// the gradient again. The first pass is in state_pass.metal.h, the second pass of other rules in
+// gradient_pass.metal.h.
 #pragma once
 
 namespace mlx_opt {
@@ -9,6 +10,16 @@ namespace MLX_OPT_LEVEL {
 using metal::Share;
 using metal::Strided;
 using metal::Tensor;
+
+template <bool first, typename A, typename B>
+struct Choice {
+  using Type = A;
+};
+
+template <typename A, typename B>
+struct Choice<false, A, B> {
+  using Type = B;
+};
 
 // The number of floats of a struct.
 template <typename T>

@@ -3,16 +3,17 @@
 #pragma once
 
 #include "mlx_opt/backend/metal/kernel_source.h"
+#include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::metal {
 
-/// The passes: `state` updates the slots and writes sums, `parameter` updates the parameter with
-/// the rates.
-enum class Pass : uint8_t { state, parameter };
+/// The passes: `state` writes sums, and updates the slots if the rule has it do so; the second one
+/// updates what is left with the rates: `parameter` from the new slots, `gradient` from the
+/// gradient too.
+enum class Pass : uint8_t { state, parameter, gradient };
 
 /// One pass over tensors. `update`: the key of a whole update, but with only the operands that the
-/// pass reads and writes. In the strided pass over a parameter the slots have the layout of the
-/// results.
+/// pass reads and writes. In a strided second pass new slots have the layout of the results.
 struct PassKernel {
   Pass pass;
   UpdateKernel update;
@@ -27,13 +28,18 @@ struct RatesKernel {
   bool operator==(const RatesKernel&) const = default;
 };
 
+/// The second pass of a rule.
+inline Pass second_pass_of(const TwoPassInfo& rule) {
+  return rule.reads_gradient_again ? Pass::gradient : Pass::parameter;
+}
+
 /// The kernel of a pass of a step. `step`: the kernel of the step if it were a single update.
 /// `walk`: of the pass.
-PassKernel pass_of(Pass pass, UpdateKernel step, Walk walk);
+PassKernel pass_of(const TwoPassInfo& rule, Pass pass, UpdateKernel step, Walk walk);
 
 /// The maximum number of tensors for which a dispatch of either pass has slots; throws as
 /// max_per_pack.
-int max_per_pass(const Operands& step);
+int max_per_pass(const TwoPassInfo& rule, const Operands& step);
 
 /// As for UpdateKernel.
 std::string name(const PassKernel& kernel);

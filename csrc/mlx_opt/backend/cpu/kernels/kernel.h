@@ -64,8 +64,8 @@ struct Kernel {
 
   // The rest is for a rule of two passes, which has no `run`.
 
-  /// The first pass: updates the state of the elements [begin, end) and returns what they add to
-  /// the sums.
+  /// The first pass: updates the state of the elements [begin, end), if the rule has it do so, and
+  /// adds to the sums.
   void (*sum)(
       const Tensor& tensor,
       int64_t begin,
@@ -76,13 +76,14 @@ struct Kernel {
       double* sums);
   /// Computes a tensor's rates from its sums.
   void (*rates)(const double* sums, const float* hypers, const float* scalars, float* rates);
-  /// The second pass: updates the parameter's elements [begin, end) after all state is updated.
+  /// The second pass: updates what the first one has not of the elements [begin, end).
   void (*finish)(
       const Tensor& tensor,
       int64_t begin,
       int64_t end,
       const float* hypers,
       const float* scalars,
+      Scale scale,
       const float* rates);
 };
 

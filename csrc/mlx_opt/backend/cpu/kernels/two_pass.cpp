@@ -1,10 +1,14 @@
 // All rules of two passes for one instruction set; compiled as elementwise.cpp is.
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
+#include "mlx_opt/rules/passes.h"
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
+
+// In the place of a field that the first pass does not read.
+alignas(64) constexpr float unread[block] = {};
 
 template <typename Rule>
 struct TwoPass {
@@ -16,6 +20,8 @@ struct TwoPass {
 
   static constexpr int fields = fields_of<Rule>;
   static constexpr int sums = sizeof(Sums) / sizeof(float);
+  static constexpr bool updates_state_first = FirstPass<Rule>::updates_state;
+  static constexpr bool reads_gradient_again = SecondPass<Rule>::reads_gradient;
   static_assert(sums <= max_sums && sizeof(Rates) <= max_sums * sizeof(float));
 
   // The scalars that all elements of a tensor share.
@@ -38,21 +44,43 @@ struct TwoPass {
       Scale scale,
       double* totals) {
     const Uniforms uniforms(hypers, scalars);
+    for_each_block(tensor, begin, end, [&](int64_t first, int64_t count, const float* gradient) {
+      sum_block(tensor, first, count, gradient, uniforms, scale, totals);
+    });
+  }
+
+  // Calls `visit(begin, count, gradient)` for parts of at most `block` elements. `gradient`: the
+  // gradient's values if they are already loaded, else null.
+  template <typename Visit>
+  static void for_each_block(const Tensor& tensor, int64_t begin, int64_t end, const Visit& visit) {
     if (cpu::is_transposed(tensor.in[fields])) {
-      const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
-        sum_block(tensor, first, count, gradient, uniforms, scale, totals);
-      };
       for_each_row_of_panels(tensor.in[fields], begin, end, visit);
       return;
     }
     for (; begin < end; begin += block) {
       const int64_t count = end - begin < block ? end - begin : block;
-      sum_block(tensor, begin, count, nullptr, uniforms, scale, totals);
+      visit(begin, count, nullptr);
     }
   }
 
-  // Updates the state of at most `block` elements and adds to the sums. `gradient`: the gradient's
-  // values if they are already loaded, else null.
+  // The gradient's values, which are clipped if that is to be done; they are still to be scaled if
+  // `scale` has a factor then. `loaded`: the values if they are already loaded, else null.
+  static const float* load_gradient(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t count,
+      const float* loaded,
+      Scale& scale,
+      float* buffer) {
+    const float* gradient = loaded ? loaded : load(tensor.in[fields], begin, count, buffer);
+    if (scale.bound != infinity()) {
+      gradient = clipped(scale, gradient, count, buffer);
+      scale.factor = 1.0f;
+    }
+    return gradient;
+  }
+
+  // Updates the state of at most `block` elements and adds to the sums.
   static void sum_block(
       const Tensor& tensor,
       int64_t begin,
@@ -63,30 +91,28 @@ struct TwoPass {
       double* totals) {
     alignas(64) float buffers[fields + 1][block];
     const float* in[fields + 1];
-    float* out[fields];
     for (int k = 0; k < fields; ++k) {
-      in[k] = load(tensor.in[k], begin, count, buffers[k]);
+      const bool is_read = FirstPassReads<Rule>::fields >> k & 1;
+      in[k] = is_read ? load(tensor.in[k], begin, count, buffers[k]) : unread;
     }
-    in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
-    if (scale.bound != infinity()) {
-      in[fields] = clipped(scale, in[fields], count, buffers[fields]);
-      scale.factor = 1.0f;
-    }
-    for (int k = 1; k < fields; ++k) {
-      out[k] = place(tensor.out[k], begin, buffers[k]);
-    }
-    for (int64_t i = 0; i < count; i += lanes) {
-      update_state(in, out, i, valid_lanes(count - i), uniforms, scale.factor);
-    }
-    // The second pass computes the direction from the stored state, so the sums use that too.
-    const float* now[fields] = {in[0]};
-    for (int k = 1; k < fields; ++k) {
-      store(tensor.out[k], begin, count, buffers[k]);
-      now[k] = load(tensor.out[k], begin, count, buffers[k]);
+    in[fields] = load_gradient(tensor, begin, count, gradient, scale, buffers[fields]);
+    if constexpr (updates_state_first) {
+      float* out[fields];
+      for (int k = 1; k < fields; ++k) {
+        out[k] = place(tensor.out[k], begin, buffers[k]);
+      }
+      for (int64_t i = 0; i < count; i += lanes) {
+        update_state(in, out, i, valid_lanes(count - i), uniforms, scale.factor);
+      }
+      // The second pass computes the direction from the stored state, so the sums use that too.
+      for (int k = 1; k < fields; ++k) {
+        store(tensor.out[k], begin, count, buffers[k]);
+        in[k] = load(tensor.out[k], begin, count, buffers[k]);
+      }
     }
     alignas(64) float partial[sums][lanes] = {};
     for (int64_t i = 0; i < count; i += lanes) {
-      add_sums(now, i, valid_lanes(count - i), uniforms, partial);
+      add_sums(in, i, valid_lanes(count - i), uniforms, scale.factor, partial);
     }
     for (int k = 0; k < sums; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
@@ -123,18 +149,20 @@ struct TwoPass {
   }
 
   MLX_OPT_FN void add_sums(
-      const float* const (&now)[fields],
+      const float* const (&now)[fields + 1],
       int64_t i,
       int valid,
       const Uniforms& uniforms,
+      float scale,
       float (&partial)[sums][lanes]) {
-    float from[fields][lanes] = {};
+    float from[fields + 1][lanes] = {};
     float added[sums][lanes];
-    for (int k = 0; k < fields; ++k) {
+    for (int k = 0; k <= fields; ++k) {
       copy_lanes(now[k] + i, from[k], valid);
     }
     for (int lane = 0; lane < lanes; ++lane) {
-      put(added, lane, Rule::sums(take<Element>(from, lane), uniforms.h, uniforms.s));
+      const float g = scale * from[fields][lane];
+      put(added, lane, sums_of<Rule>(take<Element>(from, lane), g, uniforms.h, uniforms.s));
     }
     for (int k = 0; k < sums; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
@@ -169,43 +197,83 @@ struct TwoPass {
       int64_t end,
       const float* hypers,
       const float* scalars,
+      Scale scale,
       const float* rates) {
     const Uniforms uniforms(hypers, scalars);
     Rates r;
     __builtin_memcpy(&r, rates, sizeof r);
-    for (; begin < end; begin += block) {
-      const int64_t count = end - begin < block ? end - begin : block;
-      finish_block(tensor, begin, count, uniforms, r);
+    const auto finish = [&](int64_t first, int64_t count, const float* gradient) {
+      finish_block(tensor, first, count, gradient, uniforms, scale, r);
+    };
+    if constexpr (reads_gradient_again) {
+      for_each_block(tensor, begin, end, finish);
+    } else {
+      for (; begin < end; begin += block) {
+        finish(begin, end - begin < block ? end - begin : block, nullptr);
+      }
     }
   }
 
-  // Reads the state from where the first pass wrote it.
+  // Reads the state from where the first pass wrote it, if it did.
   static void finish_block(
       const Tensor& tensor,
       int64_t begin,
       int64_t count,
+      const float* gradient,
       const Uniforms& uniforms,
+      Scale scale,
       const Rates& rates) {
-    alignas(64) float buffers[fields][block];
-    const float* in[fields];
+    constexpr int inputs = reads_gradient_again ? fields + 1 : fields;
+    constexpr int results = updates_state_first ? 1 : fields;
+    alignas(64) float buffers[inputs][block];
+    const float* in[inputs];
+    float* out[results];
     in[0] = load(tensor.in[0], begin, count, buffers[0]);
     for (int k = 1; k < fields; ++k) {
-      in[k] = load(tensor.out[k], begin, count, buffers[k]);
+      const Operand& state = updates_state_first ? tensor.out[k] : tensor.in[k];
+      in[k] = load(state, begin, count, buffers[k]);
     }
-    float* out = place(tensor.out[0], begin, buffers[0]);
+    if constexpr (reads_gradient_again) {
+      in[fields] = load_gradient(tensor, begin, count, gradient, scale, buffers[fields]);
+    }
+    for (int k = 0; k < results; ++k) {
+      out[k] = place(tensor.out[k], begin, buffers[k]);
+    }
     for (int64_t i = 0; i < count; i += lanes) {
-      const int valid = valid_lanes(count - i);
-      float from[fields][lanes] = {};
-      float to[lanes];
-      for (int k = 0; k < fields; ++k) {
-        copy_lanes(in[k] + i, from[k], valid);
-      }
-      for (int lane = 0; lane < lanes; ++lane) {
-        to[lane] = Rule::update(take<Element>(from, lane), uniforms.h, uniforms.s, rates);
-      }
-      copy_lanes(to, out + i, valid);
+      update(in, out, i, valid_lanes(count - i), uniforms, scale.factor, rates);
     }
-    store(tensor.out[0], begin, count, buffers[0]);
+    for (int k = 0; k < results; ++k) {
+      store(tensor.out[k], begin, count, buffers[k]);
+    }
+  }
+
+  template <int inputs, int results>
+  MLX_OPT_FN void update(
+      const float* const (&in)[inputs],
+      float* const (&out)[results],
+      int64_t i,
+      int valid,
+      const Uniforms& uniforms,
+      float scale,
+      const Rates& rates) {
+    float from[inputs][lanes] = {};
+    float to[results][lanes];
+    for (int k = 0; k < inputs; ++k) {
+      copy_lanes(in[k] + i, from[k], valid);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      const auto e = take<Element>(from, lane);
+      if constexpr (!reads_gradient_again) {
+        to[0][lane] = Rule::update(e, uniforms.h, uniforms.s, rates);
+      } else if constexpr (updates_state_first) {
+        to[0][lane] = Rule::update(e, scale * from[fields][lane], uniforms.h, uniforms.s, rates);
+      } else {
+        put(to, lane, Rule::update(e, scale * from[fields][lane], uniforms.h, uniforms.s, rates));
+      }
+    }
+    for (int k = 0; k < results; ++k) {
+      copy_lanes(to[k], out[k] + i, valid);
+    }
   }
 };
 

@@ -1,0 +1,87 @@
+"""Finds out whether all members of a group train the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import mlx.core as mx
+
+from .._built import VERSION
+from .exchange import Members
+from .plan import Leaf
+
+
+def facts_of(
+    optimizers: list[Any], leaves: list[Leaf], dtypes: dict[str, mx.Dtype], bucket_size: int
+) -> dict[str, str]:
+    """What must be the same on all members, by names for messages. `dtypes`: the gradients'."""
+    mlx: str = mx.__version__  # type: ignore[attr-defined]
+    facts = {"mlx_opt": VERSION, "mlx": mlx, "bucket_size": str(bucket_size)}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        here = f"{name} ({len(facts)})" if name in facts else name
+        facts[here] = ", ".join(
+            [
+                *(f"{key}={_text(value)}" for key, value in optimizer._values().items()),
+                *(f"group {group.label}" for group in optimizer.groups),
+            ]
+        )
+        facts[f"the step of {here}"] = _text(optimizer.step)
+    for leaf in leaves:
+        rows = " divided into rows" if leaf.split else ""
+        dtype = str(leaf.dtype).removeprefix("mlx.core.")
+        gradient = str(dtypes[leaf.path]).removeprefix("mlx.core.")
+        facts[leaf.path or "the parameter"] = (
+            f"{dtype} {list(leaf.shape)}{rows}, updated by optimizer {leaf.share}, "
+            f"with a gradient of {gradient}"
+        )
+    return facts
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, mx.array):
+        return str(value)
+    try:
+        return str(value.item())
+    except ValueError:  # traced, or no number
+        return "an array"
+
+
+def check_agreement(members: Members, facts: dict[str, str]) -> None:
+    """Compare facts, by what they are of, with those of the other members.
+
+    One small collective operation if they agree. It is evaluated at once.
+
+    Raises:
+        RuntimeError: They differ. All members raise it; the message names what differs and where.
+    """
+    digest = hashlib.sha256(json.dumps(facts).encode()).digest()
+    mine = mx.array(list(digest), mx.uint8).reshape(1, -1)
+    digests: Any = mx.distributed.all_gather(mine, group=members.group).tolist()
+    if any(each != digests[0] for each in digests):
+        raise RuntimeError(_difference([json.loads(text) for text in gather_texts(members, facts)]))
+
+
+def gather_texts(members: Members, value: Any) -> list[str]:
+    """A value of each member, as JSON."""
+    data = json.dumps(value).encode()
+    sizes: Any = mx.distributed.all_gather(mx.array([len(data)]), group=members.group).tolist()
+    padded = mx.array(list(data.ljust(max(sizes))), mx.uint8).reshape(1, -1)
+    rows: Any = mx.distributed.all_gather(padded, group=members.group).tolist()
+    return [bytes(row).decode() for row in rows]
+
+
+def _difference(facts: list[dict[str, str]]) -> str:
+    begin = "Sharded: the members of the group differ: "
+    first = facts[0]
+    for member, other in enumerate(facts):
+        for name in [*first, *other]:
+            if first.get(name) != other.get(name):
+                return (
+                    f"{begin}{name} is {first.get(name, 'missing')} on member 0, "
+                    f"{other.get(name, 'missing')} on member {member}"
+                )
+    member = next(i for i, each in enumerate(facts) if list(each) != list(first))
+    return f"{begin}the parameters of member {member} are in another order than those of member 0"

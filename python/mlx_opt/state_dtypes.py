@@ -1,0 +1,129 @@
+"""The option `state_dtype`: the dtypes of an optimizer's state, as the program chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from .descriptions import BY_RULE, STORAGE, Slot, of_optimizer, result_dtypes
+
+NAME = "state_dtype"
+
+Formula = Callable[[mx.array, mx.array, Any], mx.array]
+
+Formats = tuple[tuple[str, str], ...]
+"""For slots by name the names of their dtypes."""
+
+
+def named(given: Any) -> Any:
+    """The option with names for dtypes, which can be copied and pickled."""
+    if isinstance(given, Mapping):
+        return {slot: named(dtype) for slot, dtype in given.items()}
+    if not isinstance(given, mx.Dtype):
+        return given
+    names = [name for name, dtype in STORAGE.items() if dtype == given]
+    return names[0] if names else given
+
+
+def formats_of(name: str, optimizer: str, given: Any) -> Formats | None:
+    """The formats of the slots of an optimizer's rules; None if nothing is given.
+
+    `name`: for errors. `optimizer`: the name in the rules' descriptions.
+
+    A dtype for all slots leaves those as they are that the rule stores in float32; a slot that is
+    named is stored as it is said.
+
+    Raises:
+        TypeError: A dtype is neither a dtype nor the name of one.
+        ValueError: There is no such format, or no such slot.
+    """
+    if given is None:
+        return None
+    slots = {slot.name: slot for rule in of_optimizer(optimizer) for slot in rule.slots}
+    if not isinstance(given, Mapping):
+        format = _format_from(name, given)
+        return tuple((slot.name, format) for slot in slots.values() if slot.format == "promoted")
+    for each in given:
+        if each not in slots:
+            known = ", ".join(slots) or "no state"
+            raise ValueError(f"{name}: {NAME}: there is no {each!r}; it has {known}")
+    return tuple((each, _format_from(name, dtype)) for each, dtype in given.items())
+
+
+def _format_from(optimizer: str, given: Any) -> str:
+    name = named(given)
+    if isinstance(name, str) and name in STORAGE:
+        return name
+    if not isinstance(given, (mx.Dtype, str)):
+        raise TypeError(
+            f"{optimizer}: {NAME}: expected a dtype, its name, or a dict of these by the names of "
+            f"slots, got {type(given).__name__}"
+        )
+    *formats, last = STORAGE
+    shown = repr(given) if isinstance(given, str) else given
+    raise ValueError(f"{optimizer}: {NAME}: expected {', '.join(formats)} or {last}, got {shown}")
+
+
+def with_formats(slots: tuple[Slot, ...], formats: Formats | None) -> tuple[Slot, ...]:
+    """The slots with these formats in place of their own."""
+    if formats is None:
+        return slots
+    own = dict(formats)
+    return tuple(slot._replace(format=own.get(slot.name, slot.format)) for slot in slots)
+
+
+def begin(optimizer: Any, parameter: mx.array, state: dict) -> None:
+    """Initialize the state of a parameter, with the dtypes that the program chooses."""
+    optimizer.init_single(parameter, state)
+    if optimizer.state_dtype is None:
+        return
+    values = optimizer._values()
+    for slot in optimizer._forms.form_of(values).slots_as_stored(values):
+        x = state.get(slot.name)
+        if isinstance(x, mx.array) and slot.format != "promoted":
+            state[slot.name] = x.astype(slot.dtype_for(parameter.dtype))
+
+
+def stored(optimizer: Any, formula: Formula, values: dict[str, Any]) -> Formula:
+    """A formula of an optimizer whose results have the dtypes that the program chooses.
+
+    `values`: of the optimizer's attributes.
+    """
+    if values.get(NAME) is None:
+        return formula
+    program, hypers = optimizer._program_of(values)
+    slots = optimizer._forms.form_of(values).slots_as_stored(values)
+    return StoredFormula(formula, slots, BY_RULE[program.rule].is_coupled(hypers))
+
+
+class StoredFormula:
+    """A formula whose results have the dtypes that the program chooses, as the primitives' have.
+
+    It computes in float32. Arrays that the primitives could not store are left to the formula.
+    """
+
+    def __init__(self, formula: Formula, slots: tuple[Slot, ...], coupled: bool) -> None:
+        """`slots`: with their formats. `coupled`: see `result_dtypes`."""
+        self.formula = formula
+        self._slots = slots
+        self._coupled = coupled
+
+    def with_formula(self, formula: Formula) -> StoredFormula:
+        return StoredFormula(formula, self._slots, self._coupled)
+
+    def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        names = [slot.name for slot in self._slots if not slot.idle and slot.name in state]
+        slots = [slot for slot in self._slots if slot.name in names]
+        arrays = [parameter, *(state[name] for name in names), gradient]
+        dtypes = [x.dtype if isinstance(x, mx.array) else None for x in arrays]
+        if any(dtype not in STORAGE.values() for dtype in dtypes):
+            return self.formula(gradient, parameter, state)
+        results = result_dtypes(slots, arrays, self._coupled, keeps_parameter=True)
+        wide = [x.astype(mx.float32) for x in arrays]
+        state.update(zip(names, wide[1:-1], strict=True))
+        updated = self.formula(wide[-1], wide[0], state)
+        for name, dtype in zip(names, results[1:], strict=True):
+            state[name] = state[name].astype(dtype)
+        return updated.astype(results[0])

@@ -1,0 +1,253 @@
+"""`Sharded`: the division among members, a group of one, what is refused; and, in processes that
+MLX's launcher starts, all that takes several."""
+
+import copy
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_opt
+from cases import assert_close, normal
+from mlx_opt import descriptions
+from mlx_opt.sharding.plan import Leaf, Plan
+
+PROGRAMS = Path(__file__).with_name("distributed")
+LAUNCH = "from mlx._distributed_utils.launch import main; main()"
+
+
+def free_ports(count):
+    """The first of consecutive ports that are free now."""
+    for first in range(20000 + os.getpid() % 10000, 60000, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as server:
+                    server.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise OSError("no free ports")
+
+
+def launch(members, program, *arguments, timeout):
+    """Run a program in several processes; one that hangs is an error. Returns output and status."""
+    command = [sys.executable, "-c", LAUNCH, "--backend", "ring", "-n", str(members)]
+    command += ["--starting-port", str(free_ports(members)), "--"]
+    command += [sys.executable, str(PROGRAMS / program), *map(str, arguments)]
+    reader, writer = os.pipe()  # the launcher spins if its input is at its end
+    process = subprocess.Popen(
+        command,
+        stdin=reader,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"it hangs: {process.communicate()[0]}") from None
+    finally:
+        os.close(reader)
+        os.close(writer)
+    return output
+
+
+needs_ring = pytest.mark.skipif(
+    not mx.distributed.is_available("ring") or not PROGRAMS.is_dir(),
+    reason="MLX has no ring backend, or the programs are not beside the tests",
+)
+
+
+@needs_ring
+@pytest.mark.parametrize("members", [2, 3, 4])
+def test_members_train_as_one_process_does(members, tmp_path):
+    output = launch(members, "run.py", tmp_path, timeout=240)
+    for member in range(members):
+        assert f"member {member} of {members}: all cases passed" in output, output
+
+
+def gpt2():
+    shapes = [("wte", (50257, 768)), ("wpe", (1024, 768))]
+    for i in range(12):
+        shapes += [
+            (f"h.{i}.attn", (2304, 768)),
+            (f"h.{i}.bias", (2304,)),
+            (f"h.{i}.proj", (768, 768)),
+            (f"h.{i}.up", (3072, 768)),
+            (f"h.{i}.down", (768, 3072)),
+        ]
+    return shapes
+
+
+def planned(members, shapes, whole=False, dtype=mx.float32):
+    plan = Plan(members)
+    plan.extend([Leaf(path, shape, dtype, 0, whole, False) for path, shape in shapes])
+    return plan
+
+
+def loads(plan):
+    return [
+        sum(plan.range_of(path, member).size for path in plan.leaves)
+        for member in range(plan.members)
+    ]
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 512])
+def test_elements_are_balanced(members):
+    plan = planned(members, gpt2())
+    assert max(loads(plan)) <= 1.02 * sum(loads(plan)) / members
+
+
+def test_tensors_are_given_to_the_least_loaded_the_largest_first():
+    plan = planned(4, gpt2(), whole=True)
+    embedding, total = 50257 * 768, sum(loads(plan))
+    assert loads(plan)[0] == embedding > total / 4  # alone
+    assert max(loads(plan)[1:]) < 1.1 * (total - embedding) / 3
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize("bytes_of_a_round", [1, 40, 1000])
+def test_rounds_exchange_each_element_once(members, whole, bytes_of_a_round):
+    shapes = [("a", (3, 4)), ("b", ()), ("c", (0, 2)), ("d", (17,)), ("e", (2,))]
+    plan = planned(members, shapes, whole)
+    seen = {path: [] for path, _ in shapes}
+    for round in plan.rounds(seen, bytes_of_a_round):
+        assert len(round.segments) == members
+        assert 0 < round.length <= max(1, bytes_of_a_round // (4 * members))
+        for member, segments in enumerate(round.segments):
+            assert sum(each.stop - each.start for each in segments) <= round.length
+            for path, start, stop in segments:
+                own = plan.range_of(path, member)
+                assert own.start <= start < stop <= own.stop
+                seen[path] += range(start, stop)
+    for path, leaf in plan.leaves.items():
+        assert sorted(seen[path]) == list(range(leaf.size))
+
+
+@pytest.mark.parametrize("name", descriptions.OPTIMIZERS)
+def test_every_optimizer_can_be_divided(name):
+    assert "member 0 of 1" in repr(mlx_opt.Sharded(getattr(mlx_opt, name)(learning_rate=0.1)))
+
+
+def test_a_group_of_one_does_what_the_optimizer_does():
+    models = nn.Linear(4, 3), nn.Linear(4, 3)
+    g = {"weight": normal(3, 4, seed=1), "bias": normal(3, seed=2)}
+    models[1].update(models[0].parameters())
+    plain, divided = mlx_opt.AdamW(0.1), mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    divided.init(models[1])
+    weight = models[1].weight
+    mx.eval(g, weight)
+    del weight
+    for _ in range(3):
+        plain.update(models[0], g, max_norm=0.5)
+        divided.update(models[1], g, max_norm=0.5)
+    assert_close(models[0].parameters(), models[1].parameters(), 0)
+    assert divided.grad_norm.item() == plain.grad_norm.item()
+    w = divided.apply_gradients(g, models[1].parameters(), skip_nonfinite=True)
+    assert w["bias"].shape == (3,) and divided.skipped.item() == 0
+    divided.learning_rate = 0.5
+    assert divided.optimizer.learning_rate.item() == 0.5
+    assert divided.state is divided.optimizer.state
+    assert dict(tree_flatten(divided.state)).keys() == dict(tree_flatten(plain.state)).keys() | {
+        "mlx_opt.skipped"
+    }
+
+
+class Hooked(mlx_opt.SGD):
+    def apply_single(self, gradient, parameter, state):
+        return parameter
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: mlx_opt.Sharded(object()),
+            TypeError,
+            "Sharded: expected an optimizer of mlx_opt, got object",
+        ),
+        (
+            lambda: mlx_opt.Sharded(mlx_opt.Sharded(mlx_opt.SGD(0.1))),
+            TypeError,
+            "Sharded: expected an optimizer of mlx_opt, got Sharded",
+        ),
+        (
+            lambda: mlx_opt.Sharded(Hooked(0.1)),
+            TypeError,
+            "Sharded: Hooked has its own step, which cannot be divided",
+        ),
+        (
+            lambda: mlx_opt.Sharded(mlx_opt.SGD(0.1), bucket_size=0),
+            ValueError,
+            "Sharded: bucket_size: expected more than 0, got 0",
+        ),
+        (
+            lambda: mlx_opt.MultiOptimizer([mlx_opt.Sharded(mlx_opt.SGD(0.1))]),
+            TypeError,
+            "Sharded cannot be a part of another optimizer: divide that instead",
+        ),
+        (
+            lambda: mlx_opt.Muon(0.1, fallback=mlx_opt.Sharded(mlx_opt.SGD(0.1))),
+            TypeError,
+            "Sharded cannot be a part of another optimizer: divide that instead",
+        ),
+        (
+            lambda: pickle.dumps(mlx_opt.Sharded(mlx_opt.SGD(0.1))),
+            TypeError,
+            "Sharded cannot be pickled, because a group of processes cannot",
+        ),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(make, error, message):
+    with pytest.raises(error) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error", "message"),
+    [
+        ({"a": {"w": mx.ones(2)}}, ValueError, "a.w: gradient (2,), parameter (3,)"),
+        ({"b": mx.ones(2)}, KeyError, "b: there is a gradient but no parameter"),
+        ({"a": {"w": 1.0}}, TypeError, "a.w: gradient must be an mlx.core.array, got float"),
+    ],
+)
+def test_a_gradient_that_does_not_fit_changes_nothing(gradients, error, message):
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    before = dict(optimizer.state)
+    for call in (optimizer.apply_gradients, optimizer.check):
+        with pytest.raises(error) as caught:
+            call(gradients, {"a": {"w": mx.ones(3)}})
+        assert caught.value.args[0] == message
+    assert optimizer.state == before
+
+
+def test_a_copy_shares_the_group():
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    w = optimizer.apply_gradients({"w": mx.ones(2)}, {"w": mx.ones(2)})
+    twin = copy.deepcopy(optimizer)
+    twin.apply_gradients({"w": mx.ones(2)}, w)
+    assert (optimizer.step.item(), twin.step.item()) == (1, 2)
+
+
+def test_accumulation_is_refused():
+    message = "^Sharded: an optimizer with accumulate is not supported$"
+    with pytest.raises(ValueError, match=message):
+        mlx_opt.Sharded(mlx_opt.AdamW(0.1, accumulate=2))
+    optimizer, w = mlx_opt.Sharded(mlx_opt.AdamW(0.1)), {"w": mx.ones(2)}
+    message = "^Sharded: normalizer is not supported: divide the gradients by it$"
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply_gradients({"w": mx.ones(2)}, w, normalizer=2.0)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(nn.Linear(1, 2), {"bias": mx.ones(2)}, normalizer=2.0)
