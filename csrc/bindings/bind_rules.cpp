@@ -35,6 +35,19 @@ nb::dict next_kept(
   return kept;
 }
 
+MasterWeights masters_from(const std::optional<std::string>& name) {
+  if (!name) {
+    return MasterWeights::none;
+  }
+  if (*name == "float32") {
+    return MasterWeights::float32;
+  }
+  if (*name == "remainder") {
+    return MasterWeights::remainder;
+  }
+  throw nb::value_error(("there are no master weights \"" + *name + "\"").c_str());
+}
+
 using FormatNames = std::optional<std::map<std::string, std::string>>;
 
 std::optional<Formats> formats_from(const FormatNames& names) {
@@ -52,9 +65,13 @@ std::optional<Formats> formats_from(const FormatNames& names) {
   return formats;
 }
 
-Program program(const std::string& rule, bool with_options, const FormatNames& formats) {
+Program program(
+    const std::string& rule,
+    bool with_options,
+    const FormatNames& formats,
+    const std::optional<std::string>& masters) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options, nullptr, formats_from(formats));
+    return Program(*found, with_options, nullptr, formats_from(formats)).with(masters_from(masters));
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -69,7 +86,8 @@ Program muon(
     int normalize,
     bool hyperball,
     size_t stack,
-    const FormatNames& formats) {
+    const FormatNames& formats,
+    const std::optional<std::string>& masters) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
@@ -80,7 +98,7 @@ Program muon(
   options.hyperball = hyperball;
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
-  return muon_program(options, stack, formats_from(formats));
+  return muon_program(options, stack, formats_from(formats)).with(masters_from(masters));
 }
 
 } // namespace
@@ -95,6 +113,7 @@ void bind_rules(nb::module_& m) {
       "rule"_a,
       "with_options"_a = false,
       "formats"_a.none() = nb::none(),
+      "masters"_a.none() = nb::none(),
       R"(The program of a rule.
 
 Args:
@@ -102,9 +121,11 @@ Args:
     with_options: True if optional state slots are present.
     formats: The dtypes of slots, "float32", "float16" or "bfloat16", by the slots' names. If it is
         not None, a parameter keeps its dtype.
+    masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``,
+        ``"remainder"`` (of bfloat16 only), or None.
 
 Raises:
-    ValueError: There is no such rule or format.)");
+    ValueError: There is no such rule or format, or no such master weights.)");
   m.def(
       "muon_program",
       muon,
@@ -118,9 +139,10 @@ Raises:
       "hyperball"_a,
       "stack"_a,
       "formats"_a.none() = nb::none(),
+      "masters"_a.none() = nb::none(),
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
 ``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, ``stack`` as
-:func:`orthogonalized` has it and ``formats`` as :func:`program`.
+:func:`orthogonalized` has it and ``formats`` and ``masters`` as :func:`program`.
 
 Raises:
     ValueError: An option does not fit; the message names it.)");

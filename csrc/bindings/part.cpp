@@ -64,7 +64,7 @@ Part::Part(
       initialized_(initialized),
       assigned_(assigned),
       available_(fused && mlx_opt::available(mx::default_device())),
-      may_overwrite_(available_ && !program.composition()),
+      may_overwrite_(available_ && program.is_fused()),
       gradients_(std::move(gradients)),
       parameters_(std::move(parameters)),
       state_(std::move(state)) {
@@ -183,7 +183,7 @@ void Part::collect_leaf(
         prefix(path) + "the parameter is in a tuple, which cannot be updated; use a list";
     throw nb::type_error(message.c_str());
   }
-  const size_t kind = program_.kind_of(array_of(parameter).ndim());
+  const size_t kind = program_.kind_of(array_of(parameter).ndim(), array_of(parameter).dtype());
   const size_t first_slot = slots_.size();
   const bool has_state = collect_slots(state, kind, path);
   leaves_.push_back(
@@ -216,7 +216,7 @@ void Part::collect_leaf(
   if (!problem.empty()) {
     throw nb::value_error((prefix(path) + problem).c_str());
   }
-  leaf.served = available_ && is_served(operands_.data(), static_cast<int>(operands_.size()));
+  leaf.served = available_ && is_served(program_.slots(kind), operands_.data());
   may_overwrite_ &= leaf.served;
 }
 

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from . import reserved
 from .fused import FusedOptimizer
+from .trees import parameters_of
 
 EVALUATING = "evaluating"
 """The key of the entry that the state has while the model has the average."""
@@ -77,14 +78,14 @@ class Averaging(FusedOptimizer):
         if self._is_evaluating:
             yield
             return
-        before = dict(tree_flatten(_parameters_of(model)))
+        before = dict(tree_flatten(parameters_of(model)))
         self.eval(model)
-        averages = dict(tree_flatten(_parameters_of(model)))
+        averages = dict(tree_flatten(parameters_of(model)))
         try:
             yield
         finally:
             if self._is_evaluating:
-                now = dict(tree_flatten(_parameters_of(model)))
+                now = dict(tree_flatten(parameters_of(model)))
                 self.train(model)
                 if all(now.get(path) is average for path, average in averages.items()):
                     model.update(tree_unflatten(list(before.items())))
@@ -99,7 +100,7 @@ class Averaging(FusedOptimizer):
         Returns:
             A tree of the same structure. A parameter that has had no step is its own average.
         """
-        parameters = _parameters_of(model)
+        parameters = parameters_of(model)
         return parameters if self._is_evaluating else self._moved(parameters, model, True)
 
     @property
@@ -111,7 +112,7 @@ class Averaging(FusedOptimizer):
             raise TypeError(f"model: expected an mlx.nn.Module, got {type(model).__name__}")
         if evaluates == self._is_evaluating:
             return
-        model.update(self._moved(_parameters_of(model), model, evaluates))
+        model.update(self._moved(parameters_of(model), model, evaluates))
         entries = self.state.setdefault(reserved.KEY, {})
         if evaluates:
             entries[EVALUATING] = mx.array(True)
@@ -149,7 +150,4 @@ class Averaging(FusedOptimizer):
                 f"{type(self).__name__}: the model has the average of its parameters: "
                 "call train(model) before the next step"
             )
-
-
-def _parameters_of(model: Any) -> Any:
-    return model.trainable_parameters() if isinstance(model, nn.Module) else model
+        return super()._next_kept(values, step)

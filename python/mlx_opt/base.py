@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import accumulation, loss_scale, reserved, step
+from . import accumulation, loss_scale, master_weights, reserved, step
 from .clipping import ClipRequest
 from .descriptions import STORAGE
 from .rollback import Rollback
@@ -268,6 +268,32 @@ class Optimizer(stock.Optimizer):
             entries.pop(loss_scale.KEY, None)
         else:
             entries[loss_scale.KEY] = scale
+
+    def master_parameters(self, model: Any) -> Any:
+        """Return a model's parameters in float32, with their master weights where they have some.
+
+        Args:
+            model: The module that the optimizer updates, of which the trainable parameters are
+                taken, or a tree of arrays.
+
+        Returns:
+            A tree of the same structure. A parameter in bfloat16 or float16 that has no master
+            weight is converted; others are returned as they are.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer = optim.SGD(2.0**-10, master_weights="float32")
+            >>> w = {"w": mx.ones(1, mx.bfloat16)}
+            >>> w = optimizer.apply_gradients(w, w)
+            >>> w, optimizer.master_parameters(w)
+            ({'w': array([1], dtype=bfloat16)}, {'w': array([0.999023], dtype=float32)})
+        """
+        return master_weights.parameters(self._states(), model)
+
+    def _states(self) -> list[dict]:
+        """The states with the slots of the parameters."""
+        return [self.state]
 
     def _clip_state(self) -> dict:
         """The state that holds the results of clipping."""

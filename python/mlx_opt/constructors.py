@@ -11,6 +11,7 @@ from .hyperparameters import first_value, has_schedule
 
 COMMON: dict[str, Any] = {
     "groups": (),
+    "master_weights": None,
     "state_dtype": None,
     "accumulate": 1,
     "accumulate_dtype": None,
@@ -90,6 +91,8 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         shown = f'"{default}"' if isinstance(default, str) else default
         text = f"{name} ({type(default).__name__}, optional): {_ADDITIONS[name]}"
         lines += [f"    {text}", f"      Default: ``{shown}``"]
+    lines.append("    master_weights (str, optional): float32 weights of narrower parameters:")
+    lines.append('      ``"float32"``, ``"remainder"`` or None. Default: ``None``')
     lines.append(
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )

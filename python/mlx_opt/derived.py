@@ -117,6 +117,9 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
             kind = "A number, a schedule or an array"
         lines.append(f"    {each.name}: {kind}. Default: ``{each.standard}``.")
     lines.append(
+        '    master_weights: ``"float32"``, ``"remainder"`` or None: keep the weights in float32.'
+    )
+    lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."
     )
     lines += [

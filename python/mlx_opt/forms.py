@@ -98,12 +98,12 @@ class Form(NamedTuple):
             values[name] if index is None else values[name][index] for name, index in self.hypers
         ]
         hypers += [values[name] for name in self.kept]
-        formats = self.formats(values)
+        formats, masters = self.formats(values), values.get("master_weights")
         if self.option is None:
-            return _program(self.rule, False, formats), hypers
+            return _program(self.rule, False, formats, masters), hypers
         with_options = values[self.option] is not None
         hypers = [0.0 if x is None else x for x in hypers]
-        return _program(self.rule, with_options, formats), hypers
+        return _program(self.rule, with_options, formats, masters), hypers
 
     def formats(self, values: dict[str, Any]) -> Formats | None:
         """The formats of slots that the program chooses; None if it chooses none."""
@@ -143,8 +143,10 @@ class Forms(NamedTuple):
 
 
 @cache
-def _program(rule: str, with_options: bool, formats: Formats | None) -> _ext.Program:
-    return _ext.program(rule, with_options, None if formats is None else dict(formats))
+def _program(
+    rule: str, with_options: bool, formats: Formats | None, masters: str | None
+) -> _ext.Program:
+    return _ext.program(rule, with_options, None if formats is None else dict(formats), masters)
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, reserved
+from . import _ext, master_weights, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
@@ -20,6 +20,7 @@ from .state_dtypes import formats_of, named, stored
 from .step import Share
 from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
+from .trees import like
 
 
 class FusedOptimizer(Optimizer):
@@ -57,6 +58,9 @@ class FusedOptimizer(Optimizer):
 
     _grouping: Grouping | None = None
 
+    master_weights: str | None = None
+    """How the float32 weights of parameters in bfloat16 and float16 are kept; None if not."""
+
     groups: tuple[Group, ...] = ()
     """The groups that the constructor was given."""
 
@@ -67,7 +71,7 @@ class FusedOptimizer(Optimizer):
         cls._forms = forms_of(cls._rule)
         if STATE_DTYPE not in cls._options:
             cls._options = (*cls._options, STATE_DTYPE)
-        names = (*cls._forms.names, *cls._options)
+        names = (*cls._forms.names, *cls._options, "master_weights")
         cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
@@ -86,6 +90,7 @@ class FusedOptimizer(Optimizer):
             for name in (*self._forms.attributes, *self._options)
             if name not in self._fixed and not self._is_left_out(name)
         ]
+        names += [] if self.master_weights is None else ["master_weights"]
         return [*summary.rate_of(self), *names, *(["accumulate"] if self.accumulate > 1 else [])]
 
     def _is_left_out(self, name: str) -> bool:
@@ -145,7 +150,7 @@ class FusedOptimizer(Optimizer):
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
         forget_other_groups(self.state, grouping)
-        if grouping is None and self.state_dtype is None:
+        if grouping is None and self.state_dtype is None and not self._has_masters():
             super().init(parameters)
             return
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
@@ -156,6 +161,18 @@ class FusedOptimizer(Optimizer):
             self._assign(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
+
+    def _has_masters(self) -> bool:
+        """True if parameters may have master weights, or a state has some that it should not."""
+        has_some = self.master_weights is not None or any(
+            "master_weights" in group.hyperparameters for group in self.groups
+        )
+        return has_some or self._uses_own_step() and master_weights.is_in(self.state)
+
+    def _to_initialize(self, gradients: Any, parameters: Any) -> Any:
+        """What `init` gets before the first step: gradients, as with mlx.optimizers, unless the
+        dtypes of their parameters matter."""
+        return like(gradients, parameters) if self._has_masters() else gradients
 
     def _frozen(self, gradients: Any) -> set[str]:
         return set() if self._grouping is None else self._grouping.frozen(self, gradients)
@@ -193,7 +210,9 @@ class FusedOptimizer(Optimizer):
         """
         values = self._checked(self._values())
         program, hypers = self._program_of(values)
-        group = hypers, self._rate(values), 1.0, stored(self, self._formula, values)
+        formula = stored(self, self._formula, values)
+        formula = master_weights.around(formula, values["master_weights"])
+        group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
         part = _ext.Part(
             program,
@@ -214,6 +233,11 @@ class FusedOptimizer(Optimizer):
         return updated
 
     def _shares(self, gradients: Any) -> list[Share]:
+        if self.master_weights is not None and not self._uses_own_step():
+            raise TypeError(
+                f"{type(self).__name__}: master_weights: apply_single is overridden, and does not "
+                "get the master weights"
+            )
         own = self._uses_own_step() or self._grouping is not None
         return [Share(self, gradients, None if own else self._apply_leaves)]
 
@@ -232,6 +256,7 @@ class FusedOptimizer(Optimizer):
     def _set_common(self, given: dict[str, Any]) -> None:
         """Take the constructor's arguments that every class has."""
         self._set_state_dtype(given["state_dtype"])
+        self.master_weights = given["master_weights"]
         self.accumulate = given["accumulate"]
         self.accumulate_dtype = given["accumulate_dtype"]
         self._set_groups(given["groups"])
@@ -253,6 +278,8 @@ class FusedOptimizer(Optimizer):
         """
         name = type(self).__name__
         groups = groups_from(name, given)
+        masters = master_weights.MasterWeights(name)
+        masters.check(self.master_weights)
         if self._has_own_hyperparameters():
             self._checked(self._values())
         if not groups:
@@ -263,6 +290,7 @@ class FusedOptimizer(Optimizer):
             if attribute not in self._fixed
         ]
         attributes += [Option(name, option) for option in self._options]
+        attributes.append(masters)
         self.groups = groups
         self._grouping = Grouping(name, groups, attributes, self._forms)
         if self._has_own_hyperparameters():
@@ -271,7 +299,7 @@ class FusedOptimizer(Optimizer):
 
     def _add_groups(self, groups: tuple[Group, ...]) -> None:
         """Add groups of another optimizer, with what this one has of their hyperparameters."""
-        names = {*self._forms.attributes, *self._options} - {*self._fixed}
+        names = {*self._forms.attributes, *self._options, "master_weights"} - {*self._fixed}
         added = [each.restricted(names) for each in groups]
         self._set_groups([*self.groups, *(each for each in added if each is not None)])
 
@@ -323,10 +351,11 @@ class FusedOptimizer(Optimizer):
         if self._grouping is None:
             values = self._checked(values)
             program, hypers = self._program_of(values)
-            rate = self._rate(values)
+            rate, masters = self._rate(values), values["master_weights"]
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            groups = [(hypers, rate, 1.0, stored(self, self._formula, values))]
+            formula = master_weights.around(stored(self, self._formula, values), masters)
+            groups = [(hypers, rate, 1.0, formula)]
             splits = [self._split_of(values)]
             return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]
         portions = self._grouping.portions(self, values)

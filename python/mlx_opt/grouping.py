@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext
+from . import _ext, master_weights
 from .assignment import Assignment, Found
 from .forms import Forms
 from .group_formula import GroupFormula, with_values
@@ -20,7 +20,7 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
-from .state_dtypes import begin, stored
+from .state_dtypes import stored
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -116,20 +116,28 @@ class Grouping:
     def init(self, optimizer: Any, parameters: Any) -> None:
         """Initialize the state of assigned parameters that have none.
 
-        Slots that a parameter's program has and its state has not are begun, with a warning.
+        Slots that a parameter's program has and its state has not are begun, with a warning. A
+        master weight that its program does not have is dropped, with a warning.
         """
         skeleton = _Skeleton()
         skeleton._state = optimizer.state
         skeleton.init(parameters)
         begun: list[str] = []
+        dropped: list[str] = []
         optimizers = [with_values(optimizer, own) for own in self._own_values(optimizer.state)]
         frozen = [bool(vars(each).get("frozen")) for each in optimizers]
+
+        def check_leaf(path: str, parameter: mx.array, _: Any, index: int) -> None:
+            if not frozen[index]:
+                master_weights.check_parameter(optimizers[index].master_weights, path, parameter)
 
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
             if frozen[index]:
                 return
+            others = master_weights.drop_others(optimizers[index], parameter, state)
+            dropped.extend(f"{path}.{name}" for name in others)
             fresh: dict[str, Any] = {}
-            begin(optimizers[index], parameter, fresh)
+            master_weights.init_single(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
             if len(missing) < len(fresh):
                 begun.extend(f"{path}.{name}" for name in missing)
@@ -137,9 +145,13 @@ class Grouping:
                 return  # of another optimizer; the step raises
             state.update(missing)
 
+        for_each_leaf(check_leaf, parameters, None, self.assignment.found.tree)
         for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
             warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)
+        if dropped:
+            names = ", ".join(dropped)
+            warnings.warn(f"the optimizer has no {names}; dropped from the state", stacklevel=4)
 
     def settle(self, optimizer: Any, rollback: Rollback, changes: list[Change]) -> None:
         """Put the values of schedules, and arrays that are missing, into the state."""
@@ -195,6 +207,7 @@ class Grouping:
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
                 formula = stored(optimizer, formula, combined.values)
+                formula = master_weights.around(formula, combined.values["master_weights"])
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))

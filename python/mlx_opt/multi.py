@@ -69,6 +69,10 @@ docs/clipping.md.
             if isinstance(optimizer, Optimizer):
                 optimizer.check(part, parameters)
 
+    def _states(self) -> list[dict]:
+        members = (each for each in self.optimizers if isinstance(each, Optimizer))
+        return [state for member in members for state in member._states()]
+
     def _check_takes_gradients(self) -> None:
         for optimizer in self.optimizers:
             if isinstance(optimizer, Optimizer):

@@ -78,6 +78,8 @@ class Muon(FusedOptimizer, stock.Muon):
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
+        master_weights: ``"float32"`` or, for bfloat16, ``"remainder"``, to keep float32 weights;
+            ``fallback`` has its own. Default: ``None``
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
@@ -158,6 +160,7 @@ class Muon(FusedOptimizer, stock.Muon):
         beta2: float = 0.95,
         hyperball: bool = False,
         fallback: Optimizer | None = None,
+        master_weights: str | None = None,
         groups: Sequence[Any] = (),
         state_dtype: Any = None,
         accumulate: int = 1,
@@ -186,12 +189,13 @@ class Muon(FusedOptimizer, stock.Muon):
         self.normuon = bool(normuon)
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
+        self.master_weights = master_weights
         self._set_state_dtype(state_dtype)
         self.accumulate = accumulate
         self.accumulate_dtype = accumulate_dtype
         self.hyperball = bool(hyperball)
-        self._program_of(self._checked(self._values()))
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
+        self._program_of(self._checked(self._values()))
         if isinstance(fallback, FusedOptimizer):
             fallback._add_groups(self.groups)
 
@@ -237,6 +241,9 @@ class Muon(FusedOptimizer, stock.Muon):
                 self.fallback.state = reserved.entries_of(state)["fallback"]
         self._initialized = False
         self._state = state
+
+    def _states(self) -> list[dict]:
+        return super()._states() + ([] if self.fallback is None else self.fallback._states())
 
     def check(self, gradients: Any, parameters: Any) -> None:
         if self.fallback is None:

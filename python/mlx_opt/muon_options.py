@@ -57,11 +57,12 @@ def program_of(rule: str, values: dict[str, Any], formats: Formats | None) -> _e
         bool(values["hyperball"]),
         newton_schulz.STACK,
         formats=formats,
+        masters=values.get("master_weights"),
     )
 
 
 @cache
-def _cached(*options: Any, formats: Formats | None) -> _ext.Program:
+def _cached(*options: Any, formats: Formats | None, masters: str | None) -> _ext.Program:
     """One object for the same options, so that their leaves are updated together."""
-    arguments = [*options, None if formats is None else dict(formats)]
+    arguments = [*options, None if formats is None else dict(formats), masters]
     return _ext.muon_program(*arguments)

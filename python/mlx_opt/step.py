@@ -161,7 +161,7 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     if not optimizer._initialized:
         optimizer.check(share.gradients, parameters)
         note_state(optimizer, rollback)
-        optimizer._init_own(share.gradients)
+        optimizer._init_own(optimizer._to_initialize(share.gradients, parameters))
     changes: list[Change] = []
     for name, schedule in optimizer._schedulers.items():
         value = schedule(optimizer.step)  # may replace the state

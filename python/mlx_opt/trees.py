@@ -6,8 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 CONTAINERS = (dict, list, tuple)
+
+
+def parameters_of(model: Any) -> Any:
+    """The trainable parameters of a module; a tree of arrays as it is."""
+    return model.trainable_parameters() if isinstance(model, nn.Module) else model
+
+
+def like(tree: Any, other: Any) -> Any:
+    """The leaves of another tree for those of a tree."""
+    if isinstance(tree, dict):
+        return {key: like(child, other[key]) for key, child in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [like(child, other[i]) for i, child in enumerate(tree)]
+    return other
 
 
 def split(tree: Any, count: int, part_of: Callable[[str, Any], int], path: str = "") -> list[Any]:

@@ -158,6 +158,37 @@ inline std::vector<Kernel> mixed_kernels() {
   return kernels;
 }
 
+/// A kernel of master weights of a rule, with float32 state.
+inline UpdateKernel kernel_of_masters(
+    Rule rule, Walk walk, mlx_opt::MasterWeights masters, Storage storage, Storage of_masters) {
+  UpdateKernel kernel{};
+  kernel.walk = walk;
+  kernel.rule = mlx_opt::info(rule).name;
+  kernel.masters = masters;
+  kernel.in = {storage};
+  for (int k = 0; k < mlx_opt::info(rule).slots; ++k) {
+    kernel.in.add(Storage::float32);
+  }
+  kernel.in.add(of_masters);
+  kernel.out = kernel.in;
+  kernel.in.add(storage);
+  return with_capacity(kernel, 56);
+}
+
+inline std::vector<Kernel> kernels_of_masters(Rule rule) {
+  using mlx_opt::MasterWeights;
+  constexpr Storage whole = Storage::float32, half = Storage::bfloat16;
+  std::vector<Kernel> kernels;
+  for (Walk walk : walks) {
+    for (Storage storage : {Storage::float16, half}) {
+      kernels.push_back(kernel_of_masters(rule, walk, MasterWeights::float32, storage, whole));
+    }
+    kernels.push_back(
+        kernel_of_masters(rule, walk, MasterWeights::remainder, half, Storage::bits16));
+  }
+  return kernels;
+}
+
 inline std::vector<Kernel> norm_kernels() {
   std::vector<Kernel> kernels = {NormKernel{}, ClipKernel{}};
   for (Storage storage : storages) {

@@ -100,6 +100,13 @@ TEST_CASE("mixes of storages compile") {
   check_all(mixed_kernels(), 90);
 }
 
+TEST_CASE("kernels of master weights compile") {
+  for (Rule rule : {Rule::AdamW, Rule::SGD}) {
+    check_all(kernels_of_masters(rule), 75);
+    check_all(kernels_of_masters(rule), 90);
+  }
+}
+
 TEST_CASE("a rule of six states compiles, with a record of its width") {
   for (Walk walk : walks) {
     const UpdateKernel kernel = six_states(walk);

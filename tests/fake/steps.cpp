@@ -96,6 +96,73 @@ std::vector<mx::array> operands_of(
   return operands;
 }
 
+std::vector<mx::array> operands_with_masters(
+    Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
+  const auto cpu = mx::Device::cpu;
+  const size_t slots = mlx_opt::Program(rule).slots(0).size();
+  const auto plain = operands_of(rule, shapes, dtype);
+  std::vector<mx::array> operands;
+  for (auto of_tensor = plain.begin(); of_tensor != plain.end(); of_tensor += slots + 2) {
+    operands.push_back(of_tensor[0]);
+    for (size_t k = 1; k <= slots; ++k) {
+      operands.push_back(mx::astype(of_tensor[k], mx::float32, cpu));
+    }
+    const auto weight = mx::astype(of_tensor[0], mx::float32, cpu);
+    const auto other = numbers(weight.shape(), mx::float32, static_cast<int>(operands.size()));
+    // Most round to their parameter.
+    const auto near = mx::multiply(weight, mx::array(1.0001f), cpu);
+    operands.push_back(
+        partly_unset(mx::where(mx::less(other, mx::array(0.3f), cpu), other, near, cpu)));
+    operands.push_back(of_tensor[slots + 1]);
+  }
+  mx::eval(operands);
+  return operands;
+}
+
+std::vector<mx::array> operands_with_remainders(Rule rule, const std::vector<mx::Shape>& shapes) {
+  const auto cpu = mx::Device::cpu;
+  auto operands = operands_with_masters(rule, shapes, mx::bfloat16);
+  const size_t count = operands.size() / shapes.size();
+  for (size_t master = count - 2; master < operands.size(); master += count) {
+    const auto key = mx::random::key(master);
+    operands[master] = mx::astype(
+        mx::random::randint(0, 65536, operands[master].shape(), mx::uint32, key, cpu),
+        mx::uint16,
+        cpu);
+  }
+  mx::eval(operands);
+  return operands;
+}
+
+std::vector<mx::array> without_nan(std::vector<mx::array> arrays) {
+  for (auto& x : arrays) {
+    const auto wide = mx::astype(x, mx::float32);
+    x = mx::where(mx::isnan(wide), mx::array(-1.0f), wide);
+  }
+  mx::eval(arrays);
+  return arrays;
+}
+
+std::vector<mx::array> step_with_masters(
+    Rule rule,
+    mlx_opt::MasterWeights masters,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale) {
+  const auto program = mlx_opt::Program(rule).with(masters);
+  const size_t tensors = operands.size() / program.operands(1);
+  const Scalars scalars;
+  return mlx_opt::step(
+      program,
+      std::move(operands),
+      {0, tensors},
+      sample_hypers(rule),
+      scalars.learning_rate,
+      scalars.step,
+      s,
+      scale);
+}
+
 std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
   std::vector<mx::array> copies;
   for (const auto& x : arrays) {

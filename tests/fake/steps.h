@@ -41,6 +41,26 @@ mx::Shape state_shape(const mx::Shape& parameter, bool factored, size_t index);
 std::vector<mx::array> operands_of(
     mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
 
+/// Operands of one dtype with float32 state and master weights: some are unset, others are not
+/// those of their parameters.
+std::vector<mx::array> operands_with_masters(
+    mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes, mx::Dtype dtype);
+
+/// The same with remainders, any of 16 bits.
+std::vector<mx::array> operands_with_remainders(
+    mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes);
+
+/// A step of them.
+std::vector<mx::array> step_with_masters(
+    mlx_opt::Rule rule,
+    mlx_opt::MasterWeights masters,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
+/// The arrays as numbers, with -1 for NaN, evaluated.
+std::vector<mx::array> without_nan(std::vector<mx::array> arrays);
+
 std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays);
 
 struct Scalars {

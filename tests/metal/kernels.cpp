@@ -14,6 +14,7 @@
 #include "mlx_opt/rules/registry.h"
 
 using namespace mlx_opt::metal;
+using mlx_opt::MasterWeights;
 using mlx_opt::Scaling;
 using mlx_opt::Storage;
 
@@ -111,6 +112,28 @@ void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule,
   kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
 }
 
+// Master weights of parameters in half precision with float32 state.
+void push_masters(
+    std::vector<UpdateKernel>& kernels,
+    const mlx_opt::RuleInfo& rule,
+    MasterWeights masters,
+    Storage storage,
+    Storage of_masters) {
+  const auto push = [&](Walk walk, const Operands& operands, Scaling scaling, int capacity = 1) {
+    kernels.push_back({rule.name, walk, scaling, capacity, operands, masters});
+  };
+  const int fields = rule.slots + 2;
+  Operands operands = in_place(fields, Storage::float32);
+  operands.in[0] = operands.in[fields] = operands.out[0] = storage;
+  operands.in[fields - 1] = operands.out[fields - 1] = of_masters;
+  for (Walk walk : walks) {
+    push(walk, operands, Scaling::none);
+  }
+  push(Walk::flat, operands, Scaling::none, max_per_pack(operands));
+  push(Walk::flat, all_apart(operands), Scaling::none);
+  push(Walk::flat, operands, Scaling::if_finite);
+}
+
 std::vector<UpdateKernel> update_kernels() {
   constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
@@ -119,6 +142,14 @@ std::vector<UpdateKernel> update_kernels() {
   }
   for (int mix = 0; mix < 27; ++mix) {
     push_mix(kernels, mlx_opt::rule_infos[mix % rules], mix);
+  }
+  for (mlx_opt::Rule rule : {mlx_opt::Rule::AdamW, mlx_opt::Rule::SGD}) {
+    constexpr Storage whole = Storage::float32, half = Storage::bfloat16;
+    const auto& info = mlx_opt::info(rule);
+    for (Storage storage : {Storage::float16, half}) {
+      push_masters(kernels, info, MasterWeights::float32, storage, whole);
+    }
+    push_masters(kernels, info, MasterWeights::remainder, half, Storage::bits16);
   }
   return kernels;
 }

@@ -24,7 +24,8 @@ Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
   for (const Leaf& leaf : leaves) {
     const size_t ndim = leaf.parameter->ndim();
-    auto& arrays = collected.add(program.kind_of(ndim), leaf.group).arrays;
+    const size_t kind = program.kind_of(ndim, leaf.parameter->dtype());
+    auto& arrays = collected.add(kind, leaf.group).arrays;
     arrays.push_back(leaf.parameter);
     const Slots& slots = program.state_slots(ndim);
     for (size_t k = 0; k < slots.size(); ++k) {

@@ -126,7 +126,7 @@ bool is_traced(const Request& request) {
 
 // True if nothing is traced and everything is ready.
 bool can_run(const Part& part, mx::Stream stream) {
-  if (part.request.program->composition() || is_traced(part.request)) {
+  if (!part.request.program->is_fused() || is_traced(part.request)) {
     return false;
   }
   for (const Leaves::Kind& kind : part.leaves.kinds()) {

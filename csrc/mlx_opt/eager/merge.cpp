@@ -22,7 +22,8 @@ bool can_share(const Part& a, const Part& b) {
   const Program& program = *a.request.program;
   const Program& other = *b.request.program;
   return program.rule() == other.rule() && program.operands(0) == other.operands(0) &&
-         program.composition() == other.composition() && program.stores_like(other) &&
+         program.composition() == other.composition() && program.masters() == other.masters() &&
+         program.stores_like(other) &&
          same_scale(a.request.scale, b.request.scale);
 }
 

@@ -93,8 +93,11 @@ void push_dtypes(
     }
     return;
   }
-  // Weight decay that is added to the gradient promotes it with the parameter's dtype.
-  if (coupled) {
+  // Weight decay that is added to the gradient promotes it with the parameter's dtype. A parameter
+  // with a master weight is updated as one in float32 is by a gradient in float32.
+  if (has_master(slots)) {
+    gradient = mx::float32;
+  } else if (coupled) {
     gradient = mx::promote_types(gradient, operands[0]->dtype());
   }
   const size_t parameter = dtypes.size();
@@ -161,7 +164,9 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   const bool keeps_parameter = request.program->keeps_parameter();
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
-    checked.spec.runs.push_back({members.size(), operands});
+    const bool has_master = request.program->has_master(kind);
+    checked.spec.runs.push_back(
+        {members.size(), operands, has_master ? request.program->masters() : MasterWeights::none});
     checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
     auto leaf = arrays.data();
     for (uint16_t group : groups) {
@@ -232,9 +237,14 @@ std::string shape_problem(const Slots& slots, const mx::array* const* operands) 
   return "";
 }
 
-bool is_served(const mx::array* const* operands, int count) {
-  for (int k = 0; k < count; ++k) {
-    if (!is_storage(operands[k]->dtype())) {
+bool is_served(const Slots& slots, const mx::array* const* operands) {
+  const size_t count = slots.size() + 2;
+  for (size_t k = 0; k < count; ++k) {
+    const bool is_slot = 0 < k && k <= slots.size();
+    const mx::Dtype dtype = operands[k]->dtype();
+    const bool fits =
+        is_slot && slots[k - 1]->format == Format::bits16 ? dtype == mx::uint16 : is_storage(dtype);
+    if (!fits) {
       return false;
     }
   }

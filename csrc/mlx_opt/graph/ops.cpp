@@ -1,6 +1,7 @@
 #include "mlx_opt/graph/ops.h"
 
 #include "mlx_opt/graph/composition.h"
+#include "mlx_opt/graph/masters.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
@@ -11,7 +12,7 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
   if (!problem.empty()) {
     refuse(program.rule(), problem);
   }
-  if (!is_served(operands, program.operands(kind))) {
+  if (!is_served(program.slots(kind), operands)) {
     refuse(program.rule(), "operands must be float32, float16 or bfloat16");
   }
 }
@@ -21,6 +22,9 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
   if (leaves.size() == 0) {
     return {};
+  }
+  if (request.program->masters() != MasterWeights::none && !request.program->is_fused()) {
+    return step_on_masters(request, leaves, successors);
   }
   if (const Composition* composition = request.program->composition()) {
     return composition->successors(request, leaves);

@@ -111,7 +111,7 @@ MLX_OPT_API void push_dtypes(
 /// `operands`: the parameter, its slots and the gradient.
 MLX_OPT_API std::string shape_problem(const Slots& slots, const mx::array* const* operands);
 
-/// True if the kernels can read and write every operand's dtype.
-MLX_OPT_API bool is_served(const mx::array* const* operands, int count);
+/// True if the kernels can read and write every operand's dtype. `operands`: likewise.
+MLX_OPT_API bool is_served(const Slots& slots, const mx::array* const* operands);
 
 } // namespace mlx_opt

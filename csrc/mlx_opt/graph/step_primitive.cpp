@@ -46,7 +46,7 @@ std::unique_ptr<Prepared> prepare(
 
 size_t StepPrimitive::input_of(size_t position) const {
   size_t input = 0;
-  for (const auto& [tensors, operands] : spec_.runs) {
+  for (const auto& [tensors, operands, _] : spec_.runs) {
     const size_t fields = operands - 1;
     if (position < tensors * fields) {
       return input + position / fields * operands + position % fields;
@@ -112,7 +112,7 @@ std::vector<mx::array> outputs_of(const mx::array& token) {
   std::vector<mx::array> outputs;
   outputs.reserve(step.dtypes().size());
   auto replaced = inputs.begin();
-  for (const auto& [tensors, operands] : step.spec().runs) {
+  for (const auto& [tensors, operands, _] : step.spec().runs) {
     for (size_t t = 0; t < tensors; ++t, ++replaced) {
       for (int k = 0; k < operands - 1; ++k, ++replaced) {
         const size_t position = outputs.size();

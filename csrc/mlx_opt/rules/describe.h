@@ -52,10 +52,11 @@ enum class Format : uint8_t {
   float32,  // whatever the parameter and the gradient are; likewise the others
   float16,
   bfloat16,
+  bits16, // uint16: the remainder of a master weight
 };
 
 /// In the order of Format.
-inline constexpr const char* format_names[] = {"promoted", "float32", "float16", "bfloat16"};
+inline constexpr const char* format_names[] = {"promoted", "float32", "float16", "bfloat16", "bits16"};
 
 /// What a slot holds before the first step of its parameter.
 enum class Begin : uint8_t {

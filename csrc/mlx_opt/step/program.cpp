@@ -108,6 +108,37 @@ Program::Program(
   if (tells_matrices_apart(rule)) {
     slots_.push_back(slots_for(rule, own_slots_, with_options, true, false));
   }
+  kinds_of_rule_ = slots_.size();
+}
+
+Program Program::without_masters() const {
+  Program program = *this;
+  program.masters_ = MasterWeights::none;
+  program.slots_.resize(kinds_of_rule_);
+  return program;
+}
+
+Program Program::with(MasterWeights masters) const {
+  Program program = without_masters();
+  program.masters_ = masters;
+  if (masters != MasterWeights::none) {
+    for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
+      program.slots_.push_back(slots_[kind]);
+      program.slots_.back().push_back(&master_slot(masters));
+    }
+  }
+  return program;
+}
+
+const SlotInfo& master_slot(MasterWeights masters) {
+  static const SlotInfo master{.name = "master", .format = Format::float32, .begin = Begin::unset};
+  static const SlotInfo remainder{.name = "remainder", .format = Format::bits16};
+  return masters == MasterWeights::float32 ? master : remainder;
+}
+
+bool has_master(const Slots& slots) {
+  return !slots.empty() && (slots.back() == &master_slot(MasterWeights::float32) ||
+                            slots.back() == &master_slot(MasterWeights::remainder));
 }
 
 bool Program::stores_like(const Program& other) const {
@@ -137,6 +168,9 @@ mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
 mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
   if (slot.format == Format::promoted) {
     return parameter;
+  }
+  if (slot.format == Format::bits16) {
+    return mx::uint16;
   }
   // Only formulas take float64 and complex numbers, whose slots need more than float32.
   const mx::Dtype stored = dtype_of(slot.format);

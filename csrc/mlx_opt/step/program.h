@@ -11,6 +11,7 @@
 #include "mlx/array.h"
 #include "mlx_opt/step/descriptions.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/master_weights.h"
 
 namespace mlx_opt {
 
@@ -20,6 +21,12 @@ class Composition;
 
 /// The slots of a parameter, in the order of the rule's operands.
 using Slots = std::vector<const SlotInfo*>;
+
+/// True if parameters of the dtype have such a master weight.
+inline bool has(MasterWeights masters, mx::Dtype dtype) {
+  return (masters != MasterWeights::none && dtype == mx::bfloat16) ||
+         (masters == MasterWeights::float32 && dtype == mx::float16);
+}
 
 /// Formats of slots by their names.
 using Formats = std::map<std::string, Format>;
@@ -34,6 +41,9 @@ class MLX_OPT_API Program {
       bool with_options = false,
       std::shared_ptr<const Composition> composition = nullptr,
       const std::optional<Formats>& formats = std::nullopt);
+
+  /// The same program for parameters whose float32 weights are kept so.
+  Program with(MasterWeights masters) const;
 
   Rule rule() const {
     return rule_;
@@ -51,16 +61,35 @@ class MLX_OPT_API Program {
   /// True if the slots of both programs of one rule are stored alike.
   bool stores_like(const Program& other) const;
 
-  /// Number of kinds of parameters that the rule distinguishes: 1, or 2 (vectors, then matrices).
+  MasterWeights masters() const {
+    return masters_;
+  }
+
+  /// The program that updates the weights themselves, as if they were the parameters.
+  Program without_masters() const;
+
+  /// True if a single primitive makes the whole step, which may then overwrite its operands.
+  bool is_fused() const {
+    return !composition_ && (masters_ == MasterWeights::none || is_elementwise(rule_));
+  }
+
+  /// Number of kinds of parameters that the program distinguishes: those of the rule, which are 1
+  /// or 2 (vectors, then matrices), and, with master weights, the same again of parameters that
+  /// have one.
   size_t kinds() const {
     return slots_.size();
   }
 
-  size_t kind_of(size_t ndim) const {
-    return kinds() > 1 && ndim >= 2;
+  size_t kind_of(size_t ndim, mx::Dtype dtype) const {
+    return (kinds_of_rule_ > 1 && ndim >= 2) + (has(masters_, dtype) ? kinds_of_rule_ : 0);
   }
 
-  /// The slots that the rule reads and writes.
+  /// True if the last slot of such parameters is the master weight.
+  bool has_master(size_t kind) const {
+    return kind >= kinds_of_rule_;
+  }
+
+  /// The slots that the rule reads and writes, and the master weight.
   const Slots& slots(size_t kind) const {
     return slots_[kind];
   }
@@ -78,11 +107,19 @@ class MLX_OPT_API Program {
  private:
   Rule rule_;
   std::shared_ptr<const Composition> composition_;
+  MasterWeights masters_ = MasterWeights::none;
   bool keeps_parameter_;
   std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
-  std::vector<Slots> slots_;                               // of each kind
-  Slots state_slots_[2];                                   // of vectors and of matrices
+  size_t kinds_of_rule_;
+  std::vector<Slots> slots_; // of each kind
+  Slots state_slots_[2];     // of vectors and of matrices
 };
+
+/// The slot of a master weight that is not none.
+MLX_OPT_API const SlotInfo& master_slot(MasterWeights masters);
+
+/// True if the last of a parameter's slots is that of its master weight.
+MLX_OPT_API bool has_master(const Slots& slots);
 
 /// Throws std::invalid_argument with a message that names the rule.
 [[noreturn]] MLX_OPT_API void refuse(Rule rule, const std::string& what);

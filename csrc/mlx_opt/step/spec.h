@@ -9,14 +9,17 @@
 #include "mlx_opt/rules/list.h"
 #include "mlx_opt/rules/portable.h"
 #include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/master_weights.h"
 
 namespace mlx_opt {
 
-/// Consecutive tensors with the same number of operands: the parameter, its slots and its gradient.
-/// Each operand but the gradient has a successor among the outputs.
+/// Consecutive tensors with the same number of operands: the parameter, its slots, its master
+/// weight if it has one, and its gradient. Each operand but the gradient has a successor among the
+/// outputs.
 struct TensorRun {
   size_t tensors;
   int operands;
+  MasterWeights masters = MasterWeights::none;
 };
 
 /// The scalars of one group of tensors.

@@ -29,10 +29,11 @@ inline bool is_storage(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32 || dtype == mlx::core::float16 || dtype == mlx::core::bfloat16;
 }
 
-/// The storage of a dtype for which `is_storage` is true.
+/// The storage of a dtype for which `is_storage` is true, or of uint16.
 inline Storage storage_of(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32   ? Storage::float32
          : dtype == mlx::core::float16 ? Storage::float16
+         : dtype == mlx::core::uint16  ? Storage::bits16
                                        : Storage::bfloat16;
 }
 

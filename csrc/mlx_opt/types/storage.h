@@ -6,6 +6,7 @@
 
 namespace mlx_opt {
 
-enum class Storage : uint8_t { float32, float16, bfloat16 };
+/// bits16: whole numbers from 0 to 65535, of the remainders of master weights.
+enum class Storage : uint8_t { float32, float16, bfloat16, bits16 };
 
 } // namespace mlx_opt

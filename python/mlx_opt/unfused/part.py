@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..descriptions import BY_RULE, Slot, check_kind_or_number, number_from
+from ..master_weights import SLOTS, key_for
 from ..trees import CONTAINERS
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
@@ -23,17 +24,27 @@ class Program:
     """A rule with its options settled."""
 
     def __init__(
-        self, rule: str, with_options: bool = False, formats: dict[str, str] | None = None
+        self,
+        rule: str,
+        with_options: bool = False,
+        formats: dict[str, str] | None = None,
+        masters: str | None = None,
     ) -> None:
         """`formats`: not used; the formulas get the dtypes from the optimizer."""
         if rule not in BY_RULE:
             raise ValueError(f'there is no rule "{rule}"')
+        if masters is not None and masters not in SLOTS:
+            raise ValueError(f'there are no master weights "{masters}"')
         self.rule = rule
         self._with_options = with_options
+        self._masters = masters
 
-    def slots(self, ndim: int) -> list[Slot]:
-        """The slots of a parameter that the rule uses."""
-        return BY_RULE[self.rule].slots_for(ndim, self._with_options, with_idle=False)
+    def slots(self, parameter: mx.array) -> list[Slot]:
+        """The slots of a parameter that a step uses."""
+        slots = BY_RULE[self.rule].slots_for(parameter.ndim, self._with_options, with_idle=False)
+        if self._masters is None or key_for(self._masters, parameter.dtype) is None:
+            return slots
+        return [*slots, SLOTS[self._masters]]
 
 
 class _Leaf(NamedTuple):
@@ -220,7 +231,7 @@ class Part:
             )
         gradient, shape = leaf.gradient.shape, leaf.parameter.shape
         state = leaf.state if isinstance(leaf.state, dict) else {}
-        slots = self._program.slots(len(shape))
+        slots = self._program.slots(leaf.parameter)
         for slot in slots:
             if slot.name not in state and self._initialized:
                 raise KeyError(f'{_prefix(path)}the optimizer state has no array "{slot.name}"')

@@ -37,14 +37,17 @@ def set_num_threads(threads: int) -> None:
 
 
 def program(
-    rule: str, with_options: bool = False, formats: dict[str, str] | None = None
+    rule: str,
+    with_options: bool = False,
+    formats: dict[str, str] | None = None,
+    masters: str | None = None,
 ) -> Program:
-    return Program(rule, with_options, formats)
+    return Program(rule, with_options, formats, masters)
 
 
 def muon_program(rule: str, *options: Any) -> Program:
     """A program, without the options: Muon's formula reads those of the optimizer."""
-    return Program(rule)
+    return Program(rule, masters=options[-1])
 
 
 def update(parts: Sequence[Part], counters: Sequence[Any], notes: Notes) -> bool:

@@ -19,7 +19,7 @@ OPERANDS_SLOT = 2
 PREPARE_CAPACITIES = 4, 8, SLOTS - OPERANDS_SLOT
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
-LONG = {name: dtype for dtype, name in SHORT.items()}
+LONG = {name: dtype for dtype, name in SHORT.items()} | {"b16": mx.uint16}
 
 # As in tables.h.
 TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("group", "u2"), ("vectors", "u2")])

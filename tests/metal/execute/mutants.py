@@ -52,6 +52,20 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
+        "a parameter that something else has written is not seen",
+        "return w == rounded ? master : w;",
+        "return master == master ? master : w;",
+        "test_the_weight and SGD and masters_flat1",
+        "assert",
+    ),
+    Mutant(
+        "a tie goes towards zero in a remainder",
+        "(bits + 0x8000u)",
+        "(bits + 0x7fffu)",
+        "test_every_bfloat16_with",
+        "assert",
+    ),
+    Mutant(
         "a chunk's place has 32 bits",
         "static_cast<ulong>(group - tensor.first_chunk) * chunk",
         "static_cast<ulong>((group - tensor.first_chunk) * chunk)",

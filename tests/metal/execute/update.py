@@ -75,7 +75,8 @@ class Name:
 
 def names(rule):
     """The names of a rule's update kernels."""
-    return [Name(name) for name in kernels.names(rule) if not name.startswith("prepare")]
+    others = ("prepare", "masters", "remainders")
+    return [Name(name) for name in kernels.names(rule) if not name.startswith(others)]
 
 
 def all_names(wanted):

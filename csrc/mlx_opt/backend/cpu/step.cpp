@@ -40,7 +40,6 @@ using Rates = std::array<float, max_sums>;
 
 // Everything that the task reads, collected while the arrays exist. MLX keeps their buffers.
 struct StepTask {
-  int fields; // of a tensor: the parameter and its slots
   const Kernel* kernel;
   int threads;
   StepScalars scalars;
@@ -52,8 +51,7 @@ struct StepTask {
   Operands operands = {};
   std::shared_ptr<void> keep_alive = {};
 
-  void reserve(size_t count);
-  void add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes);
+  void add_run(const TensorRun& run, const mx::array* const* arrays, const mx::Dtype* dtypes);
   void run() const;
 
  private:
@@ -68,27 +66,27 @@ struct StepTask {
   void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
-void StepTask::reserve(size_t count) {
-  in.resize(count * (fields + 1));
-  out.resize(count * fields);
-  tensors.reserve(count);
-  extents.reserve(count);
-}
-
-void StepTask::add_tensor(const mx::array* const* arrays, const mx::Dtype* dtypes) {
-  Operand* operand = &in[tensors.size() * (fields + 1)];
-  Operand* result = &out[tensors.size() * fields];
-  tensors.push_back({operand, result});
-  for (int k = 0; k <= fields; ++k) {
-    operand[k] = operands.of(*arrays[k]);
+void StepTask::add_run(
+    const TensorRun& run, const mx::array* const* arrays, const mx::Dtype* dtypes) {
+  const bool has_master = run.masters != MasterWeights::none;
+  const int results = run.operands - 1;
+  const int gradient = results - has_master; // its place; a master comes behind it
+  for (size_t t = 0; t < run.tensors; ++t, arrays += run.operands, dtypes += results) {
+    tensors.push_back({in.data() + in.size(), out.data() + out.size(), run.masters});
+    for (int k = 0; k < gradient; ++k) {
+      in.push_back(operands.of(*arrays[k]));
+    }
+    in.push_back(operands.of(*arrays[results]));
+    if (has_master) {
+      in.push_back(operands.of(*arrays[gradient]));
+    }
+    for (int k = 0; k < results; ++k) {
+      out.push_back({nullptr, storage_of(dtypes[k]), nullptr});
+    }
+    const Operand& g = tensors.back().in[gradient];
+    const int64_t grain = is_transposed(g) ? transposed_rows * g.layout->shape[1] : Plan::alignment;
+    extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
   }
-  for (int k = 0; k < fields; ++k) {
-    result[k].storage = storage_of(dtypes[k]);
-  }
-  const Operand& gradient = operand[fields];
-  const int64_t grain =
-      is_transposed(gradient) ? transposed_rows * gradient.layout->shape[1] : Plan::alignment;
-  extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
 }
 
 std::vector<Group> StepTask::prepare_groups() const {
@@ -165,16 +163,23 @@ class Step : public Prepared {
       mx::Stream stream,
       LaunchMode mode)
       : stream_(stream), on_calling_thread_(mode == LaunchMode::on_calling_thread) {
-    const auto [tensors, width] = spec.runs.at(0);
-    const int fields = width - 1;
+    const size_t operands = spec.operand_count();
     // Finding the kernel and starting the threads may throw, so both happen here and not in the
     // task.
-    task_ = std::make_shared<StepTask>(StepTask{
-        fields, &kernel(spec.rule), num_threads(), StepScalars(spec, &inputs[tensors * width])});
+    task_ = std::make_shared<StepTask>(
+        StepTask{&kernel(spec.rule), num_threads(), StepScalars(spec, inputs.data() + operands)});
     task_->groups = spec.groups;
-    task_->reserve(tensors);
-    for (size_t t = 0; t < tensors; ++t) {
-      task_->add_tensor(&inputs[t * width], &dtypes[t * fields]);
+    // The tensors point into these.
+    task_->in.reserve(operands);
+    task_->out.reserve(dtypes.size());
+    task_->tensors.reserve(operands - dtypes.size());
+    task_->extents.reserve(operands - dtypes.size());
+    auto arrays = inputs.data();
+    auto results = dtypes.data();
+    for (const TensorRun& run : spec.runs) {
+      task_->add_run(run, arrays, results);
+      arrays += run.tensors * run.operands;
+      results += run.tensors * (run.operands - 1);
     }
   }
 

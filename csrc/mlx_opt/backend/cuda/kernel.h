@@ -11,6 +11,7 @@
 #include <variant>
 
 #include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/master_weights.h"
 #include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::cuda {
@@ -87,7 +88,8 @@ struct UpdateKernel {
   Storages out; // parameter and slots that the pass writes
   std::string_view rule;
   Pass pass = Pass::whole;
-  bool clips = false; // true if elements of the gradient are clipped
+  bool clips = false;                          // true if elements of the gradient are clipped
+  MasterWeights masters = MasterWeights::none; // if not none, the last in and out but the gradient
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
   /// these is the tensor's sums in the pass `state`, its rates in the second one.

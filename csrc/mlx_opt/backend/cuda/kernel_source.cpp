@@ -52,7 +52,7 @@ Program program_of(const PrepareKernel& kernel) {
 std::string pass_of(const UpdateKernel& kernel) {
   const int fields = kernel.in.count() - (kernel.pass == Pass::finish ? 0 : 1);
   const Storage* in = kernel.in.data();
-  const std::string rule(kernel.rule);
+  const std::string rule = gpu::rule_of(kernel.rule, kernel.masters, in[0]);
   const std::string parameter = format_of(in[0]);
   const std::string state = list_of(in + 1, fields - 1);
   const std::string out = list_of(kernel.out.data(), kernel.out.count());
@@ -98,7 +98,8 @@ std::string bounds_of(const UpdateKernel& kernel) {
 
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
   return {
-      files_of_passes(rule_header, kernel.pass != Pass::whole),
+      files_of_passes(rule_header, kernel.pass != Pass::whole) +
+          gpu::files_of(texts(), kernel.masters, "bits16.cu.h"),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
       bounds_of(kernel),

@@ -13,7 +13,8 @@ void for_each_tensor(
     const std::function<void(Position, int, const Extent&)>& visit) {
   Position position{};
   size_t tensor = 0;
-  for (const auto& [tensors, operands] : spec.runs) {
+  for (const auto& [tensors, operands, masters] : spec.runs) {
+    position.masters = masters;
     if (operands > max_operands) {
       throw std::runtime_error(
           "mlx_opt: a tensor of " + std::string(info(spec.rule).name) + " has " +

@@ -15,9 +15,10 @@ namespace mlx_opt::cuda {
 using AnyLayout = Layout<max_operands>;
 
 /// The index of a tensor's first operand among the inputs, and of its first result among the
-/// outputs.
+/// outputs; how its master weight is kept.
 struct Position {
   size_t input, output;
+  MasterWeights masters;
 };
 
 /// Calls `visit` for each tensor of a step that has elements. Throws std::runtime_error if a tensor

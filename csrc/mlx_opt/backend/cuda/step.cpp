@@ -66,6 +66,7 @@ void CudaStep::add_tensors(
   kernel.clips = spec.clips_values;
   for_each_tensor(spec, inputs, [&](Position position, int operands, const Extent& extent) {
     const auto* arrays = &inputs[position.input];
+    kernel.masters = position.masters;
     kernel.in = kernel.out = {};
     for (int k = 0; k < operands; ++k) {
       kernel.in.add(storage_of(arrays[k]->dtype()));

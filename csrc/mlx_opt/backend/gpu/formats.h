@@ -2,8 +2,11 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
+#include "mlx_opt/backend/gpu/texts.h"
 #include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/master_weights.h"
 #include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::gpu {
@@ -16,6 +19,8 @@ inline const char* format_of(Storage storage) {
       return "Float16";
     case Storage::bfloat16:
       return "BFloat16";
+    case Storage::bits16:
+      return "Bits16";
   }
   return "";
 }
@@ -30,6 +35,39 @@ inline const char* name_of(Scaling scaling) {
       return "if_finite";
   }
   return "";
+}
+
+/// The type of a rule with the stage for master weights around it; see rules/master.h.
+inline std::string rule_of(std::string_view rule, MasterWeights masters, Storage parameter) {
+  const std::string name(rule);
+  switch (masters) {
+    case MasterWeights::none:
+      return name;
+    case MasterWeights::float32:
+      return "WithMaster<" + name + ", " + format_of(parameter) + ">";
+    case MasterWeights::remainder:
+      return "WithRemainder<" + name + ">";
+  }
+  return "";
+}
+
+/// The name of master weights; empty if there are none.
+inline const char* name_of(MasterWeights masters) {
+  switch (masters) {
+    case MasterWeights::none:
+      return "";
+    case MasterWeights::float32:
+      return "masters";
+    case MasterWeights::remainder:
+      return "remainders";
+  }
+  return "";
+}
+
+/// The files that kernels need for master weights. `bits16`: that of the format of remainders.
+inline std::string files_of(const Texts& texts, MasterWeights masters, const char* bits16) {
+  return (masters == MasterWeights::none ? "" : joined(texts, {"master.h"})) +
+         (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "");
 }
 
 /// The type of a list of formats.

@@ -10,6 +10,8 @@ const char* short_name_of(Storage storage) {
       return "f16";
     case Storage::bfloat16:
       return "bf16";
+    case Storage::bits16:
+      return "b16";
   }
   return "";
 }

@@ -49,9 +49,10 @@ std::string update_of(const UpdateKernel& kernel) {
       "    uint group [[threadgroup_position_in_grid]],\n"
       "    uint index [[thread_index_in_threadgroup]]) {\n"
       "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
-      std::string(kernel.rule) + ", " + list_of(operands.in.data(), fields) + ", " +
-      format_of(operands.in[fields]) + ", " + list_of(operands.out.data(), fields) +
-      ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) + ">;\n";
+      gpu::rule_of(kernel.rule, kernel.masters, operands.in[0]) + ", " +
+      list_of(operands.in.data(), fields) + ", " + format_of(operands.in[fields]) + ", " +
+      list_of(operands.out.data(), fields) + ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) +
+      ">;\n";
   if (kernel.walk == Walk::transposed) {
     text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
   }
@@ -106,7 +107,9 @@ std::string choice_of(const UpdateKernel& kernel, const std::function<std::strin
 
 std::string words_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
-  std::string text = name_of(kernel.walk) + std::to_string(kernel.capacity);
+  std::string text = gpu::name_of(kernel.masters);
+  text += text.empty() ? "" : "_";
+  text += name_of(kernel.walk) + std::to_string(kernel.capacity);
   for (Storage storage : operands.in) {
     text += std::string("_") + short_name_of(storage);
   }
@@ -141,7 +144,8 @@ std::string source(const PrepareKernel& kernel) {
 
 std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
   return program_of(
-      files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}),
+      files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}) +
+          gpu::files_of(texts(), kernel.masters, "bits16.metal.h"),
       update_of(kernel));
 }
 

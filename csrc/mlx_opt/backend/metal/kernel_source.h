@@ -10,6 +10,7 @@
 #include "mlx_opt/backend/metal/operands.h"
 #include "mlx_opt/backend/metal/tables.h"
 #include "mlx_opt/step/scaling.h"
+#include "mlx_opt/types/master_weights.h"
 
 namespace mlx_opt::metal {
 
@@ -36,6 +37,7 @@ struct UpdateKernel {
   Scaling scaling;
   int capacity;
   Operands operands;
+  MasterWeights masters = MasterWeights::none; // if not none, the last operands but the gradient
 
   bool operator==(const UpdateKernel&) const = default;
 };

@@ -45,6 +45,17 @@ struct BFloat16 {
   }
 };
 
+// Whole numbers from 0 to 65535.
+struct Bits16 {
+  using Stored = uint16_t;
+  MLX_OPT_FN float widen(uint16_t x) {
+    return float(x);
+  }
+  MLX_OPT_FN uint16_t narrow(float x) {
+    return uint16_t(int32_t(x));
+  }
+};
+
 #if defined(__aarch64__)
 
 struct Float16 {
@@ -160,6 +171,14 @@ MLX_OPT_FN Halves narrowed(Float16, Floats x) {
   return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 }
 
+MLX_OPT_FN Floats widened(Bits16, Halves x) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(x));
+}
+
+MLX_OPT_FN Halves narrowed(Bits16, Floats x) {
+  return _mm512_cvtepi32_epi16(_mm512_cvttps_epi32(x));
+}
+
 #elif defined(__AVX2__)
 
 constexpr int lanes = 8;
@@ -204,6 +223,15 @@ MLX_OPT_FN Halves narrowed(BFloat16, Floats x) {
 
 MLX_OPT_FN Halves narrowed(Float16, Floats x) {
   return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+}
+
+MLX_OPT_FN Floats widened(Bits16, Halves x) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(x));
+}
+
+MLX_OPT_FN Halves narrowed(Bits16, Floats x) {
+  const __m256i whole = _mm256_cvttps_epi32(x);
+  return _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
 }
 
 #else

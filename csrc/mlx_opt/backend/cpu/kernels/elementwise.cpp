@@ -62,6 +62,8 @@ struct Driver {
       const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms, Scale scale) {
     if (scale.bound != infinity()) {
       staged_all(tensor, begin, end, uniforms, &scale);
+    } else if (tensor.masters != MasterWeights::none) {
+      dispatch_masters(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float32)) {
       direct<Float32>(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::bfloat16)) {
@@ -104,6 +106,84 @@ struct Driver {
     return same;
   }
 
+  static void dispatch_masters(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
+    if (!has_usual_masters(tensor)) {
+      staged_all(tensor, begin, end, uniforms, nullptr);
+    } else if (tensor.masters == MasterWeights::float32) {
+      direct_on_masters<Float32>(tensor, begin, end, uniforms);
+    } else {
+      direct_on_masters<Bits16>(tensor, begin, end, uniforms);
+    }
+  }
+
+  // True for contiguous operands, in bfloat16 the parameter and the gradient, in float32 the slots.
+  static bool has_usual_masters(const Tensor& tensor) {
+    const bool is_whole = tensor.masters == MasterWeights::float32;
+    bool usual = true;
+    for (int k = 0; k <= fields + 1; ++k) {
+      const bool is_half = k == 0 || k == fields;
+      const Storage of_master = is_whole ? Storage::float32 : Storage::bits16;
+      const Storage storage = is_half      ? Storage::bfloat16
+                              : k > fields ? of_master
+                                           : Storage::float32;
+      usual &= tensor.in[k].storage == storage && !tensor.in[k].layout;
+    }
+    return usual;
+  }
+
+  // The results of such operands have the same storages.
+  template <typename Master>
+  static void direct_on_masters(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) {
+      update_masters<Master>(tensor, i, uniforms);
+    }
+    if (i < end) {
+      staged(tensor, i, end - i, nullptr, uniforms, nullptr);
+    }
+  }
+
+  // Updates one vector. Master: Float32, or Bits16 of remainders.
+  template <typename Master>
+  MLX_OPT_FN void update_masters(const Tensor& tensor, int64_t i, const Uniforms& uniforms) {
+    using Stored = typename Master::Stored;
+    constexpr bool is_whole = std::is_same_v<Master, Float32>;
+    const auto* w = at<const uint16_t>(tensor.in[0], i);
+    const auto* gradient = at<const uint16_t>(tensor.in[fields], i);
+    const auto* master = at<const Stored>(tensor.in[fields + 1], i);
+    float from[fields + 1][lanes], to[fields][lanes], masters[lanes], rounded[lanes];
+    prefetch(w), prefetch(gradient), prefetch(master);
+    widen_lanes<BFloat16>(w, from[0]);
+    widen_lanes<BFloat16>(gradient, from[fields]);
+    widen_lanes<Master>(master, masters);
+    if constexpr (is_whole) {
+      uint16_t narrow[lanes];
+      narrow_lanes<BFloat16>(masters, narrow);
+      widen_lanes<BFloat16>(narrow, rounded);
+    }
+    for (int k = 1; k < fields; ++k) {
+      prefetch(at<const float>(tensor.in[k], i));
+      widen_lanes<Float32>(at<const float>(tensor.in[k], i), from[k]);
+    }
+    for (int lane = 0; lane < lanes; ++lane) {
+      float& weight = from[0][lane];
+      weight = is_whole ? weight_of(weight, masters[lane], rounded[lane])
+                        : joined(weight, masters[lane]);
+      const float g = uniforms.scale * from[fields][lane];
+      put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
+      const Split parts = is_whole ? Split{to[0][lane], to[0][lane]} : split(to[0][lane]);
+      to[0][lane] = parts.w;
+      masters[lane] = parts.remainder;
+    }
+    narrow_lanes<BFloat16>(to[0], at<uint16_t>(tensor.out[0], i));
+    narrow_lanes<Master>(masters, at<Stored>(tensor.out[fields], i));
+    for (int k = 1; k < fields; ++k) {
+      narrow_lanes<Float32>(to[k], at<float>(tensor.out[k], i));
+    }
+  }
+
   template <typename Format>
   static void direct(const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
     using Stored = typename Format::Stored;
@@ -142,14 +222,22 @@ struct Driver {
       in[k] = load(tensor.in[k], begin, count, buffers[k]);
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
+    if (tensor.masters != MasterWeights::none) {
+      const Operand& master = tensor.in[fields + 1];
+      take_masters(tensor.masters, tensor.in[0].storage, master, begin, count, buffers[0]);
+      out[0] = place(tensor.out[fields], begin, buffers[0]);
+    }
     in[fields] = gradient ? gradient : load(tensor.in[fields], begin, count, buffers[fields]);
     if (clipping) {
       in[fields] = clipped(*clipping, in[fields], count, buffers[fields]);
       uniforms.scale = 1.0f;
     }
     loop<Float32, false, true>(in, out, count, uniforms); // load has prefetched
+    if (tensor.masters == MasterWeights::remainder) {
+      put_remainders(tensor.out[fields], begin, count, buffers[0]);
+    }
     for (int k = 0; k < fields; ++k) {
-      store(tensor.out[k], begin, count, buffers[k]);
+      store(tensor.out[k], begin, count, out[k]);
     }
   }
 

@@ -7,6 +7,7 @@
 #include "mlx_opt/rules/list.h"
 #include "mlx_opt/rules/portable.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/master_weights.h"
 #include "mlx_opt/types/storage.h"
 
 namespace mlx_opt::cpu {
@@ -35,11 +36,13 @@ static inline bool is_transposed(const Operand& operand) {
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
 }
 
-/// One parameter. In: its value, its slots and its gradient; out: its value and its slots. An
-/// output may share the buffer of a contiguous input of the same storage.
+/// One parameter. In: its value, its slots, its gradient and, if it has one, its master weight;
+/// out: its value, its slots and its master weight. An output may share the buffer of a contiguous
+/// input of the same storage.
 struct Tensor {
   const Operand* in;
   const Operand* out;
+  MasterWeights masters;
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and

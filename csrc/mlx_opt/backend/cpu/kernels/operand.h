@@ -90,8 +90,10 @@ inline const float* load(const Operand& operand, int64_t begin, int64_t count, f
   }
   if (operand.storage == Storage::float16) {
     widen<Float16>(halves, staged, count);
-  } else {
+  } else if (operand.storage == Storage::bfloat16) {
     widen<BFloat16>(halves, staged, count);
+  } else {
+    widen<Bits16>(halves, staged, count);
   }
   return staged;
 }
@@ -102,6 +104,8 @@ inline void store(const Operand& operand, int64_t begin, int64_t count, const fl
     narrow<Float16>(staged, at<uint16_t>(operand, begin), count);
   } else if (operand.storage == Storage::bfloat16) {
     narrow<BFloat16>(staged, at<uint16_t>(operand, begin), count);
+  } else if (operand.storage == Storage::bits16) {
+    narrow<Bits16>(staged, at<uint16_t>(operand, begin), count);
   }
 }
 
@@ -173,6 +177,8 @@ inline void load_panel(
       return transpose<Float16>(operand, top, left, right, to);
     case Storage::bfloat16:
       return transpose<BFloat16>(operand, top, left, right, to);
+    case Storage::bits16:
+      return transpose<Bits16>(operand, top, left, right, to);
   }
 }
 

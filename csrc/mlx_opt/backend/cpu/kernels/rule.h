@@ -1,7 +1,7 @@
 // Code that the drivers of all rules share. For one instruction set.
 #pragma once
 
-#include "mlx_opt/backend/cpu/kernels/operand.h"
+#include "mlx_opt/backend/cpu/kernels/master.h"
 #include "mlx_opt/rules/registry.h"
 
 MLX_OPT_RULES_BEGIN
@@ -20,12 +20,20 @@ void prepare(const float* hypers, float lr, float step, float* scalars) {
   __builtin_memcpy(scalars, &s, sizeof s);
 }
 
+inline void copy_unless_shared(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (from.data != to.data) {
+    copy(from, to, begin, end);
+  }
+}
+
 template <typename Rule>
 void copy_through(const Tensor& tensor, int64_t begin, int64_t end) {
-  for (int k = 0; k < fields_of<Rule>; ++k) {
-    if (tensor.in[k].data != tensor.out[k].data) {
-      copy(tensor.in[k], tensor.out[k], begin, end);
-    }
+  constexpr int fields = fields_of<Rule>;
+  for (int k = 0; k < fields; ++k) {
+    copy_unless_shared(tensor.in[k], tensor.out[k], begin, end);
+  }
+  if (tensor.masters != MasterWeights::none) {
+    copy_unless_shared(tensor.in[fields + 1], tensor.out[fields], begin, end);
   }
 }
 

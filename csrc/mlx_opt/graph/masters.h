@@ -1,0 +1,17 @@
+// Master weights in MLX's operations, for programs whose kernels do not have them.
+#pragma once
+
+#include <vector>
+
+#include "mlx/array.h"
+#include "mlx_opt/graph/request.h"
+
+namespace mlx_opt {
+
+using Step = std::vector<mx::array>(const Request& request, const Leaves& leaves);
+
+/// The results of `step` on the master weights in the place of their parameters, which become their
+/// rounding; in the order of the leaves.
+std::vector<mx::array> step_on_masters(const Request& request, const Leaves& leaves, Step& step);
+
+} // namespace mlx_opt
