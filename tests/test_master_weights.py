@@ -594,3 +594,34 @@ def test_evaluating_an_average_keeps_the_masters():
     with optimizer.evaluating(model):
         assert not mx.array_equal(model.w, masters["w"].astype(mx.bfloat16))
     assert_same(optimizer.master_parameters(model), masters)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lamb"])
+@pytest.mark.parametrize("kind", ["float32", "remainder"])
+def test_with_a_dtype_of_the_state(name, kind):
+    options = {"state_dtype": mx.bfloat16}
+    ours = OPTIMIZERS[name](master_weights=kind, **options)
+    theirs = OPTIMIZERS[name](**options)
+    w = walk(ours, tree(0, mx.bfloat16), range(1, 4), mx.bfloat16)
+    expected = walk_in_float32(theirs, wide(tree(0, mx.bfloat16)), range(1, 4), mx.bfloat16)
+    assert_trees_same(ours.master_parameters(w), expected)
+    assert_same(ours.state["a"]["m"], theirs.state["a"]["m"])
+    assert ours.state["a"]["m"].dtype == mx.bfloat16
+
+
+def test_with_gradients_that_are_added_up():
+    ours = mlx_opt.AdamW(1e-3, master_weights="float32", accumulate=2)
+    theirs = mlx_opt.AdamW(1e-3, master_weights="float32")
+    w = {"w": mx.ones(9, mx.bfloat16)}
+    g = {"w": mx.full(9, 0.5, mx.bfloat16)}
+    after = ours.apply_gradients(g, ours.apply_gradients(g, w))
+    assert_same(after, theirs.apply_gradients(g, w))
+    assert_same(ours.state["w"]["master"], theirs.state["w"]["master"])
+
+
+def test_what_they_hold_in_memory():
+    w = {"w": mx.zeros(2**10, mx.bfloat16)}
+    for kind, size in (("float32", {"master": 4}), ("remainder", {"remainder": 2})):
+        memory = mlx_opt.AdamW(1e-3, master_weights=kind).memory(w, show=False)
+        state = {name: x / 2**10 for name, x in memory.state.items() if name}
+        assert state == {"m": 4, "v": 4, **size}

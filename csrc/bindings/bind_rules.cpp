@@ -71,7 +71,8 @@ Program program(
     const FormatNames& formats,
     const std::optional<std::string>& masters) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options, nullptr, formats_from(formats)).with(masters_from(masters));
+    return Program(*found, with_options, nullptr, formats_from(formats))
+        .with(masters_from(masters));
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }

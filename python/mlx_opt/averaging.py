@@ -150,4 +150,3 @@ class Averaging(FusedOptimizer):
                 f"{type(self).__name__}: the model has the average of its parameters: "
                 "call train(model) before the next step"
             )
-        return super()._next_kept(values, step)

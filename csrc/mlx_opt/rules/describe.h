@@ -56,7 +56,8 @@ enum class Format : uint8_t {
 };
 
 /// In the order of Format.
-inline constexpr const char* format_names[] = {"promoted", "float32", "float16", "bfloat16", "bits16"};
+inline constexpr const char* format_names[] = {
+    "promoted", "float32", "float16", "bfloat16", "bits16"};
 
 /// What a slot holds before the first step of its parameter.
 enum class Begin : uint8_t {
