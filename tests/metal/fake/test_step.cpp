@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -47,6 +48,25 @@ TEST_CASE("halves and mixes of storages") {
   operands[1] = mx::astype(operands[1], mx::float32);
   mx::eval(operands);
   check_against_cpu(Rule::Lion, operands);
+}
+
+TEST_CASE("a state in dtypes of its own") {
+  const mx::array nan(std::numeric_limits<float>::quiet_NaN());
+  for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    for (const bool skips : {false, true}) {
+      CAPTURE(skips);
+      const mlx_opt::GradientScale scale{skips ? nan : mx::array(0.5f), true};
+      const Scalars scalars{.scale = scale};
+      auto operands = operands_of(Rule::AdamW, {{7}, {64, 68}, {5, 6, 7}}, dtype);
+      fake::begin();
+      auto expected =
+          narrow_adamw(copies_of(operands), scalars, mx::default_stream(mx::Device::cpu));
+      mx::eval(expected);
+      auto results = narrow_adamw(std::move(operands), scalars, gpu_stream);
+      check_equal(evaluate_on_gpu(std::move(results)), expected);
+      check_clean();
+    }
+  }
 }
 
 TEST_CASE("operands of any layout") {
