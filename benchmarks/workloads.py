@@ -47,6 +47,13 @@ RULES = {
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
     # Parameter, slots and gradient for the state; the first three again for the parameter.
     "Lamb": Rule(2, {}, None, passes=10),
+    # Without the parameter in the first pass.
+    "StableAdamW": Rule(2, {}, None, passes=9, wide=1),
+    # Parameter and gradient for the norms, then all for the step.
+    "LARS": Rule(1, {}, None, passes=7),
+    # The last two gradients for the norm, then all for the step.
+    "MARS": Rule(3, {}, None, passes=11),
+    "MARSLion": Rule(2, {}, None, passes=9),
     # The gradient is read for the norm too.
     "AdamW-clipped": Rule(
         2,

@@ -3,6 +3,14 @@
 #include "mlx_opt/backend/cpu/kernels/rule.h"
 #include "mlx_opt/rules/passes.h"
 
+// Before a loop over lanes that GCC would otherwise unroll, and then not vectorise if its body has
+// a condition.
+#if defined(__GNUC__) && !defined(__clang__)
+#define MLX_OPT_ROLLED _Pragma("GCC unroll 1")
+#else
+#define MLX_OPT_ROLLED
+#endif
+
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
@@ -101,8 +109,12 @@ struct TwoPass {
       for (int k = 1; k < fields; ++k) {
         out[k] = place(tensor.out[k], begin, buffers[k]);
       }
-      for (int64_t i = 0; i < count; i += lanes) {
-        update_state(in, out, i, valid_lanes(count - i), uniforms, scale.factor);
+      int64_t i = 0;
+      for (; i + lanes <= count; i += lanes) {
+        update_state(in, out, i, lanes, uniforms, scale.factor);
+      }
+      if (i < count) {
+        update_state(in, out, i, static_cast<int>(count - i), uniforms, scale.factor);
       }
       // The second pass computes the direction from the stored state, so the sums use that too.
       for (int k = 1; k < fields; ++k) {
@@ -111,8 +123,12 @@ struct TwoPass {
       }
     }
     alignas(64) float partial[sums][lanes] = {};
-    for (int64_t i = 0; i < count; i += lanes) {
-      add_sums(in, i, valid_lanes(count - i), uniforms, scale.factor, partial);
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      add_sums(in, i, lanes, uniforms, scale.factor, partial);
+    }
+    if (i < count) {
+      add_sums(in, i, static_cast<int>(count - i), uniforms, scale.factor, partial);
     }
     for (int k = 0; k < sums; ++k) {
       for (int lane = 0; lane < lanes; ++lane) {
@@ -121,12 +137,8 @@ struct TwoPass {
     }
   }
 
-  // Number of lanes that hold elements in a vector with `remaining` elements left.
-  MLX_OPT_FN int valid_lanes(int64_t remaining) {
-    return remaining < lanes ? static_cast<int>(remaining) : lanes;
-  }
-
-  // Updates the state of one vector, of which `valid` lanes hold elements.
+  // Updates the state of one vector, of which `valid` lanes hold elements. Whole vectors have loops
+  // of their own, where `valid` is a constant, because the compiler vectorises nothing else.
   MLX_OPT_FN void update_state(
       const float* const (&in)[fields + 1],
       float* const (&out)[fields],
@@ -160,6 +172,7 @@ struct TwoPass {
     for (int k = 0; k <= fields; ++k) {
       copy_lanes(now[k] + i, from[k], valid);
     }
+    MLX_OPT_ROLLED
     for (int lane = 0; lane < lanes; ++lane) {
       const float g = scale * from[fields][lane];
       put(added, lane, sums_of<Rule>(take<Element>(from, lane), g, uniforms.h, uniforms.s));
@@ -239,8 +252,12 @@ struct TwoPass {
     for (int k = 0; k < results; ++k) {
       out[k] = place(tensor.out[k], begin, buffers[k]);
     }
-    for (int64_t i = 0; i < count; i += lanes) {
-      update(in, out, i, valid_lanes(count - i), uniforms, scale.factor, rates);
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      update(in, out, i, lanes, uniforms, scale.factor, rates);
+    }
+    if (i < count) {
+      update(in, out, i, static_cast<int>(count - i), uniforms, scale.factor, rates);
     }
     for (int k = 0; k < results; ++k) {
       store(tensor.out[k], begin, count, buffers[k]);
