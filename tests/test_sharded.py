@@ -377,3 +377,10 @@ def test_accumulation_is_refused():
         optimizer.apply_gradients({"w": mx.ones(2)}, w, normalizer=2.0)
     with pytest.raises(ValueError, match=message):
         optimizer.update(nn.Linear(1, 2), {"bias": mx.ones(2)}, normalizer=2.0)
+
+
+@pytest.mark.parametrize("groups", [(), [{"match": "w", "master_weights": "float32"}]])
+def test_master_weights_are_refused(groups):
+    own = {} if groups else {"master_weights": "float32"}
+    with pytest.raises(TypeError, match="^Sharded: an optimizer with master_weights is not supp"):
+        mlx_opt.Sharded(mlx_opt.AdamW(0.1, groups=groups, **own))

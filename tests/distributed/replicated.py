@@ -210,6 +210,15 @@ def a_state_that_is_there_is_divided():
         assert distance(a, b) == 0
 
 
+def a_gradient_of_another_dtype_is_refused_with_state_dtype():
+    divided = sharded(mlx_opt.AdamW(1e-2, state_dtype=mx.float32))
+    w, g = {"w": mx.ones(8, mx.bfloat16)}, {"w": mx.ones(8)}
+    message = raised(ValueError, lambda: divided.apply_gradients(g, w))
+    expected = "w: gradient mlx.core.float32, parameter mlx.core.bfloat16: "
+    assert message == expected + "with state_dtype Sharded expects the same dtype"
+    assert divided.apply_gradients({"w": g["w"].astype(mx.bfloat16)}, w)["w"].dtype == mx.bfloat16
+
+
 def with_a_double_of_sum_scatter():
     """The ring has no sum_scatter: this one sums and slices."""
     asked = []
@@ -279,5 +288,6 @@ FOR_TWO_MEMBERS = [
     keys_may_be_in_any_order,
     some_parameters_have_no_gradient,
     a_state_that_is_there_is_divided,
+    a_gradient_of_another_dtype_is_refused_with_state_dtype,
     with_a_double_of_sum_scatter,
 ]

@@ -13,7 +13,7 @@ from ..clipping import ClipRequest
 from .division import Division
 from .exchange import Exchange, own_elements
 from .fully_sharded import Names
-from .leaves import flat, parts_of
+from .leaves import flat, parts_of, sets
 from .plan import Leaf
 
 
@@ -36,6 +36,7 @@ def make_step(
     """
     plan, rank, most = division.plan, division.members.rank, division.bucket_size
     gradients = flat(tree, names)
+    _check_dtypes(division, gradients, parameters)
     leaves = [leaf for path, leaf in plan.leaves.items() if path in gradients]
     exchanged = [leaf for leaf in leaves if leaf.is_exchanged]
     root = parts_of(division.optimizer)[0].state
@@ -102,3 +103,18 @@ def _shaped(division: Division, leaf: Leaf, flattened: mx.array) -> mx.array:
     length = leaf.size // division.members.size
     rows = flattened[division.members.rank * length :][:length]
     return rows.reshape(-1, *leaf.shape[1:])
+
+
+def _check_dtypes(
+    division: Division, gradients: dict[str, mx.array], parameters: dict[str, mx.array]
+) -> None:
+    """Raise ValueError if a member could not tell the dtypes of parameters that others update."""
+    if not any(sets(part, "state_dtype") for part in parts_of(division.optimizer)):
+        return
+    for path, gradient in gradients.items():
+        given, expected = gradient.dtype, parameters[path].dtype
+        if given != expected:
+            raise ValueError(
+                f"{path}: gradient {given}, parameter {expected}: "
+                "with state_dtype Sharded expects the same dtype"
+            )
