@@ -67,6 +67,8 @@ class Case(NamedTuple):
             "ADOPT": ["v"],
             "Adan": ["previous"],
             "MADGRAD": ["x0"],
+            "MARS": ["previous"],
+            "MARSLion": ["previous"],
             "SGDScheduleFree": ["z"],
             "Yogi": ["v"],
         }
@@ -101,10 +103,8 @@ class Case(NamedTuple):
 
     def is_signed(self, name):
         """False for a slot that holds a mean or a sum of squares or of sizes."""
-        signed = {"Adan": ["v", "previous"], "DiffGrad": ["previous"], "MADGRAD": ["s", "x0"]}.get(
-            self.rule, []
-        )
-        return name.startswith(("m", "z")) or name in signed
+        signed = {"Adan": ["v"], "MADGRAD": ["s", "x0"]}.get(self.rule, [])
+        return name.startswith(("m", "z", "previous")) or name in signed
 
     def reference(self, w, g, state, step, learning_rate, kept=None):
         """One step in float64. `kept`: the numbers that the state keeps in this step, if not all
@@ -249,6 +249,7 @@ CASES = [
         {"weight_decay": 0.1, "weight_decay_kind": "corrected", "max_learning_rate": 0.02},
     ),
     Case("AdamW", {"weight_decay": 0.1, "amsgrad": True, "bias_correction": True}),
+    Case("AdamW", {"weight_decay": 0.1, "cautious": True, "bias_correction": True}),
     Case("Adam", {"nesterov": True}),
     Case("Adam", {"weight_decay": 0.1, "amsgrad": True}),
     Case("Adamax"),
@@ -266,6 +267,7 @@ CASES = [
         },
     ),
     Case("Lion", {"weight_decay": 0.1, "weight_decay_kind": "coupled"}),
+    Case("Lion", {"weight_decay": 0.1, "cautious": True}),
     Case("Lamb"),
     Case("Lamb", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     Case("Lamb", {"weight_decay": 0.0}),
@@ -277,6 +279,10 @@ CASES = [
     Case("LARS", {"eps": 0.1}),
     Case("StableAdamW"),
     Case("StableAdamW", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
+    Case("MARS"),
+    Case("MARS", {"betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1, "gamma": 0.1}),
+    Case("MARSLion"),
+    Case("MARSLion", {"beta": 0.8, "weight_decay": 0.1, "gamma": 0.1}),
     Case("Signum"),
     Case("Signum", {"beta": 0.8, "weight_decay": 0.1}),
     Case("AdEMAMix"),
@@ -380,7 +386,7 @@ def dtype_name(dtype):
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_rule = pytest.mark.parametrize("case", RULES, ids=str)
 each_elementwise = pytest.mark.parametrize(
-    "case", [case for case in RULES if references.is_elementwise(case.rule)], ids=str
+    "case", [case for case in RULES if references.is_elementwise(*case)], ids=str
 )
 each_of_slow_subset = pytest.mark.parametrize("case", SLOW_SUBSET, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -123,18 +123,22 @@ def test_a_call_that_only_adds_is_in_place_and_touches_nothing_else():
 
 
 @pytest.mark.usefixtures("cpu")
-def test_the_memory_of_a_round():
+@pytest.mark.parametrize("compiles", [False, True], ids=["", "compiled"])
+def test_the_memory_of_a_round(compiles):
     n = 2**20
     optimizer, w = mlx_opt.AdamW(1e-3, accumulate=3), {"w": mx.zeros(n)}
     optimizer.init(w)
     mx.eval(w, optimizer.state)
     peaks = []
+    step = optimizer.apply_gradients
+    if compiles:
+        step = mx.compile(step, inputs=[optimizer.state], outputs=[optimizer.state])
     base = mx.get_active_memory() - 12 * n
     for i in range(6):
         g = {"w": mx.full(n, float(i))}
         mx.eval(g)
         mx.reset_peak_memory()
-        w = optimizer.apply_gradients(g, w)
+        w = step(g, w)
         del g
         mx.eval(w, optimizer.state)
         peaks.append((mx.get_peak_memory() - base) / n)
@@ -213,6 +217,15 @@ def test_a_wider_sum_changes_no_dtype_and_its_mean_is_rounded_once(dtype):
     )
     assert_close({path: updated[path] for path in w}, expected, 1e-6)
     assert {x.dtype for _, x in tree_flatten(optimizer.state["w"])} == {dtype}
+
+
+def test_a_wider_sum_without_a_gradient_in_the_last_call_changes_no_dtype():
+    optimizer = mlx_opt.SGD(0.5, accumulate=2, accumulate_dtype=mx.float32)
+    w = {"w": mx.zeros(2, mx.bfloat16), "b": mx.zeros(2)}
+    optimizer.apply_gradients({"w": mx.ones(2, mx.bfloat16), "b": mx.ones(2)}, w)
+    updated = optimizer.apply_gradients({"b": mx.ones(2)}, w)
+    assert updated["w"].dtype == mx.bfloat16 and updated["b"].dtype == mx.float32
+    assert updated["w"].tolist() == [-0.25, -0.25] and updated["b"].tolist() == [-0.5, -0.5]
 
 
 def test_float32_gradients_are_added_in_bfloat16_where_asked():

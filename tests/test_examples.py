@@ -49,6 +49,17 @@ def test_training_with_rounding_gains_after_quantization():
     assert rounding < 0.85 * usual
 
 
+def test_a_divided_state_goes_on_from_a_checkpoint(tmp_path):
+    first = run("divided_state.py", "--steps", "40", "--folder", tmp_path)
+    assert first.returncode == 0, first.stderr
+    again = run("divided_state.py", "--steps", "10", "--folder", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "process 0 of 1 keeps 534536 bytes of state" in again.stdout
+    assert numbers(r"step (\d+)", again.stdout) == [50]
+    losses = numbers(r"loss ([\d.]+)", first.stdout + again.stdout)
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_lora_learns_or_says_what_it_needs():
     done = run("mlx_lm_lora.py", "--iters", "30")
     if find_spec("mlx_lm") is None:

@@ -158,10 +158,16 @@ OPTIONS = {
         "bias_correction": st.booleans(),
         "nesterov": st.booleans(),
         "amsgrad": st.booleans(),
+        "cautious": st.booleans(),
         **KINDS,
     },
     "Adamax": {"betas": st.tuples(betas, betas), "eps": positive},
-    "Lion": {"betas": st.tuples(betas, betas), "weight_decay": st.floats(-0.5, 1.0), **KINDS},
+    "Lion": {
+        "betas": st.tuples(betas, betas),
+        "weight_decay": st.floats(-0.5, 1.0),
+        "cautious": st.booleans(),
+        **KINDS,
+    },
     "Lamb": {"betas": st.tuples(betas, betas), "eps": positive, "weight_decay": st.floats(0, 1.0)},
     "LARS": {
         "momentum": betas,
@@ -175,6 +181,13 @@ OPTIONS = {
         "eps": positive,
         "weight_decay": st.floats(0, 1.0),
     },
+    "MARS": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "gamma": st.floats(0, 1.0),
+    },
+    "MARSLion": {"beta": betas, "weight_decay": st.floats(0, 1.0), "gamma": st.floats(0, 1.0)},
     "Signum": {"beta": betas, "weight_decay": st.floats(0, 1.0)},
     "Adan": {
         "betas": st.tuples(betas, betas, betas),
@@ -273,6 +286,9 @@ OPTIONS = {
 @given(data=st.data(), rule=st.sampled_from(sorted(OPTIONS)), learning_rate=st.floats(0, 2))
 def test_any_hyperparameters_give_the_exact_step(data, rule, learning_rate):
     options = {k: data.draw(strategy, k) for k, strategy in OPTIONS[rule].items()}
+    if options.get("cautious"):
+        options["weight_decay_kind"] = "decoupled"
+        options.pop("amsgrad", None)
     case = Case(rule, options)
     number = data.draw(st.integers(1, 10_000), "step")
     rng = np.random.default_rng(number)

@@ -108,6 +108,12 @@ def test_optimizers_of_several_parts():
     assert muon.memory(w, show=False).state == {"": 24, "v": 64 + 16, "m": 16}
 
 
+def test_an_optimizer_whose_states_are_divided():
+    w = {"a": mx.zeros((4, 4)), "b": mx.zeros(4)}
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    assert optimizer.memory(w, show=False) == mlx_opt.AdamW(0.1).memory(w, show=False)
+
+
 def test_the_table(capsys):
     mlx_opt.AdamW(0.1, accumulate=2).memory({"w": mx.zeros((1000, 1000))})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]

@@ -35,10 +35,11 @@ VARIANTS = [
     {"equalize": "columns", "normalize": "rows", "split": SPLIT},
     {"equalize": "both", "normalize": "frobenius", "normuon": True},
     {"normalize": "rows_columns", "adamuon": True},
+    {"hyperball": True, "normuon": True, "weight_decay": 0.0, "split": SPLIT},
     {"normalize": "columns", "ns_coefficients": "polar_express", "nesterov": False},
 ]
 each_variant = pytest.mark.parametrize("options", VARIANTS, ids=lambda x: "-".join(x))
-FEW = [VARIANTS[2], VARIANTS[3], VARIANTS[5]]
+FEW = [VARIANTS[2], VARIANTS[3], VARIANTS[5], VARIANTS[8]]
 few_variants = pytest.mark.parametrize("options", FEW, ids=lambda x: "-".join(x))
 
 
@@ -281,6 +282,7 @@ def test_a_state_without_second_moments_begins_them_with_a_warning():
         ({"equalize": "row"}, ValueError, "equalize: expected one of None, rows, .*, got 'row'"),
         ({"normalize": True}, ValueError, "normalize: expected one of None, rows, .*, got True"),
         ({"normuon": True, "adamuon": True}, ValueError, "normuon and adamuon cannot be combined"),
+        ({"hyperball": True}, ValueError, "Muon: hyperball needs a weight_decay of 0"),
         ({"beta2": 1.0}, ValueError, r"Muon: beta2: expected a number in \[0, 1\), got 1"),
         ({"split": [4, 4]}, TypeError, "split: expected a dict from patterns to blocks, got list"),
         ({"split": {"w": "3"}}, TypeError, "split: expected an int, or the rows of .*, got '3'"),
@@ -364,6 +366,19 @@ def test_rows_of_the_same_size_go_on_as_without_normuon():
     ]
     for other in results[1:]:
         assert_close(other, results[0], 1e-4)
+
+
+def test_a_hyperball_keeps_the_norm_and_makes_the_rate_relative():
+    optimizer = mlx_opt.Muon(0.1, hyperball=True, weight_decay=0.0)
+    w = {"w": 7 * normal(8, 6), "half": normal(6, 8, dtype=mx.bfloat16), "zero": mx.zeros((2, 3))}
+    g = {"w": normal(8, 6, seed=1), "half": normal(6, 8, seed=2), "zero": mx.ones((2, 3))}
+    before = {name: np.linalg.norm(wide(x)) for name, x in w.items()}
+    new = optimizer.apply_gradients(g, w)
+    for name, x in new.items():
+        tolerance = 1e-2 if name == "half" else 1e-5
+        assert abs(np.linalg.norm(wide(x)) - before[name]) <= tolerance * before[name], name
+    moved = np.linalg.norm(wide(new["w"]) - wide(w["w"])) / before["w"]
+    assert 0.09 < moved < 0.11
 
 
 def test_flattened_paths_of_the_state_have_the_second_moment():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as stock
 import pytest
 from mlx.utils import tree_flatten
 
@@ -69,11 +70,13 @@ needs_ring = pytest.mark.skipif(
 
 
 @needs_ring
-@pytest.mark.parametrize("members", [2, 3, 4])
-def test_members_train_as_one_process_does(members, tmp_path):
-    output = launch(members, "run.py", tmp_path, timeout=240)
-    for member in range(members):
-        assert f"member {member} of {members}: all cases passed" in output, output
+def test_members_train_as_one_process_does_and_take_up_each_others_checkpoints(tmp_path):
+    for members in (4, 3, 2):
+        output = launch(members, "run.py", tmp_path, timeout=240)
+        for member in range(members):
+            assert f"member {member} of {members}: all cases passed" in output, output
+    state = mlx_opt.Sharded.whole_state(tmp_path / "left")
+    assert state["states"][0]["step"].item() == 6
 
 
 def gpt2():
@@ -233,6 +236,121 @@ def test_a_gradient_that_does_not_fit_changes_nothing(gradients, error, message)
     assert optimizer.state == before
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint in a folder, the optimizer that wrote it and its parameters."""
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    w = {"a": normal(4, 3, seed=1), "b": [normal(2, seed=2)]}
+    w = optimizer.apply_gradients(w, w, max_norm=1.0)
+    optimizer.save_state(tmp_path / "it")
+    return tmp_path / "it", optimizer, w
+
+
+def test_a_checkpoint_is_read_back_to_the_bit(saved):
+    folder, optimizer, w = saved
+    written = dict(tree_flatten(optimizer.state))
+    again = mlx_opt.Sharded(mlx_opt.AdamW(0.5))
+    again.load_state(folder, w)
+    for state in (again.state, mlx_opt.Sharded.whole_state(folder)):
+        read = dict(tree_flatten(state))
+        assert read.keys() == written.keys()
+        assert all(mx.array_equal(read[path], x) for path, x in written.items())
+    plain = stock.AdamW(0.5)
+    plain.state = mlx_opt.Sharded.whole_state(folder)
+    expected = optimizer.apply_gradients(w, w)
+    assert_close(again.apply_gradients(w, w), expected, 0)
+    assert_close(plain.apply_gradients(w, w), expected, 1e-6)
+
+
+def test_saving_again_replaces_the_files(saved):
+    folder, optimizer, w = saved
+    (folder / "notes.safetensors").write_text("not ours")
+    optimizer.apply_gradients(w, w)
+    optimizer.save_state(folder)
+    assert len(list(folder.iterdir())) == 3
+    assert mlx_opt.Sharded.whole_state(folder)["step"].item() == 2
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_that_was_there(saved, monkeypatch):
+    folder, optimizer, w = saved
+    optimizer.apply_gradients(w, w)
+
+    def interrupted(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.save_state(folder)
+    monkeypatch.undo()
+    assert mlx_opt.Sharded.whole_state(folder)["step"].item() == 1
+    optimizer.save_state(folder)
+    assert mlx_opt.Sharded.whole_state(folder)["step"].item() == 2
+
+
+def cut_off(folder):
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def other_byte(folder):
+    path = next(folder.glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def missing(folder):
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def no_index(folder):
+    (folder / "index.json").unlink()
+
+
+def half_an_index(folder):
+    path = folder / "index.json"
+    path.write_text(path.read_text()[:40])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (cut_off, ValueError, r"[0-9a-f]{16}-0-of-1\.safetensors: damaged: \d+ bytes"),
+        (other_byte, ValueError, r"-0-of-1\.safetensors: damaged: .* with checksum \d+, expected"),
+        (missing, FileNotFoundError, r"-0-of-1\.safetensors"),
+        (no_index, FileNotFoundError, r"index\.json"),
+        (half_an_index, ValueError, r"index\.json: not an index of a divided state"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_changes_nothing(saved, damage, error, message):
+    folder, optimizer, w = saved
+    damage(folder)
+    before = dict(tree_flatten(optimizer.state))
+    with pytest.raises(error, match=message):
+        optimizer.load_state(folder, w)
+    with pytest.raises(error, match=message):
+        mlx_opt.Sharded.whole_state(folder)
+    after = dict(tree_flatten(optimizer.state))
+    assert after.keys() == before.keys() and all(after[path] is before[path] for path in after)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"a": mx.zeros((4, 3))}, "b.0 is of no parameter of the model"),
+        (
+            {"a": mx.zeros((3, 4)), "b": [mx.zeros(2)]},
+            "a has the shape (4, 3), the parameter (3, 4)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(saved, parameters, message):
+    folder, optimizer, _ = saved
+    with pytest.raises(ValueError) as caught:
+        optimizer.load_state(folder, parameters)
+    assert str(caught.value) == f"{folder}: {message}"
+
+
 def test_a_copy_shares_the_group():
     optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
     w = optimizer.apply_gradients({"w": mx.ones(2)}, {"w": mx.ones(2)})
@@ -245,6 +363,12 @@ def test_accumulation_is_refused():
     message = "^Sharded: an optimizer with accumulate is not supported$"
     with pytest.raises(ValueError, match=message):
         mlx_opt.Sharded(mlx_opt.AdamW(0.1, accumulate=2))
+    with pytest.raises(ValueError, match=message):
+        mlx_opt.Sharded(mlx_opt.AdamW(0.1)).accumulate = 2
+    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
+    optimizer.optimizer.accumulate = 2
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply_gradients({"w": mx.ones(2)}, {"w": mx.ones(2)})
     optimizer, w = mlx_opt.Sharded(mlx_opt.AdamW(0.1)), {"w": mx.ones(2)}
     message = "^Sharded: normalizer is not supported: divide the gradients by it$"
     with pytest.raises(ValueError, match=message):

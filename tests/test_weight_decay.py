@@ -126,11 +126,12 @@ def test_groups_of_other_kinds_share_a_rule_but_the_plain_one():
         Group("a", weight_decay_kind="independent"),
         Group("b", weight_decay_kind="coupled"),
         Group("c", amsgrad=True),
+        Group("e", cautious=True),
     ]
-    ones = {name: mx.ones(2) for name in "abcd"}
+    ones = {name: mx.ones(2) for name in "abcde"}
     optimizer = mlx_opt.AdamW(0.1, groups=groups)
     rules = [row.rule for row in optimizer.describe(ones, show=False)]
-    assert rules == ["AdamWVariant", "AdamWVariant", "AdamAMSGrad", "AdamW"]
+    assert rules == ["AdamWVariant", "AdamWVariant", "AdamAMSGrad", "AdamW", "CautiousAdamW"]
     optimizer.init(ones)
     assert [set(optimizer.state[name]) for name in "cd"] == [{"m", "v", "v_max"}, {"m", "v"}]
 

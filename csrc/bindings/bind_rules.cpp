@@ -85,6 +85,7 @@ Program muon(
     const std::string& adjust_lr,
     int equalize,
     int normalize,
+    bool hyperball,
     size_t stack,
     const FormatNames& formats,
     const std::optional<std::string>& masters) {
@@ -95,6 +96,7 @@ Program muon(
   options.adjust_lr = adjust_lr == "original" ? AdjustLr::original : AdjustLr::match_rms_adamw;
   options.equalize = static_cast<Equalize>(equalize);
   options.normalize = static_cast<Normalize>(normalize);
+  options.hyperball = hyperball;
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
   return muon_program(options, stack, formats_from(formats)).with(masters_from(masters));
@@ -135,6 +137,7 @@ Raises:
       "adjust_lr"_a,
       "equalize"_a,
       "normalize"_a,
+      "hyperball"_a,
       "stack"_a,
       "formats"_a.none() = nb::none(),
       "masters"_a.none() = nb::none(),

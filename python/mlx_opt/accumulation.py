@@ -118,29 +118,24 @@ def add(
     divisor: float | mx.array | None = calls if calls > 1 else None
     if total is not None:
         divisor = mx.where(total == 0, 1.0, total)
-    if _widened(totals, given):
-        totals, divisor = _narrowed(totals, given, parameters, divisor), None
+    like = given
+    if optimizer.accumulate_dtype is not None:
+        like = {**_flat(parameters), **given}
+    if any(x.dtype != like[path].dtype for path, x in totals.items() if path in like):
+        totals, divisor = _narrowed(totals, like, divisor), None
     return Total(_placed(totals, gradients, parameters), divisor)
 
 
-def _widened(totals: dict[str, mx.array], given: dict[str, mx.array]) -> bool:
-    """True if a sum has another dtype than its gradients."""
-    return any(x.dtype != given[path].dtype for path, x in totals.items() if path in given)
-
-
 def _narrowed(
-    totals: dict[str, mx.array],
-    given: dict[str, mx.array],
-    parameters: Any,
-    divisor: float | mx.array | None,
+    totals: dict[str, mx.array], like: dict[str, mx.array], divisor: float | mx.array | None
 ) -> dict[str, mx.array]:
-    """The means in the dtypes of the gradients, which with the parameters' decide those of results.
+    """The means in the dtypes of `like`, which with the parameters' decide those of the results.
 
     They are divided first, because in float16 a sum may be infinite where its mean is not.
     """
-    like = {**_flat(parameters), **given}
     scale = 1.0 / (1.0 if divisor is None else divisor)
-    return {path: (x * scale).astype(like[path].dtype) for path, x in totals.items()}
+    means = {path: x * scale for path, x in totals.items()}
+    return {path: x.astype(like[path].dtype) if path in like else x for path, x in means.items()}
 
 
 def unchanged(gradients: Any, parameters: Any) -> Any:

@@ -60,6 +60,7 @@ def constructor(cls: type, additions: Mapping[str, Any] = {}) -> Callable[..., N
 _ADDITIONS = {
     "nesterov": "Nesterov's momentum, as in NadamW.",
     "amsgrad": "divide by the largest mean of squares so far.",
+    "cautious": "step only by the elements of the update that agree in sign with the gradient.",
     "weight_decay": "a decay of the parameters.",
     "weight_decay_kind": '"coupled", "decoupled", "independent" or "corrected".',
     "max_learning_rate": "the greatest of the run, for corrected decay.",

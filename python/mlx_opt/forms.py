@@ -52,6 +52,18 @@ def check_decay(values: dict[str, Any]) -> None:
             raise ValueError('a weight_decay_kind of "corrected" needs max_learning_rate')
 
 
+def check_cautious(values: dict[str, Any]) -> None:
+    """Raise ValueError if the other options do not go with `cautious`."""
+    if not values.get("cautious"):
+        return
+    if values.get("amsgrad"):
+        raise ValueError("cautious does not go with amsgrad")
+    decay = values["weight_decay"]
+    has_decay = isinstance(decay, mx.array) or decay != 0
+    if values["weight_decay_kind"] == "coupled" and has_decay:
+        raise ValueError('cautious needs a weight_decay_kind other than "coupled"')
+
+
 class Form(NamedTuple):
     """A rule, and the conditions under which it serves its optimizer."""
 

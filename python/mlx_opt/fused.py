@@ -9,7 +9,7 @@ import mlx.core as mx
 from . import _ext, master_weights, reserved
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
-from .forms import Forms, check_decay, forms_of
+from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option
@@ -156,7 +156,9 @@ class FusedOptimizer(Optimizer):
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
         if grouping is None:
             grouping = self._without_groups()
-        grouping.assignment.extend(parameters, parameters, judges=False)
+            grouping.assignment.extend(parameters, parameters, judges=False)
+        else:
+            self._assign(parameters, parameters, judges=False)
         grouping.init(self, parameters)
         self._initialized = True
 
@@ -320,6 +322,7 @@ class FusedOptimizer(Optimizer):
             ValueError: They do not go together.
         """
         check_decay(values)
+        check_cautious(values)
         return values
 
     def _check_group(self, values: dict[str, Any]) -> None:

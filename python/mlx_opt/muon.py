@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, docstrings, muon_options, newton_schulz, reserved, splits
+from . import _ext, docstrings, muon_formula, muon_options, reserved, splits
 from .base import Optimizer, is_own, shares_of
 from .descriptions import initial_state
-from .formulas.registry import decayed, with_decay_of
-from .fused import STORAGE, FusedOptimizer, described_by, in_float32
+from .fused import FusedOptimizer, described_by
 from .groups import groups_from
 from .step import Share
 from .tools.describe import Described
@@ -75,6 +73,8 @@ class Muon(FusedOptimizer, stock.Muon):
             exact factor (AdaMuon, arXiv:2507.11005). The moments are ``s``, in float32. Default:
             ``False``
         beta2: The part of the second moment that is kept from step to step. Default: ``0.95``
+        hyperball: Keep the Frobenius norm of each matrix, to which the learning rate is relative.
+            Needs ``weight_decay=0``. Default: ``False``
         fallback: An optimizer of this package for parameters of fewer than two dimensions, with its
             own learning rate. Its state is ``state["mlx_opt"]["fallback"]``. Lists and tuples in
             the trees are returned as lists. Default: ``None``
@@ -92,8 +92,8 @@ class Muon(FusedOptimizer, stock.Muon):
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
-            has another value, ``ns_steps`` is negative, or both ``normuon`` and ``adamuon`` are
-            true. In a step also: a split does not fit its parameter.
+            has another value, ``ns_steps`` is negative, both ``normuon`` and ``adamuon`` are true,
+            or ``hyperball`` with decay. In a step also: a split does not fit its parameter.
         TypeError: ``fallback`` is not an optimizer of this package, ``ns_steps`` is not an int, or
             ``split`` is no dict of ints and lists of ints.
 
@@ -126,11 +126,13 @@ class Muon(FusedOptimizer, stock.Muon):
         "normuon": False,
         "adamuon": False,
         "beta2": 0.95,
+        "hyperball": False,
     }
     # Of objects that were pickled without them.
     maximize = False
     equalize: str | None = None
     normalize: str | None = None
+    hyperball = False
     split: Any = None
     """The blocks of parameters for which no group has any."""
 
@@ -156,6 +158,7 @@ class Muon(FusedOptimizer, stock.Muon):
         normuon: bool = False,
         adamuon: bool = False,
         beta2: float = 0.95,
+        hyperball: bool = False,
         fallback: Optimizer | None = None,
         master_weights: str | None = None,
         groups: Sequence[Any] = (),
@@ -190,6 +193,7 @@ class Muon(FusedOptimizer, stock.Muon):
         self._set_state_dtype(state_dtype)
         self.accumulate = accumulate
         self.accumulate_dtype = accumulate_dtype
+        self.hyperball = bool(hyperball)
         self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
         self._program_of(self._checked(self._values()))
         if isinstance(fallback, FusedOptimizer):
@@ -295,6 +299,9 @@ class Muon(FusedOptimizer, stock.Muon):
         kind = values["weight_decay_kind"]
         if values["normuon"] and values["adamuon"]:
             raise ValueError("Muon: normuon and adamuon cannot be combined")
+        decay = values["weight_decay"]
+        if values["hyperball"] and (isinstance(decay, mx.array) or decay != 0):
+            raise ValueError("Muon: hyperball needs a weight_decay of 0")
         if values["decoupled_weight_decay"]:
             if kind not in ("coupled", "decoupled"):
                 raise ValueError(f"decoupled_weight_decay: weight_decay_kind is {kind!r} too")
@@ -311,55 +318,7 @@ class Muon(FusedOptimizer, stock.Muon):
         return splits.blocks_from(values["split"])
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        def descend(update: mx.array, parameter: mx.array, _: dict) -> mx.array:
-            rate = self.learning_rate.astype(update.dtype)
-            parameter = decayed(
-                mx,
-                parameter,
-                update,
-                self._kind,
-                self.weight_decay,
-                rate,
-                self.max_learning_rate,
-                self.cautious_weight_decay,
-            )
-            return parameter - rate * update
-
-        update = in_float32(self._direction, gradient, parameter, state)
-        if update.ndim >= 2 and update.size > 0:
-            values = self._values()
-            splits.check_fit(values["split"], "", update)
-            second = state["s"] if values["normuon"] or values["adamuon"] else None
-            iterate = partial(self._iterated, update.dtype)
-            update, second = muon_options.orthogonalized(
-                update, second, iterate, self._split_of(values), values
-            )
-            if second is not None:
-                state["s"] = second
-        return in_float32(descend, update, parameter, {})
-
-    @property
-    def _kind(self) -> str:
-        return "decoupled" if self.decoupled_weight_decay else self.weight_decay_kind
-
-    def _direction(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        if self.weight_decay != 0:
-            gradient = with_decay_of(mx, self._kind, gradient, self.weight_decay, parameter)
-        v = self.momentum * state["v"] + (1 - self.momentum) * gradient
-        state["v"] = v
-        return gradient * (1 - self.momentum) + v * self.momentum if self.nesterov else v
-
-    def _iterated(self, dtype: mx.Dtype, matrix: mx.array, scale: float) -> mx.array:
-        """The orthogonal factor of a matrix of a direction of that dtype, times a number."""
-        if dtype not in STORAGE or not self._uses_own_iterations():
-            matrix = matrix.astype(dtype)
-            return scale * self._zeropower_via_newtonschulz5(matrix, steps=self.ns_steps)
-        coefficients = newton_schulz.coefficients_of(self.ns_coefficients)
-        inner = self.ns_dtype or (dtype if dtype == mx.bfloat16 else mx.float32)
-        [factor] = newton_schulz.orthogonalized(
-            [matrix], [scale], coefficients, self.ns_steps, inner
-        )
-        return factor
+        return muon_formula.updated(self, gradient, parameter, state)
 
     def _uses_primitives(self) -> bool:
         return self._uses_own_iterations()

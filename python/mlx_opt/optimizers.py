@@ -42,7 +42,8 @@ __all__ = [
 _DECAY = {"max_learning_rate": 0.0, "cautious_weight_decay": False, "maximize": False}
 _COUPLED = {"weight_decay_kind": "coupled", **_DECAY}
 _DECOUPLED = {"weight_decay_kind": "decoupled", **_DECAY}
-_ADAM = {"nesterov": False, "amsgrad": False}
+_ADAM = {"nesterov": False, "amsgrad": False, "cautious": False}
+_LION = {"cautious": False, **_DECOUPLED}
 
 
 class SGD(FusedOptimizer, stock.SGD):
@@ -112,9 +113,9 @@ class Adamax(Adam, stock.Adamax):
 
 
 class Lion(FusedOptimizer, stock.Lion):
-    __doc__ = docstring(stock.Lion, _DECOUPLED)
-    __init__ = constructor(stock.Lion, _DECOUPLED)
-    _additions = _DECOUPLED
+    __doc__ = docstring(stock.Lion, _LION)
+    __init__ = constructor(stock.Lion, _LION)
+    _additions = _LION
     _rule = "Lion"
     _options = ("maximize",)
     maximize = False

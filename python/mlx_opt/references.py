@@ -30,9 +30,9 @@ def _form_of(name, options):
     return optimizer._forms.form_of(optimizer._values())
 
 
-def is_elementwise(name):
+def is_elementwise(name, options):
     """True if the update of an element depends only on that element's gradient and state."""
-    return forms_of(getattr(optimizers, name)._rule).forms[0].elementwise
+    return _form_of(name, options).elementwise
 
 
 def is_any_shape(name):
@@ -118,7 +118,7 @@ def exact_step(name, w, g, state, step, options, stored=None):
 
     `stored`: the new state as stored, from which a rule of two passes computes the parameter.
     """
-    finish = formulas.FINISHES.get(name)
+    finish = None if is_elementwise(name, options) else formulas.FINISHES.get(name)
 
     def run(inputs):
         before = {slot: inputs[slot] for slot in state}

@@ -76,7 +76,7 @@ TEST_CASE("a kernel's text names the rules of its own header and no other") {
       CHECK(named_in(source(kernel)) == own);
     }
   }
-  const std::set<std::string> adamw = {"AdamAMSGrad", "AdamW", "AdamWVariant"};
+  const std::set<std::string> adamw = {"AdamAMSGrad", "AdamW", "AdamWVariant", "CautiousAdamW"};
   CHECK(named_in(source(uniform(Rule::AdamW, Walk::flat, Storage::float32, 56))) == adamw);
 }
 

@@ -172,3 +172,29 @@ TEST_CASE("Muon's direction and factor may be scaled by rows and columns") {
   const float norm = std::sqrt((1.0f + second * second) / 2.0f);
   CHECK(close(named.at("w"), less(0.1 / norm, mx::array({1.0f, 0.0f, 0.0f, second}, {2, 2}), 0.0)));
 }
+
+TEST_CASE("Muon may keep the norm of a matrix") {
+  Muon hypers = plain();
+  hypers.hyperball = true;
+  const mx::array w = mx::array({3.0f, 0.0f, 0.0f, 4.0f}, {2, 2}); // of norm 5
+  NamedArrays named = {{"w", w}, {"b", mx::full({2}, 1.0f)}};
+  mlx_opt::Optimizer optimizer(named, hypers, 0.1);
+  const NamedArrays gradients = {{"w", mx::matmul(q(), p())}, {"b", mx::full({2}, 1.0f)}};
+  optimizer.update(named, gradients);
+  const mx::array moved = w - mx::array(0.1f * 5.0f / std::sqrt(2.0f)) * q();
+  const mx::array norm = mx::sqrt(mx::sum(mx::square(moved)));
+  CHECK(close(named.at("w"), moved * (mx::array(5.0f) / norm)));
+  CHECK(close(named.at("b"), mx::full({2}, 0.9f)));
+
+  const mx::array before = mx::array(named.at("w"));
+  NamedArrays broken = gradients;
+  broken.at("b") = mx::full({2}, NAN);
+  optimizer.update(named, broken, {.skip_nonfinite = true});
+  CHECK(mx::array_equal(named.at("w"), before).item<bool>());
+
+  hypers.weight_decay = 0.1;
+  CHECK_THROWS_WITH_AS(
+      mlx_opt::Optimizer(named, hypers, 0.1),
+      "mlx_opt Muon: hyperball needs a weight_decay of 0",
+      std::invalid_argument);
+}

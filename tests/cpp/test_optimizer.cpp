@@ -208,8 +208,10 @@ TEST_CASE("wider sums change no dtype") {
   optimizer.accumulate(gradients());
   optimizer.accumulate(small);
   CHECK(optimizer.state().at("mlx_opt.accumulated.gradients.bias").dtype() == mx::float32);
+  small.erase("layers.0.weight");
   optimizer.update(halves, small);
   CHECK(halves.at("bias").dtype() == mx::bfloat16);
+  CHECK(halves.at("layers.0.weight").dtype() == mx::bfloat16);
   CHECK(optimizer.state().at("bias.m").dtype() == mx::bfloat16);
 }
 
@@ -266,6 +268,15 @@ TEST_CASE("kinds of weight decay that need more are refused") {
       "mlx_opt AdamW: a weight_decay_kind of corrected needs max_learning_rate",
       std::invalid_argument);
   build(mlx_opt::Adam{.weight_decay_kind = coupled, .cautious_weight_decay = true});
+  build(mlx_opt::Adam{.cautious = true});
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::AdamW{.amsgrad = true, .cautious = true}),
+      "mlx_opt AdamW: cautious does not go with amsgrad",
+      std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      build(mlx_opt::Lion{.weight_decay = 0.1, .weight_decay_kind = coupled, .cautious = true}),
+      "mlx_opt Lion: cautious needs a weight_decay_kind other than coupled",
+      std::invalid_argument);
   CHECK_THROWS_AS(
       build(mlx_opt::RuleByName{"RMSprop", {{"maximize", 1.0}}}), std::invalid_argument);
 }

@@ -2,6 +2,7 @@
 #include <cuda.h>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "checks.h"
@@ -41,6 +42,24 @@ TEST_CASE("mixes of storages") {
       operands[k] = evaluated(mx::astype(operands[k], storages[(i + 1) % 3]));
     }
     check_against_cpu(Rule::Lion, operands);
+  }
+}
+
+TEST_CASE("a state in dtypes of its own") {
+  const mx::array nan(std::numeric_limits<float>::quiet_NaN());
+  for (mx::Dtype dtype : {mx::float32, mx::float16, mx::bfloat16}) {
+    for (const bool skips : {false, true}) {
+      CAPTURE(skips);
+      const mlx_opt::GradientScale scale{skips ? nan : mx::array(0.5f), true};
+      const steps::Scalars scalars{.scale = scale};
+      const auto cpu = mx::default_stream(mx::Device::cpu);
+      auto operands = operands_of_all_kinds(Rule::AdamW, dtype);
+      const auto expected =
+          finished(steps::narrow_adamw(steps::copies_of(operands), scalars, cpu), cpu);
+      auto results = steps::narrow_adamw(std::move(operands), scalars, fake::gpu_stream);
+      steps::check_equal(finished(std::move(results), fake::gpu_stream), expected);
+      check_clean();
+    }
   }
 }
 

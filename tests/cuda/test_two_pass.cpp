@@ -155,10 +155,15 @@ TEST_CASE("the other rules of two passes: mixes of storages and layouts, applied
     for (size_t k = 1; k < operands.size(); k += width) {
       operands[k] = evaluated(mx::astype(operands[k], mx::bfloat16));
     }
-    for (const float value : {0.3f, INFINITY}) {
+    const auto check = [&](float value) {
       const GradientScale scale{mx::array(value), true, mx::array(0.1f)};
       check_against_cpu(rule, operands, large_step(scale), fake::gpu_stream, tolerance);
+    };
+    check(0.3f);
+    for (size_t k = width - 2; k < operands.size(); k += width) { // what is unset would stay so
+      operands[k] = evaluated(mx::nan_to_num(operands[k], 0.5f, {}, {}, mx::Device::cpu));
     }
+    check(INFINITY);
   }
 }
 

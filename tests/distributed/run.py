@@ -1,10 +1,15 @@
-"""All tests of several processes: mlx.launch -n 2 -- python tests/distributed/run.py FOLDER.
+"""The tests of several processes: mlx.launch -n 2 -- python tests/distributed/run.py FOLDER.
 
-One program, because starting the processes takes longer than most of the tests.
+One program, because starting the processes takes longer than most of the tests. Those that are as
+slow with more members, and show no more, run with two.
 """
 
 import members
 import replicated
+import saved
 import split
 
-members.run([*replicated.CASES, *split.CASES])
+cases = [case for each in (replicated, split, saved) for case in each.CASES]
+if members.SIZE == 2:
+    cases += [case for each in (replicated, split, saved) for case in each.FOR_TWO_MEMBERS]
+members.run(cases)

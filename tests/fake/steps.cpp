@@ -172,6 +172,17 @@ std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
   return copies;
 }
 
+std::vector<mx::array> narrow_adamw(
+    std::vector<mx::array> operands, const Scalars& scalars, mx::Stream stream) {
+  const mlx_opt::Formats formats{{"m", mlx_opt::Format::float16}, {"v", mlx_opt::Format::bfloat16}};
+  const mlx_opt::Program program(Rule::AdamW, false, nullptr, formats);
+  const size_t tensors = operands.size() / program.operands(0);
+  const auto hypers = sample_hypers(Rule::AdamW);
+  const auto& [learning_rate, step, scale] = scalars;
+  return mlx_opt::step(
+      program, std::move(operands), {tensors}, hypers, learning_rate, step, stream, scale);
+}
+
 std::vector<mx::array> evaluate_on_gpu(
     std::vector<mx::array> results, const std::function<void(const mx::array&)>& hold) {
   std::vector<mx::array> token{results[0].inputs()[0]};

@@ -75,6 +75,10 @@ std::vector<mx::array> evaluate_on_gpu(
     std::vector<mx::array> results,
     const std::function<void(const mx::array&)>& hold = [](const mx::array&) {});
 
+/// The graph of a step of AdamW with a first moment in float16 and a second in bfloat16.
+std::vector<mx::array> narrow_adamw(
+    std::vector<mx::array> operands, const Scalars& scalars, mx::Stream stream);
+
 struct Tolerance {
   double relative = 1e-6; // of float32
   double absolute = 1e-7;

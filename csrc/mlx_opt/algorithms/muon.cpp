@@ -59,13 +59,7 @@ class MuonStep : public Composition {
       directions.push_back(direction(request, all[i], std::move(moments[2 * i])));
     }
     orthogonalize(directions, options_, stack_, request.stream);
-    Leaves descent(descent_, all.size());
-    for (size_t i = 0; i < all.size(); ++i) {
-      auto& added = descent.add(0, all[i].group).arrays;
-      added.push_back(all[i].operands[0]);
-      added.push_back(&directions[i].x);
-    }
-    Arrays parameters = mlx_opt::successors(descent_request(request), descent);
+    Arrays parameters = descended(request, all, directions);
     const SlotInfo& second = *request.program->state_slots(2).back();
     Arrays results;
     for (size_t i = 0; i < all.size(); ++i) {
@@ -107,7 +101,7 @@ class MuonStep : public Composition {
     return direction;
   }
 
-  // A slot's successor, or the slot if the step is skipped.
+  // The successor of a slot or parameter, or what it was if the step is skipped.
   static mx::array kept(
       const Request& request, const mx::array& next, const mx::array& before, mx::Dtype dtype) {
     const mx::Stream s = request.stream;
@@ -117,6 +111,38 @@ class MuonStep : public Composition {
     }
     const mx::array finite = mx::isfinite(request.scale->value, s);
     return mx::where(finite, stored, mx::astype(before, dtype, s), s);
+  }
+
+  // The new parameters. `directions`: the updates.
+  Arrays descended(
+      const Request& request,
+      const std::vector<MuonLeaf>& all,
+      std::vector<Direction>& directions) const {
+    Arrays before;
+    std::vector<mx::Dtype> dtypes;
+    for (size_t i = 0; i < all.size(); ++i) {
+      mx::array& update = directions[i].x;
+      before.push_back(*all[i].operands[0]);
+      dtypes.push_back(mx::promote_types(before[i].dtype(), update.dtype()));
+      if (options_.hyperball && is_matrix(update)) {
+        before[i] = mx::astype(before[i], mx::float32, request.stream);
+        update = with_norm_of(update, before[i], request.stream);
+      }
+    }
+    Leaves descent(descent_, all.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+      auto& added = descent.add(0, all[i].group).arrays;
+      added.push_back(&before[i]);
+      added.push_back(&directions[i].x);
+    }
+    Arrays after = mlx_opt::successors(descent_request(request), descent);
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (options_.hyperball && is_matrix(after[i])) {
+        const mx::array next = with_norm_of(after[i], before[i], request.stream);
+        after[i] = kept(request, next, before[i], dtypes[i]);
+      }
+    }
+    return after;
   }
 
   // The step of SGD, whose gradient is the direction. The direction has the decay that is coupled.

@@ -14,10 +14,6 @@ namespace {
 constexpr int rows_axis = -1,
               columns_axis = -2; // over which the squares of a row or column are summed
 
-bool is_matrix(const mx::array& x) {
-  return x.ndim() >= 2 && x.size() > 0;
-}
-
 mx::array number(double x) {
   return mx::array(static_cast<float>(x));
 }
@@ -203,6 +199,19 @@ mx::array without_single_row(const mx::array& x, mx::Stream s) {
 }
 
 } // namespace
+
+bool is_matrix(const mx::array& x) {
+  return x.ndim() >= 2 && x.size() > 0;
+}
+
+mx::array with_norm_of(const mx::array& x, const mx::array& other, mx::Stream s) {
+  const auto norm_of = [&](const mx::array& y) {
+    return mx::sqrt(mx::sum(mx::square(y, s), s), s);
+  };
+  const mx::array wide = mx::astype(x, mx::float32, s);
+  const mx::array own = mx::maximum(norm_of(wide), number(1e-10), s);
+  return mx::multiply(wide, mx::divide(norm_of(mx::astype(other, mx::float32, s)), own, s), s);
+}
 
 std::string split_problem(const std::vector<int>& split, const mx::Shape& shape) {
   if (split.empty() || shape.size() < 2) {

@@ -19,6 +19,12 @@ struct Direction {
   Scalar beta2 = 0.0;              // of the slot
 };
 
+/// True for a direction that has an orthogonal factor.
+bool is_matrix(const mx::array& x);
+
+/// `x` with the Frobenius norm of another array, in float32.
+mx::array with_norm_of(const mx::array& x, const mx::array& other, mx::Stream stream);
+
 /// Describes what is wrong with a split of a parameter, without the parameter's name; empty if it
 /// fits. Parameters that are no matrices are not split.
 std::string split_problem(const std::vector<int>& split, const mx::Shape& shape);

@@ -1,5 +1,6 @@
 #include "mlx_opt/api/accumulation.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "mlx/ops.h"
@@ -60,27 +61,31 @@ std::optional<mx::array> normalizer_after(
   return pending.normalizer ? mx::add(*pending.normalizer, number, s) : number;
 }
 
-// The means in the dtypes of the gradients, if a sum has another: the dtypes of a step's results
-// depend on these.
+// The means in the dtypes of the gradients, or of parameters without one, if a sum has another: the
+// dtypes of a step's results depend on these.
 void narrow(
     Total& total,
     const NamedArrays& gradients,
     const NamedArrays& parameters,
     mx::StreamOrDevice s) {
-  bool is_wider = false;
-  for (const auto& [name, gradient] : gradients) {
-    is_wider |= total.gradients.at(name).dtype() != gradient.dtype();
-  }
+  const auto dtype_for = [&](const std::string& name, const mx::array& sum) {
+    for (const NamedArrays* arrays : {&gradients, &parameters}) {
+      if (const auto found = arrays->find(name); found != arrays->end()) {
+        return found->second.dtype();
+      }
+    }
+    return sum.dtype();
+  };
+  const bool is_wider =
+      std::any_of(total.gradients.begin(), total.gradients.end(), [&](const auto& sum) {
+        return sum.second.dtype() != dtype_for(sum.first, sum.second);
+      });
   if (!is_wider || !total.divisor) {
     return;
   }
   const mx::array scale = mx::reciprocal(*total.divisor, s);
   for (auto& [name, x] : total.gradients) {
-    const auto given = gradients.find(name), parameter = parameters.find(name);
-    const mx::Dtype dtype = given != gradients.end()        ? given->second.dtype()
-                            : parameter == parameters.end() ? x.dtype()
-                                                            : parameter->second.dtype();
-    x = mx::astype(mx::multiply(x, scale, s), dtype, s);
+    x = mx::astype(mx::multiply(x, scale, s), dtype_for(name, x), s);
   }
   total.divisor = std::nullopt;
 }

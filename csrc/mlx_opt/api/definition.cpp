@@ -122,7 +122,8 @@ Values adam_values(const auto& h) {
       {"eps", h.eps},
       {"bias_correction", h.bias_correction},
       {"nesterov", h.nesterov},
-      {"amsgrad", h.amsgrad}};
+      {"amsgrad", h.amsgrad},
+      {"cautious", h.cautious}};
 }
 
 void add_options(Values& values, const auto& h) {
@@ -168,7 +169,7 @@ Named named(const Adamax& h) {
 }
 
 Named named(const Lion& h) {
-  Values values = {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}};
+  Values values = {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"cautious", h.cautious}};
   add_options(values, h);
   return {"Lion", std::move(values)};
 }
@@ -270,6 +271,26 @@ std::optional<Formats> formats_for(std::string_view optimizer, const StateDtypes
   return formats;
 }
 
+// True if the option is given and not 0.
+bool is_on(const Values& values, const char* name) {
+  const auto found = values.find(name);
+  return found != values.end() && found->second != 0.0;
+}
+
+void check_cautious(std::string_view optimizer, const Values& values) {
+  if (!is_on(values, "cautious")) {
+    return;
+  }
+  if (is_on(values, "amsgrad")) {
+    refuse(optimizer, "cautious does not go with amsgrad");
+  }
+  const auto kind = values.find("weight_decay_kind");
+  if (kind != values.end() && kind->second == static_cast<double>(WeightDecayKind::coupled) &&
+      is_on(values, "weight_decay")) {
+    refuse(optimizer, "cautious needs a weight_decay_kind other than coupled");
+  }
+}
+
 } // namespace
 
 Definition definition(
@@ -288,10 +309,14 @@ Definition definition(
   auto of_rule = hypers_for(optimizer, rule, all);
   check_decay(optimizer, rule, of_rule);
   const auto formats = formats_for(optimizer, state_dtypes);
+  check_cautious(optimizer, all);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;
     own.adamuon = all["adamuon"] != 0.0;
+    if (own.hyperball && all["weight_decay"] != 0.0) {
+      refuse(optimizer, "hyperball needs a weight_decay of 0");
+    }
     return {muon_program(own, stack_elements, formats), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);

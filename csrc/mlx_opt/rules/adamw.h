@@ -153,4 +153,63 @@ struct AdamAMSGrad {
   })
 };
 
+// With only those elements of the update that agree in sign with the gradient, scaled up: Liang et
+// al., arXiv:2411.16085. A rule of two passes over each tensor. Its decay is not coupled.
+struct CautiousAdamW {
+  using Hypers = AdamWVariant::Hypers;
+  using Scalars = AdamWVariant::Scalars;
+  using Element = AdamW::Element;
+  struct Sums {
+    float agreeing, elements;
+  };
+  struct Rates {
+    float scale; // of the elements that agree
+  };
+  enum : unsigned { first_pass_reads = 2 | 4 }; // m and v
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    return AdamWVariant::prepare(h, lr, step);
+  }
+
+  MLX_OPT_FN Element update_state(Element e, float g, Hypers h, Scalars) {
+    return AdamWVariant::moments(e, g, h);
+  }
+
+  MLX_OPT_FN float average(Element e, float g, Scalars s) {
+    return fma(s.average, e.m, scaled(s.gradient, g));
+  }
+
+  MLX_OPT_FN Sums sums(Element e, float g, Hypers, Scalars s) {
+    return {agree(average(e, g, s), g) ? 1.0f : 0.0f, 1.0f};
+  }
+
+  MLX_OPT_FN Rates rates(Sums sums, Hypers, Scalars) {
+    return {1.0f / maximum(sums.agreeing / maximum(sums.elements, 1.0f), 1e-3f)};
+  }
+
+  MLX_OPT_FN float update(Element e, float g, Hypers h, Scalars s, Rates r) {
+    float direction = average(e, g, s);
+    float step_size = agree(direction, g) ? r.scale * s.step_size : 0.0f;
+    float u = step_size * direction / fma(square_root(e.v), s.denominator_scale, h.eps.value);
+    return e.w - (decay_of(e.w, u, h.weight_decay, s.decay) + u);
+  }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "AdamW",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.01},
+           {"weight_decay_kind", 1, Range::decay_kind},
+           {"max_learning_rate", 0.0, Range::not_negative},
+           {"cautious_weight_decay", 0, Range::flag},
+           {"bias_correction", 0, Range::flag},
+           {"nesterov", 0, Range::flag}},
+      .slots = {{"m"}, {"v"}},
+      .when = {{"cautious", Setting::on}},
+      .step = {Reads::if_set, "bias_correction"},
+  })
+};
+
 MLX_OPT_RULES_END

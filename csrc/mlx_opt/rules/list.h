@@ -38,7 +38,11 @@
 #define MLX_OPT_FOR_EACH_TWO_PASS_RULE(RULE) \
   RULE(Lamb)                                 \
   RULE(LARS)                                 \
-  RULE(StableAdamW)
+  RULE(StableAdamW)                          \
+  RULE(CautiousAdamW)                        \
+  RULE(CautiousLion)                         \
+  RULE(MARS)                                 \
+  RULE(MARSLion)
 
 // Those with drivers of their own.
 #define MLX_OPT_FOR_EACH_TENSOR_RULE(RULE) RULE(Adafactor)

@@ -172,6 +172,11 @@ MLX_OPT_FN float sign(float x) {
   return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : 0.0f);
 }
 
+// True if both have the same sign, and neither is 0.
+MLX_OPT_FN bool agree(float a, float b) {
+  return sign(a) * sign(b) > 0.0f;
+}
+
 // rate * x, but 0 if the rate is 0, even for an infinite or NaN x.
 MLX_OPT_FN float scaled(float rate, float x) {
   return rate == 0.0f ? 0.0f : rate * x;

@@ -22,6 +22,7 @@
 #include "lion.h"
 #include "list.h"
 #include "madgrad.h"
+#include "mars.h"
 #include "muon.h"
 #include "nadam.h"
 #include "passes.h"

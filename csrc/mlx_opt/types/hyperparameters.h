@@ -59,7 +59,8 @@ struct Adam {
   double eps = 1e-8;
   bool bias_correction = false;
   bool nesterov = false;
-  bool amsgrad = false; // Reddi et al., ICLR 2018; its State: v_max too
+  bool amsgrad = false;  // Reddi et al., ICLR 2018; its State: v_max too
+  bool cautious = false; // Liang et al., arXiv:2411.16085; not with amsgrad or coupled decay
   double weight_decay = 0.0;
   WeightDecayKind weight_decay_kind = WeightDecayKind::coupled;
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
@@ -75,7 +76,8 @@ struct AdamW {
   double weight_decay = 0.01;
   bool bias_correction = false;
   bool nesterov = false;
-  bool amsgrad = false; // as Adam's
+  bool amsgrad = false;  // as Adam's
+  bool cautious = false; // as Adam's
   WeightDecayKind weight_decay_kind = WeightDecayKind::decoupled;
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
@@ -99,6 +101,7 @@ struct Lion {
   double max_learning_rate = 0.0;     // of the whole run; corrected decay needs it
   bool cautious_weight_decay = false; // if true, decays only where the update shrinks a parameter
   bool maximize = false;              // if true, takes the negative of the gradients
+  bool cautious = false;              // as Adam's
 };
 
 /// Adafactor: Shazeer and Stern, arXiv:1804.04235. State: for a parameter of two dimensions or more
@@ -122,13 +125,24 @@ enum class AdjustLr {
   match_rms_adamw, // 0.2 sqrt(max(r, c)): arXiv:2502.16982
 };
 
-/// What Muon does with the direction, a matrix, before the iterations. Chang et al., MuonEq,
-/// arXiv:2603.28254: rows, columns or both are divided by their norms.
-enum class Equalize { none, rows, columns, both, sign };
+/// What Muon does with the direction, a matrix, before the iterations: MuonEq, arXiv:2603.28254.
+enum class Equalize {
+  none,
+  rows,    // divides each row by its norm
+  columns, // divides each column by its norm
+  both,    // divides by both, which are of the same matrix
+  sign,    // takes the signs, as AdaMuon's paper does
+};
 
-/// What Muon does with the orthogonal factor. Muon+, arXiv:2602.21545: rows or columns, or one
-/// after the other, are divided by their norms; frobenius scales to the norm of an exact factor.
-enum class Normalize { none, rows, columns, rows_columns, columns_rows, frobenius };
+/// What Muon does with the orthogonal factor: Muon+, arXiv:2602.21545.
+enum class Normalize {
+  none,
+  rows,         // divides each row by its norm
+  columns,      // divides each column by its norm
+  rows_columns, // one after the other
+  columns_rows,
+  frobenius, // scales to the norm of an exact factor
+};
 
 /// Muon: Jordan et al., kellerjordan.github.io/posts/muon. State: v. A parameter of more than two
 /// dimensions is treated as a matrix of its first dimension by all others. One of fewer is updated
@@ -153,6 +167,9 @@ struct Muon {
   bool normuon = false; // Li et al., arXiv:2510.05491. State: s too, of each row
   bool adamuon = false; // Si et al., arXiv:2507.11005. State: s too, of each element
   double beta2 = 0.95;  // of these; in [0, 1)
+  /// If true, a matrix keeps its Frobenius norm, and the learning rate is relative to it. Needs a
+  /// weight_decay of 0.
+  bool hyperball = false;
 };
 
 /// Any rule that is not part of a composition, by the name of its optimizer, with hyperparameters

@@ -3,7 +3,9 @@
 import math
 
 from .registry import (
+    agree,
     decayed,
+    finish,
     keep,
     log_between,
     one_minus_power,
@@ -94,6 +96,7 @@ def adadelta(xp, w, g, state, step, *, learning_rate, rho=0.9, eps=1e-6):
     "AdamW",
     {"weight_decay": 0.1, "bias_correction": True},
     {"nesterov": True, "cautious_weight_decay": True},
+    {"weight_decay": 0.1, "cautious": True, "bias_correction": True},
     {"weight_decay": 0.1, "amsgrad": True},
 )
 def adamw(
@@ -110,24 +113,69 @@ def adamw(
     bias_correction=False,
     nesterov=False,
     amsgrad=False,
+    cautious=False,
     weight_decay_kind="decoupled",
     max_learning_rate=0.0,
     cautious_weight_decay=False,
 ):
     """Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101."""
-    m, v = state["m"], state["v"]
     beta1, beta2 = betas
 
     g = with_decay_of(xp, weight_decay_kind, g, weight_decay, w)
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g**2
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
     after = {"m": m, "v": v}
     if amsgrad:
-        v = after["v_max"] = xp.maximum(state["v_max"], v)
+        after["v_max"] = xp.maximum(state["v_max"], v)
+    w = adamw_from_state(
+        xp,
+        w,
+        g,
+        after,
+        step,
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        bias_correction=bias_correction,
+        nesterov=nesterov,
+        cautious=cautious,
+        weight_decay_kind=weight_decay_kind,
+        max_learning_rate=max_learning_rate,
+        cautious_weight_decay=cautious_weight_decay,
+    )
+    return w, after
+
+
+@finish("AdamW")
+def adamw_from_state(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.01,
+    bias_correction=False,
+    nesterov=False,
+    cautious=False,
+    weight_decay_kind="decoupled",
+    max_learning_rate=0.0,
+    cautious_weight_decay=False,
+):
+    m, v = state["m"], state.get("v_max", state["v"])
+    beta1, beta2 = betas
     c1 = 1 - beta1**step if bias_correction else 1.0
     c2 = 1 - beta2**step if bias_correction else 1.0
     average = beta1 * m + (1 - beta1) * g if nesterov else m
     update = learning_rate * (average / c1) / (xp.sqrt(v / c2) + eps)
+    if cautious:
+        mask = agree(xp, average, g)
+        mean = xp.sum(mask) / max(w.size, 1)
+        update = xp.where(mask, 1 / xp.maximum(mean, 1e-3), 0) * update
     w = decayed(
         xp,
         w,
@@ -138,7 +186,7 @@ def adamw(
         max_learning_rate,
         cautious_weight_decay,
     )
-    return w - update, after
+    return w - update
 
 
 @reference("Adam", {"bias_correction": True})
@@ -156,6 +204,7 @@ def adam(
     bias_correction=False,
     nesterov=False,
     amsgrad=False,
+    cautious=False,
     weight_decay_kind="coupled",
     max_learning_rate=0.0,
     cautious_weight_decay=False,
@@ -174,6 +223,7 @@ def adam(
         bias_correction=bias_correction,
         nesterov=nesterov,
         amsgrad=amsgrad,
+        cautious=cautious,
         weight_decay_kind=weight_decay_kind,
         max_learning_rate=max_learning_rate,
         cautious_weight_decay=cautious_weight_decay,
@@ -192,7 +242,7 @@ def adamax(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.999), eps=1e-8
     return w, {"m": m, "v": v}
 
 
-@reference("Lion", {"weight_decay": 0.1})
+@reference("Lion", {"weight_decay": 0.1, "cautious": True}, {"weight_decay": 0.1})
 def lion(
     xp,
     w,
@@ -203,6 +253,7 @@ def lion(
     learning_rate,
     betas=(0.9, 0.99),
     weight_decay=0.0,
+    cautious=False,
     weight_decay_kind="decoupled",
     max_learning_rate=0.0,
     cautious_weight_decay=False,
@@ -216,6 +267,9 @@ def lion(
     c = beta1 * m + (1 - beta1) * g
     m = beta2 * m + (1 - beta2) * g
     update = learning_rate * xp.sign(c)
+    if cautious:
+        mask = agree(xp, c, g)
+        update = xp.where(mask, w.size / (xp.sum(mask) + 1), 0) * update
     w = decayed(
         xp,
         w,

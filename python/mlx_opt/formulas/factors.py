@@ -61,6 +61,11 @@ def divided(xp, x, second, beta2, normuon):
     return y * (target / (norm(xp, y) + eps)), second.reshape(shape)
 
 
+def with_norm_of(xp, x, other):
+    """An array with the Frobenius norm of another."""
+    return x * (norm(xp, other) / xp.maximum(norm(xp, x), 1e-10))
+
+
 def squares(xp, x):
     return xp.abs(x) ** 2
 

@@ -90,6 +90,11 @@ def decayed(xp, w, update, kind, decay, learning_rate, max_learning_rate, cautio
     return xp.where(update * w >= 0, w * (1 - rate), w) if cautious else w * (1 - rate)
 
 
+def agree(xp, a, b):
+    """True where both have the same sign, and neither is 0."""
+    return xp.sign(a) * xp.sign(b) > 0
+
+
 def value_or(xp, slot, first):
     """The values of a slot, or `first` where it is unset, that is NaN."""
     return xp.where(xp.isnan(slot), first, slot)

@@ -1,7 +1,15 @@
 """The formulas of the rules that look at whole tensors."""
 
-from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor
-from .registry import decayed, finish, one_minus_power, reference, with_decay, with_decay_of
+from .factors import blocks_of, divided, equalized, matrix_of, normalized, rate_factor, with_norm_of
+from .registry import (
+    decayed,
+    finish,
+    one_minus_power,
+    reference,
+    value_or,
+    with_decay,
+    with_decay_of,
+)
 
 
 @reference("Adafactor", {}, {"beta_1": 0.9, "weight_decay": 0.1, "relative_step": False})
@@ -160,6 +168,57 @@ def stable_adamw_from_state(
     return (1 - rate * weight_decay) * w - rate * state["m"] / (root + eps)
 
 
+@reference("MARS", {"weight_decay": 0.1})
+def mars(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.95, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
+    gamma=0.025,
+):
+    """MARS: AdamW of gradients that are corrected by their change since the last step.
+
+    Yuan, Liu, Wu, Zhou and Gu 2024, "MARS: Unleashing the Power of Variance Reduction for Training
+    Large Models", arXiv:2411.10438.
+    """
+    beta1, beta2 = betas
+    c = mars_gradient(xp, g, state["previous"], gamma * beta1 / (1 - beta1))
+
+    m = beta1 * state["m"] + (1 - beta1) * c
+    v = beta2 * state["v"] + (1 - beta2) * c**2
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
+    u = learning_rate * (m / c1) / (xp.sqrt(v / c2) + eps)
+    w = (1 - learning_rate * weight_decay) * w - u
+    return w, {"m": m, "v": v, "previous": g}
+
+
+@reference("MARSLion", {"weight_decay": 0.1})
+def mars_lion(xp, w, g, state, step, *, learning_rate, beta=0.95, weight_decay=0.0, gamma=0.025):
+    """MARSLion: the sign of the average of gradients that are corrected by their change.
+
+    Yuan, Liu, Wu, Zhou and Gu 2024, "MARS: Unleashing the Power of Variance Reduction for Training
+    Large Models", arXiv:2411.10438.
+    """
+    c = mars_gradient(xp, g, state["previous"], gamma * beta / (1 - beta))
+
+    m = beta * state["m"] + (1 - beta) * c
+    w = (1 - learning_rate * weight_decay) * w - learning_rate * xp.sign(m)
+    return w, {"m": m, "previous": g}
+
+
+def mars_gradient(xp, g, previous, correction):
+    """The gradient with its change since the last step, of a norm of at most 1."""
+    c = g + correction * (g - value_or(xp, previous, g))
+    size = norm(xp, c)
+    return c / xp.where(size > 1, size, 1)
+
+
 def newton_schulz(xp, x, coefficients, steps):
     """Jordan et al. 2024; in exact arithmetic the singular vectors stay as they are."""
     transposed = x.shape[0] > x.shape[1]
@@ -196,6 +255,7 @@ def muon(
     normuon=False,
     adamuon=False,
     beta2=0.95,
+    hyperball=False,
 ):
     """Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"."""
     after = dict(state)
@@ -219,6 +279,9 @@ def muon(
         u = xp.concatenate(updates)
         if seconds:
             after["s"] = xp.concatenate(seconds)
+    if hyperball and w.ndim >= 2:
+        u = with_norm_of(xp, u, w)
+        return with_norm_of(xp, w - learning_rate * u, w), after
     w = decayed(
         xp,
         w,

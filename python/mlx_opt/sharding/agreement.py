@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -61,27 +62,45 @@ def check_agreement(members: Members, facts: dict[str, str]) -> None:
     mine = mx.array(list(digest), mx.uint8).reshape(1, -1)
     digests: Any = mx.distributed.all_gather(mine, group=members.group).tolist()
     if any(each != digests[0] for each in digests):
-        raise RuntimeError(_difference([json.loads(text) for text in gather_texts(members, facts)]))
+        raise RuntimeError(_difference(gather_values(members, facts)))
 
 
-def gather_texts(members: Members, value: Any) -> list[str]:
-    """A value of each member, as JSON."""
+def gather_values(members: Members, value: Any) -> list[Any]:
+    """A value of each member, as JSON has it."""
     data = json.dumps(value).encode()
     sizes: Any = mx.distributed.all_gather(mx.array([len(data)]), group=members.group).tolist()
     padded = mx.array(list(data.ljust(max(sizes))), mx.uint8).reshape(1, -1)
     rows: Any = mx.distributed.all_gather(padded, group=members.group).tolist()
-    return [bytes(row).decode() for row in rows]
+    return [json.loads(bytes(row)) for row in rows]
+
+
+def together(members: Members, call: Callable[[], Any]) -> list[Any]:
+    """Call a function on all members, and return what it has returned to each, as JSON has it.
+
+    Raises:
+        OSError, RuntimeError, ValueError: It has raised that on this member.
+        RuntimeError: It has raised on another.
+    """
+    error: Exception | None = None
+    try:
+        outcome = {"result": call()}
+    except (OSError, RuntimeError, ValueError) as caught:
+        error, outcome = caught, {"error": str(caught)}
+    outcomes = gather_values(members, outcome)
+    if error is not None:
+        raise error
+    for member, each in enumerate(outcomes):
+        if "error" in each:
+            raise RuntimeError(f"Sharded: member {member}: {each['error']}")
+    return [each["result"] for each in outcomes]
 
 
 def _difference(facts: list[dict[str, str]]) -> str:
-    begin = "Sharded: the members of the group differ: "
     first = facts[0]
-    for member, other in enumerate(facts):
-        for name in [*first, *other]:
-            if first.get(name) != other.get(name):
-                return (
-                    f"{begin}{name} is {first.get(name, 'missing')} on member 0, "
-                    f"{other.get(name, 'missing')} on member {member}"
-                )
-    member = next(i for i, each in enumerate(facts) if list(each) != list(first))
-    return f"{begin}the parameters of member {member} are in another order than those of member 0"
+    return next(
+        f"Sharded: the members of the group differ: {name} is {first.get(name, 'missing')} on "
+        f"member 0, {other.get(name, 'missing')} on member {member}"
+        for member, other in enumerate(facts)
+        for name in [*first, *other]
+        if first.get(name) != other.get(name)
+    )

@@ -8,8 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .. import reserved
 from ..base import Optimizer, shares_of
 from ..fused import FusedOptimizer
+from ..multi import MultiOptimizer
 from ..muon import Muon
 from .fully_sharded import Names
 from .plan import Leaf
@@ -18,6 +20,17 @@ from .plan import Leaf
 def parts_of(optimizer: Optimizer) -> list[Any]:
     """The optimizers that take parts of a step."""
     return [share.optimizer for share in shares_of(optimizer, {})]
+
+
+def prefixes_of(optimizer: Any, prefix: str = "") -> list[str]:
+    """What the paths of the parameters of each part begin with in the optimizer's state."""
+    if isinstance(optimizer, MultiOptimizer):
+        members = enumerate(optimizer.optimizers)
+        return [x for i, each in members for x in prefixes_of(each, f"{prefix}states.{i}.")]
+    fallback = getattr(optimizer, "fallback", None)
+    if fallback is None:
+        return [prefix]
+    return [prefix, *prefixes_of(fallback, f"{prefix}{reserved.KEY}.fallback.")]
 
 
 def divides_tensors(optimizer: Any) -> bool:
@@ -33,7 +46,16 @@ def divides_tensors(optimizer: Any) -> bool:
         return True
     if type(optimizer)._program_of is not FusedOptimizer._program_of:
         raise TypeError(f"Sharded: {name} has its own program, which cannot be divided")
-    return not all(form.elementwise for form in optimizer._forms.forms)
+    values = optimizer._values()
+    return not all(
+        optimizer._forms.form_of(values | flags).elementwise for flags in _flags_of(optimizer)
+    )
+
+
+def _flags_of(optimizer: FusedOptimizer) -> list[dict[str, Any]]:
+    """The flags that differ from the optimizer's own values: none, and those of each group."""
+    groups = [group._hyperparameters.items() for group in optimizer.groups]
+    return [{}, *({name: x for name, x in each if isinstance(x, bool)} for each in groups)]
 
 
 def flat(tree: Any, names: Names) -> dict[str, Any]:

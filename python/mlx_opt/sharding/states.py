@@ -7,7 +7,6 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..trees import CONTAINERS
 from .exchange import copied, own_elements
 from .plan import Leaf, Plan
 
@@ -76,16 +75,3 @@ def _place_of(tree: Any, path: str) -> tuple[Any, Any]:
         except (KeyError, IndexError, TypeError):
             return None, None
     return container, key
-
-
-def prefix_of(tree: Any, node: Any, path: str = "") -> str | None:
-    """What the paths of a node's leaves begin with in a tree that contains the node."""
-    if tree is node:
-        return path
-    if isinstance(tree, CONTAINERS):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for key, child in items:
-            found = prefix_of(child, node, f"{path}{key}.")
-            if found is not None:
-                return found
-    return None

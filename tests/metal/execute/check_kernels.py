@@ -46,7 +46,9 @@ def each_kernel(wanted):
 NAMES = {primitive(case).name for case in RULES} | {"Muon", "Adafactor", "Lamb", "Clipping"}
 OF_ONE_HEADER = [
     {"SGD", "Momentum", "Nesterov"},
-    {"AdamAMSGrad", "AdamW", "AdamWVariant"},
+    {"AdamAMSGrad", "AdamW", "AdamWVariant", "CautiousAdamW"},
+    {"CautiousLion", "Lion"},
+    {"MARS", "MARSLion"},
     {"AdamWScheduleFree", "SGDScheduleFree"},
 ]
 
