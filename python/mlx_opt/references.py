@@ -25,8 +25,13 @@ def slots(name, options):
 
 
 def _form_of(name, options):
-    """The form of an optimizer that these arguments of its constructor select."""
-    optimizer = getattr(optimizers, name)(**{"learning_rate": 0.1, **options})
+    """The form of an optimizer that these arguments of its constructor select.
+
+    The numbers that the rule keeps may be among them; they select nothing.
+    """
+    kept = begin_kept(name)
+    arguments = {key: value for key, value in options.items() if key not in kept}
+    optimizer = getattr(optimizers, name)(**{"learning_rate": 0.1, **arguments})
     return optimizer._forms.form_of(optimizer._values())
 
 
