@@ -9,7 +9,6 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from sklearn.datasets import load_digits
 
 Batch = tuple[mx.array, mx.array]
 
@@ -90,6 +89,8 @@ class DigitNet(nn.Module):
 
 def digits_task() -> Task:
     """scikit-learn's 1797 handwritten digits of 8x8; every fifth is held out."""
+    from sklearn.datasets import load_digits  # only this task needs it
+
     batch = 32
     bunch = load_digits()
     images = (bunch.images / 16).astype(np.float32)[..., None]
