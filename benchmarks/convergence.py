@@ -8,7 +8,7 @@ Every rule starts from the same weights and sees the same batches. The learning 
 falls to 0 on a cosine, but for Schedule-Free rules, whose rate stays. Its peak comes from
 convergence_rates.json, which --tune writes: of rates a factor of 2 apart, the one with the lowest
 held-out loss at the end of a run whose weights and batches are not those of the comparison. Seconds
-are those of the steps, without the evaluations.
+are those of a step, without the evaluations: medians of short runs by turns.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ RATES = Path(__file__).with_name("convergence_rates.json")
 TUNING_SEED = 1000
 EVALUATIONS = 20  # of a run
 WARM_UP = 0.1  # of the steps
+TURNS, TIMED = 3, 40  # runs whose steps are timed, and their steps
 DECAY: dict[str, Any] = {"weight_decay": 0.1, "groups": [optim.no_decay()]}
 
 
@@ -165,31 +166,36 @@ def tune(tasks: Sequence[str], names: Sequence[str], console: Console) -> dict[s
 
 
 def compare(
-    tasks: Sequence[str],
-    names: Sequence[str],
-    seeds: int,
-    rates: dict[str, Any],
-    console: Console,
+    title: str, names: Sequence[str], seeds: int, rates: dict[str, float], advance: Callable
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("training", total=len(tasks) * len(names) * seeds)
-        for title in tasks:
-            task = TASKS[title]()
-            runs: dict[str, list[Run]] = {name: [] for name in names}
-            for seed in range(seeds):
-                for name in names:
-                    progress.update(bar, description=f"{title}, {name}")
-                    runs[name].append(train(task, name, rates[title][name], seed))
-                    progress.advance(bar)
-            found[title] = {
-                "title": f"{task.title}, {parameters_of(task):,} parameters",
-                "steps": task.steps,
-                "rates": {name: rates[title][name] for name in names},
-                "runs": {name: [run._asdict() for run in of] for name, of in runs.items()},
-            }
-            console.print(table_of(found[title]))
-    return found
+    """The losses and the seconds of a step of each rule."""
+    task = TASKS[title]()
+    short = task._replace(steps=TIMED)
+
+    def run(task: Task, name: str, seed: int) -> Run:
+        advance(f"{title}, {name}")
+        return train(task, name, rates[name], seed)
+
+    losses = by_turns(seeds, names, lambda name, seed: run(task, name, seed).losses)
+    seconds = by_turns(TURNS, names, lambda name, seed: run(short, name, seed).step_seconds)
+    return {
+        "title": f"{task.title}, {parameters_of(task):,} parameters",
+        "steps": task.steps,
+        "rates": {name: rates[name] for name in names},
+        "losses": losses,
+        "step_seconds": {name: median(of) for name, of in seconds.items()},
+    }
+
+
+def by_turns(
+    turns: int, names: Sequence[str], run: Callable[[str, int], Any]
+) -> dict[str, list[Any]]:
+    """What `run` gives for each name, turn by turn."""
+    results: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(turns):
+        for name in names:
+            results[name].append(run(name, turn))
+    return results
 
 
 def parameters_of(task: Task) -> int:
@@ -201,15 +207,13 @@ def table_of(found: dict[str, Any]) -> Table:
     table = Table(title=f"{found['title']}: held-out loss after {found['steps']} steps")
     for heading in ("rule", "rate", "mean", "lowest", "highest", "ms a step"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
-    ends = {name: [run["losses"][-1] for run in runs] for name, runs in found["runs"].items()}
+    ends = {name: [run[-1] for run in runs] for name, runs in found["losses"].items()}
     for name in sorted(ends, key=lambda name: mean(ends[name])):
-        seconds = median(run["step_seconds"] for run in found["runs"][name])
-        losses = (mean(ends[name]), min(ends[name]), max(ends[name]))
         table.add_row(
             name,
             f"{found['rates'][name]:.2g}",
-            *(f"{loss:.3f}" for loss in losses),
-            f"{seconds * 1e3:.1f}",
+            *(f"{loss:.3f}" for loss in (mean(ends[name]), min(ends[name]), max(ends[name]))),
+            f"{found['step_seconds'][name] * 1e3:.1f}",
         )
     return table
 
@@ -232,7 +236,19 @@ def main() -> None:
         write_figures(options.rates, rates=tune(options.task, options.rule, console))
         return
     rates = json.loads(options.rates.read_text())["rates"]
-    found = compare(options.task, options.rule, options.seeds, rates, console)
+    found = {}
+    runs = len(options.rule) * (options.seeds + TURNS)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("training", total=len(options.task) * runs)
+        for title in options.task:
+            found[title] = compare(
+                title,
+                options.rule,
+                options.seeds,
+                rates[title],
+                lambda now: progress.update(bar, advance=1, description=now),
+            )
+            console.print(table_of(found[title]))
     if options.json:
         write_figures(options.json, tasks=found)
     if options.plot:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from matplotlib import colormaps
@@ -44,16 +44,15 @@ def draw(tasks: dict[str, Any]) -> Figure:
 
 def ranking(task: dict[str, Any]) -> list[str]:
     """The rules, the lowest loss first."""
-    ends = {name: mean(run["losses"][-1] for run in runs) for name, runs in task["runs"].items()}
+    ends = {name: mean(run[-1] for run in runs) for name, runs in task["losses"].items()}
     return sorted(ends, key=lambda name: ends[name])
 
 
 def draw_rule(by_step: Axes, by_time: Axes, task: dict[str, Any], name: str, i: int) -> None:
-    runs = task["runs"][name]
-    losses = list(zip(*(run["losses"] for run in runs), strict=True))
+    losses = list(zip(*task["losses"][name], strict=True))
     between = task["steps"] / (len(losses) - 1)
     steps = [between * k for k in range(len(losses))]
-    seconds = median(run["step_seconds"] for run in runs)
+    seconds = task["step_seconds"][name]
     color = colormaps["tab20"](i)
     style: dict[str, Any] = {"color": color, "linewidth": 1.4, "label": name}
     middle = [mean(each) for each in losses]
