@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from mutant_share import chosen
+from share import chosen
 
 KERNELS = Path(__file__).parents[2] / "csrc/mlx_opt/backend/cuda"
 

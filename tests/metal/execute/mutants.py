@@ -9,7 +9,7 @@ from pathlib import Path
 from mutant import ASAN, BARRIER, Mutant
 from two_pass_mutants import TWO_PASS_MUTANTS
 
-from mutant_share import chosen
+from share import chosen
 
 HERE = Path(__file__).parent
 
