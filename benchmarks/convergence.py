@@ -63,10 +63,10 @@ def muon(rate: Any) -> Any:
 CONTENDERS = {
     "SGD": Contender(partial(optim.SGD, momentum=0.9, nesterov=True), 0.1),
     "AdamW": Contender(partial(optim.AdamW, bias_correction=True, **DECAY), 4e-3),
-    "NAdam": Contender(partial(optim.NAdam, **DECAY), 4e-3),
-    "RAdam": Contender(partial(optim.RAdam, **DECAY), 4e-3),
+    "NAdam": Contender(partial(optim.NAdam, decoupled_weight_decay=True, **DECAY), 4e-3),
+    "RAdam": Contender(partial(optim.RAdam, decoupled_weight_decay=True, **DECAY), 4e-3),
     "Adan": Contender(partial(optim.Adan, **DECAY), 8e-3),
-    "ADOPT": Contender(partial(optim.ADOPT, **DECAY), 4e-3),
+    "ADOPT": Contender(partial(optim.ADOPT, decouple=True, **DECAY), 4e-3),
     "LaProp": Contender(partial(optim.LaProp, **DECAY), 4e-3),
     "AdEMAMix": Contender(partial(optim.AdEMAMix, **DECAY), 4e-3),
     "Lion": Contender(partial(optim.Lion, **DECAY), 1e-3),
