@@ -137,11 +137,13 @@ def test_the_memory_of_a_round(compiles):
     for i in range(6):
         g = {"w": mx.full(n, float(i))}
         mx.eval(g)
+        before = mx.get_active_memory()
         mx.reset_peak_memory()
         w = step(g, w)
         del g
         mx.eval(w, optimizer.state)
-        peaks.append((mx.get_peak_memory() - base) / n)
+        # MLX looks for a peak where it allocates, and a step in place may not do so.
+        peaks.append((max(mx.get_peak_memory(), before) - base) / n)
     # Parameter and state 12, the gradient 4, and from the second call on what is pending 4.
     assert peaks == pytest.approx([16, 20, 20, 16, 20, 20], rel=0.02)
 
