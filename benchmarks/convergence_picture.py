@@ -31,8 +31,8 @@ def draw(tasks: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 4.2 * len(tasks)), layout="constrained")
     rows = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (by_step, by_time), task in zip(rows, tasks.values(), strict=True):
-        for i, name in enumerate(ranking(task)):
-            draw_rule(by_step, by_time, task, name, i)
+        for name in ranking(task):
+            draw_rule(by_step, by_time, task, name)
         by_step.set(xlabel="steps", ylabel="held-out loss", yscale="log")
         by_time.set(xlabel="seconds of the steps")
         by_step.set_title(task["title"], loc="left", fontsize=11)
@@ -48,12 +48,12 @@ def ranking(task: dict[str, Any]) -> list[str]:
     return sorted(ends, key=lambda name: ends[name])
 
 
-def draw_rule(by_step: Axes, by_time: Axes, task: dict[str, Any], name: str, i: int) -> None:
+def draw_rule(by_step: Axes, by_time: Axes, task: dict[str, Any], name: str) -> None:
     losses = list(zip(*task["losses"][name], strict=True))
     between = task["steps"] / (len(losses) - 1)
     steps = [between * k for k in range(len(losses))]
     seconds = task["step_seconds"][name]
-    color = colormaps["tab20"](i)
+    color = colormaps["tab20"](list(task["losses"]).index(name))
     style: dict[str, Any] = {"color": color, "linewidth": 1.4, "label": name}
     middle = [mean(each) for each in losses]
     by_step.plot(steps, middle, **style)

@@ -30,12 +30,13 @@ def measured(optimizer, dtype):
     for _ in range(2 * optimizer.accumulate):
         g = tree(dtype, 1.0)
         mx.eval(g)
+        held = mx.get_active_memory()  # MLX looks for a peak only where it allocates
         mx.reset_peak_memory()
         w = optimizer.apply_gradients(g, w)
         del g
         mx.eval(w, optimizer.state)
         mx.synchronize()
-    return mx.get_peak_memory() - before, mx.get_active_memory() - before
+    return max(mx.get_peak_memory(), held) - before, mx.get_active_memory() - before
 
 
 @pytest.mark.usefixtures("cpu")

@@ -67,3 +67,19 @@ def test_the_page_on_equality_shows_the_figures_of_its_file():
     table = re.findall(r"^\| (?:mlx_opt|stock).*$", (ROOT / "docs/equality.md").read_text(), re.M)
     cells = {cell.strip() for line in table for cell in line.split("|")[2:]}
     assert cells - {""} == shown
+
+
+def test_the_page_on_convergence_shows_the_figures_of_its_file():
+    tasks = json.loads((ROOT / "docs/figures/convergence.json").read_text())["tasks"]
+    shown = []
+    for task in tasks.values():
+        for name, runs in task["losses"].items():
+            ends = [run[-1] for run in runs]
+            mean, low, high = sum(ends) / len(ends), min(ends), max(ends)
+            milliseconds = task["step_seconds"][name] * 1e3
+            shown.append(
+                f"| `{name}` | {task['rates'][name]:.2g} | {mean:.3f} | {low:.3f} to {high:.3f} "
+                f"| {milliseconds:.1f} |"
+            )
+    page = (ROOT / "docs/convergence.md").read_text()
+    assert sorted(re.findall(r"^\| `.*$", page, re.M)) == sorted(shown)
