@@ -135,22 +135,8 @@ struct AdamAMSGrad {
     return {AdamWVariant::descended(e.w, d, next.m, v_max, h, s), next.m, next.v, v_max};
   }
 
-  MLX_OPT_DESCRIBE({
-      .optimizer = "AdamW",
-      .hypers =
-          {{"betas[0]", 0.9, Range::below_one},
-           {"betas[1]", 0.999, Range::below_one},
-           {"eps", 1e-8, Range::not_negative},
-           {"weight_decay", 0.01},
-           {"weight_decay_kind", 1, Range::decay_kind},
-           {"max_learning_rate", 0.0, Range::not_negative},
-           {"cautious_weight_decay", 0, Range::flag},
-           {"bias_correction", 0, Range::flag},
-           {"nesterov", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}, {"v_max"}},
-      .when = {{"amsgrad", Setting::on}},
-      .step = {Reads::if_set, "bias_correction"},
-  })
+  MLX_OPT_DESCRIBE(
+      variant_of(AdamWVariant::description, {{"amsgrad", Setting::on}}, {.name = "v_max"}))
 };
 
 // With only those elements of the update that agree in sign with the gradient, scaled up: Liang et
@@ -194,22 +180,7 @@ struct CautiousAdamW {
     return e.w - (decay_of(e.w, u, h.weight_decay, s.decay) + u);
   }
 
-  MLX_OPT_DESCRIBE({
-      .optimizer = "AdamW",
-      .hypers =
-          {{"betas[0]", 0.9, Range::below_one},
-           {"betas[1]", 0.999, Range::below_one},
-           {"eps", 1e-8, Range::not_negative},
-           {"weight_decay", 0.01},
-           {"weight_decay_kind", 1, Range::decay_kind},
-           {"max_learning_rate", 0.0, Range::not_negative},
-           {"cautious_weight_decay", 0, Range::flag},
-           {"bias_correction", 0, Range::flag},
-           {"nesterov", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}},
-      .when = {{"cautious", Setting::on}},
-      .step = {Reads::if_set, "bias_correction"},
-  })
+  MLX_OPT_DESCRIBE(variant_of(AdamWVariant::description, {{"cautious", Setting::on}}))
 };
 
 MLX_OPT_RULES_END

@@ -7,10 +7,9 @@ namespace mlx_opt {
 
 /// That of a rule which divides an orthogonal factor by the root of its second moment, a slot.
 constexpr Description with_second_moment(const char* option, SlotInfo slot) {
-  Description description = MLX_OPT_LEVEL::Muon::description;
+  Description description =
+      variant_of(MLX_OPT_LEVEL::Muon::description, {{option, Setting::on}}, slot);
   description.hypers[6] = {"beta2", 0.95, Range::below_one};
-  description.slots[1] = slot;
-  description.when[0] = {option, Setting::on};
   return description;
 }
 

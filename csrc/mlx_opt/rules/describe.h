@@ -125,4 +125,21 @@ struct Description {
   Average average = {};
 };
 
+/// The description of a rule with the hyperparameters and slots of another that serves the same
+/// optimizer. `when`: the conditions of this one. `slot`: one that it has besides, if it has a
+/// name.
+template <int count>
+constexpr Description variant_of(
+    Description other, const Condition (&when)[count], SlotInfo slot = {}) {
+  for (int i = 0; i < count; ++i) {
+    other.when[i] = when[i];
+  }
+  int end = 0;
+  while (other.slots[end].name) {
+    ++end;
+  }
+  other.slots[end] = slot;
+  return other;
+}
+
 } // namespace mlx_opt

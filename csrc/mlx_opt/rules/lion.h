@@ -80,18 +80,7 @@ struct CautiousLion {
     return {e.w - (decay_of(e.w, u, h.weight_decay, s.decay) + u), m};
   }
 
-  MLX_OPT_DESCRIBE({
-      .optimizer = "Lion",
-      .hypers =
-          {{"betas[0]", 0.9, Range::below_one},
-           {"betas[1]", 0.99, Range::below_one},
-           {"weight_decay", 0.0},
-           {"weight_decay_kind", 1, Range::decay_kind},
-           {"max_learning_rate", 0.0, Range::not_negative},
-           {"cautious_weight_decay", 0, Range::flag}},
-      .slots = {{"m"}},
-      .when = {{"cautious", Setting::on}},
-  })
+  MLX_OPT_DESCRIBE(variant_of(Lion::description, {{"cautious", Setting::on}}))
 };
 
 MLX_OPT_RULES_END

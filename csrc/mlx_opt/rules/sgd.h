@@ -94,19 +94,8 @@ struct Nesterov {
     return {fma(-s.lr, u, e.w - decay_of(e.w, u, h.weight_decay, s.decay)), v};
   }
 
-  MLX_OPT_DESCRIBE({
-      .optimizer = "SGD",
-      .hypers =
-          {{"momentum", 0.0},
-           {"dampening", 0.0},
-           {"weight_decay", 0.0},
-           {"weight_decay_kind", 0, Range::decay_kind},
-           {"max_learning_rate", 0.0, Range::not_negative},
-           {"cautious_weight_decay", 0, Range::flag}},
-      .slots = {{"v"}},
-      .when = {{"momentum", Setting::positive}, {"nesterov", Setting::on}},
-      .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
-  })
+  MLX_OPT_DESCRIBE(variant_of(
+      Momentum::description, {{"momentum", Setting::positive}, {"nesterov", Setting::on}}))
 };
 
 MLX_OPT_RULES_END
