@@ -162,11 +162,14 @@ class FusedOptimizer(Optimizer):
         grouping.init(self, parameters)
         self._initialized = True
 
+    def _gives(self, option: str) -> bool:
+        """True if the optimizer or one of its groups has an option that is None by default."""
+        given = [group.hyperparameters.get(option) for group in self.groups]
+        return any(value is not None for value in (getattr(self, option), *given))
+
     def _has_masters(self) -> bool:
         """True if parameters may have master weights, or a state has some that it should not."""
-        has_some = self.master_weights is not None or any(
-            "master_weights" in group.hyperparameters for group in self.groups
-        )
+        has_some = self._gives("master_weights")
         return has_some or self._uses_own_step() and master_weights.is_in(self.state)
 
     def _to_initialize(self, gradients: Any, parameters: Any) -> Any:

@@ -42,7 +42,7 @@ def divides_tensors(optimizer: Any) -> bool:
     name = type(optimizer).__name__
     if not isinstance(optimizer, FusedOptimizer) or not optimizer._uses_own_step():
         raise TypeError(f"Sharded: {name} has its own step, which cannot be divided")
-    if sets(optimizer, "master_weights"):
+    if optimizer._gives("master_weights"):
         raise TypeError("Sharded: an optimizer with master_weights is not supported")
     if isinstance(optimizer, Muon):
         return True
@@ -52,12 +52,6 @@ def divides_tensors(optimizer: Any) -> bool:
     return not all(
         optimizer._forms.form_of(values | flags).elementwise for flags in _flags_of(optimizer)
     )
-
-
-def sets(optimizer: FusedOptimizer, option: str) -> bool:
-    """True if an optimizer or a group of it has an option that is None by default."""
-    given = [group.hyperparameters.get(option) for group in optimizer.groups]
-    return any(value is not None for value in (getattr(optimizer, option), *given))
 
 
 def _flags_of(optimizer: FusedOptimizer) -> list[dict[str, Any]]:

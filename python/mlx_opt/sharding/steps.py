@@ -13,7 +13,7 @@ from ..clipping import ClipRequest
 from .division import Division
 from .exchange import Exchange, own_elements
 from .fully_sharded import Names
-from .leaves import flat, parts_of, sets
+from .leaves import flat, parts_of
 from .plan import Leaf
 
 
@@ -109,7 +109,7 @@ def _check_dtypes(
     division: Division, gradients: dict[str, mx.array], parameters: dict[str, mx.array]
 ) -> None:
     """Raise ValueError if a member could not tell the dtypes of parameters that others update."""
-    if not any(sets(part, "state_dtype") for part in parts_of(division.optimizer)):
+    if not any(part._gives("state_dtype") for part in parts_of(division.optimizer)):
         return
     for path, gradient in gradients.items():
         given, expected = gradient.dtype, parameters[path].dtype
