@@ -44,6 +44,7 @@ FILES = {
     "mlx_opt/*.py",
     "mlx_opt/py.typed",
     "mlx_opt/benchmarks/*.py",
+    "mlx_opt/benchmarks/convergence_rates.json",
     "mlx_opt/tools/*.py",
     "mlx_opt/share/cmake/mlx_opt/mlx_opt*.cmake",
     "mlx_opt/share/pkgconfig/mlx_opt.pc",
