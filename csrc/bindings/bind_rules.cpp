@@ -69,10 +69,12 @@ Program program(
     const std::string& rule,
     bool with_options,
     const FormatNames& formats,
-    const std::optional<std::string>& masters) {
+    const std::optional<std::string>& masters,
+    std::optional<uint64_t> rounding_seed) {
   if (const auto found = find_rule(rule)) {
-    return Program(*found, with_options, nullptr, formats_from(formats))
-        .with(masters_from(masters));
+    const Program program = Program(*found, with_options, nullptr, formats_from(formats))
+                                .with(masters_from(masters));
+    return rounding_seed ? program.with_rounding(*rounding_seed) : program;
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -115,6 +117,7 @@ void bind_rules(nb::module_& m) {
       "with_options"_a = false,
       "formats"_a.none() = nb::none(),
       "masters"_a.none() = nb::none(),
+      "rounding_seed"_a.none() = nb::none(),
       R"(The program of a rule.
 
 Args:
@@ -124,9 +127,11 @@ Args:
         not None, a parameter keeps its dtype.
     masters: How the weights of parameters in bfloat16 and float16 are kept: ``"float32"``,
         ``"remainder"`` (of bfloat16 only), or None.
+    rounding_seed: The seed of stochastic rounding; None to round to nearest.
 
 Raises:
-    ValueError: There is no such rule or format, or no such master weights.)");
+    ValueError: There is no such rule or format, or no such master weights; or the program cannot
+        round stochastically.)");
   m.def(
       "muon_program",
       muon,

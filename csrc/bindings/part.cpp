@@ -195,7 +195,8 @@ void Part::collect_leaf(
        first_slot,
        static_cast<uint16_t>(kind),
        group,
-       false});
+       false,
+       key_of(path)});
   Leaf& leaf = leaves_.back();
   if (!has_state) {
     may_overwrite_ = false;
@@ -218,6 +219,11 @@ void Part::collect_leaf(
   }
   leaf.served = available_ && is_served(program_.slots(kind), operands_.data());
   may_overwrite_ &= leaf.served;
+}
+
+uint32_t Part::key_of(const Path* path) const {
+  const auto& seed = program_.rounding_seed();
+  return seed ? rounding_key(*seed, path ? path->text() : "") : 0;
 }
 
 // False for a leaf whose state has numbers, lists or arrays of another package: the formula takes
@@ -300,7 +306,10 @@ const Leaves& Part::leaves() {
     served_leaves_.emplace(program_, leaves_.size());
     for (const Leaf& leaf : leaves_) {
       if (leaf.served) {
-        push_operands(leaf, served_leaves_->add(leaf.kind, leaf.group).arrays);
+        auto& kind = program_.rounding_seed()
+                         ? served_leaves_->add_rounded(leaf.kind, leaf.group, leaf.rounding_key)
+                         : served_leaves_->add(leaf.kind, leaf.group);
+        push_operands(leaf, kind.arrays);
       }
     }
   }

@@ -122,6 +122,7 @@ class Part {
     uint16_t kind;
     uint16_t group;
     bool served;
+    uint32_t rounding_key; // if the program rounds stochastically
   };
 
   // A container of the gradients' tree, which its children follow, or a leaf.
@@ -169,6 +170,7 @@ class Part {
   int group_of(nb::handle gradient, nb::handle groups, const Path* path) const;
   bool collect_slots(nb::handle state, size_t kind, const Path* path);
   bool has_arrays(const Leaf& leaf) const;
+  uint32_t key_of(const Path* path) const;
   void leave_shared_state_to_the_formula();
   void push_operands(const Leaf& leaf, std::vector<mx::array*>& operands);
   const Leaves& leaves();

@@ -13,6 +13,8 @@ COMMON: dict[str, Any] = {
     "groups": (),
     "master_weights": None,
     "state_dtype": None,
+    "stochastic_rounding": False,
+    "rounding_seed": 0,
     "accumulate": 1,
     "accumulate_dtype": None,
 }
@@ -73,6 +75,9 @@ _COMMON = [
     "state_dtype (optional): the dtype of the state, ``mx.float32``, ``mx.float16``,",
     "  ``mx.bfloat16`` or its name, or a dict of these by the names of slots. If it is given,",
     "  parameters keep their dtypes. See docs/guides/memory.md. Default: ``None``",
+    "stochastic_rounding (bool, optional): round results in bfloat16 up or down at random, right",
+    "  on average. See docs/stochastic-rounding.md. Default: ``False``",
+    "rounding_seed (int, optional): the seed of the random bits. Default: ``0``",
     "accumulate (int, optional): the number of calls of ``update`` whose gradients make a step;",
     "  see :attr:`accumulate`. Default: ``1``",
     "accumulate_dtype (optional): the dtype in which they are added up, or that of the first.",

@@ -16,6 +16,7 @@ from . import _ext
 from .descriptions import Description, Slot, of_optimizer
 from .formulas import KEPT
 from .hyperparameters import Attribute
+from .rounding import seed_of
 from .state_dtypes import NAME as STATE_DTYPE
 from .state_dtypes import Formats, formats_of, with_formats
 
@@ -98,12 +99,12 @@ class Form(NamedTuple):
             values[name] if index is None else values[name][index] for name, index in self.hypers
         ]
         hypers += [values[name] for name in self.kept]
-        formats, masters = self.formats(values), values.get("master_weights")
+        stored = self.formats(values), values.get("master_weights"), seed_of(values)
         if self.option is None:
-            return _program(self.rule, False, formats, masters), hypers
+            return _program(self.rule, False, *stored), hypers
         with_options = values[self.option] is not None
         hypers = [0.0 if x is None else x for x in hypers]
-        return _program(self.rule, with_options, formats, masters), hypers
+        return _program(self.rule, with_options, *stored), hypers
 
     def formats(self, values: dict[str, Any]) -> Formats | None:
         """The formats of slots that the program chooses; None if it chooses none."""
@@ -144,9 +145,14 @@ class Forms(NamedTuple):
 
 @cache
 def _program(
-    rule: str, with_options: bool, formats: Formats | None, masters: str | None
+    rule: str,
+    with_options: bool,
+    formats: Formats | None,
+    masters: str | None,
+    rounding_seed: int | None,
 ) -> _ext.Program:
-    return _ext.program(rule, with_options, None if formats is None else dict(formats), masters)
+    own = None if formats is None else dict(formats)
+    return _ext.program(rule, with_options, own, masters, rounding_seed)
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, master_weights, reserved
+from . import _ext, master_weights, reserved, rounding
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
@@ -61,6 +61,12 @@ class FusedOptimizer(Optimizer):
     master_weights: str | None = None
     """How the float32 weights of parameters in bfloat16 and float16 are kept; None if not."""
 
+    stochastic_rounding: bool = False
+    """True if results in bfloat16 are rounded stochastically; parameters keep their dtypes then."""
+
+    rounding_seed: int = 0
+    """The seed of the random bits for that."""
+
     groups: tuple[Group, ...] = ()
     """The groups that the constructor was given."""
 
@@ -71,7 +77,7 @@ class FusedOptimizer(Optimizer):
         cls._forms = forms_of(cls._rule)
         if STATE_DTYPE not in cls._options:
             cls._options = (*cls._options, STATE_DTYPE)
-        names = (*cls._forms.names, *cls._options, "master_weights")
+        names = (*cls._forms.names, *cls._options, "master_weights", rounding.NAME, rounding.SEED)
         cls._read = tuple(name for name in names if name not in cls._fixed)
         for name, attribute in cls._forms.attributes.items():
             if name not in cls._fixed and not hasattr(cls, name):
@@ -91,6 +97,7 @@ class FusedOptimizer(Optimizer):
             if name not in self._fixed and not self._is_left_out(name)
         ]
         names += [] if self.master_weights is None else ["master_weights"]
+        names += [rounding.NAME, rounding.SEED] if self.stochastic_rounding else []
         return [*summary.rate_of(self), *names, *(["accumulate"] if self.accumulate > 1 else [])]
 
     def _is_left_out(self, name: str) -> bool:
@@ -163,9 +170,10 @@ class FusedOptimizer(Optimizer):
         self._initialized = True
 
     def _gives(self, option: str) -> bool:
-        """True if the optimizer or one of its groups has an option that is None by default."""
+        """True if the optimizer or one of its groups has an option that is None or False if not
+        given."""
         given = [group.hyperparameters.get(option) for group in self.groups]
-        return any(value is not None for value in (getattr(self, option), *given))
+        return any(value not in (None, False) for value in (getattr(self, option), *given))
 
     def _has_masters(self) -> bool:
         """True if parameters may have master weights, or a state has some that it should not."""
@@ -213,8 +221,7 @@ class FusedOptimizer(Optimizer):
         """
         values = self._checked(self._values())
         program, hypers = self._program_of(values)
-        formula = stored(self, self._formula, values)
-        formula = master_weights.around(formula, values["master_weights"])
+        formula = self._as_stored(self._formula, values)
         group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
         part = _ext.Part(
@@ -260,6 +267,7 @@ class FusedOptimizer(Optimizer):
         """Take the constructor's arguments that every class has."""
         self._set_state_dtype(given["state_dtype"])
         self.master_weights = given["master_weights"]
+        self._set_rounding(given[rounding.NAME], given[rounding.SEED])
         self.accumulate = given["accumulate"]
         self.accumulate_dtype = given["accumulate_dtype"]
         self._set_groups(given["groups"])
@@ -273,6 +281,17 @@ class FusedOptimizer(Optimizer):
         formats_of(type(self).__name__, self._rule, given)
         self.state_dtype = named(given)
 
+    def _set_rounding(self, given: Any, seed: Any) -> None:
+        """Take the constructor's arguments of stochastic rounding.
+
+        Raises:
+            TypeError, ValueError: They are not a bool and a seed.
+        """
+        name = type(self).__name__
+        rounding.StochasticRounding(name).check(given)
+        rounding.check_seed(name, seed)
+        self.stochastic_rounding, self.rounding_seed = given, seed
+
     def _set_groups(self, given: Any) -> None:
         """Take the constructor's argument `groups`.
 
@@ -284,7 +303,9 @@ class FusedOptimizer(Optimizer):
         masters = master_weights.MasterWeights(name)
         masters.check(self.master_weights)
         if self._has_own_hyperparameters():
-            self._checked(self._values())
+            values = self._checked(self._values())
+            if self.stochastic_rounding:
+                self._program_of(values)  # raises for a rule that cannot round so
         if not groups:
             return
         attributes = [
@@ -293,7 +314,7 @@ class FusedOptimizer(Optimizer):
             if attribute not in self._fixed
         ]
         attributes += [Option(name, option) for option in self._options]
-        attributes.append(masters)
+        attributes += [masters, rounding.StochasticRounding(name)]
         self.groups = groups
         self._grouping = Grouping(name, groups, attributes, self._forms)
         if self._has_own_hyperparameters():
@@ -302,7 +323,8 @@ class FusedOptimizer(Optimizer):
 
     def _add_groups(self, groups: tuple[Group, ...]) -> None:
         """Add groups of another optimizer, with what this one has of their hyperparameters."""
-        names = {*self._forms.attributes, *self._options, "master_weights"} - {*self._fixed}
+        names = {*self._forms.attributes, *self._options, "master_weights", rounding.NAME}
+        names -= {*self._fixed}
         added = [each.restricted(names) for each in groups]
         self._set_groups([*self.groups, *(each for each in added if each is not None)])
 
@@ -326,6 +348,7 @@ class FusedOptimizer(Optimizer):
         """
         check_decay(values)
         check_cautious(values)
+        rounding.check(values)
         return values
 
     def _check_group(self, values: dict[str, Any]) -> None:
@@ -354,10 +377,10 @@ class FusedOptimizer(Optimizer):
         if self._grouping is None:
             values = self._checked(values)
             program, hypers = self._program_of(values)
-            rate, masters = self._rate(values), values["master_weights"]
+            rate = self._rate(values)
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            formula = master_weights.around(stored(self, self._formula, values), masters)
+            formula = self._as_stored(self._formula, values)
             groups = [(hypers, rate, 1.0, formula)]
             splits = [self._split_of(values)]
             return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]
@@ -391,6 +414,12 @@ class FusedOptimizer(Optimizer):
         if self._uses_additions():
             return rule_formula(self, gradient, parameter, state)
         return in_float32(super().apply_single, gradient, parameter, state)
+
+    def _as_stored(self, formula: Formula, values: dict[str, Any]) -> Formula:
+        """`formula` with results that are stored as the primitives' are. `values`: of the
+        attributes."""
+        formula = rounding.around(stored(self, formula, values), values)
+        return master_weights.around(formula, values["master_weights"])
 
     def _uses_additions(self) -> bool:
         """True if an attribute that mlx.optimizers does not have is not as there."""

@@ -20,7 +20,6 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
-from .state_dtypes import stored
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -206,8 +205,7 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
-                formula = stored(optimizer, formula, combined.values)
-                formula = master_weights.around(formula, combined.values["master_weights"])
+                formula = optimizer._as_stored(formula, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))

@@ -189,6 +189,22 @@ inline std::vector<Kernel> kernels_of_masters(Rule rule) {
   return kernels;
 }
 
+/// Kernels of operands in bfloat16 that round stochastically.
+inline std::vector<Kernel> kernels_with_rounding(Rule rule) {
+  std::vector<Kernel> kernels;
+  for (Walk walk : walks) {
+    UpdateKernel kernel{};
+    kernel.walk = walk;
+    kernel.rule = mlx_opt::info(rule).name;
+    kernel.rounds = true;
+    kernel.in = repeated(Storage::bfloat16, mlx_opt::info(rule).slots + 1);
+    kernel.out = kernel.in;
+    kernel.in.add(Storage::bfloat16);
+    kernels.push_back(with_capacity(kernel, 56));
+  }
+  return kernels;
+}
+
 inline std::vector<Kernel> norm_kernels() {
   std::vector<Kernel> kernels = {NormKernel{}, ClipKernel{}};
   for (Storage storage : storages) {

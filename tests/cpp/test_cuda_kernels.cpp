@@ -107,6 +107,13 @@ TEST_CASE("kernels of master weights compile") {
   }
 }
 
+TEST_CASE("kernels that round stochastically compile") {
+  for (Rule rule : {Rule::AdamW, Rule::SGD}) {
+    check_all(kernels_with_rounding(rule), 75);
+    check_all(kernels_with_rounding(rule), 90);
+  }
+}
+
 TEST_CASE("a rule of six states compiles, with a record of its width") {
   for (Walk walk : walks) {
     const UpdateKernel kernel = six_states(walk);

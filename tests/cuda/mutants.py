@@ -56,6 +56,13 @@ MUTANTS = [
         BARRIER,
     ),
     Mutant(
+        "random bits depend on the lane only",
+        "static_cast<unsigned>(first + lane));",
+        "static_cast<unsigned>(lane));",
+        "a step that rounds*",
+        DIFFERS,
+    ),
+    Mutant(
         "the barriers of a block's sum are missing",
         "__syncthreads();\n    if (threadIdx.x < half)",
         "if (threadIdx.x < half)",

@@ -163,6 +163,25 @@ std::vector<mx::array> step_with_masters(
       scale);
 }
 
+std::vector<mx::array> step_with_rounding(
+    Rule rule,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale) {
+  const auto program = mlx_opt::Program(rule).with_rounding(7);
+  const size_t tensors = operands.size() / program.operands(0);
+  const Scalars scalars;
+  return mlx_opt::step(
+      program,
+      std::move(operands),
+      {tensors},
+      sample_hypers(rule),
+      scalars.learning_rate,
+      scalars.step,
+      s,
+      scale);
+}
+
 std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {
   std::vector<mx::array> copies;
   for (const auto& x : arrays) {

@@ -58,6 +58,13 @@ std::vector<mx::array> step_with_masters(
     mx::StreamOrDevice s,
     const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
 
+/// A step that rounds stochastically, of operands in bfloat16.
+std::vector<mx::array> step_with_rounding(
+    mlx_opt::Rule rule,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
 /// The arrays as numbers, with -1 for NaN, evaluated.
 std::vector<mx::array> without_nan(std::vector<mx::array> arrays);
 

@@ -134,6 +134,24 @@ void push_masters(
   push(Walk::flat, operands, Scaling::if_finite);
 }
 
+// Stochastic rounding of a parameter in bfloat16, whose last slot is in float32 if it has any.
+void push_rounding(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule) {
+  const int fields = rule.slots + 1;
+  Operands operands = in_place(fields, Storage::bfloat16);
+  if (rule.slots > 0) {
+    operands.in[fields - 1] = operands.out[fields - 1] = Storage::float32;
+  }
+  const auto push = [&](Walk walk, const Operands& own, Scaling scaling, int capacity = 1) {
+    kernels.push_back({rule.name, walk, scaling, capacity, own, MasterWeights::none, true});
+  };
+  for (Walk walk : walks) {
+    push(walk, operands, Scaling::none);
+  }
+  push(Walk::flat, operands, Scaling::none, max_per_pack(operands));
+  push(Walk::flat, all_apart(operands), Scaling::none);
+  push(Walk::flat, operands, Scaling::if_finite);
+}
+
 std::vector<UpdateKernel> update_kernels() {
   constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
@@ -150,6 +168,7 @@ std::vector<UpdateKernel> update_kernels() {
       push_masters(kernels, info, MasterWeights::float32, storage, whole);
     }
     push_masters(kernels, info, MasterWeights::remainder, half, Storage::bits16);
+    push_rounding(kernels, info);
   }
   return kernels;
 }

@@ -25,7 +25,7 @@ struct MuonLeaf {
 
 std::vector<MuonLeaf> leaves_of(const Leaves& leaves) {
   std::vector<MuonLeaf> all;
-  for (const auto& [operands, members, arrays, groups] : leaves.kinds()) {
+  for (const auto& [operands, members, arrays, groups, _] : leaves.kinds()) {
     for (size_t i = 0; i < groups.size(); ++i) {
       all.push_back({&arrays[i * operands], operands, groups[i]});
     }

@@ -32,14 +32,15 @@ bool reads(Rule rule, const Reads& reads, const std::vector<Scalar>& hypers) {
 // Collects the scalar inputs of a step, which follow its operands; see StepSpec.
 class ScalarInputWriter {
  public:
-  ScalarInputWriter(Rule rule, mx::Stream stream, std::vector<mx::array>& scalars)
-      : rule_(rule), stream_(stream), scalars_(scalars) {}
+  // `rounds`: true if results are rounded stochastically, differently in each step.
+  ScalarInputWriter(Rule rule, bool rounds, mx::Stream stream, std::vector<mx::array>& scalars)
+      : rule_(rule), rounds_(rounds), stream_(stream), scalars_(scalars) {}
 
   GroupSources push(const GroupScalars& group) {
     const Description& description = description_of(rule_);
     GroupSources sources;
     sources.rate_scale = group.rate_scale;
-    sources.reads_step = reads(rule_, description.step, group.hypers);
+    sources.reads_step = rounds_ || reads(rule_, description.step, group.hypers);
     sources.reads_learning_rate = reads(rule_, description.learning_rate, group.hypers);
     if (sources.reads_step) {
       push("step", group.step, mx::uint64);
@@ -70,6 +71,7 @@ class ScalarInputWriter {
 
  private:
   Rule rule_;
+  bool rounds_;
   mx::Stream stream_;
   std::vector<mx::array>& scalars_;
 };
@@ -142,7 +144,8 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
     refuse(rule, "there is no kernel for this device");
   }
   std::vector<bool> coupled; // of each group
-  ScalarInputWriter writer(rule, request.stream, checked.scalars);
+  const bool rounds = request.program->rounding_seed().has_value();
+  ScalarInputWriter writer(rule, rounds, request.stream, checked.scalars);
   for (const GroupScalars& group : request.groups) {
     if (group.hypers.size() != hypers_of(rule).size()) {
       refuse(
@@ -163,7 +166,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   }
   const bool keeps_parameter = request.program->keeps_parameter();
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
-    const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
+    const auto& [operands, members, arrays, groups, rounding_keys] = leaves.kinds()[kind];
     const bool has_master = request.program->has_master(kind);
     checked.spec.runs.push_back(
         {members.size(), operands, has_master ? request.program->masters() : MasterWeights::none});
@@ -177,6 +180,8 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
     if (request.groups.size() > 1) {
       checked.spec.groups.insert(checked.spec.groups.end(), groups.begin(), groups.end());
     }
+    auto& keys = checked.spec.rounding_keys;
+    keys.insert(keys.end(), rounding_keys.begin(), rounding_keys.end());
   }
   return checked;
 }
@@ -203,6 +208,8 @@ void Leaves::append(const Leaves& other, uint16_t first_group) {
       kind.groups.push_back(first_group + added.groups[i]);
     }
     kind.arrays.insert(kind.arrays.end(), added.arrays.begin(), added.arrays.end());
+    auto& keys = kind.rounding_keys;
+    keys.insert(keys.end(), added.rounding_keys.begin(), added.rounding_keys.end());
   }
   size_ += other.size_;
 }

@@ -86,7 +86,7 @@ std::vector<mx::array> step_on_masters(const Request& request, const Leaves& lea
   std::vector<mx::Dtype> dtypes; // of each leaf's parameter
   std::vector<int> outputs;      // of each leaf's weight
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
-    const auto& [operands, members, arrays, groups] = leaves.kinds()[kind];
+    const auto& [operands, members, arrays, groups, _] = leaves.kinds()[kind];
     const bool has_master = program.has_master(kind);
     for (size_t i = 0; i < members.size(); ++i) {
       auto* const* leaf = &arrays[i * operands];

@@ -17,6 +17,14 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
   }
 }
 
+// Adds a leaf without a name; its number takes the place of the path.
+Leaves::Kind& added(Leaves& leaves, const Program& program, size_t kind) {
+  const auto& seed = program.rounding_seed();
+  const size_t number = leaves.size();
+  return seed ? leaves.add_rounded(kind, 0, rounding_key(*seed, std::to_string(number)))
+              : leaves.add(kind);
+}
+
 } // namespace
 
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
@@ -59,7 +67,7 @@ std::vector<mx::array> step(
       if (next + width > operands.size()) {
         refuse(program.rule(), "there are fewer operands than the tensors have");
       }
-      auto& arrays = leaves.add(kind).arrays;
+      auto& arrays = added(leaves, program, kind).arrays;
       for (size_t k = 0; k < width; ++k) {
         arrays.push_back(&operands[next + k]);
       }

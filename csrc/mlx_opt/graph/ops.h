@@ -21,7 +21,8 @@ MLX_OPT_API std::vector<mx::array> successors(const Request& request, const Leav
 /// One step of `program` over `operands`: the parameter, slots and gradient of each tensor, all of
 /// a storage dtype, ordered by kind. `tensors`: the number of tensors of each kind. `hypers`: in
 /// the rule's order. `learning_rate` and `step` (the number of this step, from 1): 0-d. Returns
-/// each tensor's new parameter and new slots.
+/// each tensor's new parameter and new slots. If the program rounds stochastically, the number of
+/// the tensor, from 0, takes the place of its path.
 ///
 /// Throws std::invalid_argument if the arguments do not fit the rule.
 MLX_OPT_API std::vector<mx::array> step(

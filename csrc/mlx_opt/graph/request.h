@@ -33,12 +33,13 @@ class MLX_OPT_API Leaves {
     std::vector<size_t> leaves; // in the order in which they were added
     std::vector<mx::array*> arrays;
     std::vector<uint16_t> groups;
+    std::vector<uint32_t> rounding_keys; // if the program rounds stochastically
   };
 
   /// `count`: the expected number of leaves.
   explicit Leaves(const Program& program, size_t count = 0) {
     for (size_t kind = 0; kind < program.kinds(); ++kind) {
-      Kind& added = kinds_.emplace_back(Kind{program.operands(kind), {}, {}, {}});
+      Kind& added = kinds_.emplace_back(Kind{program.operands(kind), {}, {}, {}, {}});
       added.leaves.reserve(count);
       added.arrays.reserve(count * added.operands);
       added.groups.reserve(count);
@@ -51,6 +52,13 @@ class MLX_OPT_API Leaves {
     Kind& added = kinds_[kind];
     added.leaves.push_back(size_++);
     added.groups.push_back(group);
+    return added;
+  }
+
+  /// Adds a leaf of a program that rounds stochastically.
+  Kind& add_rounded(size_t kind, uint16_t group, uint32_t rounding_key) {
+    Kind& added = add(kind, group);
+    added.rounding_keys.push_back(rounding_key);
     return added;
   }
 

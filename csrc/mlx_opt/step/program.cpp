@@ -130,6 +130,30 @@ Program Program::with(MasterWeights masters) const {
   return program;
 }
 
+Program Program::with_rounding(uint64_t seed) const {
+  if (!is_elementwise(rule_)) {
+    refuse(rule_, "stochastic rounding is for rules of single elements");
+  }
+  if (masters_ != MasterWeights::none) {
+    refuse(rule_, "stochastic rounding does not go with master weights, which lose nothing");
+  }
+  Program program = *this;
+  program.rounding_seed_ = seed;
+  program.keeps_parameter_ = true;
+  return program;
+}
+
+// The 64-bit hash FNV-1a of the seed's bytes and the path's, with both halves combined.
+uint32_t rounding_key(uint64_t seed, std::string_view path) {
+  uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&](unsigned char byte) { hash = (hash ^ byte) * 0x100000001b3; };
+  for (int shift = 0; shift < 64; shift += 8) {
+    add(static_cast<unsigned char>(seed >> shift));
+  }
+  std::for_each(path.begin(), path.end(), add);
+  return static_cast<uint32_t>(hash ^ hash >> 32);
+}
+
 const SlotInfo& master_slot(MasterWeights masters) {
   static const SlotInfo master{.name = "master", .format = Format::float32, .begin = Begin::unset};
   static const SlotInfo remainder{.name = "remainder", .format = Format::bits16};

@@ -1,6 +1,7 @@
 // What a step runs: a rule with its options settled, and the state slots that the options imply.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
@@ -45,6 +46,11 @@ class MLX_OPT_API Program {
   /// The same program for parameters whose float32 weights are kept so.
   Program with(MasterWeights masters) const;
 
+  /// The same program with results in bfloat16 rounded stochastically. Parameters keep their
+  /// dtypes. Throws std::invalid_argument for a rule that is not elementwise, or with master
+  /// weights.
+  Program with_rounding(uint64_t seed) const;
+
   Rule rule() const {
     return rule_;
   }
@@ -63,6 +69,11 @@ class MLX_OPT_API Program {
 
   MasterWeights masters() const {
     return masters_;
+  }
+
+  /// The seed of stochastic rounding; nullopt if results are rounded to nearest.
+  const std::optional<uint64_t>& rounding_seed() const {
+    return rounding_seed_;
   }
 
   /// The program that updates the weights themselves, as if they were the parameters.
@@ -108,12 +119,16 @@ class MLX_OPT_API Program {
   Rule rule_;
   std::shared_ptr<const Composition> composition_;
   MasterWeights masters_ = MasterWeights::none;
+  std::optional<uint64_t> rounding_seed_;
   bool keeps_parameter_;
   std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
   std::vector<Slots> slots_; // of each kind
   Slots state_slots_[2];     // of vectors and of matrices
 };
+
+/// The key of a parameter's random bits, from the path of the parameter.
+MLX_OPT_API uint32_t rounding_key(uint64_t seed, std::string_view path);
 
 /// The slot of a master weight that is not none.
 MLX_OPT_API const SlotInfo& master_slot(MasterWeights masters);

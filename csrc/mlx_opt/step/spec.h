@@ -1,6 +1,7 @@
 // A step as data: what a backend needs to run it, besides the arrays.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -43,6 +44,14 @@ struct StepSpec {
   std::vector<GroupSources> sources; // of each group
   Scaling scaling = Scaling::none;
   bool clips_values = false; // false if the scaling is none
+
+  /// Of each tensor the key of its random bits, if results in bfloat16 are rounded stochastically;
+  /// else empty.
+  std::vector<uint32_t> rounding_keys;
+
+  bool rounds() const {
+    return !rounding_keys.empty();
+  }
 
   size_t operand_count() const {
     size_t count = 0;
@@ -101,6 +110,11 @@ struct ScalarInputs {
     return arrays;
   }
 };
+
+/// True if any of a tensor's results is stored in bfloat16.
+inline bool has_bfloat16(const mlx::core::Dtype* results, int count) {
+  return std::find(results, results + count, mlx::core::bfloat16) != results + count;
+}
 
 /// A constant hyperparameter in the form that the rules use.
 inline MLX_OPT_LEVEL::Hyper make_hyper(double x) {

@@ -41,7 +41,10 @@ def program(
     with_options: bool = False,
     formats: dict[str, str] | None = None,
     masters: str | None = None,
+    rounding_seed: int | None = None,
 ) -> Program:
+    """A program. `rounding_seed`: not used; the optimizer's formula refuses what is to be rounded
+    stochastically."""
     return Program(rule, with_options, formats, masters)
 
 

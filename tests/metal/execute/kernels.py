@@ -22,9 +22,18 @@ SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
 LONG = {name: dtype for dtype, name in SHORT.items()} | {"b16": mx.uint16}
 
 # As in tables.h.
-TENSOR = np.dtype([("size", "u8"), ("first_chunk", "u4"), ("group", "u2"), ("vectors", "u2")])
-MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors"]
-MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS)])
+TENSOR = np.dtype(
+    [
+        ("size", "u8"),
+        ("first_chunk", "u4"),
+        ("group", "u2"),
+        ("vectors", "u2"),
+        ("rounding_key", "u4"),
+        ("", "u4"),
+    ]
+)
+MATRIX_COUNTS = ["columns", "group", "vectors", "gradient_vectors", "rounding_key"]
+MATRIX = np.dtype([("rows", "u8"), *((name, "u4") for name in MATRIX_COUNTS), ("", "u4")])
 SOURCE = np.dtype([("value", "f4"), ("one_minus", "f4"), ("log", "f4"), ("given", "i4")])
 SUM = np.dtype([("high", "f4"), ("low", "f4"), ("exponent", "i4")])
 CLIP = np.dtype([("max_norm", "f4"), ("traced", "u4"), ("skip_nonfinite", "u4")])
@@ -35,7 +44,7 @@ def layout(operands):
 
 
 def strided(operands):
-    return np.dtype([("size", "u8"), ("group", "u4"), ("", "u4"), *layout(operands)])
+    return np.dtype([("size", "u8"), ("group", "u4"), ("rounding_key", "u4"), *layout(operands)])
 
 
 @cache

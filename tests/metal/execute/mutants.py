@@ -66,6 +66,20 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
+        "all fields have the same random bits",
+        "field * 0x9e3779b9u",
+        "0u",
+        "test_results_are_those and AdamW and rounds_flat1",
+        "assert",
+    ),
+    Mutant(
+        "a tensor's key is not read",
+        "at.rounding_key = tensor.rounding_key;",
+        "",
+        "test_results_are_those and SGD and rounds_flat1",
+        "assert",
+    ),
+    Mutant(
         "a chunk's place has 32 bits",
         "static_cast<ulong>(group - tensor.first_chunk) * chunk",
         "static_cast<ulong>((group - tensor.first_chunk) * chunk)",

@@ -75,7 +75,7 @@ class Name:
 
 def names(rule):
     """The names of a rule's update kernels."""
-    others = ("prepare", "masters", "remainders")
+    others = ("prepare", "masters", "remainders", "rounds")
     return [Name(name) for name in kernels.names(rule) if not name.startswith(others)]
 
 
@@ -100,6 +100,8 @@ def packed(rule, dtype):
 
 class Tensor:
     """Operands of a step, the expected results, and the kernel's buffers."""
+
+    rounding_key = 0
 
     def __init__(self, case, name, shape, seed=1, lead=0, learning_rate=LEARNING_RATE):
         self.case, self.name, self.learning_rate = case, name, learning_rate
@@ -164,9 +166,10 @@ def run_pack(tensors, group_uniforms, vectors=True, groups=(0,)):
     for k in range(name.capacity):
         tensor = tensors[min(k, len(tensors) - 1)]
         buffers |= tensor.slots(OPERANDS_SLOT + k * width)
-        table[k] = (0, NO_CHUNK, 0, 0)
+        table[k] = (0, NO_CHUNK, 0, 0, 0, 0)
         if k < len(tensors):
-            table[k] = (tensor.size, count, groups[k % len(groups)], vectors)
+            group = groups[k % len(groups)]
+            table[k] = (tensor.size, count, group, vectors, tensor.rounding_key, 0)
             count += chunks(tensor.size)
     kernels.run(primitive(tensors[0].case).name, name.text, buffers, count)
 
@@ -175,7 +178,8 @@ def run_transposed(tensor, group_uniforms, group=0):
     rows, columns = tensor.shape
     matrix = np.zeros(1, kernels.MATRIX)
     matrix[["rows", *kernels.MATRIX_COUNTS]] = (
-        rows, columns, group, columns % VECTOR_WIDTH == 0, rows % VECTOR_WIDTH == 0)  # fmt: skip
+        rows, columns, group, columns % VECTOR_WIDTH == 0, rows % VECTOR_WIDTH == 0,
+        tensor.rounding_key)  # fmt: skip
     gradient = tensor.buffers[-1].reshape(tensor.shape)
     tensor.buffers[-1] = np.array(gradient.T, order="C").reshape(-1)
     groups = -(-rows // TILE) * -(-columns // TILE)
@@ -187,6 +191,7 @@ def run_strided(tensor, group_uniforms, group=0):
     """Every operand but those overwritten and the parameter has its dimensions in another order."""
     layout = np.zeros(1, kernels.strided(len(tensor.buffers)))
     layout["size"], layout["group"], layout["dims"] = tensor.size, group, 3
+    layout["rounding_key"] = tensor.rounding_key
     layout["shape"][0, :3] = tensor.shape
     for k, buffer in enumerate(tensor.buffers):
         order = (0, 1, 2) if k == 0 or k in tensor.name.written else (2, 0, 1)

@@ -29,6 +29,7 @@ constexpr int64_t max_chunks = 256;
 // The scalars that the tensors of a group share.
 struct Group {
   std::vector<MLX_OPT_LEVEL::Hyper> hypers;
+  float step;
   float scalars[max_scalars];
 
   const float* values() const {
@@ -51,7 +52,12 @@ struct StepTask {
   Operands operands = {};
   std::shared_ptr<void> keep_alive = {};
 
-  void add_run(const TensorRun& run, const mx::array* const* arrays, const mx::Dtype* dtypes);
+  // `rounding_keys`: of the run's tensors; null if they are not rounded stochastically.
+  void add_run(
+      const TensorRun& run,
+      const mx::array* const* arrays,
+      const mx::Dtype* dtypes,
+      const uint32_t* rounding_keys);
   void run() const;
 
  private:
@@ -67,12 +73,19 @@ struct StepTask {
 };
 
 void StepTask::add_run(
-    const TensorRun& run, const mx::array* const* arrays, const mx::Dtype* dtypes) {
+    const TensorRun& run,
+    const mx::array* const* arrays,
+    const mx::Dtype* dtypes,
+    const uint32_t* rounding_keys) {
   const bool has_master = run.masters != MasterWeights::none;
   const int results = run.operands - 1;
   const int gradient = results - has_master; // its place; a master comes behind it
   for (size_t t = 0; t < run.tensors; ++t, arrays += run.operands, dtypes += results) {
-    tensors.push_back({in.data() + in.size(), out.data() + out.size(), run.masters});
+    tensors.push_back({in.data() + in.size(), out.data() + out.size(), run.masters, false, 0});
+    if (rounding_keys) {
+      tensors.back().rounds = has_bfloat16(dtypes, results);
+      tensors.back().rounding_key = rounding_keys[t];
+    }
     for (int k = 0; k < gradient; ++k) {
       in.push_back(operands.of(*arrays[k]));
     }
@@ -92,8 +105,8 @@ void StepTask::add_run(
 std::vector<Group> StepTask::prepare_groups() const {
   std::vector<Group> prepared;
   for (const GroupScalars& group : scalars.groups()) {
-    Group& added = prepared.emplace_back(Group{group.hypers(), {}});
-    kernel->prepare(added.values(), group.learning_rate(), group.step(), added.scalars);
+    Group& added = prepared.emplace_back(Group{group.hypers(), group.step(), {}});
+    kernel->prepare(added.values(), group.learning_rate(), added.step, added.scalars);
   }
   return prepared;
 }
@@ -127,7 +140,8 @@ void StepTask::update(const std::vector<Group>& prepared, int64_t total) const {
   const Scale scale = scalars.scale();
   visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
     const Group& group = prepared[group_of(tensor)];
-    kernel->run(tensors[tensor], begin, end, group.values(), group.scalars, scale);
+    const Tensor& each = tensors[tensor];
+    kernel->run(each, begin, end, group.values(), group.scalars, scale, group.step);
   });
 }
 
@@ -176,8 +190,10 @@ class Step : public Prepared {
     task_->extents.reserve(operands - dtypes.size());
     auto arrays = inputs.data();
     auto results = dtypes.data();
+    const uint32_t* keys = spec.rounds() ? spec.rounding_keys.data() : nullptr;
     for (const TensorRun& run : spec.runs) {
-      task_->add_run(run, arrays, results);
+      task_->add_run(run, arrays, results, keys);
+      keys += keys ? run.tensors : 0;
       arrays += run.tensors * run.operands;
       results += run.tensors * (run.operands - 1);
     }

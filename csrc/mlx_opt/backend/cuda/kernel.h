@@ -90,14 +90,16 @@ struct UpdateKernel {
   Pass pass = Pass::whole;
   bool clips = false;                          // true if elements of the gradient are clipped
   MasterWeights masters = MasterWeights::none; // if not none, the last in and out but the gradient
+  bool rounds = false; // true if results in bfloat16 are rounded stochastically
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
-  /// these is the tensor's sums in the pass `state`, its rates in the second one.
+  /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address but
+  /// the key of its random bits if it rounds stochastically.
   int inputs() const {
     return in.count();
   }
   int outputs() const {
-    return out.count() + (pass == Pass::whole ? 0 : 1);
+    return out.count() + (pass != Pass::whole || rounds);
   }
 
   auto operator<=>(const UpdateKernel&) const = default;

@@ -48,7 +48,7 @@ Program program_of(const PrepareKernel& kernel) {
       ""};
 }
 
-// Update<AdamW, List<Float32, Float32, Float32>, Float32, List<...>, mlx_opt::Scaling::none>
+// Update<AdamW, List<Float32, Float32, Float32>, Float32, List<...>, mlx_opt::Scaling::none, Nearest>
 std::string pass_of(const UpdateKernel& kernel) {
   const int fields = kernel.in.count() - (kernel.pass == Pass::finish ? 0 : 1);
   const Storage* in = kernel.in.data();
@@ -59,7 +59,14 @@ std::string pass_of(const UpdateKernel& kernel) {
   const std::string scaling = std::string("mlx_opt::Scaling::") + gpu::name_of(kernel.scaling);
   switch (kernel.pass) {
     case Pass::whole:
-      return called("Update", {rule, list_of(in, fields), format_of(in[fields]), out, scaling});
+      return called(
+          "Update",
+          {rule,
+           list_of(in, fields),
+           format_of(in[fields]),
+           out,
+           scaling,
+           kernel.rounds ? "Stochastic" : "Nearest"});
     case Pass::state:
       return called("UpdateState", {rule, parameter, state, format_of(in[fields]), out, scaling});
     case Pass::finish:
@@ -99,7 +106,8 @@ std::string bounds_of(const UpdateKernel& kernel) {
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
   return {
       files_of_passes(rule_header, kernel.pass != Pass::whole) +
-          gpu::files_of(texts(), kernel.masters, "bits16.cu.h"),
+          gpu::files_of(texts(), kernel.masters, "bits16.cu.h") +
+          gpu::rounding_files_of(texts(), kernel.rounds, "rounding.cu.h"),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
       bounds_of(kernel),

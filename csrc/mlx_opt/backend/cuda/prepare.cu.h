@@ -10,8 +10,8 @@ MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
   // The host allocates this size.
   static_assert(
       sizeof(Uniforms<Rule>) ==
-          count * sizeof(Hyper) + sizeof(typename Rule::Scalars) + sizeof(Scale),
-      "uniforms are hyperparameters, scalars and the scale");
+          count * sizeof(Hyper) + sizeof(typename Rule::Scalars) + sizeof(Scale) + sizeof(float),
+      "uniforms are hyperparameters, scalars, the scale and the step");
   const auto& group = table.groups[blockIdx.x];
   Hyper hypers[count];
 #pragma unroll
@@ -29,6 +29,7 @@ MLX_OPT_FN void prepare(const cuda::ScalarTable<count, capacity>& table) {
       group.learning_rate ? static_cast<float>(group.rate_scale) * *group.learning_rate : 0.0f;
   const float step = group.step ? static_cast<float>(*group.step) : 0.0f;
   uniforms.scalars = Rule::prepare(uniforms.hypers, rate, step);
+  uniforms.step = step;
   uniforms.scale = {
       table.scale ? *table.scale : 1.0f, table.max_value ? *table.max_value : infinity()};
   reinterpret_cast<Uniforms<Rule>*>(table.group_uniforms)[blockIdx.x] = uniforms;

@@ -26,6 +26,7 @@ void for_each_tensor(
         Extent extent{};
         extent.size = size;
         extent.group = spec.group_of(tensor);
+        position.tensor = tensor;
         visit(position, operands, extent);
       }
       position.input += operands;

@@ -14,10 +14,10 @@ namespace mlx_opt::cuda {
 
 using AnyLayout = Layout<max_operands>;
 
-/// The index of a tensor's first operand among the inputs, and of its first result among the
-/// outputs; how its master weight is kept.
+/// The index of a tensor in the step, of its first operand among the inputs, and of its first
+/// result among the outputs; how its master weight is kept.
 struct Position {
-  size_t input, output;
+  size_t tensor, input, output;
   MasterWeights masters;
 };
 

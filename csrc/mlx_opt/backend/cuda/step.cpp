@@ -34,6 +34,7 @@ class CudaStep : public Prepared {
   bool split_;
   const mx::array* const* inputs_; // valid until their addresses are recorded
   std::vector<Position> positions_;
+  std::vector<uint32_t> rounding_keys_; // of all tensors of the step, or none
   Shares shares_;
 };
 
@@ -43,7 +44,7 @@ CudaStep::CudaStep(
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode)
-    : queue_(spec, stream), split_(mode == LaunchMode::split), inputs_(inputs.data()) {
+    : queue_(spec, stream), split_(mode == LaunchMode::split), inputs_(inputs.data()), rounding_keys_(spec.rounding_keys) {
   add_tensors(spec, inputs, dtypes);
   shares_.find_functions(queue_.encoder().device());
   queue_.begin(spec, inputs);
@@ -68,6 +69,7 @@ void CudaStep::add_tensors(
     const auto* arrays = &inputs[position.input];
     kernel.masters = position.masters;
     kernel.in = kernel.out = {};
+    kernel.rounds = spec.rounds() && has_bfloat16(&dtypes[position.output], operands - 1);
     for (int k = 0; k < operands; ++k) {
       kernel.in.add(storage_of(arrays[k]->dtype()));
     }
@@ -94,6 +96,10 @@ void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
   const size_t first = positions_[share.tensors[index]].output;
   for (int k = 0; k < share.kernel.out.count(); ++k) {
     share.records.set_output(index, k, address(outputs[first + k]));
+  }
+  if (share.kernel.rounds) {
+    const uintptr_t key = rounding_keys_[positions_[share.tensors[index]].tensor];
+    share.records.set_output(index, share.kernel.out.count(), reinterpret_cast<void*>(key));
   }
 }
 

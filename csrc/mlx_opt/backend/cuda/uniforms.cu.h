@@ -9,6 +9,7 @@ struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
   Scale scale;
+  float step; // its number, or 0 if the group does not read it
 };
 
 template <typename Rule>

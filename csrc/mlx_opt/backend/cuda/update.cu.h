@@ -5,14 +5,22 @@ namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 
 // Fields: formats of the parameter and its slots; New: of their new values.
-template <typename Rule, typename Fields, typename Format, typename New, Scaling scaling>
+// How results are rounded: Nearest or Stochastic.
+template <
+    typename Rule,
+    typename Fields,
+    typename Format,
+    typename New,
+    Scaling scaling,
+    typename How>
 struct Update : PassBase<Rule, scaling> {
   using Gradient = Format;
   using Rows = Fields;
   using Kept = Fields;
   using In = typename Fields::template Then<List<Gradient>>;
   using Out = New;
-  using Tensor = cuda::Tensor<In::count, Out::count>;
+  using Rounding = How;
+  using Tensor = cuda::Tensor<In::count, Out::count + Rounding::words>;
   static constexpr int first = 0;
 
   __device__ __forceinline__ Update(const float* group_uniforms, const Tensor& tensor)

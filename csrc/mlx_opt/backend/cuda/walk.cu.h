@@ -8,9 +8,20 @@ using cuda::chunk;
 using cuda::threads;
 using cuda::tile;
 
+// Rounds results to nearest, which storing them does. A rounding has the number of words behind the
+// addresses of a tensor's results that it reads, and round(), which takes the tensor, the step's
+// number, the index of the first result, and the results.
+struct Nearest {
+  static constexpr int words = 0;
+
+  template <typename Out, typename Tensor, typename Results>
+  MLX_OPT_FN void round(const Tensor&, float, Index, Results) {}
+};
+
 // What all passes share: the uniforms of the tensor's group.
 template <typename Rule, Scaling scaling>
 struct PassBase {
+  using Rounding = Nearest;
   const Uniforms<Rule> uniforms;
 
   __device__ __forceinline__ PassBase(const float* group_uniforms, unsigned group)
@@ -84,6 +95,14 @@ struct Walks {
     }
   }
 
+  // Computes the results from the operands `x`, and stores them to the elements [i, i + count).
+  template <int count>
+  MLX_OPT_FN void finish(const Tensor& tensor, Index i, float (&x)[operands][count], Pass& pass) {
+    pass.apply(x);
+    Pass::Rounding::template round<Out>(tensor, pass.uniforms.step, i, x + first);
+    Out::store_all(tensor.out, i, x + first);
+  }
+
   template <int count>
   MLX_OPT_FN void element(const Tensor& tensor, Index i, Pass& pass) {
     if (!pass.is_applied()) {
@@ -92,8 +111,7 @@ struct Walks {
     }
     float x[operands][count];
     In::load_all(tensor.in, i, x);
-    pass.apply(x);
-    Out::store_all(tensor.out, i, x + first);
+    finish(tensor, i, x, pass);
   }
 
   // All operands are row-contiguous: a block processes a chunk.
@@ -175,8 +193,7 @@ struct Walks {
         float x[operands][count];
         Pass::Rows::load_all(tensor.in, at, x);
         gradient.get(row, column, x[operands - 1]);
-        pass.apply(x);
-        Out::store_all(tensor.out, at, x + first);
+        finish(tensor, at, x, pass);
       }
     }
   }
@@ -198,8 +215,7 @@ struct Walks {
       }
       float x[operands][1];
       In::load_each(tensor.in, at, x);
-      pass.apply(x);
-      Out::store_all(tensor.out, begin + i, x + first);
+      finish(tensor, begin + i, x, pass);
     }
     pass.end(tensor, blockIdx.x);
   }

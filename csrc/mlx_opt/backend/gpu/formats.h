@@ -70,6 +70,11 @@ inline std::string files_of(const Texts& texts, MasterWeights masters, const cha
          (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "");
 }
 
+/// The files that kernels need for stochastic rounding. `of_device`: the device's own.
+inline std::string rounding_files_of(const Texts& texts, bool rounds, const char* of_device) {
+  return rounds ? joined(texts, {"rounding.h", of_device}) : "";
+}
+
 /// The type of a list of formats.
 inline std::string list_of(const Storage* storages, int count) {
   std::string text = "List<";

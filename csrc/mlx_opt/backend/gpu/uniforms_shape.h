@@ -11,9 +11,9 @@ struct UniformsShape {
   int hypers;
   int scalars;
 
-  /// Hypers and Scalars of the rule, and the Scale of the gradients.
+  /// Hypers and Scalars of the rule, the Scale of the gradients, and the step's number.
   int floats() const {
-    return 3 * hypers + scalars + 2;
+    return 3 * hypers + scalars + 3;
   }
 };
 

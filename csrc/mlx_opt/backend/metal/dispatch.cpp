@@ -59,7 +59,15 @@ std::vector<Leaf> leaves_of(
     kernel.operands.written.resize(operands - 1);
     for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
       if (inputs[input]->size() > 0) {
-        leaves.emplace_back(kernel, &inputs[input], &dtypes[output], output, spec.group_of(tensor));
+        const auto* results = &dtypes[output];
+        kernel.rounds = spec.rounds() && has_bfloat16(results, operands - 1);
+        leaves.emplace_back(
+            kernel,
+            &inputs[input],
+            results,
+            output,
+            spec.group_of(tensor),
+            kernel.rounds ? spec.rounding_keys[tensor] : 0);
       }
       input += operands;
       output += operands - 1;
@@ -87,10 +95,11 @@ uint64_t set_pack(mx::metal::CommandEncoder& encoder, const Dispatch& dispatch) 
   std::vector<Tensor> tensors;
   uint64_t chunks = 0;
   for (const Leaf* leaf : dispatch.leaves) {
-    tensors.push_back({leaf->size, static_cast<unsigned>(chunks), leaf->group, leaf->vectors});
+    const auto first = static_cast<unsigned>(chunks);
+    tensors.push_back({leaf->size, first, leaf->group, leaf->vectors, leaf->rounding_key});
     chunks += chunks_of(leaf->size);
   }
-  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0, 0});
+  tensors.resize(dispatch.kernel.capacity, {0, std::numeric_limits<unsigned>::max(), 0, 0, 0});
   encoder.set_vector_bytes(tensors, arguments_slot);
   return chunks;
 }

@@ -52,7 +52,7 @@ std::string update_of(const UpdateKernel& kernel) {
       gpu::rule_of(kernel.rule, kernel.masters, operands.in[0]) + ", " +
       list_of(operands.in.data(), fields) + ", " + format_of(operands.in[fields]) + ", " +
       list_of(operands.out.data(), fields) + ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) +
-      ">;\n";
+      (kernel.rounds ? ", Stochastic" : "") + ">;\n";
   if (kernel.walk == Walk::transposed) {
     text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
   }
@@ -107,7 +107,7 @@ std::string choice_of(const UpdateKernel& kernel, const std::function<std::strin
 
 std::string words_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
-  std::string text = gpu::name_of(kernel.masters);
+  std::string text = kernel.rounds ? "rounds" : gpu::name_of(kernel.masters);
   text += text.empty() ? "" : "_";
   text += name_of(kernel.walk) + std::to_string(kernel.capacity);
   for (Storage storage : operands.in) {
@@ -145,7 +145,8 @@ std::string source(const PrepareKernel& kernel) {
 std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
   return program_of(
       files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}) +
-          gpu::files_of(texts(), kernel.masters, "bits16.metal.h"),
+          gpu::files_of(texts(), kernel.masters, "bits16.metal.h") +
+          gpu::rounding_files_of(texts(), kernel.rounds, "rounding.metal.h"),
       update_of(kernel));
 }
 

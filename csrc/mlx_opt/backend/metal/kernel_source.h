@@ -38,6 +38,7 @@ struct UpdateKernel {
   int capacity;
   Operands operands;
   MasterWeights masters = MasterWeights::none; // if not none, the last operands but the gradient
+  bool rounds = false; // true if results in bfloat16 are rounded stochastically
 
   bool operator==(const UpdateKernel&) const = default;
 };

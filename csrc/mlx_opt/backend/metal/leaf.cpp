@@ -52,11 +52,13 @@ Leaf::Leaf(
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     size_t first_output,
-    unsigned short group)
+    unsigned short group,
+    unsigned rounding_key)
     : kernel(std::move(of_rule)),
       first_output(first_output),
       size(arrays[0]->size()),
-      group(group) {
+      group(group),
+      rounding_key(rounding_key) {
   Operands& operands = kernel.operands;
   const auto outputs = static_cast<int>(operands.out.size());
   in.reserve(outputs + 1);
@@ -90,14 +92,15 @@ void Leaf::set_walk(const mx::array* const* arrays) {
         columns,
         group,
         columns % vector_width == 0 && vectors_fit(arrays, fields),
-        height % vector_width == 0 && vectors_fit(gradient)});
+        height % vector_width == 0 && vectors_fit(gradient),
+        rounding_key});
   } else {
     const bool small = size <= std::numeric_limits<uint32_t>::max();
     kernel.walk = small ? Walk::strided : Walk::strided_long;
-    const AnyStrided strided{size, group, common_layout<AnyLayout>(arrays, fields + 1)};
+    const AnyStrided strided{size, group, rounding_key, common_layout<AnyLayout>(arrays, fields + 1)};
     arguments = bytes_of(strided, strided_bytes(fields + 1));
     if (!is_contiguous(*arrays[0])) {
-      parameter = Strided<1>{size, group, layout_of<Layout<1>>(*arrays[0])};
+      parameter = Strided<1>{size, group, rounding_key, layout_of<Layout<1>>(*arrays[0])};
     }
   }
 }

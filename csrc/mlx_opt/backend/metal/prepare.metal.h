@@ -35,12 +35,13 @@ MLX_OPT_FN void prepare(
     hypers[3 * k + 2] = given ? ::metal::precise::log(x) : source->log;
   }
   const typename Rule::Hypers h = gathered<typename Rule::Hypers>(&hypers[0]);
+  const float step = value_of<ulong>(own, scalars);
   const float rate = value_of<float>(own + 1, scalars);
   const Uniforms<Rule> uniforms = {
       h,
-      Rule::prepare(
-          h, own[1].given < 0 ? rate : own[1].value * rate, value_of<ulong>(own, scalars)),
-      {value_of<float>(own + 2 + count, scalars), value_of<float>(own + 3 + count, scalars)}};
+      Rule::prepare(h, own[1].given < 0 ? rate : own[1].value * rate, step),
+      {value_of<float>(own + 2 + count, scalars), value_of<float>(own + 3 + count, scalars)},
+      step};
   thread const float* from = reinterpret_cast<thread const float*>(&uniforms);
   device float* to = group_uniforms + group * Uniforms<Rule>::floats;
   for (uint k = 0; k < Uniforms<Rule>::floats; ++k) {

@@ -28,6 +28,7 @@ struct Tensor {
   unsigned first_chunk; // of the dispatch's chunks
   unsigned short group;
   unsigned short vectors; // true if vectors can be loaded from all operands
+  unsigned rounding_key;  // if the kernel rounds stochastically; so in the other structs
 };
 
 // The tensors of a dispatch.
@@ -43,6 +44,7 @@ struct Matrix {
   unsigned group;
   unsigned vectors;          // true if vectors can be loaded from parameter, slots and results
   unsigned gradient_vectors; // and down the gradient's columns
+  unsigned rounding_key;
 };
 
 // Shape and strides of a tensor's operands. Dimensions from the outermost; strides in elements.
@@ -58,6 +60,7 @@ template <int operands>
 struct Strided {
   unsigned long size;
   unsigned group;
+  unsigned rounding_key;
   Layout<operands> layout;
 };
 

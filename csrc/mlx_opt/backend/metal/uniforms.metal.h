@@ -9,10 +9,11 @@ struct Uniforms {
   typename Rule::Hypers hypers;
   typename Rule::Scalars scalars;
   Scale scale;
+  float step; // its number, or 0 if the group does not read it
 
   enum : uint {
     hypers_count = sizeof(typename Rule::Hypers) / sizeof(Hyper),
-    floats = 3 * hypers_count + sizeof(typename Rule::Scalars) / sizeof(float) + 2,
+    floats = 3 * hypers_count + sizeof(typename Rule::Scalars) / sizeof(float) + 3,
   };
 };
 

@@ -10,8 +10,21 @@ using metal::Matrix;
 using metal::Strided;
 using metal::Tensor;
 
-// In: formats of the parameter and its slots; Out: of their new values.
-template <typename Rule, typename In, typename Gradient, typename Out, Scaling scaling>
+// Rounds results to nearest, which storing them does.
+struct Nearest {
+  template <int count, typename Out>
+  MLX_OPT_FN void round(Out, thread float*, uint, float, ulong) {}
+};
+
+// In: formats of the parameter and its slots; Out: of their new values. Rounding: Nearest or
+// Stochastic.
+template <
+    typename Rule,
+    typename In,
+    typename Gradient,
+    typename Out,
+    Scaling scaling,
+    typename Rounding = Nearest>
 struct Update {
   using Element = typename Rule::Element;
   enum : int { fields = sizeof(Element) / sizeof(float) };
@@ -22,6 +35,7 @@ struct Update {
     const device uchar* in[fields];
     const device uchar* gradient;
     device uchar* out[fields];
+    uint rounding_key; // for Stochastic
   };
 
   // The index of one element, or of `count` adjacent ones, in each operand but the gradient.
@@ -79,6 +93,7 @@ struct Update {
     float x[fields * count];
     In::template load<count>(at.in, from.of, x);
     apply<count>(x, g, uniforms);
+    Rounding::template round<count>(Out{}, x, at.rounding_key, uniforms.step, to);
     Out::template store<count>(at.out, to, x);
   }
 
@@ -89,6 +104,7 @@ struct Update {
       constant float* group_uniforms,
       uint group,
       uint index) {
+    at.rounding_key = tensor.rounding_key;
     Flat each = {at, uniforms_of<Rule>(group_uniforms, tensor.group)};
     const ulong begin = static_cast<ulong>(group - tensor.first_chunk) * chunk;
     over_chunk(each, begin, tensor.size, tensor.vectors, index);
@@ -103,6 +119,7 @@ struct Update {
       uint group,
       uint index,
       threadgroup float* staged) {
+    at.rounding_key = matrix.rounding_key;
     TransposedElements each = {at, uniforms_of<Rule>(group_uniforms, matrix.group), matrix.columns};
     const Tile t = Tile::of(matrix.rows, matrix.columns, group);
     if (matrix.gradient_vectors) {
@@ -126,6 +143,7 @@ struct Update {
       constant float* group_uniforms,
       uint group,
       uint index) {
+    at.rounding_key = tensor.rounding_key;
     const Uniforms<Rule> uniforms = uniforms_of<Rule>(group_uniforms, tensor.group);
     const ulong begin = static_cast<ulong>(group) * chunk;
     const uint count = at_most(tensor.size - begin, chunk);

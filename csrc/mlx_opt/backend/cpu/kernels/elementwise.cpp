@@ -5,6 +5,7 @@
 
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
+#include "mlx_opt/rules/rounding.h"
 
 // Tells the compiler to vectorise the loop: an output may be the buffer of an input, but only
 // element by element.
@@ -41,6 +42,7 @@ struct Driver {
     Hypers h;
     Scalars s;
     float scale; // 1 leaves every gradient as it is, so one loop serves steps with and without
+    float step;  // its number, for stochastic rounding
   };
 
   static void run(
@@ -49,19 +51,24 @@ struct Driver {
       int64_t end,
       const float* hypers,
       const float* scalars,
-      Scale scale) {
+      Scale scale,
+      float step) {
     Uniforms uniforms;
     __builtin_memcpy(&uniforms.h, hypers, sizeof uniforms.h);
     __builtin_memcpy(&uniforms.s, scalars, sizeof uniforms.s);
     uniforms.scale = scale.factor;
+    uniforms.step = step;
     dispatch(tensor, begin, end, uniforms, scale);
   }
 
-  // Gradients are clipped in blocks, so that the loops need not know of it.
+  // Gradients are clipped in blocks, and results rounded stochastically, so that the loops need not
+  // know of it.
   static void dispatch(
       const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms, Scale scale) {
     if (scale.bound != infinity()) {
       staged_all(tensor, begin, end, uniforms, &scale);
+    } else if (tensor.rounds) {
+      staged_all(tensor, begin, end, uniforms, nullptr);
     } else if (tensor.masters != MasterWeights::none) {
       dispatch_masters(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float32)) {
@@ -237,7 +244,17 @@ struct Driver {
       put_remainders(tensor.out[fields], begin, count, buffers[0]);
     }
     for (int k = 0; k < fields; ++k) {
+      if (tensor.rounds && tensor.out[k].storage == Storage::bfloat16) {
+        round(out[k], count, rounding_key(tensor.rounding_key, uniforms.step, k), begin);
+      }
       store(tensor.out[k], begin, count, out[k]);
+    }
+  }
+
+  // `first`: the index in the tensor of the first of these elements.
+  static void round(float* x, int64_t count, unsigned key, int64_t first) {
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = rounded(x[i], key, static_cast<unsigned>(first + i));
     }
   }
 

@@ -43,6 +43,8 @@ struct Tensor {
   const Operand* in;
   const Operand* out;
   MasterWeights masters;
+  bool rounds;           // true if results in bfloat16 are rounded stochastically
+  uint32_t rounding_key; // of the tensor
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
@@ -51,14 +53,16 @@ struct Tensor {
 struct Kernel {
   /// Computes the step's scalars from the hyperparameters, the learning rate and the step's number.
   void (*prepare)(const float* hypers, float lr, float step, float* scalars);
-  /// Updates the elements [begin, end), with the gradients scaled.
+  /// Updates the elements [begin, end), with the gradients scaled. `step`: its number, which is
+  /// read if the tensor rounds stochastically.
   void (*run)(
       const Tensor& tensor,
       int64_t begin,
       int64_t end,
       const float* hypers,
       const float* scalars,
-      Scale scale);
+      Scale scale,
+      float step);
   /// Copies the operands to the results. Runs instead of `run` if the step is skipped.
   void (*copy_through)(const Tensor& tensor, int64_t begin, int64_t end);
 
