@@ -12,6 +12,12 @@ def mixed(x):
     return x ^ (x >> np.uint32(16))
 
 
+def random_bits(key, element):
+    with np.errstate(over="ignore"):
+        x = (element ^ key) * np.uint32(0x7FEB352D)
+        return ((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)) >> np.uint32(16)
+
+
 def tensor_key(seed, path):
     """The 64-bit hash FNV-1a of the seed and the path, with both halves combined."""
     hash = 0xCBF29CE484222325
@@ -25,10 +31,9 @@ def rounded_with(x, tensor, step, field):
     bits = np.array(x).view(np.uint32).reshape(-1)
     of_step = mixed(np.uint32(tensor) ^ mixed(np.float32(step).view(np.uint32)))
     key = mixed((int(of_step) + field * 0x9E3779B9) % 2**32)
-    up = bits + (mixed(np.arange(bits.size, dtype=np.uint32) ^ key) >> np.uint32(16))
+    up = bits + random_bits(key, np.arange(bits.size, dtype=np.uint32))
     infinite = np.uint32(0x7F800000)
     result = np.where(up & infinite == infinite, bits, up) & np.uint32(0xFFFF0000)
-    result = np.where(bits & infinite == infinite, bits, result)
     return mx.array(result.view(np.float32).reshape(x.shape)).astype(mx.bfloat16)
 
 

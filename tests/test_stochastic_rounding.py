@@ -271,7 +271,8 @@ def test_other_dtypes_are_rounded_to_nearest():
 
 def test_several_optimizers_round_each_their_own():
     optimizer = mlx_opt.MultiOptimizer(
-        [mlx_opt.SGD(1e-3, stochastic_rounding=True), mlx_opt.SGD(1e-3)], [lambda path, _: "1" in path]
+        [mlx_opt.SGD(1e-3, stochastic_rounding=True), mlx_opt.SGD(1e-3)],
+        [lambda path, _: "1" in path],
     )
     own = model()
     before = flat(own.parameters())

@@ -72,8 +72,8 @@ Program program(
     const std::optional<std::string>& masters,
     std::optional<uint64_t> rounding_seed) {
   if (const auto found = find_rule(rule)) {
-    const Program program = Program(*found, with_options, nullptr, formats_from(formats))
-                                .with(masters_from(masters));
+    const Program program =
+        Program(*found, with_options, nullptr, formats_from(formats)).with(masters_from(masters));
     return rounding_seed ? program.with_rounding(*rounding_seed) : program;
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());

@@ -100,8 +100,8 @@ void check_adamw(const Storage (&storage)[4], int64_t size) {
   const Kernel& adamw = kernel(Rule::AdamW);
   adamw.prepare(hypers, lr, 1, scalars);
   const int64_t middle = size / 128 * 64;
-  adamw.run(tensor, middle, size, hypers, scalars, as_it_is);
-  adamw.run(tensor, 0, middle, hypers, scalars, as_it_is);
+  adamw.run(tensor, middle, size, hypers, scalars, as_it_is, 1.0f);
+  adamw.run(tensor, 0, middle, hypers, scalars, as_it_is, 1.0f);
   for (int64_t i = 0; i < size; ++i) {
     const double m1 = double(beta1) * old_m[i] + (1 - double(beta1)) * g[i];
     const double v1 = double(beta2) * old_v[i] + (1 - 0.999) * g[i] * g[i];
@@ -156,7 +156,7 @@ TEST_CASE("halves convert as MLX converts them, all of them") {
     const Operand in[] = {
         {halves.data(), storage, nullptr}, {zeros.data(), Storage::float32, nullptr}};
     const Operand out = {floats.data(), Storage::float32, nullptr};
-    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is);
+    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       const float expected = widened(storage, halves[i]);
       if (std::isfinite(expected)) {
@@ -188,7 +188,7 @@ TEST_CASE("floats round to halves as MLX rounds them") {
     const Operand in[] = {
         {floats.data(), Storage::float32, nullptr}, {zeros.data(), Storage::float32, nullptr}};
     const Operand out = {halves.data(), storage, nullptr};
-    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is);
+    sgd.run({in, &out}, 0, count, hypers, scalars, as_it_is, 1.0f);
     for (int64_t i = 0; i < count; ++i) {
       REQUIRE(halves[i] == narrowed(storage, floats[i]));
     }
@@ -216,13 +216,13 @@ TEST_CASE("a transposed gradient and a strided one give what a copy of them give
     const Kernel& sgd = kernel(Rule::SGD);
     sgd.prepare(hypers, lr, 1, scalars);
     const Operand direct[] = {expected.operand(), straight.operand()};
-    sgd.run({direct, direct}, 0, rows * columns, hypers, scalars, as_it_is);
+    sgd.run({direct, direct}, 0, rows * columns, hypers, scalars, as_it_is, 1.0f);
     Operand in_panels[] = {result.operand(), transposed_values.operand()};
     in_panels[1].layout = &layout;
     REQUIRE(is_transposed(in_panels[1]));
     const Tensor tensor{in_panels, in_panels};
-    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, as_it_is);
-    sgd.run(tensor, 0, 32 * columns, hypers, scalars, as_it_is);
+    sgd.run(tensor, 32 * columns, rows * columns, hypers, scalars, as_it_is, 1.0f);
+    sgd.run(tensor, 0, 32 * columns, hypers, scalars, as_it_is, 1.0f);
     CHECK(result.floats == expected.floats);
   }
 }

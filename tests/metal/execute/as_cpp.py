@@ -1,6 +1,6 @@
 """Converts Metal programs to C++: as_cpp.py FILE.metal ... prints it, for clang with metal_stdlib.
 
-What the programs have before their kernels is printed once: it may differ only in how far it goes.
+What the programs have before their kernels is printed once: it may differ only in how it goes on.
 For each kernel there is a function that runs threadgroups of it on the CPU:
 
     extern "C" int run_NAME(void* const* buffers, unsigned first, unsigned end, unsigned threads)
@@ -56,14 +56,24 @@ def as_cpp(text):
     return re.sub(r"\[\[[^\]]*\]\]", "", text)
 
 
+def merged(beginnings):
+    """A text with all of them, of which each but the shortest continues another."""
+    shortest, *others = sorted(beginnings, key=len)
+    text, known = shortest, [shortest]
+    for other in others:
+        continued = [each for each in known if other.startswith(each)]
+        if not continued:
+            raise ValueError("the programs differ in more than their kernels and what those need")
+        text += other[len(max(continued, key=len)) :]
+        known.append(other)
+    return text
+
+
 def translate(programs):
     starts = [BEGINNING.search(program).start() for program in programs]
     pairs = zip(programs, starts, strict=True)
     beginnings = {program[:start].rstrip() for program, start in pairs}
-    longest = max(beginnings, key=len)
-    if not all(map(longest.startswith, beginnings)):
-        raise ValueError("the programs differ in more than their kernels and what those need")
-    text = as_cpp(longest + "\n")
+    text = as_cpp(merged(beginnings) + "\n")
     for program, start in zip(programs, starts, strict=True):
         text += as_cpp(program[start:])
         text += "".join(launcher(*match) for match in BEGINNING.findall(program))

@@ -66,10 +66,10 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
-        "all fields have the same random bits",
-        "field * 0x9e3779b9u",
-        "0u",
-        "test_results_are_those and AdamW and rounds_flat1",
+        "random bits are the same in every step",
+        "tensor ^ mixed(static_cast<unsigned>(as_int(step)))",
+        "tensor",
+        "test_results_are_those and SGD and rounds_flat1",
         "assert",
     ),
     Mutant(

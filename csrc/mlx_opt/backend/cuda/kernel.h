@@ -93,8 +93,8 @@ struct UpdateKernel {
   bool rounds = false; // true if results in bfloat16 are rounded stochastically
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
-  /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address but
-  /// the key of its random bits if it rounds stochastically.
+  /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address
+  /// but the key of its random bits if it rounds stochastically.
   int inputs() const {
     return in.count();
   }

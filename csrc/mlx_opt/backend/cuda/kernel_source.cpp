@@ -48,7 +48,8 @@ Program program_of(const PrepareKernel& kernel) {
       ""};
 }
 
-// Update<AdamW, List<Float32, Float32, Float32>, Float32, List<...>, mlx_opt::Scaling::none, Nearest>
+// Update<AdamW, List<Float32, Float32, Float32>, Float32, List<...>, mlx_opt::Scaling::none,
+// Nearest>
 std::string pass_of(const UpdateKernel& kernel) {
   const int fields = kernel.in.count() - (kernel.pass == Pass::finish ? 0 : 1);
   const Storage* in = kernel.in.data();

@@ -44,7 +44,10 @@ CudaStep::CudaStep(
     const std::vector<mx::Dtype>& dtypes,
     mx::Stream stream,
     LaunchMode mode)
-    : queue_(spec, stream), split_(mode == LaunchMode::split), inputs_(inputs.data()), rounding_keys_(spec.rounding_keys) {
+    : queue_(spec, stream),
+      split_(mode == LaunchMode::split),
+      inputs_(inputs.data()),
+      rounding_keys_(spec.rounding_keys) {
   add_tensors(spec, inputs, dtypes);
   shares_.find_functions(queue_.encoder().device());
   queue_.begin(spec, inputs);

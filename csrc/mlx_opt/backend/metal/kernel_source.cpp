@@ -23,7 +23,7 @@ const char* name_of(Walk walk) {
 std::string operands_of(const Operands& operands, int tensor) {
   const auto fields = static_cast<int>(operands.out.size());
   return "{{" + inputs_of(tensor, fields) + "}, " + input_of(tensor, fields) + ", {" +
-         outputs_of(operands, tensor) + "}}";
+         outputs_of(operands, tensor) + "}, 0}";
 }
 
 std::string call_of(Walk walk) {

@@ -97,7 +97,8 @@ void Leaf::set_walk(const mx::array* const* arrays) {
   } else {
     const bool small = size <= std::numeric_limits<uint32_t>::max();
     kernel.walk = small ? Walk::strided : Walk::strided_long;
-    const AnyStrided strided{size, group, rounding_key, common_layout<AnyLayout>(arrays, fields + 1)};
+    const AnyStrided strided{
+        size, group, rounding_key, common_layout<AnyLayout>(arrays, fields + 1)};
     arguments = bytes_of(strided, strided_bytes(fields + 1));
     if (!is_contiguous(*arrays[0])) {
       parameter = Strided<1>{size, group, rounding_key, layout_of<Layout<1>>(*arrays[0])};

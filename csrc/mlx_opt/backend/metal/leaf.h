@@ -20,7 +20,7 @@ struct Leaf {
   size_t first_output;   // index of the parameter among the outputs
   size_t size;
   unsigned short group;
-  unsigned rounding_key; // if the kernel rounds stochastically
+  unsigned rounding_key;         // if the kernel rounds stochastically
   bool vectors;                  // true if vectors can be loaded from all operands
   std::vector<char> arguments{}; // Matrix or Strided, if the walk needs one
   uint64_t threadgroups = 0;

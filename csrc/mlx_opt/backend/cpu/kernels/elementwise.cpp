@@ -245,16 +245,17 @@ struct Driver {
     }
     for (int k = 0; k < fields; ++k) {
       if (tensor.rounds && tensor.out[k].storage == Storage::bfloat16) {
-        round(out[k], count, rounding_key(tensor.rounding_key, uniforms.step, k), begin);
+        const unsigned key = rounding_key(tensor.rounding_key, uniforms.step, k);
+        round(out[k], static_cast<unsigned>(count), key, static_cast<unsigned>(begin));
       }
       store(tensor.out[k], begin, count, out[k]);
     }
   }
 
   // `first`: the index in the tensor of the first of these elements.
-  static void round(float* x, int64_t count, unsigned key, int64_t first) {
-    for (int64_t i = 0; i < count; ++i) {
-      x[i] = rounded(x[i], key, static_cast<unsigned>(first + i));
+  static void round(float* x, unsigned count, unsigned key, unsigned first) {
+    for (unsigned i = 0; i < count; ++i) {
+      x[i] = rounded(x[i], key, first + i);
     }
   }
 
