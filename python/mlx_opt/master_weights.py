@@ -40,7 +40,7 @@ class MasterWeights(Option):
         super().__init__(optimizer, "master_weights")
 
     def check(self, value: Any) -> None:
-        if value is not None and value not in SLOTS:
+        if not (value is None or isinstance(value, str) and value in SLOTS):
             *kinds, last = (f'"{kind}"' for kind in SLOTS)
             raise ValueError(
                 f"{self.optimizer}: master_weights: expected {', '.join(kinds)}, {last} or None, "
