@@ -27,6 +27,19 @@ def masked_step(cls, g, **options):
     return wide(first["w"]) - wide(second["w"]), whole, whole * wide(g) > 0
 
 
+@pytest.mark.parametrize("stored", ["the parameter", "the state"])
+def test_squares_that_float16_does_not_have_do_not_make_a_step_larger(stored):
+    g, options = normal(500), {"betas": BETAS, "weight_decay": 0.0, "bias_correction": True}
+    dtype = mx.float16 if stored == "the parameter" else mx.float32
+    g = mx.sign(g) * mx.maximum(mx.abs(g), 1e-2) * 1e-3
+    optimizer = mlx_opt.AdamW(0.01, cautious=True, **options, state_dtype=mx.float16)
+    w = {"w": mx.zeros(500, dtype)}
+    for _ in range(2):
+        w = optimizer.apply_gradients({"w": g.astype(dtype)}, w)
+    assert (optimizer.state["w"]["v"] == 0).sum() > 100
+    assert mx.abs(w["w"]).max() < 0.05  # all elements agree, so it is AdamW
+
+
 @pytest.mark.parametrize("options", [{}, {"nesterov": True, "bias_correction": True}])
 def test_adamw_steps_by_what_agrees_with_the_gradient_over_its_part(options):
     g = normal(40, 33, seed=6)

@@ -147,3 +147,9 @@ def test_momentum_switched_off_and_on_finds_its_old_velocity():
     ours, theirs = mlx_opt.SGD(0.1), stock.SGD(0.1)
     assert_close(walk(ours, between=change), walk(theirs, between=change), 2e-6)
     assert_close(ours.state, theirs.state, 2e-6)
+
+
+@pytest.mark.parametrize("values", [0.9, (0.9,), mx.array([0.9, 0.9, 0.9])])
+def test_a_schedule_of_several_numbers_returns_as_many(values):
+    with pytest.raises(ValueError, match="MARS: betas: expected 2 numbers from its schedule, got"):
+        mlx_opt.MARS(0.1, betas=lambda step: values)

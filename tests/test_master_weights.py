@@ -357,6 +357,8 @@ class TestErrors:
             f'{build.__name__}: master_weights: expected "float32", "remainder" or None, '
             "got 'bfloat16'"
         )
+        with pytest.raises(ValueError, match=r"expected .*, got \['float32'\]"):
+            build(1e-3, master_weights=["float32"])
 
     def test_in_a_group(self):
         with pytest.raises(ValueError) as error:

@@ -281,6 +281,12 @@ def test_a_state_without_second_moments_begins_them_with_a_warning():
     [
         ({"equalize": "row"}, ValueError, "equalize: expected one of None, rows, .*, got 'row'"),
         ({"normalize": True}, ValueError, "normalize: expected one of None, rows, .*, got True"),
+        (
+            {"equalize": mx.array(1)},
+            ValueError,
+            "equalize: expected one of None, rows, .*, got arr",
+        ),
+        ({"ns_steps": 10**30}, ValueError, "ns_steps: expected 1000 or fewer, got 10"),
         ({"normuon": True, "adamuon": True}, ValueError, "normuon and adamuon cannot be combined"),
         ({"hyperball": True}, ValueError, "Muon: hyperball needs a weight_decay of 0"),
         ({"beta2": 1.0}, ValueError, r"Muon: beta2: expected a number in \[0, 1\), got 1"),

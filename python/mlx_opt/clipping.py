@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,7 +12,6 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_map
 
 from . import _ext
-from .state_dtypes import StoredFormula
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
@@ -92,17 +92,29 @@ class ClippedStep(NamedTuple):
 
     def around(self, formula: Formula) -> Formula:
         """`formula` on scaled gradients, whose results count only if the step is applied."""
-        if isinstance(formula, StoredFormula):
-            return formula.with_formula(self.around(formula.formula))
+        on_scaled = self._on_scaled(formula)
 
         def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
             before = dict(state)
-            updated = self._updated(formula, gradient, parameter, state)
+            updated = on_scaled(gradient, parameter, state)
             for name, old in before.items():
-                state[name] = self.chosen(state[name], old)
-            return self.chosen(updated, parameter)
+                state[name] = self._chosen_as_stored(state[name], old)
+            return self._chosen_as_stored(updated, parameter)
 
         return step
+
+    def _on_scaled(self, formula: Formula) -> Formula:
+        """`formula` on scaled gradients. They are scaled where its arrays are float32 already."""
+        with_formula = getattr(formula, "with_formula", None)
+        if with_formula is not None:
+            return with_formula(self._on_scaled(formula.formula))  # type: ignore[attr-defined]
+        return partial(self._updated, formula)
+
+    def _chosen_as_stored(self, new: Any, old: Any) -> Any:
+        """`chosen`, in the dtype of the new array."""
+        if self.finite is not None and isinstance(new, mx.array) and isinstance(old, mx.array):
+            old = old.astype(new.dtype)
+        return self.chosen(new, old)
 
     def _updated(
         self, formula: Formula, gradient: mx.array, parameter: mx.array, state: Any
@@ -111,9 +123,9 @@ class ClippedStep(NamedTuple):
             return formula(self.scaled(gradient), parameter, state)
         # A scaled gradient may be too small for half precision.
         before = dict(state)
-        updated = formula(gradient.astype(mx.float32) * self.scale, parameter, state)
+        updated = formula(self.scaled(gradient.astype(mx.float32)), parameter, state)
         for name, old in before.items():
-            if isinstance(old, mx.array):
+            if isinstance(old, mx.array) and state[name] is not old:
                 state[name] = state[name].astype(mx.result_type(old, gradient))
         return updated.astype(mx.result_type(gradient, parameter))
 

@@ -8,13 +8,13 @@ import mlx.core as mx
 
 from . import _ext, master_weights, reserved, rounding
 from .base import Optimizer, is_own
-from .clipping import Formula, negative_of
+from .clipping import negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
 from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
-from .rule_formula import STORAGE, rule_formula
+from .rule_formula import rule_formula
 from .state_dtypes import NAME as STATE_DTYPE
 from .state_dtypes import formats_of, named, stored
 from .step import Share
@@ -52,6 +52,9 @@ class FusedOptimizer(Optimizer):
     state_dtype: Any = None
     """The dtype of the state by its name, or a dict of these by the names of slots. If it is not
     None, a parameter keeps its dtype, whatever that of its gradient."""
+
+    _formula_depends_on_dtypes = False
+    """True if the formula must get the arrays in their dtypes, not in float32."""
 
     _checks_values = False
     """True if a hyperparameter cannot be set to a value that the rule does not allow."""
@@ -413,7 +416,7 @@ class FusedOptimizer(Optimizer):
         """The step as a graph of MLX's own operations: any dtype, any device, differentiable."""
         if self._uses_additions():
             return rule_formula(self, gradient, parameter, state)
-        return in_float32(super().apply_single, gradient, parameter, state)
+        return super().apply_single(gradient, parameter, state)
 
     def _as_stored(self, formula: Formula, values: dict[str, Any]) -> Formula:
         """`formula` with results that are stored as the primitives' are. `values`: of the
@@ -435,18 +438,3 @@ def described_by(optimizer: Any, parameters: Any, model: Any) -> list[Described]
     """What an optimizer does with its parameters; empty for one that has no rule."""
     describes = getattr(optimizer, "_described", None)
     return [] if describes is None else describes(parameters, model)
-
-
-def in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-    """A formula's result, in float32 arithmetic if the primitives could store all arrays."""
-    arrays = [gradient, parameter, *state.values()]
-    if any(not isinstance(x, mx.array) or x.dtype not in STORAGE for x in arrays):
-        return formula(gradient, parameter, state)
-    dtype = mx.result_type(gradient, parameter)
-    if dtype == mx.float32:
-        return formula(gradient, parameter, state)
-    wide = {name: value.astype(mx.float32) for name, value in state.items()}
-    parameter = formula(gradient.astype(mx.float32), parameter.astype(mx.float32), wide)
-    for name, value in wide.items():
-        state[name] = value.astype(mx.result_type(state[name], gradient))
-    return parameter.astype(dtype)

@@ -45,7 +45,7 @@ class Attribute:
         if not self.is_sequence:
             return [value]
         if callable(value):
-            return [Element(value, i) for i in range(len(self.parts))]
+            return [Element(self, value, i) for i in range(len(self.parts))]
         return list(value)
 
     def joined(self, parts: list[Any]) -> Any:
@@ -81,11 +81,18 @@ class Option(Attribute):
 class Element:
     """The schedule of an element of a schedule's sequence."""
 
-    def __init__(self, schedule: Callable[[Any], Any], index: int) -> None:
-        self.schedule, self.index = schedule, index
+    def __init__(self, attribute: Attribute, schedule: Callable[[Any], Any], index: int) -> None:
+        self.attribute, self.schedule, self.index = attribute, schedule, index
 
     def __call__(self, step: Any) -> Any:
-        return self.schedule(step)[self.index]
+        values, count = self.schedule(step), len(self.attribute.parts)
+        shape = getattr(values, "shape", None)
+        if shape == (count,) or isinstance(values, (tuple, list)) and len(values) == count:
+            return values[self.index]
+        raise ValueError(
+            f"{self.attribute.optimizer}: {self.attribute.name}: expected {count} numbers from its "
+            f"schedule, got {values}"
+        )
 
 
 def has_schedule(value: Any) -> bool:

@@ -40,7 +40,7 @@ class MasterWeights(Option):
         super().__init__(optimizer, "master_weights")
 
     def check(self, value: Any) -> None:
-        if value is not None and value not in SLOTS:
+        if not (value is None or isinstance(value, str) and value in SLOTS):
             *kinds, last = (f'"{kind}"' for kind in SLOTS)
             raise ValueError(
                 f"{self.optimizer}: master_weights: expected {', '.join(kinds)}, {last} or None, "
@@ -117,20 +117,29 @@ def split(weight: mx.array, kind: str, dtype: mx.Dtype) -> tuple[mx.array, mx.ar
 
 def around(formula: Formula, kind: str | None) -> Formula:
     """`formula` on the master weights in the place of the parameters that have them."""
-    if kind is None:
-        return formula
+    return formula if kind is None else MasterFormula(formula, kind)
 
-    def step(gradient: mx.array, parameter: mx.array, state: Any) -> mx.array:
-        key = key_for(kind, parameter.dtype)
+
+class MasterFormula:
+    """A formula on the master weights in the place of the parameters that have them."""
+
+    def __init__(self, formula: Formula, kind: str) -> None:
+        self.formula = formula
+        self._kind = kind
+
+    def with_formula(self, formula: Formula) -> MasterFormula:
+        return MasterFormula(formula, self._kind)
+
+    def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        key = key_for(self._kind, parameter.dtype)
         if key is None:
-            return formula(gradient, parameter, state)
-        own = {name: _wide(x) for name, x in state.items() if name != key}
-        weight = formula(_wide(gradient), weight_of(parameter, state[key]), own)
-        updated, own[key] = split(weight.astype(mx.float32), kind, parameter.dtype)
-        state.update(own)
+            return self.formula(gradient, parameter, state)
+        wide = {name: _wide(x) for name, x in state.items() if name != key}
+        own = dict(wide)
+        weight = self.formula(_wide(gradient), weight_of(parameter, state[key]), own)
+        updated, state[key] = split(weight.astype(mx.float32), self._kind, parameter.dtype)
+        state.update({name: x for name, x in own.items() if x is not wide.get(name)})
         return updated
-
-    return step
 
 
 def _wide(x: Any) -> Any:

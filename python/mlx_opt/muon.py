@@ -115,6 +115,7 @@ class Muon(FusedOptimizer, stock.Muon):
     """
 
     _rule = "Muon"
+    _formula_depends_on_dtypes = True  # the iterations are in that of the direction
     _options = (*muon_options.PROGRAM, "decoupled_weight_decay", "maximize", "split")
     _additions = {
         "weight_decay_kind": "coupled",

@@ -8,20 +8,20 @@ from typing import Any
 import mlx.core as mx
 
 from . import newton_schulz, splits
+from .clipping import Formula
 from .formulas import factors
 from .formulas.registry import decayed, with_decay_of
-from .fused import in_float32
 from .rule_formula import STORAGE
 
 
 def updated(optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
     """Return the updated parameter; ``state`` is updated in place."""
-    update = in_float32(partial(_direction, optimizer), gradient, parameter, state)
+    update = _in_float32(partial(_direction, optimizer), gradient, parameter, state)
     is_matrix = update.ndim >= 2 and update.size > 0
     if is_matrix:
         update = _orthogonalized(optimizer, update, state)
     descend = _along_sphere if is_matrix and optimizer.hyperball else _descended
-    return in_float32(partial(descend, optimizer), update, parameter, {})
+    return _in_float32(partial(descend, optimizer), update, parameter, {})
 
 
 def _direction(optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
@@ -98,3 +98,18 @@ def _along_sphere(optimizer: Any, update: mx.array, parameter: mx.array, _: dict
     update = factors.with_norm_of(mx, update, parameter)
     rate = optimizer.learning_rate.astype(update.dtype)
     return factors.with_norm_of(mx, parameter - rate * update, parameter)
+
+
+def _in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+    """A formula's result, in float32 arithmetic if the primitives could store all arrays."""
+    arrays = [gradient, parameter, *state.values()]
+    if any(not isinstance(x, mx.array) or x.dtype not in STORAGE for x in arrays):
+        return formula(gradient, parameter, state)
+    dtype = mx.result_type(gradient, parameter)
+    if dtype == mx.float32:
+        return formula(gradient, parameter, state)
+    wide = {name: value.astype(mx.float32) for name, value in state.items()}
+    parameter = formula(gradient.astype(mx.float32), parameter.astype(mx.float32), wide)
+    for name, value in wide.items():
+        state[name] = value.astype(mx.result_type(state[name], gradient))
+    return parameter.astype(dtype)

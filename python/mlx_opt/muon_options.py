@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import NoneType
 from typing import Any
 
 from . import _ext, newton_schulz
@@ -19,6 +20,7 @@ PROGRAM = (
     "hyperball",
 )
 ADJUSTMENTS = ("original", "match_rms_adamw")
+MOST_STEPS = 1000
 # In the order of the C++ enumerations.
 EQUALIZE = (None, "rows", "columns", "both", "sign")
 NORMALIZE = (None, "rows", "columns", "rows_columns", "columns_rows", "frobenius")
@@ -35,7 +37,7 @@ def program_of(rule: str, values: dict[str, Any], formats: Formats | None) -> _e
         ("equalize", EQUALIZE),
         ("normalize", NORMALIZE),
     ):
-        if values[name] not in allowed:
+        if not isinstance(values[name], (str, NoneType)) or values[name] not in allowed:
             shown = ", ".join(map(str, allowed))
             raise ValueError(f"{name}: expected one of {shown}, got {values[name]!r}")
     steps, dtype = values["ns_steps"], values["ns_dtype"]
@@ -43,6 +45,8 @@ def program_of(rule: str, values: dict[str, Any], formats: Formats | None) -> _e
         raise TypeError(f"ns_steps: expected an int, got {type(steps).__name__}")
     if steps < 0:
         raise ValueError(f"ns_steps: expected 0 or more, got {steps}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"ns_steps: expected {MOST_STEPS} or fewer, got {steps}")
     if not (dtype is None or dtype in STORAGE):
         raise ValueError(f"ns_dtype: expected float32, float16, bfloat16 or None, got {dtype}")
     triples = tuple(map(tuple, newton_schulz.coefficients_of(values["ns_coefficients"])))

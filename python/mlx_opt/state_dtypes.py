@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -87,40 +88,53 @@ def begin(optimizer: Any, parameter: mx.array, state: dict) -> None:
 
 
 def stored(optimizer: Any, formula: Formula, values: dict[str, Any]) -> Formula:
-    """A formula of an optimizer whose results have the dtypes that the program chooses.
+    """A formula of an optimizer whose results have the dtypes that those of the primitives have.
 
     `values`: of the optimizer's attributes.
     """
-    if values.get(NAME) is None:
+    is_given = values.get(NAME) is not None
+    if not is_given and optimizer._formula_depends_on_dtypes:
         return formula
+    return StoredFormula(formula, cache(partial(_stored_slots, optimizer, values)), is_given)
+
+
+def _stored_slots(optimizer: Any, values: dict[str, Any]) -> tuple[tuple[Slot, ...], bool]:
+    """The slots with their formats, and whether weight decay is added to the gradient."""
     program, hypers = optimizer._program_of(values)
     slots = optimizer._forms.form_of(values).slots_as_stored(values)
-    return StoredFormula(formula, slots, BY_RULE[program.rule].is_coupled(hypers))
+    return slots, BY_RULE[program.rule].is_coupled(hypers)
 
 
 class StoredFormula:
-    """A formula whose results have the dtypes that the program chooses, as the primitives' have.
+    """A formula whose results have the dtypes that those of the primitives have.
 
     It computes in float32. Arrays that the primitives could not store are left to the formula.
     """
 
-    def __init__(self, formula: Formula, slots: tuple[Slot, ...], coupled: bool) -> None:
-        """`slots`: with their formats. `coupled`: see `result_dtypes`."""
+    def __init__(
+        self,
+        formula: Formula,
+        slots: Callable[[], tuple[tuple[Slot, ...], bool]],
+        keeps_parameter: bool,
+    ) -> None:
+        """`slots`: see `_stored_slots`; called only where the formula is. `keeps_parameter`: see
+        `result_dtypes`."""
         self.formula = formula
         self._slots = slots
-        self._coupled = coupled
+        self._keeps_parameter = keeps_parameter
 
     def with_formula(self, formula: Formula) -> StoredFormula:
-        return StoredFormula(formula, self._slots, self._coupled)
+        return StoredFormula(formula, self._slots, self._keeps_parameter)
 
     def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        names = [slot.name for slot in self._slots if not slot.idle and slot.name in state]
-        slots = [slot for slot in self._slots if slot.name in names]
+        slots, coupled = self._slots()
+        slots = tuple(slot for slot in slots if not slot.idle and slot.name in state)
+        names = [slot.name for slot in slots]
         arrays = [parameter, *(state[name] for name in names), gradient]
         dtypes = [x.dtype if isinstance(x, mx.array) else None for x in arrays]
         if any(dtype not in STORAGE.values() for dtype in dtypes):
             return self.formula(gradient, parameter, state)
-        results = result_dtypes(slots, arrays, self._coupled, keeps_parameter=True)
+        results = result_dtypes(slots, arrays, coupled, self._keeps_parameter)
         wide = [x.astype(mx.float32) for x in arrays]
         state.update(zip(names, wide[1:-1], strict=True))
         updated = self.formula(wide[-1], wide[0], state)

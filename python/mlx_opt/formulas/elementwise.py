@@ -171,6 +171,8 @@ def adamw_from_state(
     c1 = 1 - beta1**step if bias_correction else 1.0
     c2 = 1 - beta2**step if bias_correction else 1.0
     average = beta1 * m + (1 - beta1) * g if nesterov else m
+    if cautious:
+        v = xp.maximum(v, (1 - beta2) * g * g)  # where float16 has stored 0
     update = learning_rate * (average / c1) / (xp.sqrt(v / c2) + eps)
     if cautious:
         mask = agree(xp, average, g)

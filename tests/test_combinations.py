@@ -1,0 +1,64 @@
+"""Options together: state dtypes, master weights, clipping, and the formula in a kernel's place."""
+
+import mlx.core as mx
+import pytest
+
+import mlx_opt
+from cases import assert_close, assert_same, normal
+
+F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
+
+
+def without_kernels(optimizer, monkeypatch):
+    monkeypatch.setattr(optimizer, "_uses_primitives", lambda: False)
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "clip", [{"max_norm": 0.5}, {"max_norm": 0.5, "skip_nonfinite": True}, {"max_value": 0.25}],
+    ids=["norm", "skip", "value"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("parameter", "gradient", "options"),
+    [
+        (F32, BF16, {}),
+        (F32, BF16, {"state_dtype": F16}),
+        (BF16, F16, {"state_dtype": F16, "master_weights": "float32"}),
+        (BF16, BF16, {"master_weights": "remainder"}),
+        (F16, F32, {"state_dtype": {"v": F16}, "master_weights": "float32"}),
+    ],
+    ids=["", "state", "masters-of-half", "remainders", "masters"],
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_formula_clips_and_stores_as_the_kernels_do(
+    parameter, gradient, options, clip, momentum, monkeypatch
+):
+    fused, formula = (mlx_opt.SGD(0.5, momentum, weight_decay=0.1, **options) for _ in range(2))
+    without_kernels(formula, monkeypatch)
+    w = expected = {"w": normal(5, 7, seed=0, dtype=parameter)}
+    for step in range(1, 4):
+        g = {"w": normal(5, 7, seed=step, dtype=gradient)}
+        if step == 2 and "skip_nonfinite" in clip:
+            g["w"] = g["w"] * float("nan")
+        expected = fused.apply_gradients(g, expected, **clip)
+        w = formula.apply_gradients(g, w, **clip)
+    found, slots = formula.state["w"], fused.state["w"]
+    assert {name: x.dtype for name, x in found.items()} == {
+        name: x.dtype for name, x in slots.items()
+    }
+    masters = formula.master_parameters(w), fused.master_parameters(expected)
+    tolerance = 1e-6 if options.keys() == {"master_weights"} else 1e-2
+    assert w["w"].dtype == parameter
+    assert_close(*masters, tolerance)
+    assert_close(found["v"], slots["v"], 1e-2)
+
+
+def test_a_skipped_step_of_the_formula_keeps_every_bit(monkeypatch):
+    """A master that is unset stays so, also if the program has written the parameter since."""
+    optimizer = without_kernels(mlx_opt.SGD(0.5, 0.9, master_weights="float32"), monkeypatch)
+    w = {"w": normal(9, seed=0, dtype=BF16)}
+    optimizer.init(w)
+    before = dict(optimizer.state["w"])
+    bad = {"w": mx.full(9, float("inf"), BF16)}
+    assert_same(optimizer.apply_gradients(bad, w, skip_nonfinite=True), w)
+    assert_same(optimizer.state["w"], before)
