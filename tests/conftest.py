@@ -14,10 +14,20 @@ import mlx.optimizers
 import pytest
 from hypothesis import HealthCheck, settings
 
+from share import chosen
+
 _slow_is_fine = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("suite", derandomize=True, database=None, **_slow_is_fine)
 settings.register_profile("search", max_examples=2000, **_slow_is_fine)
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(config, items):
+    run = chosen(items, "MLX_OPT_TESTS")
+    if len(run) < len(items):
+        kept = {*run}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = run
 
 
 @pytest.fixture(autouse=True)
