@@ -1,5 +1,5 @@
 """The share of some checks that is run: all or, if the environment's variable is "k/n", each n-th
-from the k-th on. Continuous integration runs a third or a half of some, which the commit chooses."""
+from the k-th on. Continuous integration runs a share of some, which the commit chooses."""
 
 import os
 import re

@@ -65,6 +65,14 @@ std::optional<Formats> formats_from(const FormatNames& names) {
   return formats;
 }
 
+Program with_storage(
+    const Program& program,
+    const std::optional<std::string>& masters,
+    std::optional<uint64_t> rounding_seed) {
+  const Program with_masters = program.with(masters_from(masters));
+  return rounding_seed ? with_masters.with_rounding(*rounding_seed) : with_masters;
+}
+
 Program program(
     const std::string& rule,
     bool with_options,
@@ -72,9 +80,8 @@ Program program(
     const std::optional<std::string>& masters,
     std::optional<uint64_t> rounding_seed) {
   if (const auto found = find_rule(rule)) {
-    const Program program =
-        Program(*found, with_options, nullptr, formats_from(formats)).with(masters_from(masters));
-    return rounding_seed ? program.with_rounding(*rounding_seed) : program;
+    const Program program(*found, with_options, nullptr, formats_from(formats));
+    return with_storage(program, masters, rounding_seed);
   }
   throw nb::value_error(("there is no rule \"" + rule + "\"").c_str());
 }
@@ -90,7 +97,8 @@ Program muon(
     bool hyperball,
     size_t stack,
     const FormatNames& formats,
-    const std::optional<std::string>& masters) {
+    const std::optional<std::string>& masters,
+    std::optional<uint64_t> rounding_seed) {
   Muon options;
   options.ns_steps = steps;
   options.ns_dtype = dtype;
@@ -101,7 +109,8 @@ Program muon(
   options.hyperball = hyperball;
   options.normuon = rule == name_of(Rule::NorMuon);
   options.adamuon = rule == name_of(Rule::AdaMuon);
-  return muon_program(options, stack, formats_from(formats)).with(masters_from(masters));
+  const Program program = muon_program(options, stack, formats_from(formats));
+  return with_storage(program, masters, rounding_seed);
 }
 
 } // namespace
@@ -130,8 +139,8 @@ Args:
     rounding_seed: The seed of stochastic rounding; None to round to nearest.
 
 Raises:
-    ValueError: There is no such rule or format, or no such master weights; or the program cannot
-        round stochastically.)");
+    ValueError: There is no such rule or format, or no such master weights; or there are master
+        weights and a seed.)");
   m.def(
       "muon_program",
       muon,
@@ -146,9 +155,10 @@ Raises:
       "stack"_a,
       "formats"_a.none() = nb::none(),
       "masters"_a.none() = nb::none(),
+      "rounding_seed"_a.none() = nb::none(),
       R"(The program of Muon or a variant with these options, which :class:`mlx_opt.Muon` explains:
 ``equalize`` and ``normalize`` as the numbers of their values, from 0 for None, ``stack`` as
-:func:`orthogonalized` has it and ``formats`` and ``masters`` as :func:`program`.
+:func:`orthogonalized` has it and ``formats``, ``masters`` and ``rounding_seed`` as :func:`program`.
 
 Raises:
     ValueError: An option does not fit; the message names it.)");

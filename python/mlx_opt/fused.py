@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from . import _ext, master_weights, reserved, rounding
 from .base import Optimizer, is_own
-from .clipping import negative_of
+from .clipping import Formula, negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
@@ -306,9 +306,7 @@ class FusedOptimizer(Optimizer):
         masters = master_weights.MasterWeights(name)
         masters.check(self.master_weights)
         if self._has_own_hyperparameters():
-            values = self._checked(self._values())
-            if self.stochastic_rounding:
-                self._program_of(values)  # raises for a rule that cannot round so
+            self._checked(self._values())
         if not groups:
             return
         attributes = [

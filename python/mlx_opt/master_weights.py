@@ -8,7 +8,6 @@ the last step, and the master becomes what was written. A master that is NaN is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -16,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from .descriptions import Slot
 from .hyperparameters import Option
-from .state_dtypes import begin
+from .state_dtypes import Formula, begin
 from .trees import parameters_of
 
 SLOTS = {
@@ -29,8 +28,6 @@ KEYS = tuple(slot.name for slot in SLOTS.values())
 
 NARROW = (mx.bfloat16, mx.float16)
 """The dtypes of parameters that can have a master weight."""
-
-Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class MasterWeights(Option):

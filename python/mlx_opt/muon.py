@@ -89,6 +89,9 @@ class Muon(FusedOptimizer, stock.Muon):
             :attr:`accumulate`. Default: ``1``
         accumulate_dtype: The dtype in which they are added up, or that of the first. Default:
             ``None``
+        stochastic_rounding: Round results in bfloat16 up or down at random, right on average;
+            ``fallback`` has its own. See docs/stochastic-rounding.md. Default: ``False``
+        rounding_seed: The seed of the random bits. Default: ``0``
 
     Raises:
         ValueError: ``ns_coefficients``, ``ns_dtype``, ``adjust_lr``, ``equalize`` or ``normalize``
@@ -166,6 +169,8 @@ class Muon(FusedOptimizer, stock.Muon):
         state_dtype: Any = None,
         accumulate: int = 1,
         accumulate_dtype: Any = None,
+        stochastic_rounding: bool = False,
+        rounding_seed: int = 0,
     ):
         if fallback is not None and not isinstance(fallback, Optimizer):
             raise TypeError(
@@ -191,6 +196,7 @@ class Muon(FusedOptimizer, stock.Muon):
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
         self.master_weights = master_weights
+        self._set_rounding(stochastic_rounding, rounding_seed)
         self._set_state_dtype(state_dtype)
         self.accumulate = accumulate
         self.accumulate_dtype = accumulate_dtype

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any
 
 from . import _ext, newton_schulz
+from .rounding import seed_of
 from .rule_formula import STORAGE
 from .state_dtypes import Formats
 
@@ -62,11 +63,14 @@ def program_of(rule: str, values: dict[str, Any], formats: Formats | None) -> _e
         newton_schulz.STACK,
         formats=formats,
         masters=values.get("master_weights"),
+        rounding_seed=seed_of(values),
     )
 
 
 @cache
-def _cached(*options: Any, formats: Formats | None, masters: str | None) -> _ext.Program:
+def _cached(
+    *options: Any, formats: Formats | None, masters: str | None, rounding_seed: int | None
+) -> _ext.Program:
     """One object for the same options, so that their leaves are updated together."""
-    arguments = [*options, None if formats is None else dict(formats), masters]
+    arguments = [*options, None if formats is None else dict(formats), masters, rounding_seed]
     return _ext.muon_program(*arguments)

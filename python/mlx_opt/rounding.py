@@ -6,16 +6,14 @@ index in it, and on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from .hyperparameters import Option
+from .state_dtypes import Formula
 
 NAME, SEED = "stochastic_rounding", "rounding_seed"
-
-Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class StochasticRounding(Option):

@@ -34,13 +34,14 @@ void run(CUfunction function, unsigned blocks, Parameter& parameter) {
   fake::finish(fake::gpu_stream);
 }
 
-// The rule's hyperparameter, as value, 1 - value and logarithm; its scalar; the Scale.
+// The rule's hyperparameter, as value, 1 - value and logarithm; its scalar; the Scale; the step.
 struct Uniforms {
-  float value, one_minus, log, learning_rate, factor, bound;
+  float value, one_minus, log, learning_rate, factor, bound, step;
 };
 
 constexpr Uniforms group_uniforms[] = {
-    {0.5f, 0.5f, 0.0f, 0.1f, 1.0f, INFINITY}, {0.25f, 0.75f, 0.0f, 0.2f, 1.0f, INFINITY}};
+    {0.5f, 0.5f, 0.0f, 0.1f, 1.0f, INFINITY, 1.0f},
+    {0.25f, 0.75f, 0.0f, 0.2f, 1.0f, INFINITY, 1.0f}};
 
 // Operand k of a tensor begins as k + 1 everywhere, and the gradient is `fields + 1`.
 struct Operands {

@@ -2,6 +2,7 @@
 
 #include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/masters.h"
+#include "mlx_opt/graph/rounding.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
@@ -33,6 +34,9 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
   }
   if (request.program->masters() != MasterWeights::none && !request.program->is_fused()) {
     return step_on_masters(request, leaves, successors);
+  }
+  if (request.program->rounding_seed() && !request.program->is_fused()) {
+    return step_then_round(request, leaves, successors);
   }
   if (const Composition* composition = request.program->composition()) {
     return composition->successors(request, leaves);

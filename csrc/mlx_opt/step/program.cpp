@@ -131,15 +131,18 @@ Program Program::with(MasterWeights masters) const {
 }
 
 Program Program::with_rounding(uint64_t seed) const {
-  if (!is_elementwise(rule_)) {
-    refuse(rule_, "stochastic rounding is for rules of single elements");
-  }
   if (masters_ != MasterWeights::none) {
     refuse(rule_, "stochastic rounding does not go with master weights, which lose nothing");
   }
   Program program = *this;
   program.rounding_seed_ = seed;
   program.keeps_parameter_ = true;
+  return program;
+}
+
+Program Program::without_rounding() const {
+  Program program = *this;
+  program.rounding_seed_.reset();
   return program;
 }
 

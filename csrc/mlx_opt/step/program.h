@@ -47,9 +47,11 @@ class MLX_OPT_API Program {
   Program with(MasterWeights masters) const;
 
   /// The same program with results in bfloat16 rounded stochastically. Parameters keep their
-  /// dtypes. Throws std::invalid_argument for a rule that is not elementwise, or with master
-  /// weights.
+  /// dtypes. Throws std::invalid_argument with master weights.
   Program with_rounding(uint64_t seed) const;
+
+  /// The program that rounds to nearest.
+  Program without_rounding() const;
 
   Rule rule() const {
     return rule_;
@@ -81,7 +83,8 @@ class MLX_OPT_API Program {
 
   /// True if a single primitive makes the whole step, which may then overwrite its operands.
   bool is_fused() const {
-    return !composition_ && (masters_ == MasterWeights::none || is_elementwise(rule_));
+    const bool is_plain = masters_ == MasterWeights::none && !rounding_seed_;
+    return !composition_ && (is_plain || is_elementwise(rule_));
   }
 
   /// Number of kinds of parameters that the program distinguishes: those of the rule, which are 1

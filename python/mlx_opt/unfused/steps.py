@@ -50,7 +50,7 @@ def program(
 
 def muon_program(rule: str, *options: Any) -> Program:
     """A program, without the options: Muon's formula reads those of the optimizer."""
-    return Program(rule, masters=options[-1])
+    return Program(rule, masters=options[-2])
 
 
 def update(parts: Sequence[Part], counters: Sequence[Any], notes: Notes) -> bool:

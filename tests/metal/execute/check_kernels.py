@@ -197,7 +197,7 @@ def test_a_rule_of_many_arrays_and_hyperparameters():
     storages = [mx.bfloat16, *[mx.float32] * 16]
     values = [normal(2 * CHUNK, seed=k).astype(dtype) for k, dtype in enumerate(storages)]
     buffers = [kernels.stored(x) for x in values]
-    table = np.array([(2 * CHUNK, 0, 1, True)], kernels.TENSOR)
+    table = np.array([(2 * CHUNK, 0, 1, True, 0, 0)], kernels.TENSOR)
     kernels.run("Wide", name, dict(enumerate([group_uniforms, table, *buffers])), groups=2)
 
     w, *state, g = map(wide, values)
