@@ -62,6 +62,7 @@ def run_features(path):
         ),
         "fallback": mlx_opt.Muon(0.1, fallback=fallback),
         "nesterov": mlx_opt.AdamW(0.1, nesterov=True, cautious_weight_decay=True),
+        "ema": mlx_opt.AdamW(0.1, ema_decay=0.5, ema_warmup="ratio"),
         "numpy": mlx_opt.Signum(0.1, beta=np.float32(0.5), weight_decay=np.array(0.25)),
     }
     written = {}

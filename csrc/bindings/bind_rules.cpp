@@ -25,7 +25,7 @@ nb::dict next_kept(
   const auto infos = kept_by(rule);
   if (!infos.empty()) {
     const auto values = nb::cast<std::vector<nb::object>>(hypers);
-    const GroupScalars scalars = scalars_from(rule, values, learning_rate, step_from(step));
+    const GroupScalars scalars = scalars_from(program, values, learning_rate, step_from(step));
     const Arrays next =
         mlx_opt::next_kept(rule, scalars.hypers, scalars.learning_rate, scalars.step);
     for (size_t i = 0; i < infos.size(); ++i) {
@@ -118,7 +118,12 @@ Program muon(
 void bind_rules(nb::module_& m) {
   nb::class_<Program>(m, "Program", "A rule with its options settled.")
       .def_prop_ro(
-          "rule", [](const Program& program) { return std::string(name_of(program.rule())); });
+          "rule", [](const Program& program) { return std::string(name_of(program.rule())); })
+      .def(
+          "with_ema",
+          &Program::with_ema,
+          "The same program with an average of each parameter's weights, in the slot ``ema``; the "
+          "last hyperparameter is then 1 minus its decay.");
   m.def(
       "program",
       program,

@@ -21,7 +21,7 @@ namespace {
 using GroupArguments = std::tuple<std::vector<nb::object>, nb::object, float, nb::object>;
 
 std::vector<PartGroup> groups_from(
-    Rule rule,
+    const Program& program,
     const std::vector<GroupArguments>& groups,
     nb::handle step,
     const std::vector<std::vector<int>>& splits) {
@@ -32,7 +32,7 @@ std::vector<PartGroup> groups_from(
   result.reserve(groups.size());
   const mx::array number = step_from(step);
   for (const auto& [hypers, learning_rate, rate_scale, formula] : groups) {
-    GroupScalars scalars = scalars_from(rule, hypers, learning_rate, number);
+    GroupScalars scalars = scalars_from(program, hypers, learning_rate, number);
     scalars.rate_scale = rate_scale;
     result.push_back({std::move(scalars), formula});
   }
@@ -72,7 +72,7 @@ The first method that needs the leaves finds and checks them, and changes nothin
 Args:
     program: The program that updates the leaves.
     groups: The scalars of each group of leaves: the hyperparameters of the program in order, each
-        a number or a 0-d array; the learning rate, a 0-d array, or None if the program does not
+        a number or a 0-d array, and if it has an average, 1 minus its decay; the learning rate, a 0-d array, or None if the program does not
         read it; a number that multiplies it; and a function, called as ``formula(gradient,
         parameter, state)`` for leaves that the primitives do not serve: other dtypes, other
         devices, and under a gradient transformation. It returns the new parameter and changes
@@ -112,7 +112,7 @@ Raises:
              const std::vector<std::vector<int>>& splits) {
             new (self) Part(
                 program,
-                groups_from(program.rule(), groups, step, splits),
+                groups_from(program, groups, step, splits),
                 {std::move(assignment), checked_positions(std::move(positions), groups.size())},
                 std::move(gradients),
                 std::move(parameters),

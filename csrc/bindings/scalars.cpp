@@ -84,17 +84,18 @@ mx::array step_from(nb::handle given) {
 }
 
 GroupScalars scalars_from(
-    Rule rule,
+    const Program& program,
     const std::vector<nb::object>& hypers,
     nb::handle learning_rate,
     const mx::array& step) {
-  const auto infos = hypers_of(rule);
-  if (hypers.size() != infos.size()) {
+  static constexpr HyperInfo ema_rate{"ema_decay", 0.0};
+  const auto infos = hypers_of(program.rule());
+  if (hypers.size() != program.hypers()) {
     throw nb::value_error("a hyperparameter is missing");
   }
   std::vector<Scalar> values;
   for (size_t i = 0; i < hypers.size(); ++i) {
-    values.push_back(scalar_from(infos[i], hypers[i]));
+    values.push_back(scalar_from(i < infos.size() ? infos[i] : ema_rate, hypers[i]));
   }
   return {std::move(values), rate_from(learning_rate), step};
 }

@@ -23,7 +23,7 @@ mx::array step_from(nb::handle given);
 /// Converts the scalars of a step: a hyperparameter is a number or a 0-d array, the learning rate
 /// an array or None. Throws TypeError or ValueError that names the wrong one.
 GroupScalars scalars_from(
-    Rule rule,
+    const Program& program,
     const std::vector<nb::object>& hypers,
     nb::handle learning_rate,
     const mx::array& step);

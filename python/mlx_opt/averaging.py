@@ -15,11 +15,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from . import reserved
+from .ema import EVALUATING, is_evaluating
 from .fused import FusedOptimizer
 from .trees import parameters_of
-
-EVALUATING = "evaluating"
-"""The key of the entry that the state has while the model has the average."""
 
 
 class Averaging(FusedOptimizer):
@@ -105,7 +103,7 @@ class Averaging(FusedOptimizer):
 
     @property
     def _is_evaluating(self) -> bool:
-        return EVALUATING in reserved.entries_of(self.state)
+        return is_evaluating(self.state)
 
     def _switch(self, model: Any, evaluates: bool) -> None:
         if not isinstance(model, nn.Module):
@@ -139,10 +137,6 @@ class Averaging(FusedOptimizer):
             return mx.where(mx.isnan(z), wide, result).astype(parameter.dtype)  # unset: no step yet
 
         return tree_map_with_path(moved, parameters)
-
-    def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
-        self._check_takes_gradients()
-        return super()._next_kept(values, step)
 
     def _check_takes_gradients(self) -> None:
         if self._is_evaluating:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import accumulation, loss_scale, master_weights, reserved, step
+from . import accumulation, ema, loss_scale, master_weights, reserved, step
 from .clipping import ClipRequest
 from .descriptions import STORAGE
 from .rollback import Rollback
@@ -290,6 +292,64 @@ class Optimizer(stock.Optimizer):
             ({'w': array([1], dtype=bfloat16)}, {'w': array([0.999023], dtype=float32)})
         """
         return master_weights.parameters(self._states(), model)
+
+    def ema_parameters(self, model: Any) -> Any:
+        """Return the averages of a model's parameters; the model keeps its own.
+
+        They are the exponential moving averages that ``ema_decay`` keeps, as they are stored: in
+        float32 for parameters in bfloat16 and float16 too.
+
+        Args:
+            model: The module that the optimizer updates, of which the trainable parameters are
+                taken, or a tree of arrays.
+
+        Returns:
+            A tree of the same structure. A parameter that has had no step, or that is in no group
+            with a decay, is its own average.
+
+        Raises:
+            ValueError: Neither the optimizer nor one of its groups has an ``ema_decay``.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer, w = optim.SGD(1.0, ema_decay=0.5), {"w": mx.array([4.0])}
+            >>> for _ in range(2):
+            ...     w = optimizer.apply_gradients({"w": mx.array([1.0])}, w)
+            >>> w, optimizer.ema_parameters(w)
+            ({'w': array([2], dtype=float32)}, {'w': array([2.5], dtype=float32)})
+        """
+        return ema.parameters(self, model)
+
+    @contextmanager
+    def evaluating(self, model: Any) -> Iterator[None]:
+        """Give a model the averages of its parameters for the duration of a ``with`` block.
+
+        The model has them in the dtypes of its parameters. A step in the block raises; afterwards
+        the model has the parameters that it had before.
+
+        Args:
+            model: The module that the optimizer updates.
+
+        Raises:
+            TypeError: It is not a module.
+            ValueError: Neither the optimizer nor one of its groups has an ``ema_decay``.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx.nn as nn
+            >>> import mlx_opt as optim
+            >>> model, optimizer = nn.Linear(2, 1), optim.SGD(0.1, ema_decay=0.999)
+            >>> optimizer.update(model, {"bias": mx.array([1.0])})
+            >>> with optimizer.evaluating(model):
+            ...     y = model(mx.ones((1, 2)))
+        """
+        with ema.evaluating(self, model):
+            yield
+
+    def _has_ema(self) -> bool:
+        """True if parameters may have averages."""
+        return False
 
     def _states(self) -> list[dict]:
         """The states with the slots of the parameters."""

@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import docstrings
+from . import docstrings, ema
 from .hyperparameters import first_value, has_schedule
 
 COMMON: dict[str, Any] = {
     "groups": (),
     "master_weights": None,
+    **ema.DEFAULTS,
     "state_dtype": None,
     "stochastic_rounding": False,
     "rounding_seed": 0,
@@ -71,6 +72,16 @@ _ADDITIONS = {
 }
 
 
+_EMA = [
+    "ema_decay (optional): keep an exponential moving average of the weights with this decay,",
+    "  a number, a schedule or an array; see :meth:`ema_parameters`. Default: ``None``",
+    'ema_warmup (optional): ``"ratio"``: the decay is at most (1 + s) / (10 + s) after s steps; a',
+    "  power p: at most 1 - (1 + s)^-p. Default: ``None``",
+    "ema_update_after (int, optional): the number of steps that are not averaged.",
+    "  Default: ``0``",
+]
+
+
 _COMMON = [
     "state_dtype (optional): the dtype of the state, ``mx.float32``, ``mx.float16``,",
     "  ``mx.bfloat16`` or its name, or a dict of these by the names of slots. If it is given,",
@@ -102,6 +113,6 @@ def docstring(cls: type, additions: Mapping[str, Any] = {}, rule: str | None = N
         "    groups (list, optional): parameters with values of their own, :class:`Group` or"
     )
     lines.append("      dicts. Default: ``()``")
-    lines += [f"    {line}" for line in _COMMON]
+    lines += [f"    {line}" for line in [*_EMA, *_COMMON]]
     lines += ["", docstrings.section(cls.__name__, rule)]
     return "\n".join(lines)

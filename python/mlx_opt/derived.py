@@ -119,6 +119,13 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
     lines.append(
         '    master_weights: ``"float32"``, ``"remainder"`` or None: keep the weights in float32.'
     )
+    lines += [
+        "    ema_decay: Keep an exponential moving average of the weights with this decay: a",
+        "        number, a schedule or an array; see :meth:`ema_parameters`. Default: ``None``.",
+        '    ema_warmup: ``"ratio"``: the decay is at most (1 + s) / (10 + s) after s steps; a',
+        "        power p: at most 1 - (1 + s)^-p. Default: ``None``.",
+        "    ema_update_after: The number of steps that are not averaged. Default: ``0``.",
+    ]
     lines.append(
         "    groups: Groups of parameters with values of their own: :class:`Group`, or dicts."
     )

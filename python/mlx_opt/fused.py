@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, master_weights, reserved, rounding
+from . import _ext, ema, master_weights, reserved, rounding
 from .base import Optimizer, is_own
 from .clipping import Formula, negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
@@ -70,6 +70,10 @@ class FusedOptimizer(Optimizer):
     rounding_seed: int = 0
     """The seed of the random bits for that."""
 
+    ema_decay: Any = ema.DecayOf()
+    ema_warmup: float | str | None = None
+    ema_update_after: int = 0
+
     groups: tuple[Group, ...] = ()
     """The groups that the constructor was given."""
 
@@ -101,6 +105,8 @@ class FusedOptimizer(Optimizer):
         ]
         names += [] if self.master_weights is None else ["master_weights"]
         names += [rounding.NAME, rounding.SEED] if self.stochastic_rounding else []
+        if ema.is_kept(self.ema_decay):
+            names += ["ema_decay", *(x for x in (ema.WARMUP, ema.UPDATE_AFTER) if getattr(self, x))]
         return [*summary.rate_of(self), *names, *(["accumulate"] if self.accumulate > 1 else [])]
 
     def _is_left_out(self, name: str) -> bool:
@@ -160,7 +166,7 @@ class FusedOptimizer(Optimizer):
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
         forget_other_groups(self.state, grouping)
-        if grouping is None and self.state_dtype is None and not self._has_masters():
+        if grouping is None and self.state_dtype is None and not self._has_stages():
             super().init(parameters)
             return
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
@@ -183,10 +189,21 @@ class FusedOptimizer(Optimizer):
         has_some = self._gives("master_weights")
         return has_some or self._uses_own_step() and master_weights.is_in(self.state)
 
+    def _has_ema(self) -> bool:
+        given = [group.hyperparameters.get(ema.NAME) for group in self.groups]
+        return any(map(ema.is_kept, [self.ema_decay, *given]))
+
+    def _has_stages(self) -> bool:
+        """True if parameters may have master weights or averages, or a state has some that it
+        should not."""
+        if self._has_masters() or self._has_ema():
+            return True
+        return self._uses_own_step() and ema.is_in(self.state)
+
     def _to_initialize(self, gradients: Any, parameters: Any) -> Any:
         """What `init` gets before the first step: gradients, as with mlx.optimizers, unless the
         dtypes of their parameters matter."""
-        return like(gradients, parameters) if self._has_masters() else gradients
+        return like(gradients, parameters) if self._has_stages() else gradients
 
     def _frozen(self, gradients: Any) -> set[str]:
         return set() if self._grouping is None else self._grouping.frozen(self, gradients)
@@ -223,8 +240,8 @@ class FusedOptimizer(Optimizer):
             state: The arrays that :meth:`init_single` made.
         """
         values = self._checked(self._values())
-        program, hypers = self._program_of(values)
-        formula = self._as_stored(self._formula, values)
+        program, hypers = self._step_program(values)
+        formula = ema.around(self._as_stored(self._formula, values), hypers, values)
         group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
         part = _ext.Part(
@@ -251,6 +268,11 @@ class FusedOptimizer(Optimizer):
                 f"{type(self).__name__}: master_weights: apply_single is overridden, and does not "
                 "get the master weights"
             )
+        if ema.is_kept(self.ema_decay) and not self._uses_own_step():
+            raise TypeError(
+                f"{type(self).__name__}: ema_decay: apply_single is overridden, and does not get "
+                "the averages"
+            )
         own = self._uses_own_step() or self._grouping is not None
         return [Share(self, gradients, None if own else self._apply_leaves)]
 
@@ -271,6 +293,7 @@ class FusedOptimizer(Optimizer):
         self._set_state_dtype(given["state_dtype"])
         self.master_weights = given["master_weights"]
         self._set_rounding(given[rounding.NAME], given[rounding.SEED])
+        self._set_ema(given)
         self.accumulate = given["accumulate"]
         self.accumulate_dtype = given["accumulate_dtype"]
         self._set_groups(given["groups"])
@@ -295,6 +318,17 @@ class FusedOptimizer(Optimizer):
         rounding.check_seed(name, seed)
         self.stochastic_rounding, self.rounding_seed = given, seed
 
+    def _set_ema(self, given: dict[str, Any]) -> None:
+        """Take the constructor's arguments of the average of the weights.
+
+        Raises:
+            TypeError, ValueError: One is not what it must be.
+        """
+        name = type(self).__name__
+        self.ema_decay = given[ema.NAME]
+        self.ema_warmup = ema.checked_warmup(name, given[ema.WARMUP])
+        self.ema_update_after = ema.checked_update_after(name, given[ema.UPDATE_AFTER])
+
     def _set_groups(self, given: Any) -> None:
         """Take the constructor's argument `groups`.
 
@@ -315,7 +349,7 @@ class FusedOptimizer(Optimizer):
             if attribute not in self._fixed
         ]
         attributes += [Option(name, option) for option in self._options]
-        attributes += [masters, rounding.StochasticRounding(name)]
+        attributes += [masters, rounding.StochasticRounding(name), ema.Decay(name)]
         self.groups = groups
         self._grouping = Grouping(name, groups, attributes, self._forms)
         if self._has_own_hyperparameters():
@@ -324,7 +358,8 @@ class FusedOptimizer(Optimizer):
 
     def _add_groups(self, groups: tuple[Group, ...]) -> None:
         """Add groups of another optimizer, with what this one has of their hyperparameters."""
-        names = {*self._forms.attributes, *self._options, "master_weights", rounding.NAME}
+        names = {*self._forms.attributes, *self._options, "master_weights"}
+        names |= {rounding.NAME, ema.NAME}
         names -= {*self._fixed}
         added = [each.restricted(names) for each in groups]
         self._set_groups([*self.groups, *(each for each in added if each is not None)])
@@ -339,6 +374,8 @@ class FusedOptimizer(Optimizer):
         values = dict(self._fixed)
         for name in self._read:
             values[name] = getattr(self, name)
+        if self._has_ema():
+            values[ema.NAME] = self.ema_decay
         return values
 
     def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -359,12 +396,24 @@ class FusedOptimizer(Optimizer):
         """The program that values of the attributes select, and its hyperparameters."""
         return self._forms.settle(values)
 
+    def _step_program(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
+        """The program of a step, with what is around the rule, and its hyperparameters."""
+        return ema.with_average(self, *self._program_of(values), values.get(ema.NAME))
+
     def _split_of(self, values: dict[str, Any]) -> tuple[int, ...]:
         """The rows of the blocks of matrices; see :mod:`mlx_opt.splits`."""
         return ()
 
+    def _check_takes_gradients(self) -> None:
+        if ema.is_evaluating(self.state):
+            raise RuntimeError(
+                f"{type(self).__name__}: the model has the averages of its parameters: end the "
+                "block of evaluating(model) before the next step"
+            )
+
     def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
         """The numbers that the rule keeps from step to step, as they are in this step."""
+        self._check_takes_gradients()
         if not self._forms.kept:
             return {}
         return _ext.next_kept(*self._program_of(values), self._rate(values), step)
@@ -377,11 +426,11 @@ class FusedOptimizer(Optimizer):
         """
         if self._grouping is None:
             values = self._checked(values)
-            program, hypers = self._program_of(values)
+            program, hypers = self._step_program(values)
             rate = self._rate(values)
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            formula = self._as_stored(self._formula, values)
+            formula = ema.around(self._as_stored(self._formula, values), hypers, values)
             groups = [(hypers, rate, 1.0, formula)]
             splits = [self._split_of(values)]
             return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]

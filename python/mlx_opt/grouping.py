@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, master_weights
+from . import _ext, ema, master_weights
 from .assignment import Assignment, Found
 from .forms import Forms
 from .group_formula import GroupFormula, with_values
@@ -116,7 +116,7 @@ class Grouping:
         """Initialize the state of assigned parameters that have none.
 
         Slots that a parameter's program has and its state has not are begun, with a warning. A
-        master weight that its program does not have is dropped, with a warning.
+        master weight or an average that its program does not have is dropped, with a warning.
         """
         skeleton = _Skeleton()
         skeleton._state = optimizer.state
@@ -134,9 +134,11 @@ class Grouping:
             if frozen[index]:
                 return
             others = master_weights.drop_others(optimizers[index], parameter, state)
+            others += ema.drop(optimizers[index], state)
             dropped.extend(f"{path}.{name}" for name in others)
             fresh: dict[str, Any] = {}
             master_weights.init_single(optimizers[index], parameter, fresh)
+            ema.init_single(optimizers[index], parameter, fresh)
             missing = {name: x for name, x in fresh.items() if name not in state}
             if len(missing) < len(fresh):
                 begun.extend(f"{path}.{name}" for name in missing)
@@ -193,7 +195,8 @@ class Grouping:
         plan = self._plan
         if plan is None or plan.found is not found or not _same(plan.key, key):
             plan = self._planned(optimizer, base, found, key)
-            self._plan = None if self._has_values_in_state else plan
+            changes = self._has_values_in_state or ema.is_warming_up(optimizer)
+            self._plan = None if changes else plan
         rate: Any = None
         portions: list[Portion] = []
         for (program, maximizes), combinations, positions in plan.portions:
@@ -206,6 +209,7 @@ class Grouping:
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
                 formula = optimizer._as_stored(formula, combined.values)
+                formula = ema.around(formula, combined.hypers, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))
@@ -298,7 +302,7 @@ class Grouping:
             own = {"max_learning_rate": scale * base["max_learning_rate"], **own}
         values = optimizer._checked({**base, **own})
         optimizer._check_group(values)
-        program, hypers = optimizer._program_of(values)
+        program, hypers = optimizer._step_program(values)
         for name in ("learning_rate", "learning_rate_scale"):
             if name in own and not optimizer._reads_rate(values):
                 raise ValueError(f"groups: {name}: the step does not read the learning rate")

@@ -73,6 +73,9 @@ docs/clipping.md.
         members = (each for each in self.optimizers if isinstance(each, Optimizer))
         return [state for member in members for state in member._states()]
 
+    def _has_ema(self) -> bool:
+        return any(isinstance(each, Optimizer) and each._has_ema() for each in self.optimizers)
+
     def _check_takes_gradients(self) -> None:
         for optimizer in self.optimizers:
             if isinstance(optimizer, Optimizer):

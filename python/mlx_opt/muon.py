@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, docstrings, muon_formula, muon_options, reserved, splits
+from . import _ext, docstrings, ema, muon_formula, muon_options, reserved, splits
 from .base import Optimizer, is_own, shares_of
 from .descriptions import initial_state
 from .fused import FusedOptimizer, described_by
@@ -80,6 +80,12 @@ class Muon(FusedOptimizer, stock.Muon):
             the trees are returned as lists. Default: ``None``
         master_weights: ``"float32"`` or, for bfloat16, ``"remainder"``, to keep float32 weights;
             ``fallback`` has its own. Default: ``None``
+        ema_decay: Keep an exponential moving average of the weights with this decay: a number, a
+            schedule or an array; see :meth:`ema_parameters`. ``fallback`` has its own. Default:
+            ``None``
+        ema_warmup: ``"ratio"``: the decay is at most (1 + s) / (10 + s) after s steps; a power p:
+            at most 1 - (1 + s)^-p. Default: ``None``
+        ema_update_after: The number of steps that are not averaged. Default: ``0``
         groups: Groups of parameters with values of their own: :class:`Group`, or dicts. Those of
             ``fallback`` come first for its parameters, and then these, as far as it has such
             hyperparameters; a ``learning_rate`` is only for Muon's.
@@ -165,6 +171,9 @@ class Muon(FusedOptimizer, stock.Muon):
         hyperball: bool = False,
         fallback: Optimizer | None = None,
         master_weights: str | None = None,
+        ema_decay: Any = None,
+        ema_warmup: float | str | None = None,
+        ema_update_after: int = 0,
         groups: Sequence[Any] = (),
         state_dtype: Any = None,
         accumulate: int = 1,
@@ -197,6 +206,8 @@ class Muon(FusedOptimizer, stock.Muon):
         self.beta2 = beta2
         self.master_weights = master_weights
         self._set_rounding(stochastic_rounding, rounding_seed)
+        ema_options = ema_decay, ema_warmup, ema_update_after
+        self._set_ema(dict(zip(ema.DEFAULTS, ema_options, strict=True)))
         self._set_state_dtype(state_dtype)
         self.accumulate = accumulate
         self.accumulate_dtype = accumulate_dtype
@@ -251,6 +262,9 @@ class Muon(FusedOptimizer, stock.Muon):
 
     def _states(self) -> list[dict]:
         return super()._states() + ([] if self.fallback is None else self.fallback._states())
+
+    def _has_ema(self) -> bool:
+        return super()._has_ema() or self.fallback is not None and self.fallback._has_ema()
 
     def check(self, gradients: Any, parameters: Any) -> None:
         if self.fallback is None:

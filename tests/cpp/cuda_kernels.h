@@ -205,6 +205,29 @@ inline std::vector<Kernel> kernels_with_rounding(Rule rule) {
   return kernels;
 }
 
+/// Kernels of a rule with averages of the weights, and the one that prepares their scalars.
+inline std::vector<Kernel> kernels_with_ema(Rule rule) {
+  const auto& [name, slots, hypers, scalars] = mlx_opt::info(rule);
+  std::vector<Kernel> kernels = {PrepareKernel{name, hypers + 1, 1, true}};
+  const auto add = [&](UpdateKernel kernel) {
+    const Storage gradient = kernel.in[kernel.in.count() - 1];
+    kernel.has_ema = true;
+    kernel.out.add(Storage::float32);
+    kernel.in = kernel.out;
+    kernel.in.add(gradient);
+    kernels.push_back(with_capacity(kernel, 56));
+  };
+  for (Walk walk : walks) {
+    for (Storage storage : storages) {
+      add(uniform(rule, walk, storage, 56));
+    }
+  }
+  for (const Kernel& kernel : kernels_of_masters(rule)) {
+    add(std::get<UpdateKernel>(kernel));
+  }
+  return kernels;
+}
+
 inline std::vector<Kernel> norm_kernels() {
   std::vector<Kernel> kernels = {NormKernel{}, ClipKernel{}};
   for (Storage storage : storages) {

@@ -114,6 +114,13 @@ TEST_CASE("kernels that round stochastically compile") {
   }
 }
 
+TEST_CASE("kernels with averages of the weights compile") {
+  for (Rule rule : {Rule::AdamW, Rule::SGD}) {
+    check_all(kernels_with_ema(rule), 75);
+    check_all(kernels_with_ema(rule), 90);
+  }
+}
+
 TEST_CASE("a rule of six states compiles, with a record of its width") {
   for (Walk walk : walks) {
     const UpdateKernel kernel = six_states(walk);

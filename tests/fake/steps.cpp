@@ -134,6 +134,20 @@ std::vector<mx::array> operands_with_remainders(Rule rule, const std::vector<mx:
   return operands;
 }
 
+std::vector<mx::array> with_averages(const std::vector<mx::array>& operands, size_t tensors) {
+  const size_t count = operands.size() / tensors;
+  std::vector<mx::array> all;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (i % count == count - 1) {
+      all.push_back(
+          partly_unset(numbers(operands[i].shape(), mx::float32, static_cast<int>(1000 + i))));
+    }
+    all.push_back(operands[i]);
+  }
+  mx::eval(all);
+  return all;
+}
+
 std::vector<mx::array> without_nan(std::vector<mx::array> arrays) {
   for (auto& x : arrays) {
     const auto wide = mx::astype(x, mx::float32);
@@ -180,6 +194,23 @@ std::vector<mx::array> step_with_rounding(
       scalars.step,
       s,
       scale);
+}
+
+std::vector<mx::array> step_with_ema(
+    Rule rule,
+    mlx_opt::MasterWeights masters,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale) {
+  const auto program = mlx_opt::Program(rule).with(masters).with_ema();
+  const size_t last = program.kinds() - 1;
+  std::vector<size_t> tensors(program.kinds());
+  tensors[last] = operands.size() / program.operands(last);
+  auto hypers = sample_hypers(rule);
+  hypers.push_back(mx::array(0.125f));
+  const Scalars scalars;
+  return mlx_opt::step(
+      program, std::move(operands), tensors, hypers, scalars.learning_rate, scalars.step, s, scale);
 }
 
 std::vector<mx::array> copies_of(const std::vector<mx::array>& arrays) {

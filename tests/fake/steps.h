@@ -65,6 +65,18 @@ std::vector<mx::array> step_with_rounding(
     mx::StreamOrDevice s,
     const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
 
+/// The operands of `tensors` tensors, each with an average of its weights before the gradient, of
+/// which some are unset.
+std::vector<mx::array> with_averages(const std::vector<mx::array>& operands, size_t tensors);
+
+/// A step of them.
+std::vector<mx::array> step_with_ema(
+    mlx_opt::Rule rule,
+    mlx_opt::MasterWeights masters,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
 /// The arrays as numbers, with -1 for NaN, evaluated.
 std::vector<mx::array> without_nan(std::vector<mx::array> arrays);
 

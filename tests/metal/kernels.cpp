@@ -112,20 +112,16 @@ void push_mix(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& rule,
   kernels.push_back({rule.name, Walk::flat, Scaling::if_finite, 1, operands});
 }
 
-// Master weights of parameters in half precision with float32 state.
-void push_masters(
+// The stages around a rule: parameters with float32 state, and master weights or averages or both.
+void push_stages(
     std::vector<UpdateKernel>& kernels,
-    const mlx_opt::RuleInfo& rule,
+    const Operands& operands,
+    std::string_view rule,
     MasterWeights masters,
-    Storage storage,
-    Storage of_masters) {
+    bool has_ema) {
   const auto push = [&](Walk walk, const Operands& operands, Scaling scaling, int capacity = 1) {
-    kernels.push_back({rule.name, walk, scaling, capacity, operands, masters});
+    kernels.push_back({rule, walk, scaling, capacity, operands, masters, false, has_ema});
   };
-  const int fields = rule.slots + 2;
-  Operands operands = in_place(fields, Storage::float32);
-  operands.in[0] = operands.in[fields] = operands.out[0] = storage;
-  operands.in[fields - 1] = operands.out[fields - 1] = of_masters;
   for (Walk walk : walks) {
     push(walk, operands, Scaling::none);
   }
@@ -152,6 +148,27 @@ void push_rounding(std::vector<UpdateKernel>& kernels, const mlx_opt::RuleInfo& 
   push(Walk::flat, operands, Scaling::if_finite);
 }
 
+// Kernels of a parameter and a gradient of one storage. `of_masters`: the storage of a master.
+void push_masters(
+    std::vector<UpdateKernel>& kernels,
+    const mlx_opt::RuleInfo& rule,
+    MasterWeights masters,
+    Storage storage,
+    Storage of_masters) {
+  for (const bool has_ema : {false, true}) {
+    const bool has_master = masters != MasterWeights::none;
+    const int fields = rule.slots + 1 + has_master + has_ema;
+    Operands operands = in_place(fields, Storage::float32);
+    operands.in[0] = operands.in[fields] = operands.out[0] = storage;
+    if (has_master) {
+      operands.in[rule.slots + 1] = operands.out[rule.slots + 1] = of_masters;
+    }
+    if (has_master || has_ema) {
+      push_stages(kernels, operands, rule.name, masters, has_ema);
+    }
+  }
+}
+
 std::vector<UpdateKernel> update_kernels() {
   constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
@@ -169,6 +186,9 @@ std::vector<UpdateKernel> update_kernels() {
     }
     push_masters(kernels, info, MasterWeights::remainder, half, Storage::bits16);
     push_rounding(kernels, info);
+    for (Storage storage : storages) {
+      push_masters(kernels, info, MasterWeights::none, storage, whole);
+    }
   }
   return kernels;
 }
@@ -228,6 +248,9 @@ std::vector<PrepareKernel> prepare_kernels() {
   for (int capacity : {4, 8, scalar_slots}) {
     for (const auto& rule : mlx_opt::rule_infos) {
       kernels.push_back({rule.name, capacity});
+    }
+    for (mlx_opt::Rule rule : {mlx_opt::Rule::AdamW, mlx_opt::Rule::SGD}) {
+      kernels.push_back({mlx_opt::info(rule).name, capacity, true});
     }
     kernels.push_back({"Adafactor", capacity});
   }

@@ -23,8 +23,8 @@ bool can_share(const Part& a, const Part& b) {
   const Program& other = *b.request.program;
   return program.rule() == other.rule() && program.operands(0) == other.operands(0) &&
          program.composition() == other.composition() && program.masters() == other.masters() &&
-         program.rounding_seed() == other.rounding_seed() && program.stores_like(other) &&
-         same_scale(a.request.scale, b.request.scale);
+         program.has_ema() == other.has_ema() && program.rounding_seed() == other.rounding_seed() &&
+         program.stores_like(other) && same_scale(a.request.scale, b.request.scale);
 }
 
 // The number of outputs of each kind of leaves.

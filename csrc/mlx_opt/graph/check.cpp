@@ -53,7 +53,8 @@ class ScalarInputWriter {
       sources.hypers.push_back(traced ? 0.0 : std::get<double>(group.hypers[i]));
       if (traced) {
         sources.traced.push_back(static_cast<int>(i));
-        push(hypers_of(rule_)[i].name, *traced, mx::float32);
+        const auto infos = hypers_of(rule_);
+        push(i < infos.size() ? infos[i].name : "ema_decay", *traced, mx::float32);
       }
     }
     return sources;
@@ -140,6 +141,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   const Rule rule = request.program->rule();
   CheckedStep checked;
   checked.spec.rule = rule;
+  checked.spec.has_ema = request.program->has_ema();
   if (!available(request.stream.device)) {
     refuse(rule, "there is no kernel for this device");
   }
@@ -147,10 +149,10 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   const bool rounds = request.program->rounding_seed().has_value();
   ScalarInputWriter writer(rule, rounds, request.stream, checked.scalars);
   for (const GroupScalars& group : request.groups) {
-    if (group.hypers.size() != hypers_of(rule).size()) {
+    if (group.hypers.size() != request.program->hypers()) {
       refuse(
           rule,
-          "expected " + std::to_string(hypers_of(rule).size()) + " hyperparameters, got " +
+          "expected " + std::to_string(request.program->hypers()) + " hyperparameters, got " +
               std::to_string(group.hypers.size()));
     }
     coupled.push_back(is_coupled(rule, group.hypers));

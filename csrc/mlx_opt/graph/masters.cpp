@@ -31,18 +31,6 @@ std::pair<mx::array, mx::array> split(const mx::array& weight, mx::Stream s) {
       mx::astype(mx::bitwise_and(all, bits(0xffff), s), mx::uint16, s)};
 }
 
-// As `weight_of` in rules/master.h.
-mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream) {
-  if (master.dtype() == mx::uint16) {
-    return joined(parameter, master, stream);
-  }
-  const mx::array wide = mx::astype(parameter, mx::float32, stream);
-  const mx::array rounded =
-      mx::astype(mx::astype(master, parameter.dtype(), stream), mx::float32, stream);
-  return mx::where(
-      mx::equal(rounded, wide, stream), mx::astype(master, mx::float32, stream), wide, stream);
-}
-
 // The leaves with their weights for parameters, and without master weights.
 class LeavesOfWeights {
  public:
@@ -78,6 +66,18 @@ class LeavesOfWeights {
 };
 
 } // namespace
+
+// As `weight_of` in rules/master.h.
+mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream) {
+  if (master.dtype() == mx::uint16) {
+    return joined(parameter, master, stream);
+  }
+  const mx::array wide = mx::astype(parameter, mx::float32, stream);
+  const mx::array rounded =
+      mx::astype(mx::astype(master, parameter.dtype(), stream), mx::float32, stream);
+  return mx::where(
+      mx::equal(rounded, wide, stream), mx::astype(master, mx::float32, stream), wide, stream);
+}
 
 std::vector<mx::array> step_on_masters(const Request& request, const Leaves& leaves, Step& step) {
   const Program& program = *request.program;

@@ -14,4 +14,7 @@ using Step = std::vector<mx::array>(const Request& request, const Leaves& leaves
 /// rounding; in the order of the leaves.
 std::vector<mx::array> step_on_masters(const Request& request, const Leaves& leaves, Step& step);
 
+/// The weight of a parameter with that master or remainder.
+mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream);
+
 } // namespace mlx_opt

@@ -1,6 +1,7 @@
 #include "mlx_opt/graph/ops.h"
 
 #include "mlx_opt/graph/composition.h"
+#include "mlx_opt/graph/ema.h"
 #include "mlx_opt/graph/masters.h"
 #include "mlx_opt/graph/rounding.h"
 #include "mlx_opt/graph/step_primitive.h"
@@ -31,6 +32,9 @@ Leaves::Kind& added(Leaves& leaves, const Program& program, size_t kind) {
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
   if (leaves.size() == 0) {
     return {};
+  }
+  if (request.program->has_ema() && !request.program->is_fused()) {
+    return step_with_ema(request, leaves, successors);
   }
   if (request.program->masters() != MasterWeights::none && !request.program->is_fused()) {
     return step_on_masters(request, leaves, successors);

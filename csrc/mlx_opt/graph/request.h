@@ -18,7 +18,7 @@ namespace mlx_opt {
 
 /// The scalars of a group. The arrays are 0-d.
 struct GroupScalars {
-  std::vector<Scalar> hypers; // in the rule's order
+  std::vector<Scalar> hypers; // as GroupSources has them
   mx::array learning_rate;
   mx::array step;              // the number of this step, from 1
   float rate_scale = 1.0f;     // multiplies the learning rate

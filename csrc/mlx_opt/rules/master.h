@@ -53,6 +53,10 @@ struct WithMaster {
     e.master = e.of_rule.w;
     return e;
   }
+
+  MLX_OPT_FN float weight_in(Element e) {
+    return e.master;
+  }
 };
 
 // A rule of weights that have remainders.
@@ -72,6 +76,10 @@ struct WithRemainder {
     e.of_rule.w = parts.w;
     e.remainder = parts.remainder;
     return e;
+  }
+
+  MLX_OPT_FN float weight_in(Element e) {
+    return joined(e.of_rule.w, e.remainder);
   }
 };
 

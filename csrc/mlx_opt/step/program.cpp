@@ -111,6 +111,7 @@ Program::Program(
   kinds_of_rule_ = slots_.size();
 }
 
+// Called for programs without an average, which comes behind the master weights.
 Program Program::without_masters() const {
   Program program = *this;
   program.masters_ = MasterWeights::none;
@@ -163,9 +164,38 @@ const SlotInfo& master_slot(MasterWeights masters) {
   return masters == MasterWeights::float32 ? master : remainder;
 }
 
+Program Program::with_ema() const {
+  Program program = *this;
+  if (!has_ema_) {
+    program.has_ema_ = true;
+    for (Slots& slots : program.slots_) {
+      slots.push_back(&ema_slot());
+    }
+  }
+  return program;
+}
+
+Program Program::without_ema() const {
+  Program program = *this;
+  if (has_ema_) {
+    program.has_ema_ = false;
+    for (Slots& slots : program.slots_) {
+      slots.pop_back();
+    }
+  }
+  return program;
+}
+
+const SlotInfo& ema_slot() {
+  static const SlotInfo ema{.name = "ema", .format = Format::float32, .begin = Begin::unset};
+  return ema;
+}
+
 bool has_master(const Slots& slots) {
-  return !slots.empty() && (slots.back() == &master_slot(MasterWeights::float32) ||
-                            slots.back() == &master_slot(MasterWeights::remainder));
+  return std::any_of(slots.begin(), slots.end(), [](const SlotInfo* slot) {
+    return slot == &master_slot(MasterWeights::float32) ||
+           slot == &master_slot(MasterWeights::remainder);
+  });
 }
 
 bool Program::stores_like(const Program& other) const {

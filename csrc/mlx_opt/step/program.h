@@ -53,8 +53,16 @@ class MLX_OPT_API Program {
   /// The program that rounds to nearest.
   Program without_rounding() const;
 
+  /// The same program with an average of each parameter's weights.
+  Program with_ema() const;
+
   Rule rule() const {
     return rule_;
+  }
+
+  /// Number of hyperparameters: the rule's, and behind them, if there is an average, its rate.
+  size_t hypers() const {
+    return hypers_of(rule_).size() + has_ema_;
   }
 
   const Composition* composition() const {
@@ -81,10 +89,19 @@ class MLX_OPT_API Program {
   /// The program that updates the weights themselves, as if they were the parameters.
   Program without_masters() const;
 
+  bool has_ema() const {
+    return has_ema_;
+  }
+
+  /// The program without the average.
+  Program without_ema() const;
+
   /// True if a single primitive makes the whole step, which may then overwrite its operands.
   bool is_fused() const {
-    const bool is_plain = masters_ == MasterWeights::none && !rounding_seed_;
-    return !composition_ && (is_plain || is_elementwise(rule_));
+    const bool has_stages = masters_ != MasterWeights::none || has_ema_ || rounding_seed_;
+    // The GPUs' kernels do not average what they round stochastically.
+    const bool averages_rounded = has_ema_ && rounding_seed_;
+    return !composition_ && (!has_stages || is_elementwise(rule_)) && !averages_rounded;
   }
 
   /// Number of kinds of parameters that the program distinguishes: those of the rule, which are 1
@@ -98,12 +115,12 @@ class MLX_OPT_API Program {
     return (kinds_of_rule_ > 1 && ndim >= 2) + (has(masters_, dtype) ? kinds_of_rule_ : 0);
   }
 
-  /// True if the last slot of such parameters is the master weight.
+  /// True if such parameters have a master weight, whose slot comes behind the rule's.
   bool has_master(size_t kind) const {
     return kind >= kinds_of_rule_;
   }
 
-  /// The slots that the rule reads and writes, and the master weight.
+  /// The slots that the rule reads and writes, the master weight and the average.
   const Slots& slots(size_t kind) const {
     return slots_[kind];
   }
@@ -123,6 +140,7 @@ class MLX_OPT_API Program {
   std::shared_ptr<const Composition> composition_;
   MasterWeights masters_ = MasterWeights::none;
   std::optional<uint64_t> rounding_seed_;
+  bool has_ema_ = false;
   bool keeps_parameter_;
   std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
@@ -136,7 +154,10 @@ MLX_OPT_API uint32_t rounding_key(uint64_t seed, std::string_view path);
 /// The slot of a master weight that is not none.
 MLX_OPT_API const SlotInfo& master_slot(MasterWeights masters);
 
-/// True if the last of a parameter's slots is that of its master weight.
+/// The slot of the average of a parameter's weights.
+MLX_OPT_API const SlotInfo& ema_slot();
+
+/// True if a parameter's slots have one for its master weight.
 MLX_OPT_API bool has_master(const Slots& slots);
 
 /// Throws std::invalid_argument with a message that names the rule.

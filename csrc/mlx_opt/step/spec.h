@@ -15,8 +15,8 @@
 namespace mlx_opt {
 
 /// Consecutive tensors with the same number of operands: the parameter, its slots, its master
-/// weight if it has one, and its gradient. Each operand but the gradient has a successor among the
-/// outputs.
+/// weight if it has one, the average of its weights if the step has one, and its gradient. Each
+/// operand but the gradient has a successor among the outputs.
 struct TensorRun {
   size_t tensors;
   int operands;
@@ -25,7 +25,7 @@ struct TensorRun {
 
 /// The scalars of one group of tensors.
 struct GroupSources {
-  std::vector<double> hypers; // in the rule's order
+  std::vector<double> hypers; // in the rule's order, then the rate of the average if there is one
   std::vector<int> traced;    // indices of those that are read from arrays when the step runs
   bool reads_step = false;
   bool reads_learning_rate = true;
@@ -44,6 +44,7 @@ struct StepSpec {
   std::vector<GroupSources> sources; // of each group
   Scaling scaling = Scaling::none;
   bool clips_values = false; // false if the scaling is none
+  bool has_ema = false;      // true if each tensor has an average of its weights
 
   /// Of each tensor the key of its random bits, if results in bfloat16 are rounded stochastically;
   /// else empty.

@@ -46,6 +46,8 @@ def divides_tensors(optimizer: Any) -> bool:
         raise TypeError("Sharded: an optimizer with master_weights is not supported")
     if optimizer._gives("stochastic_rounding"):
         raise TypeError("Sharded: an optimizer with stochastic_rounding is not supported")
+    if optimizer._has_ema():
+        raise TypeError("Sharded: an optimizer with ema_decay is not supported")
     if isinstance(optimizer, Muon):
         return True
     if type(optimizer)._program_of is not FusedOptimizer._program_of:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .. import reserved
-from ..averaging import EVALUATING
+from ..ema import EVALUATING
 
 # For each rule the names that others have for its slots.
 TORCH = {

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..descriptions import BY_RULE, Slot, check_kind_or_number, number_from
+from ..descriptions import BY_RULE, Hyper, Slot, check_kind_or_number, number_from
+from ..ema import NAME, SLOT
 from ..master_weights import SLOTS, key_for
 from ..trees import CONTAINERS
 
@@ -29,6 +30,7 @@ class Program:
         with_options: bool = False,
         formats: dict[str, str] | None = None,
         masters: str | None = None,
+        has_ema: bool = False,
     ) -> None:
         """`formats`: not used; the formulas get the dtypes from the optimizer."""
         if rule not in BY_RULE:
@@ -38,13 +40,18 @@ class Program:
         self.rule = rule
         self._with_options = with_options
         self._masters = masters
+        self.has_ema = has_ema
+
+    def with_ema(self) -> Program:
+        """The same program with an average of each parameter's weights."""
+        return Program(self.rule, self._with_options, None, self._masters, has_ema=True)
 
     def slots(self, parameter: mx.array) -> list[Slot]:
         """The slots of a parameter that a step uses."""
         slots = BY_RULE[self.rule].slots_for(parameter.ndim, self._with_options, with_idle=False)
-        if self._masters is None or key_for(self._masters, parameter.dtype) is None:
-            return slots
-        return [*slots, SLOTS[self._masters]]
+        if self._masters is not None and key_for(self._masters, parameter.dtype) is not None:
+            slots = [*slots, SLOTS[self._masters]]
+        return [*slots, SLOT] if self.has_ema else slots
 
 
 class _Leaf(NamedTuple):
@@ -261,7 +268,10 @@ class Part:
 
 
 def _check_scalars(program: Program, hypers: Sequence[Any], rate: Any) -> None:
-    for hyper, value in zip(BY_RULE[program.rule].hypers, hypers, strict=True):
+    described = BY_RULE[program.rule].hypers
+    if program.has_ema:
+        described = (*described, Hyper(NAME, 0.0, "any", False))
+    for hyper, value in zip(described, hypers, strict=True):
         if not isinstance(value, mx.array):
             check_kind_or_number(hyper, hyper.name, value)
         elif value.size != 1:

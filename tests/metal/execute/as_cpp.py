@@ -64,7 +64,8 @@ def merged(beginnings):
         continued = [each for each in known if other.startswith(each)]
         if not continued:
             raise ValueError("the programs differ in more than their kernels and what those need")
-        text += other[len(max(continued, key=len)) :]
+        more = other[len(max(continued, key=len)) :]
+        text += "" if more in text else more
         known.append(other)
     return text
 

@@ -140,30 +140,31 @@ class Scalars:
         self.given.append(np.array([x], np.float32))
         return value, 0, 0, len(self.given) - 1
 
-    def run(self, rule, groups, group_uniforms):
+    def run(self, rule, groups, group_uniforms, stage=""):
         capacity = min(n for n in PREPARE_CAPACITIES if n >= len(self.given))
         buffers = {0: group_uniforms, 1: self.table}
         for k in range(capacity):
             buffers[OPERANDS_SLOT + k] = self.given[min(k, len(self.given) - 1)]
-        run(rule, f"prepare{capacity}", buffers, groups, threads=1)
+        run(rule, f"{stage}prepare{capacity}", buffers, groups, threads=1)
 
 
 UNTOUCHED = 0x7FDEADBE
 
 
 @cache
-def uniforms_floats(rule, hypers):
-    """The number of floats that `prepare` writes for a group of a rule."""
+def uniforms_floats(rule, hypers, stage=""):
+    """The number of floats that `prepare` writes for a group of a rule. `stage`: what its name
+    begins with."""
     group_uniforms = np.full(1000, UNTOUCHED, np.uint32)
-    Scalars([Group([1.0] * hypers, 1.0)], 1, None, None).run(rule, 1, group_uniforms)
+    Scalars([Group([1.0] * hypers, 1.0)], 1, None, None).run(rule, 1, group_uniforms, stage)
     return int(np.argmax(group_uniforms == UNTOUCHED))
 
 
-def prepare_groups(rule, groups, step, scale=None, max_value=None):
+def prepare_groups(rule, groups, step, scale=None, max_value=None, stage=""):
     """The uniforms of all groups of a step."""
-    floats = uniforms_floats(rule, len(groups[0].hypers))
+    floats = uniforms_floats(rule, len(groups[0].hypers), stage)
     group_uniforms = np.full(len(groups) * floats, np.nan, np.float32)
-    Scalars(groups, step, scale, max_value).run(rule, len(groups), group_uniforms)
+    Scalars(groups, step, scale, max_value).run(rule, len(groups), group_uniforms, stage)
     return group_uniforms
 
 

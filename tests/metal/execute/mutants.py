@@ -80,6 +80,27 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
+        "an average moves by its decay",
+        "h.rate.value",
+        "h.rate.one_minus",
+        "test_the_average and SGD and ema_flat1",
+        "assert",
+    ),
+    Mutant(
+        "an unset average stays so",
+        "average == average && rate < 1.0f",
+        "rate < 1.0f",
+        "test_the_average and SGD and ema_flat1",
+        "assert",
+    ),
+    Mutant(
+        "an average is of the weight that is not rounded",
+        "return Format::widen(Format::narrow(e.w));",
+        "return e.w;",
+        "test_the_average and SGD and ema_flat1",
+        "assert",
+    ),
+    Mutant(
         "a chunk's place has 32 bits",
         "static_cast<ulong>(group - tensor.first_chunk) * chunk",
         "static_cast<ulong>((group - tensor.first_chunk) * chunk)",

@@ -17,6 +17,7 @@ namespace mlx_opt {
   extern const cpu::Kernel two_pass[];         \
   extern const cpu::Reductions reductions;     \
   extern const cpu::AdafactorKernel adafactor; \
+  extern cpu::UpdateEma update_ema;            \
   }
 MLX_OPT_LEVELS
 #undef LEVEL
@@ -30,6 +31,7 @@ struct Level {
   const Kernel* two_pass;
   const Reductions& reductions;
   const AdafactorKernel& adafactor;
+  UpdateEma& update_ema;
   bool (*usable)();
 };
 
@@ -62,8 +64,14 @@ bool has_neon() {
 #endif
 
 const Level levels[] = {
-#define LEVEL(name) \
-  {#name, name::elementwise, name::two_pass, name::reductions, name::adafactor, has_##name},
+#define LEVEL(name)   \
+  {#name,             \
+   name::elementwise, \
+   name::two_pass,    \
+   name::reductions,  \
+   name::adafactor,   \
+   name::update_ema,  \
+   has_##name},
     MLX_OPT_LEVELS
 #undef LEVEL
 };
@@ -105,6 +113,10 @@ const Kernel& kernel(Rule rule) {
 
 const Reductions& reductions() {
   return level().reductions;
+}
+
+UpdateEma& update_ema() {
+  return level().update_ema;
 }
 
 const AdafactorKernel& adafactor_kernel() {

@@ -26,9 +26,13 @@ constexpr int64_t chunks_a_thread = 8;
 // longest_chunk.
 constexpr int64_t max_chunks = 256;
 
+// The number of elements that are updated before their averages are, so that the weights are still
+// in the first caches.
+constexpr int64_t ema_block = 4096;
+
 // The scalars that the tensors of a group share.
 struct Group {
-  std::vector<MLX_OPT_LEVEL::Hyper> hypers;
+  std::vector<MLX_OPT_LEVEL::Hyper> hypers; // the last is the rate of the average if there is one
   float step;
   float scalars[max_scalars];
 
@@ -42,6 +46,8 @@ using Rates = std::array<float, max_sums>;
 // Everything that the task reads, collected while the arrays exist. MLX keeps their buffers.
 struct StepTask {
   const Kernel* kernel;
+  int slots; // of the rule
+  bool has_ema;
   int threads;
   StepScalars scalars;
   std::vector<Operand> in = {};  // of all tensors, which point here
@@ -69,6 +75,7 @@ struct StepTask {
   template <typename Visit>
   void visit(int64_t chunk, Visit&& visit) const;
   void update(const std::vector<Group>& prepared, int64_t total) const;
+  void update_with_ema(size_t tensor, int64_t begin, int64_t end, const Group& group) const;
   void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
@@ -77,11 +84,11 @@ void StepTask::add_run(
     const mx::array* const* arrays,
     const mx::Dtype* dtypes,
     const uint32_t* rounding_keys) {
-  const bool has_master = run.masters != MasterWeights::none;
   const int results = run.operands - 1;
-  const int gradient = results - has_master; // its place; a master comes behind it
+  const int gradient = slots + 1; // its place; a master and an average come behind it
   for (size_t t = 0; t < run.tensors; ++t, arrays += run.operands, dtypes += results) {
-    tensors.push_back({in.data() + in.size(), out.data() + out.size(), run.masters, false, 0});
+    tensors.push_back(
+        {in.data() + in.size(), out.data() + out.size(), run.masters, has_ema, false, 0});
     if (rounding_keys) {
       tensors.back().rounds = has_bfloat16(dtypes, results);
       tensors.back().rounding_key = rounding_keys[t];
@@ -90,8 +97,8 @@ void StepTask::add_run(
       in.push_back(operands.of(*arrays[k]));
     }
     in.push_back(operands.of(*arrays[results]));
-    if (has_master) {
-      in.push_back(operands.of(*arrays[gradient]));
+    for (int k = gradient; k < results; ++k) {
+      in.push_back(operands.of(*arrays[k]));
     }
     for (int k = 0; k < results; ++k) {
       out.push_back({nullptr, storage_of(dtypes[k]), nullptr});
@@ -140,9 +147,26 @@ void StepTask::update(const std::vector<Group>& prepared, int64_t total) const {
   const Scale scale = scalars.scale();
   visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
     const Group& group = prepared[group_of(tensor)];
-    const Tensor& each = tensors[tensor];
-    kernel->run(each, begin, end, group.values(), group.scalars, scale, group.step);
+    if (has_ema) {
+      update_with_ema(tensor, begin, end, group);
+    } else {
+      const Tensor& each = tensors[tensor];
+      kernel->run(each, begin, end, group.values(), group.scalars, scale, group.step);
+    }
   });
+}
+
+void StepTask::update_with_ema(
+    size_t tensor, int64_t begin, int64_t end, const Group& group) const {
+  const int64_t grain = extents[tensor].grain;
+  const int64_t length = (ema_block + grain - 1) / grain * grain;
+  for (; begin < end; begin += length) {
+    const int64_t stop = std::min(begin + length, end);
+    const Tensor& each = tensors[tensor];
+    const Scale scale = scalars.scale();
+    kernel->run(each, begin, stop, group.values(), group.scalars, scale, group.step);
+    update_ema()(each, slots, begin, stop, group.hypers.back().value);
+  }
 }
 
 void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
@@ -180,8 +204,12 @@ class Step : public Prepared {
     const size_t operands = spec.operand_count();
     // Finding the kernel and starting the threads may throw, so both happen here and not in the
     // task.
-    task_ = std::make_shared<StepTask>(
-        StepTask{&kernel(spec.rule), num_threads(), StepScalars(spec, inputs.data() + operands)});
+    task_ = std::make_shared<StepTask>(StepTask{
+        &kernel(spec.rule),
+        info(spec.rule).slots,
+        spec.has_ema,
+        num_threads(),
+        StepScalars(spec, inputs.data() + operands)});
     task_->groups = spec.groups;
     // The tensors point into these.
     task_->in.reserve(operands);

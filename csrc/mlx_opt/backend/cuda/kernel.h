@@ -65,6 +65,7 @@ struct PrepareKernel {
   std::string_view rule;
   int hypers;
   int capacity;
+  bool has_ema = false; // true if the last of the hypers is the rate of the average
 
   auto operator<=>(const PrepareKernel&) const = default;
 };
@@ -89,8 +90,9 @@ struct UpdateKernel {
   std::string_view rule;
   Pass pass = Pass::whole;
   bool clips = false;                          // true if elements of the gradient are clipped
-  MasterWeights masters = MasterWeights::none; // if not none, the last in and out but the gradient
-  bool rounds = false; // true if results in bfloat16 are rounded stochastically
+  MasterWeights masters = MasterWeights::none; // if not none, the operands behind the slots
+  bool rounds = false;  // true if results in bfloat16 are rounded stochastically
+  bool has_ema = false; // if true, the last in and out but the gradient
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
   /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address

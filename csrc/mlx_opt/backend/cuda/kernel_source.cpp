@@ -42,9 +42,10 @@ std::string called(const char* name, std::initializer_list<std::string> argument
 Program program_of(const PrepareKernel& kernel) {
   return {
       joined(texts(), {"portable.h"}) + std::string(header_of(texts(), kernel.rule)) +
+          (kernel.has_ema ? joined(texts(), {"ema.h"}) : "") +
           joined(texts(), {"scalar_tables.h", "uniforms.cu.h", "prepare.cu.h"}),
       "ScalarTable<" + std::to_string(kernel.hypers) + ", " + std::to_string(kernel.capacity) + ">",
-      "prepare<" + std::string(kernel.rule) + ">",
+      "prepare<" + gpu::preparing_rule_of(kernel.rule, kernel.has_ema) + ">",
       ""};
 }
 
@@ -53,7 +54,7 @@ Program program_of(const PrepareKernel& kernel) {
 std::string pass_of(const UpdateKernel& kernel) {
   const int fields = kernel.in.count() - (kernel.pass == Pass::finish ? 0 : 1);
   const Storage* in = kernel.in.data();
-  const std::string rule = gpu::rule_of(kernel.rule, kernel.masters, in[0]);
+  const std::string rule = gpu::rule_of(kernel.rule, kernel.masters, kernel.has_ema, in[0]);
   const std::string parameter = format_of(in[0]);
   const std::string state = list_of(in + 1, fields - 1);
   const std::string out = list_of(kernel.out.data(), kernel.out.count());
@@ -107,7 +108,7 @@ std::string bounds_of(const UpdateKernel& kernel) {
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
   return {
       files_of_passes(rule_header, kernel.pass != Pass::whole) +
-          gpu::files_of(texts(), kernel.masters, "bits16.cu.h") +
+          gpu::files_of(texts(), kernel.masters, kernel.has_ema, "bits16.cu.h") +
           gpu::rounding_files_of(texts(), kernel.rounds, "rounding.cu.h"),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
       "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),

@@ -14,8 +14,9 @@ size_t layout_bytes(int inputs) {
   return sizeof(AnyLayout) - (max_operands - inputs) * sizeof(AnyLayout::strides[0]);
 }
 
-UniformsShape uniforms_shape(Rule rule) {
-  return {info(rule).name, info(rule).hypers, info(rule).scalars};
+UniformsShape uniforms_shape(const StepSpec& spec) {
+  const RuleInfo& rule = info(spec.rule);
+  return {rule.name, rule.hypers + spec.has_ema, rule.scalars, spec.has_ema};
 }
 
 } // namespace
@@ -23,12 +24,12 @@ UniformsShape uniforms_shape(Rule rule) {
 StepQueue::StepQueue(const StepSpec& spec, mx::Stream stream)
     : stream_(stream),
       encoder_(mx::cu::get_command_encoder(stream)),
-      group_uniforms_(new_group_uniforms(uniforms_shape(spec.rule), spec, stream)) {}
+      group_uniforms_(new_group_uniforms(uniforms_shape(spec), spec, stream)) {}
 
 void StepQueue::begin(const StepSpec& spec, const ArrayRefs& inputs) {
   wait_for_last_but_one(stream_);
   const auto* scalars = &inputs[spec.operand_count()];
-  launch_prepare(encoder_, uniforms_shape(spec.rule), spec, scalars, group_uniforms_);
+  launch_prepare(encoder_, uniforms_shape(spec), spec, scalars, group_uniforms_);
 }
 
 void StepQueue::read_operands(const StepSpec& spec, const ArrayRefs& inputs) {

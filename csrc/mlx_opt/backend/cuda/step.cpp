@@ -71,6 +71,7 @@ void CudaStep::add_tensors(
   for_each_tensor(spec, inputs, [&](Position position, int operands, const Extent& extent) {
     const auto* arrays = &inputs[position.input];
     kernel.masters = position.masters;
+    kernel.has_ema = spec.has_ema;
     kernel.in = kernel.out = {};
     kernel.rounds = spec.rounds() && has_bfloat16(&dtypes[position.output], operands - 1);
     for (int k = 0; k < operands; ++k) {

@@ -87,7 +87,7 @@ void launch_prepare(
   const size_t groups = spec.sources.size();
   const int capacity = groups_of_a_launch(shape, groups);
   const auto prepare =
-      function(PrepareKernel{shape.rule, shape.hypers, capacity}, encoder.device());
+      function(PrepareKernel{shape.rule, shape.hypers, capacity, shape.has_ema}, encoder.device());
   const float* scale = address_if_any<float>(inputs.scale);
   const float* max_value = address_if_any<float>(inputs.max_value);
   for (size_t begin = 0; begin < groups; begin += capacity) {

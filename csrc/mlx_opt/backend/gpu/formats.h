@@ -37,18 +37,24 @@ inline const char* name_of(Scaling scaling) {
   return "";
 }
 
-/// The type of a rule with the stage for master weights around it; see rules/master.h.
-inline std::string rule_of(std::string_view rule, MasterWeights masters, Storage parameter) {
-  const std::string name(rule);
-  switch (masters) {
-    case MasterWeights::none:
-      return name;
-    case MasterWeights::float32:
-      return "WithMaster<" + name + ", " + format_of(parameter) + ">";
-    case MasterWeights::remainder:
-      return "WithRemainder<" + name + ">";
+/// The type of a rule with the stages around it; see rules/master.h and rules/ema.h.
+inline std::string rule_of(
+    std::string_view rule, MasterWeights masters, bool has_ema, Storage parameter) {
+  std::string name(rule);
+  const std::string format = format_of(parameter);
+  if (masters == MasterWeights::float32) {
+    name = "WithMaster<" + name + ", " + format + ">";
+  } else if (masters == MasterWeights::remainder) {
+    name = "WithRemainder<" + name + ">";
+  } else if (has_ema) {
+    name = "AsStored<" + name + ", " + format + ">";
   }
-  return "";
+  return has_ema ? "WithEma<" + name + ">" : name;
+}
+
+/// The type that prepares a rule's scalars.
+inline std::string preparing_rule_of(std::string_view rule, bool has_ema) {
+  return has_ema ? "WithEma<" + std::string(rule) + ">" : std::string(rule);
 }
 
 /// The name of master weights; empty if there are none.
@@ -64,10 +70,13 @@ inline const char* name_of(MasterWeights masters) {
   return "";
 }
 
-/// The files that kernels need for master weights. `bits16`: that of the format of remainders.
-inline std::string files_of(const Texts& texts, MasterWeights masters, const char* bits16) {
+/// The files that kernels need for the stages around a rule. `bits16`: that of the format of
+/// remainders.
+inline std::string files_of(
+    const Texts& texts, MasterWeights masters, bool has_ema, const char* bits16) {
   return (masters == MasterWeights::none ? "" : joined(texts, {"master.h"})) +
-         (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "");
+         (masters == MasterWeights::remainder ? joined(texts, {bits16}) : "") +
+         (has_ema ? joined(texts, {"ema.h"}) : "");
 }
 
 /// The files that kernels need for stochastic rounding. `of_device`: the device's own.

@@ -8,8 +8,9 @@ namespace mlx_opt::gpu {
 /// What a rule's uniforms consist of.
 struct UniformsShape {
   std::string_view rule;
-  int hypers;
+  int hypers; // with the rate of the average if there is one
   int scalars;
+  bool has_ema = false;
 
   /// Hypers and Scalars of the rule, the Scale of the gradients, and the step's number.
   int floats() const {

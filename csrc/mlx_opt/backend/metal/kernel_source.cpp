@@ -49,7 +49,7 @@ std::string update_of(const UpdateKernel& kernel) {
       "    uint group [[threadgroup_position_in_grid]],\n"
       "    uint index [[thread_index_in_threadgroup]]) {\n"
       "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
-      gpu::rule_of(kernel.rule, kernel.masters, operands.in[0]) + ", " +
+      gpu::rule_of(kernel.rule, kernel.masters, kernel.has_ema, operands.in[0]) + ", " +
       list_of(operands.in.data(), fields) + ", " + format_of(operands.in[fields]) + ", " +
       list_of(operands.out.data(), fields) + ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) +
       (kernel.rounds ? ", Stochastic" : "") + ">;\n";
@@ -72,7 +72,7 @@ std::string prepare_of(const PrepareKernel& kernel) {
          "    uint group [[threadgroup_position_in_grid]]) {\n"
          "  using namespace mlx_opt::MLX_OPT_LEVEL;\n"
          "  device const uchar* const scalars[] = {" +
-         all + "};\n  prepare<" + std::string(kernel.rule) +
+         all + "};\n  prepare<" + gpu::preparing_rule_of(kernel.rule, kernel.has_ema) +
          ">(group_uniforms, arguments, scalars, group);\n}\n";
 }
 
@@ -107,8 +107,8 @@ std::string choice_of(const UpdateKernel& kernel, const std::function<std::strin
 
 std::string words_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
-  std::string text = kernel.rounds ? "rounds" : gpu::name_of(kernel.masters);
-  text += text.empty() ? "" : "_";
+  const std::string stage = kernel.rounds ? "rounds" : gpu::name_of(kernel.masters);
+  std::string text = (kernel.has_ema ? "ema_" : "") + stage + (stage.empty() ? "" : "_");
   text += name_of(kernel.walk) + std::to_string(kernel.capacity);
   for (Storage storage : operands.in) {
     text += std::string("_") + short_name_of(storage);
@@ -127,7 +127,8 @@ std::string words_of(const UpdateKernel& kernel) {
 }
 
 std::string name(const PrepareKernel& kernel) {
-  return versioned(std::string(kernel.rule) + "_prepare" + std::to_string(kernel.capacity));
+  const std::string text = kernel.has_ema ? "_ema_prepare" : "_prepare";
+  return versioned(std::string(kernel.rule) + text + std::to_string(kernel.capacity));
 }
 
 std::string name(const UpdateKernel& kernel) {
@@ -135,7 +136,8 @@ std::string name(const UpdateKernel& kernel) {
 }
 
 std::string source(const PrepareKernel& kernel, std::string_view rule_header) {
-  return program_of(files_of(rule_header), prepare_of(kernel));
+  const std::string ema = kernel.has_ema ? gpu::joined(texts(), {"ema.h"}) : "";
+  return program_of(files_of(rule_header) + ema, prepare_of(kernel));
 }
 
 std::string source(const PrepareKernel& kernel) {
@@ -145,7 +147,7 @@ std::string source(const PrepareKernel& kernel) {
 std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
   return program_of(
       files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}) +
-          gpu::files_of(texts(), kernel.masters, "bits16.metal.h") +
+          gpu::files_of(texts(), kernel.masters, kernel.has_ema, "bits16.metal.h") +
           gpu::rounding_files_of(texts(), kernel.rounds, "rounding.metal.h"),
       update_of(kernel));
 }

@@ -21,6 +21,7 @@ inline constexpr int scalar_slots = slots - operands_slot;
 struct PrepareKernel {
   std::string_view rule;
   int capacity;
+  bool has_ema = false;
 
   bool operator==(const PrepareKernel&) const = default;
 };
@@ -37,8 +38,9 @@ struct UpdateKernel {
   Scaling scaling;
   int capacity;
   Operands operands;
-  MasterWeights masters = MasterWeights::none; // if not none, the last operands but the gradient
-  bool rounds = false; // true if results in bfloat16 are rounded stochastically
+  MasterWeights masters = MasterWeights::none; // if not none, the operands behind the slots
+  bool rounds = false;  // true if results in bfloat16 are rounded stochastically
+  bool has_ema = false; // if true, the last operands but the gradient
 
   bool operator==(const UpdateKernel&) const = default;
 };

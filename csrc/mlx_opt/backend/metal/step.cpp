@@ -52,7 +52,7 @@ MetalStep::MetalStep(
   if (!leaves_.empty()) {
     find_updates();
     const auto& rule = info(spec.rule);
-    const UniformsShape shape{rule.name, rule.hypers, rule.scalars};
+    const UniformsShape shape{rule.name, rule.hypers + spec.has_ema, rule.scalars, spec.has_ema};
     group_uniforms_.emplace(shape, spec, inputs.data() + spec.operand_count(), device_);
   }
 }

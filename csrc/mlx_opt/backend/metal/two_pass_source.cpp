@@ -78,16 +78,16 @@ std::string shared_files(std::string_view rule) {
 // The driver with the formats of the parameter, the slots that it reads, the gradient if there is
 // one, and the results.
 std::string driver_of(const PassKernel& kernel) {
-  const auto& [rule, walk, scaling, capacity, operands, _, __] = kernel.update;
+  const Operands& operands = kernel.update.operands;
   const bool gradient = kernel.pass != Pass::parameter;
   const auto outputs = static_cast<int>(operands.out.size());
   const int state = static_cast<int>(operands.in.size()) - (gradient ? 2 : 1);
-  return words_of(kernel.pass).driver + std::string("<") + std::string(rule) + ", " +
+  return words_of(kernel.pass).driver + std::string("<") + std::string(kernel.update.rule) + ", " +
          format_of(operands.in[0]) + ", " + list_of(&operands.in[1], state) + ", " +
          (gradient ? format_of(operands.in.back()) + std::string(", ") +
                          list_of(operands.out.data(), outputs)
                    : format_of(operands.out[0])) +
-         ", mlx_opt::Scaling::" + gpu::name_of(scaling) + ">";
+         ", mlx_opt::Scaling::" + gpu::name_of(kernel.update.scaling) + ">";
 }
 
 std::string walk_of(Walk walk) {

@@ -62,7 +62,8 @@ GroupUniforms::GroupUniforms(
   }
   for (Dispatch& dispatch : dispatches_) {
     dispatch.capacity = capacity_for(dispatch.scalars.size());
-    dispatch.pipeline = pipeline(PrepareKernel{shape.rule, dispatch.capacity}, device);
+    dispatch.pipeline =
+        pipeline(PrepareKernel{shape.rule, dispatch.capacity, shape.has_ema}, device);
   }
 }
 

@@ -36,13 +36,14 @@ static inline bool is_transposed(const Operand& operand) {
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
 }
 
-/// One parameter. In: its value, its slots, its gradient and, if it has one, its master weight;
-/// out: its value, its slots and its master weight. An output may share the buffer of a contiguous
-/// input of the same storage.
+/// One parameter. In: its value, its slots, its gradient and, if it has them, its master weight and
+/// the average of its weights; out: its value, its slots, its master weight and the average. An
+/// output may share the buffer of a contiguous input of the same storage.
 struct Tensor {
   const Operand* in;
   const Operand* out;
   MasterWeights masters;
+  bool has_ema;
   bool rounds;           // true if results in bfloat16 are rounded stochastically
   uint32_t rounding_key; // of the tensor
 };
@@ -91,6 +92,10 @@ struct Kernel {
       const float* rates);
 };
 
+/// Moves the averages of the elements [begin, end) to their weights, which the step has updated, by
+/// `rate`; compiled for one instruction set. `slots`: the number of the rule's.
+using UpdateEma = void(const Tensor& tensor, int slots, int64_t begin, int64_t end, float rate);
+
 /// Reductions compiled for one instruction set. All sets give the same result.
 struct Reductions {
   /// The sum of the squares of the elements [begin, end).
@@ -101,6 +106,7 @@ struct Reductions {
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
 MLX_OPT_API const Reductions& reductions();
+MLX_OPT_API UpdateEma& update_ema();
 
 /// Name of that instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "neon".
 MLX_OPT_API const char* vector_level();

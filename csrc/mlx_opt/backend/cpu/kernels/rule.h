@@ -32,8 +32,9 @@ void copy_through(const Tensor& tensor, int64_t begin, int64_t end) {
   for (int k = 0; k < fields; ++k) {
     copy_unless_shared(tensor.in[k], tensor.out[k], begin, end);
   }
-  if (tensor.masters != MasterWeights::none) {
-    copy_unless_shared(tensor.in[fields + 1], tensor.out[fields], begin, end);
+  const int stages = (tensor.masters != MasterWeights::none) + tensor.has_ema;
+  for (int k = fields; k < fields + stages; ++k) {
+    copy_unless_shared(tensor.in[k + 1], tensor.out[k], begin, end);
   }
 }
 
