@@ -6,7 +6,7 @@ which it is evaluated and saved. The average is not stored: the parameters and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,9 +140,11 @@ class Averaging(FusedOptimizer):
 
         return tree_map_with_path(moved, parameters)
 
-    def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
+    def _next_kept(
+        self, values: dict[str, Any], step: Any, sums: Sequence[mx.array] | None = None
+    ) -> dict[str, mx.array]:
         self._check_takes_gradients()
-        return super()._next_kept(values, step)
+        return super()._next_kept(values, step, sums)
 
     def _check_takes_gradients(self) -> None:
         if self._is_evaluating:

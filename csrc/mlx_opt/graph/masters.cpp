@@ -31,6 +31,8 @@ std::pair<mx::array, mx::array> split(const mx::array& weight, mx::Stream s) {
       mx::astype(mx::bitwise_and(all, bits(0xffff), s), mx::uint16, s)};
 }
 
+} // namespace
+
 // As `weight_of` in rules/master.h.
 mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream) {
   if (master.dtype() == mx::uint16) {
@@ -42,6 +44,8 @@ mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Str
   return mx::where(
       mx::equal(rounded, wide, stream), mx::astype(master, mx::float32, stream), wide, stream);
 }
+
+namespace {
 
 // The leaves with their weights for parameters, and without master weights.
 class LeavesOfWeights {

@@ -8,6 +8,9 @@
 
 namespace mlx_opt {
 
+/// The weight of a parameter in float32, of its master or remainder.
+mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream);
+
 using Step = std::vector<mx::array>(const Request& request, const Leaves& leaves);
 
 /// The results of `step` on the master weights in the place of their parameters, which become their

@@ -91,6 +91,24 @@ struct Kernel {
       const float* rates);
 };
 
+/// The sums of a rule over all tensors, compiled for one instruction set.
+struct SumKernel {
+  /// Computes what the sums depend on from the hyperparameters, the learning rate and the step's
+  /// number: at most `max_sum_scalars` numbers.
+  void (*prepare)(const float* hypers, float lr, float step, float* scalars);
+  /// Adds to the sums those of the elements [begin, end).
+  void (*sum)(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      Scale scale,
+      double* sums);
+};
+
+inline constexpr int max_sum_scalars = 8;
+
 /// Reductions compiled for one instruction set. All sets give the same result.
 struct Reductions {
   /// The sum of the squares of the elements [begin, end).
@@ -100,6 +118,7 @@ struct Reductions {
 /// The kernel of `rule` for the best instruction set of this machine, or for the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
+MLX_OPT_API const SumKernel& sum_kernel(Rule rule);
 MLX_OPT_API const Reductions& reductions();
 
 /// Name of that instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "neon".
