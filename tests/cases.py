@@ -53,6 +53,8 @@ class Case(NamedTuple):
             "AdamWScheduleFree": ["z"],
             "AdEMAMix": ["m2"],
             "MADGRAD": ["s", "v", "x0"],
+            "DAdaptAdam": ["m", "v", "s"],
+            "Prodigy": ["m", "v", "s"],
             "SGDScheduleFree": ["z"],
             "SimplifiedAdEMAMix": ["m"],
             "StableAdamW": ["v"],
@@ -69,6 +71,7 @@ class Case(NamedTuple):
             "MADGRAD": ["x0"],
             "MARS": ["previous"],
             "MARSLion": ["previous"],
+            "Prodigy": ["p0"],
             "SGDScheduleFree": ["z"],
             "Yogi": ["v"],
         }
@@ -355,6 +358,36 @@ CASES = [
     Case("SimplifiedAdEMAMix", {"beta1_warmup": 30, "min_beta1": 0.8}),
     Case("MADGRAD"),
     Case("MADGRAD", {"momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3}),
+]
+
+# Rules of sums over all tensors, whose numbers depend on the gradients of all steps.
+SUMMING = [
+    Case("Prodigy"),
+    Case(
+        "Prodigy",
+        {
+            "betas": (0.8, 0.95),
+            "beta3": 0.9,
+            "eps": 1e-5,
+            "weight_decay": 0.1,
+            "d0": 1e-4,
+            "growth_rate": 1.5,
+        },
+    ),
+    Case("Prodigy", {"weight_decay": 0.1, "decouple": False, "use_bias_correction": True}),
+    Case("Prodigy", {"safeguard_warmup": True, "d_coef": 2.0}),
+    Case("DAdaptAdam"),
+    Case(
+        "DAdaptAdam",
+        {
+            "betas": (0.8, 0.95),
+            "eps": 1e-5,
+            "weight_decay": 0.1,
+            "use_bias_correction": True,
+            "d0": 1e-4,
+        },
+    ),
+    Case("DAdaptAdam", {"weight_decay": 0.1, "decouple": True, "growth_rate": 1.5}),
 ]
 
 # Elementwise rules have one driver. Runs for what does not depend on the arithmetic, as the

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlx_opt
-from cases import Case, normal, wide
+from cases import SUMMING, Case, normal, wide
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 oracles = pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is not installed")
@@ -174,6 +174,26 @@ def test_float32_follows_the_packages_float64(case, make):
             continue
         tolerance = TOLERANCES.get(case.rule, 2e-6)
         assert np.abs(x - expected).max() <= tolerance * max(np.abs(expected).max(), 1)
+
+
+@pytest.mark.parametrize("case", SUMMING, ids=str)
+def test_the_estimated_learning_rate_is_the_packages(case):
+    """Of parameters that begin at 0, where float32 holds the way that small steps go."""
+    name = {"Prodigy": "prodigyopt", "DAdaptAdam": "dadaptation"}[case.rule]
+    package = pytest.importorskip(name, reason=f"{name} is not installed")
+    parameters = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
+    theirs = getattr(package, case.rule)(parameters, lr=1.0, **case.options)
+    ours, w = case.ours(1.0), {"w": [mx.zeros(shape) for shape in SHAPES]}
+    for step in range(STEPS):
+        gs = [g + 0.3 for g in gradients(step)]
+        for p, g in zip(parameters, gs, strict=True):
+            p.grad = torch.tensor(wide(g), dtype=torch.float64)
+        theirs.step()
+        w = ours.apply_gradients({"w": gs}, w)
+        mx.eval(w, ours.state)
+    assert ours.d.item() == pytest.approx(theirs.param_groups[0]["d"], rel=2e-5)
+    for x, p in zip(w["w"], parameters, strict=True):
+        assert np.abs(wide(x) - p.numpy()).max() <= 2e-5 * np.abs(p.numpy()).max()
 
 
 def matrices(count):

@@ -19,7 +19,11 @@ using namespace nb::literals;
 
 // Every step calls this, and most rules keep no number, so the list is read only for those that do.
 nb::dict next_kept(
-    const Program& program, nb::list hypers, nb::handle learning_rate, nb::handle step) {
+    const Program& program,
+    nb::list hypers,
+    nb::handle learning_rate,
+    nb::handle step,
+    const std::vector<mx::array>& sums) {
   nb::dict kept;
   const Rule rule = program.rule();
   const auto infos = kept_by(rule);
@@ -27,7 +31,7 @@ nb::dict next_kept(
     const auto values = nb::cast<std::vector<nb::object>>(hypers);
     const GroupScalars scalars = scalars_from(program, values, learning_rate, step_from(step));
     const Arrays next =
-        mlx_opt::next_kept(rule, scalars.hypers, scalars.learning_rate, scalars.step);
+        mlx_opt::next_kept(rule, scalars.hypers, scalars.learning_rate, scalars.step, sums);
     for (size_t i = 0; i < infos.size(); ++i) {
       kept[infos[i].name] = next[i];
     }
@@ -174,13 +178,15 @@ Raises:
       "hypers"_a,
       "learning_rate"_a.none(),
       "step"_a,
+      "sums"_a = std::vector<mx::array>(),
       R"(The numbers that a rule keeps from step to step, as they are in a step: 0-d arrays by name.
 
 Args:
     program: What updates the parameters.
     hypers: Its hyperparameters in order, the last of which are these numbers as they were before.
     learning_rate: A 0-d array.
-    step: The number of the step, from 1.)");
+    step: The number of the step, from 1.
+    sums: Of a rule that sums over all tensors, these sums, 0-d arrays.)");
 }
 
 } // namespace mlx_opt::python

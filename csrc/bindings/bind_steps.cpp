@@ -155,6 +155,18 @@ Args:
     around: Called with a group's formula; returns one that does the same to its gradients.
     max_value: A 0-d array; each element is then clipped to at most this from 0.)")
       .def("gradients", &Part::gradients, "The gradients of all leaves.")
+      .def(
+          "sums",
+          &Part::sums,
+          R"(The sums that a rule over all tensors needs before its step.
+
+Returns:
+    For each group the sums over its leaves, 0-d arrays, of the leaves that the primitives update;
+    an empty list if there are none.)")
+      .def(
+          "unserved",
+          &Part::unserved,
+          "The group, gradient, parameter and state of each leaf that the formula updates.")
       .def("tree", &Part::tree, "The staged parameters, with the structure of the gradients.")
       .def("commit", &Part::commit, "Puts the staged slots into the state.");
 

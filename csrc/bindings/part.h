@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -72,6 +73,13 @@ class Part {
 
   /// The gradients of all leaves.
   std::vector<mx::array> gradients();
+
+  /// For each group the sums over its leaves that the rule needs, of those that the kernels update;
+  /// empty if there are none.
+  std::vector<std::vector<mx::array>> sums();
+
+  /// The group, the gradient, the parameter and the state of each leaf that the formula updates.
+  std::vector<std::tuple<int, mx::array, mx::array, nb::object>> unserved();
 
   /// True if the trees' classes and the dtypes permit the step to overwrite the arrays.
   bool may_overwrite() const {

@@ -1,6 +1,7 @@
 // The results of a part that does not run in place.
 #include "bindings/part.h"
 #include "mlx/utils.h"
+#include "mlx_opt/graph/sums.h"
 #include "mlx_opt/graph/tracing.h"
 
 namespace mlx_opt::python {
@@ -57,6 +58,26 @@ void Part::settle_served() {
     }
     served_leaves_.reset();
   }
+}
+
+std::vector<std::vector<mx::array>> Part::sums() {
+  collect();
+  settle_served();
+  return leaves().size() == 0 ? std::vector<std::vector<mx::array>>()
+                              : sums_of(request(), leaves());
+}
+
+std::vector<std::tuple<int, mx::array, mx::array, nb::object>> Part::unserved() {
+  collect();
+  settle_served();
+  std::vector<std::tuple<int, mx::array, mx::array, nb::object>> unserved;
+  for (const Leaf& leaf : leaves_) {
+    if (!leaf.served) {
+      unserved.emplace_back(
+          leaf.group, array_of(leaf.gradient), array_of(leaf.parameter), leaf.state);
+    }
+  }
+  return unserved;
 }
 
 void Part::take(std::vector<mx::array> outputs) {

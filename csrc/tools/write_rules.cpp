@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <string>
 
+#include "mlx_opt/rules/registry.h"
 #include "mlx_opt/step/descriptions.h"
 #include "mlx_opt/types/coefficients.h"
 
@@ -25,6 +26,9 @@ std::string flag(bool x) {
 
 // The shortest digits that give the same number, as a float in Python.
 std::string number(double x) {
+  if (x == unlimited) {
+    return "float(\"inf\")";
+  }
   char digits[32];
   std::string shortest(digits, std::to_chars(digits, digits + sizeof digits, x).ptr);
   return shortest.find_first_of(".e") == std::string::npos ? shortest + ".0" : shortest;
@@ -107,7 +111,9 @@ void print(std::FILE* file, Rule rule) {
   print_list(file, "conditions", conditions_of(rule), condition);
   std::fprintf(file, "        \"coupling\": %s,\n", coupling(description.coupling).c_str());
   std::fprintf(file, "        \"average\": %s,\n", average(description.average).c_str());
-  std::fprintf(file, "        \"elementwise\": %s,\n    },\n", flag(is_elementwise(rule)).c_str());
+  std::fprintf(file, "        \"elementwise\": %s,\n", flag(is_elementwise(rule)).c_str());
+  const int sums = sums_over_all(rule) ? sum_info(rule).sums : 0;
+  std::fprintf(file, "        \"sums\": %d,\n    },\n", sums);
 }
 
 void print(std::FILE* file, const char* name, const Coefficients& coefficients) {

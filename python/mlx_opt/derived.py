@@ -17,6 +17,7 @@ from .formulas import FORMULAS
 from .fused import FusedOptimizer
 from .hyperparameters import Attribute
 from .rule_formula import rule_formula
+from .sums import totals_by_formula
 
 
 class DerivedOptimizer(FusedOptimizer):
@@ -39,7 +40,8 @@ class DerivedOptimizer(FusedOptimizer):
         for name, schedule in self._schedulers.items():
             self.state[name] = schedule(self.step)
         self.state["step"] = self.step + 1
-        self.state.update(self._next_kept(self._values(), self.step))
+        sums = totals_by_formula(self, gradients, parameters) if self._forms.sums else None
+        self.state.update(self._next_kept(self._values(), self.step, sums))
         return tree_map(self.apply_single, gradients, parameters, self.state)
 
     def _formula(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
@@ -50,7 +52,7 @@ def optimizer_class(name: str, module: str) -> type[DerivedOptimizer]:
     """Make the class of an optimizer of one rule; `module` must have it under its name."""
     forms = forms_of(name)
     (form,), attributes = forms.forms, tuple(forms.attributes.values())
-    signature = _signature(attributes)
+    signature = _signature(form, attributes)
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = bound(signature, name, self, *args, **kwargs)
@@ -85,14 +87,15 @@ def _kept_number(name: str) -> property:
     return property(number, doc="The value in the last step, from the state; a 0-d array.")
 
 
-def _signature(attributes: tuple[Attribute, ...]) -> inspect.Signature:
+def _signature(form: Form, attributes: tuple[Attribute, ...]) -> inspect.Signature:
     def parameter(name: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
         return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
 
     return inspect.Signature(
         [
             parameter("self"),
-            parameter("learning_rate"),
+            # A rule of sums over all tensors finds its own.
+            parameter("learning_rate", *([1.0] if form.sums else [])),
             *(parameter(each.name, each.standard) for each in attributes),
             *(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)

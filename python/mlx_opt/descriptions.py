@@ -87,6 +87,9 @@ class Description(NamedTuple):
     elementwise: bool
     """True if the update of an element depends only on that element's gradient and state."""
 
+    sums: int
+    """The number of sums over all tensors on which the numbers that the rule keeps depend."""
+
     def slots_for(self, ndim: int, with_options: bool, with_idle: bool) -> list[Slot]:
         """The slots of a parameter. `with_options`: those of an option, too. `with_idle`: those
         that the rule does not use, too."""

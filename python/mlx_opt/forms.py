@@ -91,6 +91,9 @@ class Form(NamedTuple):
     """For a parameter that is between a slot and its average: the slot, and the hyperparameter that
     is the average's part."""
 
+    sums: int
+    """The number of sums over all tensors on which the kept numbers depend."""
+
     def holds(self, values: dict[str, Any]) -> bool:
         return all(_HOLDS[setting](values, option) for option, setting in self.conditions)
 
@@ -130,6 +133,9 @@ class Forms(NamedTuple):
 
     kept_inputs: frozenset[str]
     """The attributes on which the kept numbers depend."""
+
+    sums: int
+    """The number of sums over all tensors on which they depend."""
 
     def settle(self, values: dict[str, Any]) -> tuple[_ext.Program, list[Any]]:
         """The program that these attributes select, and its hyperparameters."""
@@ -173,7 +179,7 @@ def forms_of(optimizer: str) -> Forms:
     }
     kept = tuple({name: None for form in forms for name in form.kept})
     inputs = (_hyper(name)[0] for each in described for name in _kept_inputs(each))
-    return Forms(forms, attributes, kept, (*attributes, *kept), frozenset(inputs))
+    return Forms(forms, attributes, kept, (*attributes, *kept), frozenset(inputs), forms[0].sums)
 
 
 class _Floats:
@@ -186,6 +192,10 @@ class _Floats:
     maximum = staticmethod(max)
     minimum = staticmethod(min)
 
+    @staticmethod
+    def where(condition: bool, a: float, b: float) -> float:
+        return a if condition else b
+
 
 def _kept_inputs(description: Description) -> list[str]:
     """The hyperparameters on which the numbers that a rule keeps depend."""
@@ -193,14 +203,15 @@ def _kept_inputs(description: Description) -> list[str]:
         return []
     usual = {hyper.name: 3.0 for hyper in description.hypers}
 
-    def following(**changed: float) -> dict[str, float]:
-        return KEPT[description.optimizer](_Floats, {**usual, **changed}, 8.0, 2.0)
+    sums = [{"numerator": 7.0, "denominator": 7.0}] if description.sums else []
 
-    return [
-        hyper.name
-        for hyper in description.hypers
-        if not hyper.kept and following(**{hyper.name: 5.0}) != following()
-    ]
+    def following(**changed: float) -> dict[str, float]:
+        return KEPT[description.optimizer](_Floats, {**usual, **changed}, 8.0, 2.0, *sums)
+
+    def matters(name: str) -> bool:
+        return any(following(**{name: value}) != following() for value in (5.0, 0.25))
+
+    return [hyper.name for hyper in description.hypers if not hyper.kept and matters(hyper.name)]
 
 
 def _form(description: Description) -> Form:
@@ -221,6 +232,7 @@ def _form(description: Description) -> Form:
         options[0] if options else None,
         description.elementwise,
         description.average,
+        description.sums,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -411,12 +412,18 @@ class FusedOptimizer(Optimizer):
                 "block of evaluating(model) before the next step"
             )
 
-    def _next_kept(self, values: dict[str, Any], step: Any) -> dict[str, mx.array]:
-        """The numbers that the rule keeps from step to step, as they are in this step."""
+    def _next_kept(
+        self, values: dict[str, Any], step: Any, sums: Sequence[mx.array] | None = None
+    ) -> dict[str, mx.array]:
+        """The numbers that the rule keeps from step to step, as they are in this step.
+
+        `sums`: those over all tensors, if the rule needs some; None if there are no tensors.
+        """
         self._check_takes_gradients()
         if not self._forms.kept:
             return {}
-        return _ext.next_kept(*self._program_of(values), self._rate(values), step)
+        totals = [mx.array(0.0)] * self._forms.sums if sums is None else list(sums)
+        return _ext.next_kept(*self._program_of(values), self._rate(values), step, totals)
 
     def _portions(self, values: dict[str, Any]) -> list[Portion]:
         """The portions of a step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from operator import is_
 from typing import Any, NamedTuple
@@ -41,6 +41,9 @@ class Portion(NamedTuple):
     splits: Sequence[tuple[int, ...]] = ()
     """For each group the rows of the blocks of its matrices."""
 
+    keys: Sequence[str | None] = (None,)
+    """For each group the key of the numbers that the rule keeps for it; see KeptNumbers."""
+
 
 class _Combined(NamedTuple):
     """What the leaves of one combination of groups have."""
@@ -53,6 +56,8 @@ class _Combined(NamedTuple):
     """All hyperparameters."""
 
     split: tuple[int, ...]
+    key: str | None = None
+    """The key of the numbers that the rule keeps for it; see KeptNumbers."""
 
     @property
     def scale(self) -> float:
@@ -176,13 +181,17 @@ class Grouping:
         step: Any,
         rollback: Rollback,
         changes: list[Change],
+        sums: Mapping[str | None, list[mx.array]],
     ) -> list[tuple[dict, str]]:
-        """Put the numbers that the rule keeps for groups into the state; see KeptNumbers."""
+        """Put the numbers that the rule keeps for groups into the state; see KeptNumbers.
+
+        `sums`: those over all tensors that the rule needs, by the keys of the numbers.
+        """
         if not self._kept.keys:
             return []
         found = self.assignment.found.combinations
         combinations = list(zip(found, self._own_values(optimizer.state), strict=True))
-        return self._kept.settle(optimizer, base, combinations, step, rollback, changes)
+        return self._kept.settle(optimizer, base, combinations, step, rollback, changes, sums)
 
     def entries_to_forget(self, entries: dict) -> list[str]:
         """The names of entries that are of no group."""
@@ -212,17 +221,22 @@ class Grouping:
                 formula = ema.around(formula, combined.hypers, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
-            portions.append(Portion(program, groups, found.tree, positions, maximizes, splits))
+            keys = [combined.key for combined in combinations]
+            portions.append(
+                Portion(program, groups, found.tree, positions, maximizes, splits, keys)
+            )
         return portions
 
     def _planned(self, optimizer: Any, base: dict[str, Any], found: Found, key: Any) -> _Plan:
         portions: dict[_Kind, list[_Combined]] = {}
         places: list[tuple[_Kind | None, int]] = []  # the portion and the group of each combination
-        for own in self._own_values(optimizer.state):
+        own_values = self._own_values(optimizer.state)
+        for combination, own in zip(found.combinations, own_values, strict=True):
             if own.get("frozen"):
                 places.append((None, 0))
                 continue
             kind, combined = self._combined(optimizer, base, own)
+            combined = combined._replace(key=self._kept.key_of(combination))
             groups = portions.setdefault(kind, [])
             places.append((kind, len(groups)))
             groups.append(combined)

@@ -58,8 +58,30 @@ def begin_kept(name):
     return dict(forms_of(getattr(optimizers, name)._rule).forms[0].kept)
 
 
-def next_kept(name, kept, step, learning_rate, options, xp=np):
-    """These numbers in a step, from those before it."""
+def sums_over_all(name, tensors, kept, step, learning_rate, options, xp=np):
+    """The sums over all tensors that a rule needs before a step; None if it needs none.
+
+    `tensors`: of each the parameter, the gradient and the state. `kept`: as before the step.
+    """
+    if name not in formulas.SUMS:
+        return None
+    form = forms_of(getattr(optimizers, name)._rule).forms[0]
+    values = {"learning_rate": learning_rate, **_attributes(form, options), **kept}
+    parts = [formulas.SUMS[name](xp, *tensor, step, **values) for tensor in tensors]
+    return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
+def _attributes(form, options):
+    """All arguments of a constructor, with the defaults of those that are not given."""
+    standards = {}
+    for part, (attribute, index) in zip(form.standards, form.hypers, strict=True):
+        value = form.standards[part]
+        standards[attribute] = value if index is None else (*standards.get(attribute, ()), value)
+    return {**standards, **{key: x for key, x in options.items() if key != "learning_rate"}}
+
+
+def next_kept(name, kept, step, learning_rate, options, xp=np, sums=None):
+    """These numbers in a step, from those before it. `sums`: see `sums_over_all`."""
     if not kept:
         return {}
     form = forms_of(getattr(optimizers, name)._rule).forms[0]
@@ -67,7 +89,8 @@ def next_kept(name, kept, step, learning_rate, options, xp=np):
     for part, (attribute, index) in zip(form.standards, form.hypers, strict=True):
         if attribute in options:
             hypers[part] = options[attribute] if index is None else options[attribute][index]
-    return formulas.KEPT[name](xp, hypers, learning_rate, step)
+    sums = [] if sums is None else [sums]
+    return formulas.KEPT[name](xp, hypers, learning_rate, step, *sums)
 
 
 def run(name, w, gradients, options):
@@ -83,8 +106,10 @@ def run(name, w, gradients, options):
         now = dict(options)
         if callable(now["learning_rate"]):
             now["learning_rate"] = float(now["learning_rate"](step - 1))
-        kept = next_kept(name, kept, step, now["learning_rate"], now)
-        w, state = rule(w, np.array(g, np.float64), state, step, **now, **kept)
+        g, rate = np.array(g, np.float64), now["learning_rate"]
+        sums = sums_over_all(name, [(w, g, state)], kept, step, rate, now)
+        kept = next_kept(name, kept, step, rate, now, sums=sums)
+        w, state = rule(w, g, state, step, **now, **kept)
     return w, state
 
 

@@ -22,6 +22,7 @@ from .clipping import ClippedStep, ClipRequest, negative_of
 from .foreign import Apply, members_of, note_state, run_foreign
 from .grouping import Portion
 from .rollback import Change, Rollback
+from .sums import Totals, totals_of
 
 
 class Share(NamedTuple):
@@ -41,6 +42,9 @@ class Settled(NamedTuple):
     state: dict
     changes: list[Change]
     """The entries of the state, besides those of parameters, that the step replaces."""
+
+    values: dict[str, Any]
+    """The optimizer's hyperparameters."""
 
     portions: list[Portion]
     kept: list[tuple[dict, str]]
@@ -133,6 +137,10 @@ def _prepare(
         own = iter(parts)
         held = [share.gradients if share.apply else next(own) for share in shares]
         clipped = request.compute(held, scale, divisor)
+    for i, step in enumerate(settled):
+        if step.optimizer._forms.sums:
+            settled[i] = _with_sums(step, parts[i], clipped, rollback)
+            parts[i] = _parts(settled[i], parameters, assigned)
     counters: list[Any] = []
     for step, own_parts in zip(settled, parts, strict=True):
         _clip(step, own_parts, clipped)
@@ -172,17 +180,43 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     rollback.put(optimizer.state, "step", number, changes)
     values, step = optimizer._values(), optimizer.step
     kept: list[tuple[dict, str]] = []
-    if grouping is not None:
-        kept += grouping.settle_kept(optimizer, values, step, rollback, changes)
-    for name, number in optimizer._next_kept(values, step).items():
-        rollback.put(optimizer.state, name, number, changes)
-        values[name] = number
-        kept.append((optimizer.state, name))
+    if not optimizer._forms.sums:  # else they need the gradients
+        kept = _settle_kept(optimizer, values, step, {}, rollback, changes)
     portions = optimizer._portions(values)
     # A schedule may have installed a hook.
     fused = optimizer._uses_own_step() and optimizer._uses_primitives()
     state = optimizer.state
-    return Settled(optimizer, share.gradients, state, changes, portions, kept, step, fused)
+    return Settled(optimizer, share.gradients, state, changes, values, portions, kept, step, fused)
+
+
+def _settle_kept(
+    optimizer: Any,
+    values: dict[str, Any],
+    step: Any,
+    sums: Totals,
+    rollback: Rollback,
+    changes: list[Change],
+) -> list[tuple[dict, str]]:
+    """Put the numbers that the rule keeps into the state and the values; their places there."""
+    kept: list[tuple[dict, str]] = []
+    if optimizer._grouping is not None:
+        kept += optimizer._grouping.settle_kept(optimizer, values, step, rollback, changes, sums)
+    for name, number in optimizer._next_kept(values, step, sums.get(None)).items():
+        rollback.put(optimizer.state, name, number, changes)
+        values[name] = number
+        kept.append((optimizer.state, name))
+    return kept
+
+
+def _with_sums(
+    settled: Settled, parts: list[_ext.Part], clipped: ClippedStep | None, rollback: Rollback
+) -> Settled:
+    """The step of a rule whose numbers depend on sums over all tensors, with these numbers."""
+    optimizer, values = settled.optimizer, settled.values
+    _clip(settled, parts, clipped)
+    sums = totals_of(optimizer, settled.portions, parts, clipped)
+    kept = _settle_kept(optimizer, values, settled.step, sums, rollback, settled.changes)
+    return settled._replace(portions=optimizer._portions(values), kept=kept)
 
 
 def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]:

@@ -76,6 +76,23 @@ TEST_CASE("a group has a number of its own that the rule keeps") {
   CHECK(mx::array(again.state().at("mlx_opt.groups.b.mu_product")).item<float>() == number);
 }
 
+TEST_CASE("a group with a name has its own sums over all tensors") {
+  using mlx_opt::RuleByName;
+  for (const char* rule : {"Prodigy", "DAdaptAdam"}) {
+    CAPTURE(rule);
+    const Group group = {.match = {"bias"}, .learning_rate_scale = 0.5, .name = "b"};
+    check_split(RuleByName{rule}, RuleByName{rule}, group, 1.0, 0.5);
+    check_split(RuleByName{rule}, RuleByName{rule}, group, 1.0, 0.5, {.skip_nonfinite = true});
+    const RuleByName slow = {rule, {{"growth_rate", 1.5}}};
+    check_split(
+        RuleByName{rule},
+        slow,
+        {.match = {"bias"}, .hypers = {{"growth_rate", 1.5}}, .name = "b"},
+        1.0,
+        1.0);
+  }
+}
+
 TEST_CASE("a group's factor is of the greatest learning rate too") {
   const auto corrected = [](double greatest) {
     return mlx_opt::AdamW{

@@ -44,6 +44,45 @@ TEST_CASE("the state has the names, shapes and dtypes of Python's") {
   CHECK(equal(optimizer.state(), expected));
 }
 
+TEST_CASE("numbers of sums over all tensors are those of all parameters") {
+  // Two parameters of one element, whose gradients are 1 and -2: Prodigy as its page states it.
+  NamedArrays w = {{"a", mx::array({0.0f})}, {"b", mx::array({0.0f})}};
+  const NamedArrays g = {{"a", mx::array({1.0f})}, {"b", mx::array({-2.0f})}};
+  Optimizer optimizer(w, mlx_opt::RuleByName{"Prodigy"}, 1.0);
+  const double grads[] = {1.0, -2.0}, beta3 = std::sqrt(0.999), d0 = 1e-6;
+  double d = d0, largest = d0, numerator = 0;
+  double x[2] = {}, m[2] = {}, v[2] = {}, s[2] = {};
+  for (int step = 0; step < 20; ++step) {
+    optimizer.update(w, g);
+    double denominator = 0;
+    numerator *= beta3;
+    for (int i = 0; i < 2; ++i) {
+      numerator += d / d0 * d * grads[i] * -x[i];
+      m[i] = 0.9 * m[i] + 0.1 * d * grads[i];
+      v[i] = 0.999 * v[i] + 0.001 * d * d * grads[i] * grads[i];
+      s[i] = beta3 * s[i] + d / d0 * d * grads[i];
+      denominator += std::abs(s[i]);
+    }
+    const double before = d, estimate = numerator / denominator;
+    largest = std::max(largest, estimate);
+    d = largest;
+    for (int i = 0; i < 2; ++i) {
+      x[i] -= before * m[i] / (std::sqrt(v[i]) + d * 1e-8);
+    }
+  }
+  const auto state = optimizer.state();
+  CHECK(d > 100 * d0);
+  CHECK(mx::array(state.at("d")).item<float>() == doctest::Approx(d).epsilon(1e-5));
+  CHECK(
+      mx::array(state.at("d_numerator")).item<float>() == doctest::Approx(numerator).epsilon(1e-5));
+  CHECK(w.at("a").item<float>() == doctest::Approx(x[0]).epsilon(1e-5));
+  CHECK(w.at("b").item<float>() == doctest::Approx(x[1]).epsilon(1e-5));
+  Optimizer again(
+      {{"a", mx::array({0.0f})}, {"b", mx::array({0.0f})}}, mlx_opt::RuleByName{"Prodigy"}, 1.0);
+  again.set_state(state);
+  CHECK(equal(again.state(), state));
+}
+
 TEST_CASE("the state has the dtypes that it was given, and parameters keep theirs") {
   NamedArrays halves;
   for (const auto& [name, parameter] : parameters()) {

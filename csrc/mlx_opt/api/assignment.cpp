@@ -48,13 +48,14 @@ void check(const Group& group, const std::vector<std::string>& names) {
   }
 }
 
-// The names of the groups that change a number which the rule keeps.
+// The names of the groups that change a number which the rule keeps. If that depends on sums over
+// all tensors, each group with a name has numbers of its own.
 std::string kept_key(const std::vector<const Group*>& groups, Rule rule) {
   const auto inputs = kept_inputs(rule);
   std::set<std::string> seen; // of the inputs
   std::string key;
   for (const Group* group : groups) {
-    bool changes = false;
+    bool changes = sums_over_all(rule) && !group->name.empty();
     for (const std::string_view input : inputs) {
       const std::string name(input);
       changes |= group->hypers.contains(name) && seen.insert(name).second;

@@ -206,6 +206,10 @@ void Optimizer::update(
   }
   const mx::array rate(learning_rate_.value_or(0.0f));
   std::map<std::string, Arrays> kept, next_numbers; // after this step, and in it
+  std::map<std::string, Arrays> sums;
+  if (sums_over_all(definition().program.rule())) {
+    sums = leaves.sums(rate, step, kept_, scale, s);
+  }
   for (const Combination& combination : assignment_->combinations) {
     const std::string& key = combination.kept_key;
     const auto before = kept_.find(key);
@@ -215,7 +219,7 @@ void Optimizer::update(
     auto hypers = combination.definition.hypers;
     std::copy(before->second.begin(), before->second.end(), hypers.end() - before->second.size());
     const Rule rule = combination.definition.program.rule();
-    Arrays& next = next_numbers[key] = next_kept(rule, hypers, rate, step, s);
+    Arrays& next = next_numbers[key] = next_kept(rule, hypers, rate, step, sums[key], s);
     for (size_t i = 0; i < next.size(); ++i) {
       kept[key].push_back(
           clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next[i], before->second[i], s)

@@ -9,6 +9,7 @@
 #include "mlx_opt/eager/in_place.h"
 #include "mlx_opt/eager/merge.h"
 #include "mlx_opt/eager/pacing.h"
+#include "mlx_opt/graph/sums.h"
 #include "mlx_opt/graph/tracing.h"
 #include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
@@ -123,6 +124,13 @@ void check_leaves(
   for (size_t i = 0; i < leaves.size(); ++i) {
     check_leaf(program, name, i, leaves[i]);
   }
+}
+
+std::vector<std::vector<mx::array>> sums_of(
+    const ProgramLeaves& leaves, const std::optional<GradientScale>& scale, mx::StreamOrDevice s) {
+  const Leaves collected = collect(*leaves.program, leaves.leaves);
+  check_differentiation(collected);
+  return sums_of({leaves.program, leaves.groups, scale, mx::to_stream(s)}, collected);
 }
 
 void run_step(

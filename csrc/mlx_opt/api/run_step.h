@@ -35,6 +35,11 @@ void check_leaves(
     const std::vector<Leaf>& leaves,
     mx::StreamOrDevice s);
 
+/// For each group the sums over its leaves that the rule needs; see graph/sums.h. Throws
+/// std::invalid_argument if the step is to be differentiated.
+std::vector<std::vector<mx::array>> sums_of(
+    const ProgramLeaves& leaves, const std::optional<GradientScale>& scale, mx::StreamOrDevice s);
+
 /// Replaces the parameters and the state of leaves that are checked by their successors: by new
 /// arrays, or where everything is evaluated and nothing else holds it by new values at once.
 /// `counters`: see run_in_place.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "mlx/ops.h"
+
 namespace mlx_opt {
 namespace {
 
@@ -52,10 +54,42 @@ Arrays StepLeaves::gradients() const {
   return gradients;
 }
 
+std::map<std::string, Arrays> StepLeaves::sums(
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::map<std::string, Arrays>& kept,
+    const std::optional<GradientScale>& scale,
+    mx::StreamOrDevice s) const {
+  std::vector<ProgramLeaves> programs = programs_;
+  add_scalars(programs, learning_rate, step, kept);
+  std::vector<std::vector<Arrays>> all;
+  for (const ProgramLeaves& program : programs) {
+    all.push_back(sums_of(program, scale, s));
+  }
+  std::map<std::string, Arrays> totals;
+  for (size_t i = 0; i < places_.size(); ++i) {
+    const Arrays& own = all[places_[i].program][places_[i].group];
+    auto [total, is_first] = totals.emplace(assignment_.combinations[i].kept_key, own);
+    for (size_t k = 0; k < own.size() && !is_first; ++k) {
+      total->second[k] = mx::add(total->second[k], own[k], s);
+    }
+  }
+  return totals;
+}
+
 std::vector<ProgramLeaves> StepLeaves::with_scalars(
     const mx::array& learning_rate,
     const mx::array& step,
     const std::map<std::string, Arrays>& kept) && {
+  add_scalars(programs_, learning_rate, step, kept);
+  return std::move(programs_);
+}
+
+void StepLeaves::add_scalars(
+    std::vector<ProgramLeaves>& programs,
+    const mx::array& learning_rate,
+    const mx::array& step,
+    const std::map<std::string, Arrays>& kept) const {
   for (size_t i = 0; i < places_.size(); ++i) {
     const Combination& combination = assignment_.combinations[i];
     const auto& rate = combination.learning_rate;
@@ -69,9 +103,8 @@ std::vector<ProgramLeaves> StepLeaves::with_scalars(
       const Arrays& own = numbers->second;
       std::copy(own.begin(), own.end(), scalars.hypers.end() - own.size());
     }
-    programs_[places_[i].program].groups.push_back(std::move(scalars));
+    programs[places_[i].program].groups.push_back(std::move(scalars));
   }
-  return std::move(programs_);
 }
 
 } // namespace mlx_opt

@@ -22,6 +22,15 @@ class StepLeaves {
 
   Arrays gradients() const;
 
+  /// The sums over all leaves that the rule needs, by the keys of combinations; zeros for those
+  /// without leaves. `kept`: as before the step.
+  std::map<std::string, Arrays> sums(
+      const mx::array& learning_rate,
+      const mx::array& step,
+      const std::map<std::string, Arrays>& kept,
+      const std::optional<GradientScale>& scale,
+      mx::StreamOrDevice s) const;
+
   /// The leaves with the scalars of their groups. `kept`: the numbers that the rule
   /// keeps, by the keys of combinations.
   std::vector<ProgramLeaves> with_scalars(
@@ -30,6 +39,12 @@ class StepLeaves {
       const std::map<std::string, Arrays>& kept) &&;
 
  private:
+  void add_scalars(
+      std::vector<ProgramLeaves>& programs,
+      const mx::array& learning_rate,
+      const mx::array& step,
+      const std::map<std::string, Arrays>& kept) const;
+
   struct Place {
     size_t program;
     uint16_t group;

@@ -8,13 +8,13 @@
 
 namespace mlx_opt {
 
+/// The weight of a parameter in float32, of its master or remainder.
+mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream);
+
 using Step = std::vector<mx::array>(const Request& request, const Leaves& leaves);
 
 /// The results of `step` on the master weights in the place of their parameters, which become their
 /// rounding; in the order of the leaves.
 std::vector<mx::array> step_on_masters(const Request& request, const Leaves& leaves, Step& step);
-
-/// The weight of a parameter with that master or remainder.
-mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream);
 
 } // namespace mlx_opt

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "mlx/ops.h"
+#include "mlx_opt/graph/batch.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
@@ -68,7 +69,7 @@ std::pair<std::vector<mx::array>, std::vector<int>> StepPrimitive::vmap(
   for (int b = 0; b < batch; ++b) {
     std::vector<mx::array> one;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      one.push_back(axes[i] >= 0 ? mx::take(inputs[i], b, axes[i], stream()) : inputs[i]);
+      one.push_back(axes[i] >= 0 ? element_of(inputs[i], b, axes[i], stream()) : inputs[i]);
     }
     auto outputs = outputs_of(token_of(copy(), std::move(one)));
     for (size_t i = 0; i < outputs.size(); ++i) {

@@ -21,6 +21,9 @@ enum class Range : uint8_t {
 /// The kinds of weight decay, in the order of DecayKind.
 inline constexpr const char* decay_kinds[] = {"coupled", "decoupled", "independent", "corrected"};
 
+/// The default of a hyperparameter that limits something, and then does not.
+inline constexpr double unlimited = __builtin_huge_val();
+
 struct HyperInfo {
   /// As the optimizer's constructor calls it; "betas[0]" is the first element of `betas`.
   const char* name;

@@ -15,6 +15,7 @@
   RULE(Adan)                        \
   RULE(AdEMAMix)                    \
   RULE(ADOPT)                       \
+  RULE(DAdaptAdam)                  \
   RULE(DiffGrad)                    \
   RULE(LaProp)                      \
   RULE(Lion)                        \
@@ -23,6 +24,7 @@
   RULE(Muon)                        \
   RULE(NAdam)                       \
   RULE(Nesterov)                    \
+  RULE(Prodigy)                     \
   RULE(QHAdam)                      \
   RULE(RAdam)                       \
   RULE(RMSprop)                     \
@@ -32,6 +34,10 @@
   RULE(Signum)                      \
   RULE(SimplifiedAdEMAMix)          \
   RULE(Yogi)
+
+// Of these rules, those whose numbers depend on sums over all tensors, which are taken before the
+// step.
+#define MLX_OPT_FOR_EACH_SUMMING_RULE(RULE) RULE(DAdaptAdam) RULE(Prodigy)
 
 // Those of two passes over each tensor: the first sums up over the tensor, and may take the state's
 // step; the second updates the parameter with what the sums give.
@@ -69,12 +75,19 @@ constexpr bool is_elementwise(Rule rule) {
   return static_cast<int>(rule) < elementwise_rules;
 }
 
+/// True if the numbers that the rule keeps depend on sums over all tensors.
+constexpr bool sums_over_all(Rule rule) {
+#define MLX_OPT_IS(name) rule == Rule::name ||
+  return MLX_OPT_FOR_EACH_SUMMING_RULE(MLX_OPT_IS) false;
+#undef MLX_OPT_IS
+}
+
 /// True if the rule's first pass sums over each tensor and its second updates the parameter.
 constexpr bool has_two_passes(Rule rule) {
   return !is_elementwise(rule) && static_cast<int>(rule) < elementwise_rules + two_pass_rules;
 }
 
-/// The maximum number of sums and rates of a rule of two passes.
+/// The maximum number of sums and rates of a rule of two passes, and of sums over all tensors.
 inline constexpr int max_sums = 8;
 
 } // namespace mlx_opt

@@ -149,6 +149,10 @@ MLX_OPT_FN float minimum(float a, float b) {
   return (a < b || a != a) ? a : b;
 }
 
+MLX_OPT_FN float where(bool condition, float a, float b) {
+  return condition ? a : b;
+}
+
 MLX_OPT_FN float infinity() {
   return as_float(0x7f800000);
 }

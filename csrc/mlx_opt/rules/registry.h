@@ -15,6 +15,7 @@
 #include "adan.h"
 #include "ademamix.h"
 #include "adopt.h"
+#include "d_adaptation.h"
 #include "diffgrad.h"
 #include "lamb.h"
 #include "laprop.h"
@@ -71,6 +72,29 @@ constexpr int max_of(int RuleInfo::* count) {
 }
 
 inline constexpr int max_scalars = max_of(&RuleInfo::scalars);
+
+/// Of a rule that sums over all tensors.
+struct SumInfo {
+  Rule rule;
+  int sums;
+  unsigned reads; // a bit for each field of the element that the sums read, the parameter's lowest
+};
+
+#define MLX_OPT_INFO(name)                                      \
+  SumInfo{                                                      \
+      Rule::name,                                               \
+      sizeof(MLX_OPT_LEVEL::name::Sums<float>) / sizeof(float), \
+      MLX_OPT_LEVEL::name::sums_read},
+inline constexpr SumInfo sum_infos[] = {MLX_OPT_FOR_EACH_SUMMING_RULE(MLX_OPT_INFO)};
+#undef MLX_OPT_INFO
+
+constexpr const SumInfo& sum_info(Rule rule) {
+  const SumInfo* found = sum_infos;
+  while (found->rule != rule) {
+    ++found;
+  }
+  return *found;
+}
 
 struct TwoPassInfo {
   int sums;

@@ -14,6 +14,10 @@ namespace {
 template <typename R>
 concept Keeps = requires { typename R::template Kept<float>; };
 
+// True for a rule that sums over all tensors; those of one tensor are no template.
+template <typename R>
+concept SumsOverAll = requires { typename R::template Sums<float>; };
+
 template <typename R>
 constexpr size_t count_of_kept() {
   if constexpr (Keeps<R>) {
@@ -41,15 +45,31 @@ MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_CHECK_KEPT)
 MLX_OPT_FOR_EACH_TENSOR_RULE(MLX_OPT_CHECK_KEPT)
 #undef MLX_OPT_CHECK_KEPT
 
+// A struct of numbers.
+template <typename Struct, typename Number>
+Struct made_of(const std::vector<Number>& numbers) {
+  return [&]<size_t... i>(std::index_sequence<i...>) {
+    return Struct{numbers.at(i)...};
+  }(std::make_index_sequence<sizeof(Struct) / sizeof(Number)>());
+}
+
 // The numbers in a step. `hypers`: in the rule's order, as numbers or as nodes of a graph.
 template <typename R, typename Number>
 std::vector<Number> next_of(
-    const std::vector<Number>& hypers, const Number& learning_rate, const Number& step) {
-  constexpr size_t count = sizeof(typename R::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
+    const std::vector<Number>& hypers,
+    const Number& learning_rate,
+    const Number& step,
+    const std::vector<Number>& sums) {
   using Kept = typename R::template Kept<Number>;
-  const Kept kept = [&]<size_t... i>(std::index_sequence<i...>) {
-    return R::next(typename R::template Numbers<Number>{hypers.at(i)...}, learning_rate, step);
-  }(std::make_index_sequence<count>());
+  const auto numbers = made_of<typename R::template Numbers<Number>>(hypers);
+  const Kept kept = [&] {
+    if constexpr (SumsOverAll<R>) {
+      return R::next(
+          numbers, made_of<typename R::template Sums<Number>>(sums), learning_rate, step);
+    } else {
+      return R::next(numbers, learning_rate, step);
+    }
+  }();
   static_assert(sizeof kept == count_of_kept<R>() * sizeof(Number));
   const auto* first = reinterpret_cast<const Number*>(&kept);
   return {first, first + count_of_kept<R>()};
@@ -57,12 +77,16 @@ std::vector<Number> next_of(
 
 template <typename Number>
 std::vector<Number> next_of(
-    Rule rule, const std::vector<Number>& hypers, const Number& learning_rate, const Number& step) {
-#define MLX_OPT_NEXT(name)                                              \
-  if constexpr (Keeps<MLX_OPT_LEVEL::name>) {                           \
-    if (rule == Rule::name) {                                           \
-      return next_of<MLX_OPT_LEVEL::name>(hypers, learning_rate, step); \
-    }                                                                   \
+    Rule rule,
+    const std::vector<Number>& hypers,
+    const Number& learning_rate,
+    const Number& step,
+    const std::vector<Number>& sums) {
+#define MLX_OPT_NEXT(name)                                                    \
+  if constexpr (Keeps<MLX_OPT_LEVEL::name>) {                                 \
+    if (rule == Rule::name) {                                                 \
+      return next_of<MLX_OPT_LEVEL::name>(hypers, learning_rate, step, sums); \
+    }                                                                         \
   }
   MLX_OPT_FOR_EACH_RULE(MLX_OPT_NEXT)
   MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NEXT)
@@ -105,14 +129,16 @@ std::span<const HyperInfo> kept_by(Rule rule) {
 std::vector<std::string_view> kept_inputs(Rule rule) {
   const auto infos = hypers_of(rule);
   const std::vector<float> usual(infos.size(), 3.0f);
+  const std::vector<float> sums(max_sums, 7.0f);
   const auto next = [&](const std::vector<float>& hypers) {
-    return next_of(rule, hypers, 8.0f, 2.0f);
+    return next_of(rule, hypers, 8.0f, 2.0f, sums);
   };
   std::vector<std::string_view> names;
   for (size_t i = 0; i < infos.size() - kept_by(rule).size(); ++i) {
-    auto changed = usual;
-    changed[i] = 5.0f;
-    if (next(changed) != next(usual)) {
+    auto more = usual, less = usual;
+    more[i] = 5.0f;
+    less[i] = 0.25f;
+    if (next(more) != next(usual) || next(less) != next(usual)) {
       names.emplace_back(infos[i].name);
     }
   }
@@ -124,29 +150,35 @@ Arrays next_kept(
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
+    const Arrays& sums,
     mx::StreamOrDevice s) {
   if (kept_by(rule).empty()) {
     return {};
   }
   const mx::Stream stream = mx::to_stream(s);
   if (stream.device == mx::Device::cpu) {
-    std::vector<float> values;
+    std::vector<float> values, totals;
     for (const Scalar& hyper : hypers) {
       if (const auto value = value_of(hyper)) {
         values.push_back(*value);
       }
     }
+    for (const mx::array& sum : sums) {
+      if (const auto value = value_of<float>(sum, mx::float32)) {
+        totals.push_back(*value);
+      }
+    }
     const auto rate = value_of<float>(learning_rate, mx::float32);
     const auto number = value_of<uint64_t>(step, mx::uint64);
-    if (rate && number && values.size() == hypers.size()) {
-      const std::vector<float> next = next_of(rule, values, *rate, *number);
+    if (rate && number && values.size() == hypers.size() && totals.size() == sums.size()) {
+      const std::vector<float> next = next_of<float>(rule, values, *rate, *number, totals);
       return {next.begin(), next.end()};
     }
   }
   const mx::StreamContext context(stream);
   std::vector<mx::array> nodes;
   std::transform(hypers.begin(), hypers.end(), std::back_inserter(nodes), node_of);
-  return next_of(rule, nodes, node_of(learning_rate), node_of(step));
+  return next_of(rule, nodes, node_of(learning_rate), node_of(step), sums);
 }
 
 } // namespace mlx_opt

@@ -20,11 +20,13 @@ MLX_OPT_API std::vector<std::string_view> kept_inputs(Rule rule);
 
 /// The numbers' values in step `step`, 0-d and float32, in the same order; `hypers` ends with their
 /// previous values. Evaluated if the device is the CPU and all inputs are evaluated, else lazy.
+/// `sums`: of a rule that sums over all tensors, these sums, each 0-d and float32.
 MLX_OPT_API Arrays next_kept(
     Rule rule,
     const std::vector<Scalar>& hypers,
     const mx::array& learning_rate,
     const mx::array& step,
+    const Arrays& sums = {},
     mx::StreamOrDevice s = {});
 
 } // namespace mlx_opt

@@ -12,12 +12,14 @@ gives them. It returns the new parameter and the new state, and leaves its argum
 """
 
 from . import adam_variants as adam_variants
+from . import d_adaptation as d_adaptation
 from . import elementwise as elementwise
 from . import schedule_free as schedule_free
 from .registry import CASES as CASES
 from .registry import FINISHES as FINISHES
 from .registry import FORMULAS as FORMULAS
 from .registry import KEPT as KEPT
+from .registry import SUMS as SUMS
 from .registry import reference as reference
 from .tensors import muon as muon
 from .tensors import newton_schulz as newton_schulz

@@ -20,7 +20,12 @@ updates the state: the second pass reads the state as it is stored."""
 KEPT: dict[str, Callable[..., Any]] = {}
 """What gives the numbers that a rule keeps from step to step as they are in a step, by name. It
 takes the array module, the hyperparameters by their names in the description, among them these
-numbers as they were before, the learning rate and the step."""
+numbers as they were before, the learning rate and the step. If they depend on sums over all
+tensors, these follow, by their names."""
+
+SUMS: dict[str, Callable[..., Any]] = {}
+"""What gives a tensor's part of the sums over all tensors that a rule needs, by their names. It
+takes what the formula takes, with the numbers that the rule keeps as before the step."""
 
 
 def keep(optimizer: str) -> Callable[..., Any]:
@@ -28,6 +33,16 @@ def keep(optimizer: str) -> Callable[..., Any]:
 
     def register(formula: Callable[..., Any]) -> Callable[..., Any]:
         KEPT[optimizer] = formula
+        return formula
+
+    return register
+
+
+def sums(optimizer: str) -> Callable[..., Any]:
+    """Make a function what gives a tensor's part of an optimizer's sums over all tensors."""
+
+    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
+        SUMS[optimizer] = formula
         return formula
 
     return register

@@ -50,6 +50,8 @@ def divides_tensors(optimizer: Any) -> bool:
         raise TypeError("Sharded: an optimizer with ema_decay is not supported")
     if isinstance(optimizer, Muon):
         return True
+    if optimizer._forms.sums:
+        raise TypeError(f"Sharded: {name} sums over all tensors, which cannot be divided")
     if type(optimizer)._program_of is not FusedOptimizer._program_of:
         raise TypeError(f"Sharded: {name} has its own program, which cannot be divided")
     values = optimizer._values()

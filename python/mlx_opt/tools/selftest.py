@@ -161,7 +161,8 @@ def _worst_of_steps(rule: str, options: dict[str, Any], storage: str) -> float:
         for name, old in before.items():
             if not parameters[name].size:
                 continue
-            settings = {"learning_rate": LEARNING_RATE} | options
+            kept = {name: optimizer.state[name].item() for name in references.begin_kept(rule)}
+            settings = {"learning_rate": LEARNING_RATE} | options | kept
             g = _wide(gradients[name])
             w = old.pop("w")
             new = _wide_tensor(optimizer, parameters, name)

@@ -138,6 +138,14 @@ class Part:
         """The gradients of all leaves."""
         return [leaf.gradient for leaf in self.leaves()]
 
+    def sums(self) -> list[list[mx.array]]:
+        """None: the formula updates all leaves."""
+        return []
+
+    def unserved(self) -> list[tuple[int, mx.array, mx.array, Any]]:
+        """The group, gradient, parameter and state of each leaf."""
+        return [(leaf.group, leaf.gradient, leaf.parameter, leaf.state) for leaf in self.leaves()]
+
     def is_assignable(self) -> bool:
         """True if no container of a parameter has a `__setitem__` of its own."""
         return all(has_own_assignment(leaf.container) for leaf in self.leaves())

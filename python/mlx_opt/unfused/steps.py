@@ -98,15 +98,21 @@ def is_assigned(assignment: Any, tree: Any) -> bool:
 
 
 def next_kept(
-    program: Program, hypers: Sequence[Any], learning_rate: Any, step: Any
+    program: Program,
+    hypers: Sequence[Any],
+    learning_rate: Any,
+    step: Any,
+    sums: Sequence[mx.array] = (),
 ) -> dict[str, mx.array]:
     """The numbers that a rule keeps from step to step, by name."""
-    described = BY_RULE[program.rule].hypers
+    rule = BY_RULE[program.rule]
+    described = rule.hypers
     if not any(hyper.kept for hyper in described):
         return {}
     values = {hyper.name: value for hyper, value in zip(described, hypers, strict=True)}
     number = mx.array(checked_step(step)).astype(mx.float32)
-    kept = KEPT[BY_RULE[program.rule].optimizer](mx, values, learning_rate, number)
+    totals = [dict(zip(("numerator", "denominator"), sums, strict=True))] if rule.sums else []
+    kept = KEPT[rule.optimizer](mx, values, learning_rate, number, *totals)
     return {name: mx.array(value).astype(mx.float32) for name, value in kept.items()}
 
 

@@ -1,4 +1,5 @@
 // Chooses the instruction set, once, when the first kernel is requested.
+#include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <stdexcept>
@@ -15,6 +16,7 @@ namespace mlx_opt {
   namespace name {                             \
   extern const cpu::Kernel elementwise[];      \
   extern const cpu::Kernel two_pass[];         \
+  extern const cpu::SumKernel summing[];       \
   extern const cpu::Reductions reductions;     \
   extern const cpu::AdafactorKernel adafactor; \
   extern cpu::UpdateEma update_ema;            \
@@ -29,6 +31,7 @@ struct Level {
   std::string_view name;
   const Kernel* elementwise;
   const Kernel* two_pass;
+  const SumKernel* summing;
   const Reductions& reductions;
   const AdafactorKernel& adafactor;
   UpdateEma& update_ema;
@@ -68,6 +71,7 @@ const Level levels[] = {
   {#name,             \
    name::elementwise, \
    name::two_pass,    \
+   name::summing,     \
    name::reductions,  \
    name::adafactor,   \
    name::update_ema,  \
@@ -109,6 +113,15 @@ const Kernel& kernel(Rule rule) {
   const int index = static_cast<int>(rule);
   return is_elementwise(rule) ? level().elementwise[index]
                               : level().two_pass[index - elementwise_rules];
+}
+
+const SumKernel& sum_kernel(Rule rule) {
+  constexpr Rule rules[] = {
+#define MLX_OPT_RULE(name) Rule::name,
+      MLX_OPT_FOR_EACH_SUMMING_RULE(MLX_OPT_RULE)
+#undef MLX_OPT_RULE
+  };
+  return level().summing[std::find(std::begin(rules), std::end(rules), rule) - std::begin(rules)];
 }
 
 const Reductions& reductions() {

@@ -43,9 +43,9 @@ struct Tensor {
   const Operand* in;
   const Operand* out;
   MasterWeights masters;
-  bool has_ema;
-  bool rounds;           // true if results in bfloat16 are rounded stochastically
-  uint32_t rounding_key; // of the tensor
+  bool has_ema = false;
+  bool rounds = false;       // true if results in bfloat16 are rounded stochastically
+  uint32_t rounding_key = 0; // of the tensor
 };
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
@@ -96,6 +96,24 @@ struct Kernel {
 /// `rate`; compiled for one instruction set. `slots`: the number of the rule's.
 using UpdateEma = void(const Tensor& tensor, int slots, int64_t begin, int64_t end, float rate);
 
+/// The sums of a rule over all tensors, compiled for one instruction set.
+struct SumKernel {
+  /// Computes what the sums depend on from the hyperparameters, the learning rate and the step's
+  /// number: at most `max_sum_scalars` numbers.
+  void (*prepare)(const float* hypers, float lr, float step, float* scalars);
+  /// Adds to the sums those of the elements [begin, end).
+  void (*sum)(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      Scale scale,
+      double* sums);
+};
+
+inline constexpr int max_sum_scalars = 8;
+
 /// Reductions compiled for one instruction set. All sets give the same result.
 struct Reductions {
   /// The sum of the squares of the elements [begin, end).
@@ -105,6 +123,7 @@ struct Reductions {
 /// The kernel of `rule` for the best instruction set of this machine, or for the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
+MLX_OPT_API const SumKernel& sum_kernel(Rule rule);
 MLX_OPT_API const Reductions& reductions();
 MLX_OPT_API UpdateEma& update_ema();
 

@@ -294,7 +294,38 @@ struct TwoPass {
   }
 };
 
+// The sums of a rule over all tensors, as the first pass of a rule of two passes.
+template <typename Rule>
+struct SumPass {
+  using Hypers = typename Rule::Hypers;
+  using Scalars = typename Rule::template Weights<float>;
+  using Element = typename Rule::Element;
+  using Sums = typename Rule::template Sums<float>;
+  using Rates = Sums;
+  enum : unsigned { first_pass_reads = Rule::sums_read };
+
+  MLX_OPT_FN Sums sums(Element e, float g, Hypers, Scalars s) {
+    return Rule::sums(e, g, s);
+  }
+};
+
+template <typename Rule>
+void prepare_sums(const float* hypers, float lr, float step, float* scalars) {
+  typename Rule::Hypers h;
+  __builtin_memcpy(&h, hypers, sizeof h);
+  const typename Rule::template Weights<float> weights = Rule::prepare_sums(h, lr, step);
+  static_assert(sizeof weights <= cpu::max_sum_scalars * sizeof(float));
+  __builtin_memcpy(scalars, &weights, sizeof weights);
+}
+
 } // namespace
+
+extern const cpu::SumKernel summing[];
+const cpu::SumKernel summing[] = {
+#define MLX_OPT_KERNEL(name) {prepare_sums<name>, TwoPass<SumPass<name>>::sum},
+    MLX_OPT_FOR_EACH_SUMMING_RULE(MLX_OPT_KERNEL)
+#undef MLX_OPT_KERNEL
+};
 
 extern const cpu::Kernel two_pass[];
 const cpu::Kernel two_pass[] = {
