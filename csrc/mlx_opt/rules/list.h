@@ -25,6 +25,7 @@
   RULE(Nesterov)                    \
   RULE(QHAdam)                      \
   RULE(RAdam)                       \
+  RULE(RAdamScheduleFree)           \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
   RULE(SGDScheduleFree)             \
