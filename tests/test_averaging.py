@@ -13,7 +13,7 @@ import mlx_opt
 from cases import DTYPES, assert_close, assert_same, normal, wide
 
 RATE, STEPS = 0.1, 6
-PARTS = {"SGDScheduleFree": 0.9, "AdamWScheduleFree": 0.9}
+PARTS = {"SGDScheduleFree": 0.9, "AdamWScheduleFree": 0.9, "RAdamScheduleFree": 0.9}
 each_class = pytest.mark.parametrize("name", PARTS)
 
 
@@ -45,14 +45,17 @@ def copies(tree):
 
 
 def averages_by_hand(name, steps, part):
-    """The mean of z after each step, which the state has, for steps of equal weight."""
+    """The mean of z after each step, which the state has, weighted by the squares of the largest
+    learning rates so far."""
     model, optimizer = model_of(), getattr(mlx_opt, name)(RATE)
-    sums = None
+    sums, weights = None, 0.0
     for step in range(steps):
         train(optimizer, model, 1, step)
         z = {k: wide(x) for k, x in tree_flatten(optimizer.state) if k.endswith(".z")}
-        sums = z if sums is None else {k: sums[k] + z[k] for k in z}
-    return {k.removesuffix(".z"): x / steps for k, x in sums.items()}
+        weight = optimizer.state["lr_max"].item() ** 2
+        weights += weight
+        sums = {k: weight * x + (sums[k] if sums else 0) for k, x in z.items()}
+    return {k.removesuffix(".z"): x / weights for k, x in sums.items()}
 
 
 @each_class

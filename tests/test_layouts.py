@@ -207,6 +207,13 @@ OPTIONS = {
         "warmup_steps": st.integers(0, 5),
         "r": st.floats(0, 2),
     },
+    "RAdamScheduleFree": {
+        "betas": st.tuples(st.floats(0.1, 0.99), betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "silent_sgd_phase": st.booleans(),
+        "r": st.floats(0, 2),
+    },
     "NAdam": {
         "betas": st.tuples(betas, betas),
         "eps": positive,

@@ -89,6 +89,14 @@ PAIRS = [
         schedule_free("AdamWScheduleFree", weight_decay=0.1, warmup_steps=7, r=0.5),
     ),
     (
+        Case("RAdamScheduleFree", {"weight_decay": 0.1, "r": 0.5}),
+        schedule_free("RAdamScheduleFree", weight_decay=0.1, r=0.5),
+    ),
+    (
+        Case("RAdamScheduleFree", {"weight_decay": 0.1, "silent_sgd_phase": False}),
+        schedule_free("RAdamScheduleFree", weight_decay=0.1, silent_sgd_phase=False),
+    ),
+    (
         Case("SGDScheduleFree", {"momentum": 0.8, "weight_decay": 0.1, "warmup_steps": 3}),
         schedule_free("SGDScheduleFree", momentum=0.8, weight_decay=0.1, warmup_steps=3),
     ),

@@ -12,6 +12,7 @@ if _error is None:
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
     from .groups import Group, freeze, layer_decay, no_decay
+    from .lookahead import Lookahead
     from .optimizers import DERIVED as _DERIVED
     from .optimizers import (
         SGD,
@@ -56,6 +57,7 @@ __all__ = [
     "Adamax",
     "Group",
     "Lion",
+    "Lookahead",
     "MultiOptimizer",
     "Muon",
     "Optimizer",

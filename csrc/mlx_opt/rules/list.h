@@ -27,6 +27,7 @@
   RULE(Prodigy)                     \
   RULE(QHAdam)                      \
   RULE(RAdam)                       \
+  RULE(RAdamScheduleFree)           \
   RULE(RMSprop)                     \
   RULE(SGD)                         \
   RULE(SGDScheduleFree)             \

@@ -1,12 +1,12 @@
-// Schedule-Free steps, plain and adaptive: Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky,
-// arXiv:2405.15682. The parameter is y, where the gradient is taken; z takes the steps of the base
-// optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta.
+// Schedule-Free steps, plain, adaptive and rectified: Defazio, Yang, Mehta, Mishchenko, Khaled and
+// Cutkosky, arXiv:2405.15682. The parameter is y, where the gradient is taken; z takes the steps of
+// the base optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta.
 #pragma once
 #include "portable.h"
 
 MLX_OPT_RULES_BEGIN
 
-// What both rules know of the average.
+// What all these rules know of the average.
 struct ScheduleFree {
   template <typename Number>
   struct Kept {
@@ -20,12 +20,13 @@ struct ScheduleFree {
   }
 
   // A step's weight is step^r * lr_max^weight_lr_power. Only the ratio of two of them is needed,
-  // so the sum of many equal weights is exact. While the learning rate is 0, nothing is averaged.
+  // so the sum of many equal weights is exact. While the learning rate is 0, nothing is averaged;
+  // the divisor's square is not 0, so that there is a derivative then.
   template <typename Number>
   MLX_OPT_FN Kept<Number> next(
       Kept<Number> before, Number r, Number weight_lr_power, Number rate, Number step) {
     Number lr_max = maximum(before.lr_max, rate);
-    Number divisor = maximum(lr_max, Number(1e-38f));
+    Number divisor = maximum(lr_max, Number(1e-18f));
     Number ratio =
         power((step - Number(1.0f)) / step, r) * power(before.lr_max / divisor, weight_lr_power);
     return {lr_max, before.averaged_steps * ratio + lr_max / divisor};
@@ -146,6 +147,97 @@ struct AdamWScheduleFree {
            {"weight_lr_power", 2.0, Range::not_negative},
            {.name = "lr_max", .standard = 0.0, .kept = true},
            {.name = "averaged_steps", .standard = 0.0, .kept = true}},
+      .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}, {"v"}},
+      .step = {Reads::always},
+      .average = {.base = "z", .part = "betas[0]"},
+  })
+};
+
+// With the rectification of Liu et al., arXiv:1908.03265, in the place of a warm-up.
+struct RAdamScheduleFree {
+  template <typename Number>
+  struct Numbers {
+    Number beta1, beta2, eps, weight_decay, silent_sgd_phase, r, weight_lr_power;
+    Number lr_max, averaged_steps;
+    Number v_weights; // of all gradients in v, divided by the last one's
+    Number v_length;  // how many gradients v averages
+  };
+  using Hypers = Numbers<Hyper>;
+  template <typename Number>
+  struct Kept {
+    Number lr_max, averaged_steps, v_weights, v_length;
+  };
+  struct Scalars {
+    ScheduleFree::Scalars average;
+    float adaptive, denominator; // the root's weight in the denominator, and what is added to it
+  };
+  struct Element {
+    float y, z, v;
+  };
+
+  // The factor of the learning rate. It is that of the first phase until v averages more than 4
+  // gradients.
+  template <typename Number>
+  MLX_OPT_FN Number rectified(Number length, Number one_minus_beta2, Number first_phase) {
+    Number limit = Number(2.0f) / one_minus_beta2 - Number(1.0f);
+    Number excess = maximum(length - Number(4.0f), Number(0.0f));
+    Number variance = excess / maximum(limit - Number(4.0f), Number(1e-6f)) *
+                      ((length - Number(2.0f)) / maximum(limit - Number(2.0f), Number(1e-6f))) *
+                      (limit / length);
+    Number is_first = Number(1.0f) - minimum(excess * Number(1e30f), Number(1.0f));
+    return power(maximum(variance, Number(0.0f)), Number(0.5f)) + first_phase * is_first;
+  }
+
+  // The weights of v are 1, beta2, beta2^2, ..., from the last gradient back, and its length is
+  // twice their mean distance less 1. Sums of positive numbers give both without cancellation.
+  template <typename Number>
+  MLX_OPT_FN Kept<Number> next(Numbers<Number> h, Number lr, Number step) {
+    Number one = Number(1.0f);
+    Number older = h.beta2 * h.v_weights;
+    Number weights = one + older;
+    Number length = one + older / weights * (h.v_length + one);
+    Number rate = lr * rectified(length, one - h.beta2, one - h.silent_sgd_phase);
+    ScheduleFree::Kept<Number> before = {h.lr_max, h.averaged_steps};
+    ScheduleFree::Kept<Number> now = ScheduleFree::next(before, h.r, h.weight_lr_power, rate, step);
+    return {now.lr_max, now.averaged_steps, weights, length};
+  }
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    float length = h.v_length.value;
+    float rate = lr * rectified(length, h.beta2.one_minus, 1.0f - h.silent_sgd_phase.value);
+    Scalars s;
+    s.average = ScheduleFree::prepare(h.beta1.value, h.averaged_steps.value, rate);
+    s.adaptive = 0.0f;
+    s.denominator = 1.0f;
+    if (length > 4.0f) {
+      s.adaptive = 1.0f / square_root(one_minus_power(h.beta2, step));
+      s.denominator = h.eps.value;
+    }
+    return s;
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float z = value_or(e.z, e.y);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
+    float u = g / (scaled(s.adaptive, square_root(v)) + s.denominator);
+    u += scaled(h.weight_decay.value, e.y);
+    return {ScheduleFree::next_y(e.y, z, u, s.average), fma(-s.average.rate, u, z), v};
+  }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "RAdamScheduleFree",
+      .hypers =
+          {{"betas[0]", 0.9, Range::fraction},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.0, Range::not_negative},
+           {"silent_sgd_phase", 1.0, Range::flag},
+           {"r", 0.0, Range::not_negative},
+           {"weight_lr_power", 2.0, Range::not_negative},
+           {.name = "lr_max", .standard = 0.0, .kept = true},
+           {.name = "averaged_steps", .standard = 0.0, .kept = true},
+           {.name = "v_weights", .standard = 0.0, .kept = true},
+           {.name = "v_length", .standard = 0.0, .kept = true}},
       .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}, {"v"}},
       .step = {Reads::always},
       .average = {.base = "z", .part = "betas[0]"},

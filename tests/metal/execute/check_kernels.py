@@ -49,7 +49,7 @@ OF_ONE_HEADER = [
     {"AdamAMSGrad", "AdamW", "AdamWVariant", "CautiousAdamW"},
     {"CautiousLion", "Lion"},
     {"MARS", "MARSLion"},
-    {"AdamWScheduleFree", "SGDScheduleFree"},
+    {"AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"},
 ]
 
 
