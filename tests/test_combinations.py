@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_map
 
 import mlx_opt
 from cases import assert_close, assert_same, normal
@@ -62,3 +63,19 @@ def test_a_skipped_step_of_the_formula_keeps_every_bit(monkeypatch):
     bad = {"w": mx.full(9, float("inf"), BF16)}
     assert_same(optimizer.apply_gradients(bad, w, skip_nonfinite=True), w)
     assert_same(optimizer.state["w"], before)
+
+
+@pytest.mark.parametrize("kind", ["float32", "remainder"])
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=["float16", "bfloat16"])
+def test_a_step_with_master_weights_narrows_a_state_of_float32(kind, dtype):
+    before, w = mlx_opt.AdamW(0.1, master_weights=kind), {"w": normal(999, seed=0, dtype=BF16)}
+    g = {"w": normal(999, seed=1, dtype=BF16)}
+    w = before.apply_gradients(g, w)
+    after = {}
+    for given in (None, dtype):
+        optimizer = mlx_opt.AdamW(0.1, master_weights=kind, state_dtype=given)
+        optimizer.state = tree_map(mx.array, before.state)
+        after[given] = optimizer.apply_gradients(g, w), optimizer.state["w"]
+    assert_same(after[dtype][0], after[None][0])
+    for name, x in after[None][1].items():
+        assert_same(after[dtype][1][name], x.astype(dtype) if name in ("m", "v") else x)

@@ -124,7 +124,8 @@ struct Driver {
     }
   }
 
-  // True for contiguous operands, in bfloat16 the parameter and the gradient, in float32 the slots.
+  // True for contiguous operands, in bfloat16 the parameter and the gradient, in float32 the slots
+  // before and after the step.
   static bool has_usual_masters(const Tensor& tensor) {
     const bool is_whole = tensor.masters == MasterWeights::float32;
     bool usual = true;
@@ -136,10 +137,13 @@ struct Driver {
                                            : Storage::float32;
       usual &= tensor.in[k].storage == storage && !tensor.in[k].layout;
     }
+    for (int k = 1; k < fields; ++k) {
+      usual &= tensor.out[k].storage == Storage::float32;
+    }
     return usual;
   }
 
-  // The results of such operands have the same storages.
+  // The parameter and its master keep their storages.
   template <typename Master>
   static void direct_on_masters(
       const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
