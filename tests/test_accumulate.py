@@ -170,6 +170,8 @@ def test_a_normalizer_of_one_call():
         {"w": mx.array([0.0])}, {"w": mx.array([3.0])}, normalizer=0
     )
     assert zero["w"].item() == 3
+    with pytest.raises(ValueError, match="normalizer should be >=0, nan was provided instead"):
+        mlx_opt.SGD(1.0).apply_gradients(zero, zero, normalizer=float("nan"))
 
 
 def test_a_normalizer_in_some_calls_of_a_round_is_refused():

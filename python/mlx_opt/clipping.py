@@ -205,7 +205,7 @@ def checked_limit(name: str, limit: Any) -> float | mx.array:
         raise TypeError(
             f"{name}: expected a number or a 0-d mlx.core.array, got {type(limit).__name__}"
         ) from None
-    if number < 0:
+    if not number >= 0:  # or NaN
         raise ValueError(f"{name} should be >=0, {limit} was provided instead")
     return number
 
