@@ -79,3 +79,12 @@ def test_a_step_with_master_weights_narrows_a_state_of_float32(kind, dtype):
     assert_same(after[dtype][0], after[None][0])
     for name, x in after[None][1].items():
         assert_same(after[dtype][1][name], x.astype(dtype) if name in ("m", "v") else x)
+
+
+def test_a_warning_names_the_first_of_many_parameters():
+    plain, w = mlx_opt.SGD(0.1), {f"p{i}": mx.ones(1, BF16) for i in range(9)}
+    plain.init(w)
+    optimizer = mlx_opt.SGD(0.1, master_weights="float32")
+    optimizer.state = plain.state
+    with pytest.warns(UserWarning, match=r"no p0\.master, .*, p4\.master, 4 others; begun anew"):
+        optimizer.init(w)

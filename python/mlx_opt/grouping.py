@@ -147,10 +147,10 @@ class Grouping:
         for_each_leaf(check_leaf, parameters, None, self.assignment.found.tree)
         for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
-            warnings.warn(f"the state had no {', '.join(begun)}; begun anew", stacklevel=4)
+            warnings.warn(f"the state had no {_some(begun)}; begun anew", stacklevel=4)
         if dropped:
-            names = ", ".join(dropped)
-            warnings.warn(f"the optimizer has no {names}; dropped from the state", stacklevel=4)
+            message = f"the optimizer has no {_some(dropped)}; dropped from the state"
+            warnings.warn(message, stacklevel=4)
 
     def settle(self, optimizer: Any, rollback: Rollback, changes: list[Change]) -> None:
         """Put the values of schedules, and arrays that are missing, into the state."""
@@ -325,6 +325,12 @@ def forget_other_groups(state: dict, grouping: Grouping | None) -> None:
         warnings.warn(f"the optimizer has no groups {names}; dropped from the state", stacklevel=3)
     for name in others:
         del entries[name]
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    """The first names of a list, and the number of the others."""
+    others = [f"{len(names) - count} others"] if len(names) > count else []
+    return ", ".join([*names[:count], *others])
 
 
 def _positions(places: list[tuple[_Kind | None, int]], kind: _Kind, is_first: bool) -> list[int]:
