@@ -88,3 +88,12 @@ def test_a_warning_names_the_first_of_many_parameters():
     optimizer.state = plain.state
     with pytest.warns(UserWarning, match=r"no p0\.master, .*, p4\.master, 4 others; begun anew"):
         optimizer.init(w)
+
+
+@pytest.mark.parametrize("method", ["memory", "master_parameters"])
+def test_reports_name_a_leaf_that_is_no_array(method):
+    optimizer = mlx_opt.AdamW(0.1, master_weights="float32")
+    with pytest.raises(TypeError, match="^layers.1.w: expected an array, got float$"):
+        getattr(optimizer, method)({"layers": [{}, {"w": 1.0}]})
+    with pytest.raises(TypeError, match="^model: expected an array, got NoneType$"):
+        getattr(optimizer, method)(None)
