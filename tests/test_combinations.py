@@ -97,3 +97,15 @@ def test_reports_name_a_leaf_that_is_no_array(method):
         getattr(optimizer, method)({"layers": [{}, {"w": 1.0}]})
     with pytest.raises(TypeError, match="^model: expected an array, got NoneType$"):
         getattr(optimizer, method)(None)
+
+
+def test_muons_formula_has_the_dtypes_of_its_kernels(monkeypatch):
+    """A decay that is added to the gradient, and a wider momentum, widen what is stored."""
+    g = {"w": normal(6, 4, seed=1, dtype=F16)}
+    for parameter, momentum in ((F32, F16), (BF16, F32)):
+        w, found = {"w": normal(6, 4, seed=0, dtype=parameter)}, []
+        for optimizer in (mlx_opt.Muon(0.1), without_kernels(mlx_opt.Muon(0.1), monkeypatch)):
+            optimizer.init(w)
+            optimizer.state["w"]["v"] = normal(6, 4, seed=2, dtype=momentum)
+            found.append([optimizer.apply_gradients(g, w), optimizer.state["w"]["v"]])
+        assert_close(*found, 2e-3)
