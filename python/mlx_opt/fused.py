@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from . import _ext, master_weights, reserved, rounding
 from .base import Optimizer, is_own
-from .clipping import negative_of
+from .clipping import Formula, negative_of
 from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from

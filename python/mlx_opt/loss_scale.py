@@ -31,10 +31,12 @@ def checked(value: Any) -> mx.array:
         raise TypeError(f"loss_scale: expected a number or None, got {type(value).__name__}")
     if isinstance(value, mx.array) and value.size != 1:
         raise ValueError(f"loss_scale: expected a number, got shape {tuple(value.shape)}")
-    if not isinstance(value, mx.array) and not SMALLEST <= value <= LARGEST:
+    if isinstance(value, mx.array):
+        return value.astype(mx.float32).reshape(())
+    number = float(value)
+    if not SMALLEST <= number <= LARGEST:
         raise ValueError(f"loss_scale: expected a number from 2**-24 to 2**24, got {value}")
-    number = value if isinstance(value, mx.array) else float(value)
-    return mx.array(number, mx.float32).reshape(())
+    return mx.array(number, mx.float32)
 
 
 def record(entries: dict, scale: mx.array, finite: mx.array, rollback: Rollback) -> None:
