@@ -378,7 +378,13 @@ def of_stock(**options):
     return mlx_opt.MultiOptimizer(parts, [lambda path, x: x.ndim == 2], **options)
 
 
-@pytest.mark.parametrize("build", [parted, falling_back, with_hooks, of_stock])
+def nested(**options):
+    return mlx_opt.MultiOptimizer(
+        [parted(), mlx_opt.Lion(0.1)], [lambda path, _: path != "embed"], **options
+    )
+
+
+@pytest.mark.parametrize("build", [parted, falling_back, with_hooks, of_stock, nested])
 def test_optimizers_of_several_parts_and_with_hooks(build):
     optimizer, plain = build(accumulate=2), build()
     w, expected = tree(0), tree(0)

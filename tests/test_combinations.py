@@ -1,6 +1,7 @@
 """Options together: state dtypes, master weights, clipping, and the formula in a kernel's place."""
 
 import mlx.core as mx
+import mlx.optimizers as stock
 import pytest
 from mlx.utils import tree_map
 
@@ -88,3 +89,39 @@ def test_a_warning_names_the_first_of_many_parameters():
     optimizer.state = plain.state
     with pytest.warns(UserWarning, match=r"no p0\.master, .*, p4\.master, 4 others; begun anew"):
         optimizer.init(w)
+
+
+@pytest.mark.parametrize("method", ["memory", "master_parameters"])
+def test_reports_name_a_leaf_that_is_no_array(method):
+    optimizer = mlx_opt.AdamW(0.1, master_weights="float32")
+    with pytest.raises(TypeError, match="^layers.1.w: expected an array, got float$"):
+        getattr(optimizer, method)({"layers": [{}, {"w": 1.0}]})
+    with pytest.raises(TypeError, match="^model: expected an array, got NoneType$"):
+        getattr(optimizer, method)(None)
+
+
+def test_muons_formula_has_the_dtypes_of_its_kernels(monkeypatch):
+    """A decay that is added to the gradient, and a wider momentum, widen what is stored."""
+    g = {"w": normal(6, 4, seed=1, dtype=F16)}
+    for parameter, momentum in ((F32, F16), (BF16, F32)):
+        w, found = {"w": normal(6, 4, seed=0, dtype=parameter)}, []
+        for optimizer in (mlx_opt.Muon(0.1), without_kernels(mlx_opt.Muon(0.1), monkeypatch)):
+            optimizer.init(w)
+            optimizer.state["w"]["v"] = normal(6, 4, seed=2, dtype=momentum)
+            found.append([optimizer.apply_gradients(g, w), optimizer.state["w"]["v"]])
+        assert_close(*found, 2e-3)
+
+
+@pytest.mark.parametrize("package", [mlx_opt, stock], ids=["ours", "stock"])
+def test_the_first_optimizer_may_be_of_several_too(package):
+    """What is of all optimizers is kept where the next step finds it."""
+    inner = package.MultiOptimizer([package.SGD(1.0), package.SGD(1.0)], [lambda p, _: p == "a"])
+    optimizer = mlx_opt.MultiOptimizer([inner, mlx_opt.SGD(1.0)], [lambda p, _: p != "c"])
+    w = {path: mx.zeros(1) for path in "abc"}
+    optimizer.loss_scale = 4.0
+    after = optimizer.apply_gradients({path: mx.full(1, 8.0) for path in "abc"}, w)
+    assert [x.item() for x in after.values()] == [-2.0, -2.0, -2.0]
+    assert optimizer.grad_norm.item() == pytest.approx(12**0.5)
+    bad = {path: mx.full(1, float("inf")) for path in "abc"}
+    assert_same(optimizer.apply_gradients(bad, after), after)
+    assert optimizer.skipped.item() == 1 and optimizer.loss_scale.item() == 2.0

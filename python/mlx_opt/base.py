@@ -209,6 +209,7 @@ class Optimizer(stock.Optimizer):
 
         Raises:
             ImportError: rich is not installed.
+            TypeError: A leaf of the tree is not an array.
 
         Example:
             >>> import mlx.core as mx
@@ -281,6 +282,9 @@ class Optimizer(stock.Optimizer):
         Returns:
             A tree of the same structure. A parameter in bfloat16 or float16 that has no master
             weight is converted; others are returned as they are.
+
+        Raises:
+            TypeError: A leaf of the tree is not an array.
 
         Example:
             >>> import mlx.core as mx

@@ -51,6 +51,16 @@ def members_of(optimizer: stock.Optimizer) -> list[Any]:
     return members
 
 
+def holder_of(optimizer: Any) -> Any:
+    """The optimizer whose state holds what is of all components: the first with an own state.
+
+    The state of a `MultiOptimizer` is a new dict each time that it is asked for.
+    """
+    while components := getattr(optimizer, "optimizers", ()):
+        optimizer = components[0]
+    return optimizer
+
+
 def note_state(optimizer: stock.Optimizer, rollback: Rollback) -> None:
     """Make the rollback restore an optimizer's whole state."""
     for member in members_of(optimizer):

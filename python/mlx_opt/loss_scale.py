@@ -6,6 +6,7 @@ divides the gradients by it. Micikevicius et al., arXiv:1710.03740.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -26,13 +27,16 @@ def checked(value: Any) -> mx.array:
     Raises:
         TypeError, ValueError: It is no number above 0.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, mx.array)):
+    if isinstance(value, bool) or not isinstance(value, (Real, mx.array)):
         raise TypeError(f"loss_scale: expected a number or None, got {type(value).__name__}")
     if isinstance(value, mx.array) and value.size != 1:
         raise ValueError(f"loss_scale: expected a number, got shape {tuple(value.shape)}")
-    if not isinstance(value, mx.array) and not SMALLEST <= value <= LARGEST:
+    if isinstance(value, mx.array):
+        return value.astype(mx.float32).reshape(())
+    number = float(value)
+    if not SMALLEST <= number <= LARGEST:
         raise ValueError(f"loss_scale: expected a number from 2**-24 to 2**24, got {value}")
-    return mx.array(value, mx.float32).reshape(())
+    return mx.array(number, mx.float32)
 
 
 def record(entries: dict, scale: mx.array, finite: mx.array, rollback: Rollback) -> None:

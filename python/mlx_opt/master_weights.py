@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from .descriptions import Slot
 from .hyperparameters import Option
 from .state_dtypes import Formula, begin
-from .trees import parameters_of
+from .trees import check_arrays, parameters_of
 
 SLOTS = {
     "float32": Slot("master", "elements", "all", None, False, False, "float32", "unset"),
@@ -155,4 +155,6 @@ def parameters(states: list[Any], model: Any) -> Any:
                 return weight_of(parameter, slots[f"{path}.{key}"])
         return parameter.astype(mx.float32)
 
-    return tree_map_with_path(weight, parameters_of(model))
+    tree = parameters_of(model)
+    check_arrays(tree)
+    return tree_map_with_path(weight, tree)

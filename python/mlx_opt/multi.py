@@ -8,6 +8,7 @@ from typing import Any
 import mlx.optimizers.optimizers as stock
 
 from .base import Optimizer, shares_of
+from .foreign import holder_of
 from .fused import described_by
 from .step import Share
 from .tools import describe, summary
@@ -88,7 +89,7 @@ docs/clipping.md.
 
     def _clip_state(self) -> dict:
         # The results are those of all gradients; each optimizer has them.
-        state: dict = self.optimizers[0].state
+        state: dict = holder_of(self).state
         return state
 
     def _shares(self, gradients: Any) -> list[Share]:

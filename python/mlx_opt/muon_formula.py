@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from . import newton_schulz, splits
-from .clipping import Formula
+from .descriptions import BY_RULE, result_dtypes
 from .formulas import factors
 from .formulas.registry import decayed, with_decay_of
 from .rule_formula import STORAGE
@@ -16,12 +15,32 @@ from .rule_formula import STORAGE
 
 def updated(optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
     """Return the updated parameter; ``state`` is updated in place."""
-    update = _in_float32(partial(_direction, optimizer), gradient, parameter, state)
+    update = _stored_direction(optimizer, gradient, parameter, state)
     is_matrix = update.ndim >= 2 and update.size > 0
     if is_matrix:
         update = _orthogonalized(optimizer, update, state)
     descend = _along_sphere if is_matrix and optimizer.hyperball else _descended
-    return _in_float32(partial(descend, optimizer), update, parameter, {})
+    dtype = mx.result_type(update, parameter)
+    if dtype in STORAGE:
+        update, parameter = update.astype(mx.float32), parameter.astype(mx.float32)
+    return descend(optimizer, update, parameter).astype(dtype)
+
+
+def _stored_direction(
+    optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict
+) -> mx.array:
+    """The direction, in float32 arithmetic if the primitives could store all arrays."""
+    arrays = [parameter, state["v"], gradient]
+    if any(not isinstance(x, mx.array) or x.dtype not in STORAGE for x in arrays):
+        return _direction(optimizer, gradient, parameter, state)
+    decay = optimizer.weight_decay
+    has_decay = isinstance(decay, mx.array) or decay != 0
+    coupled = has_decay and _kind_of(optimizer) == "coupled"
+    dtypes = result_dtypes(BY_RULE["Muon"].slots[:1], arrays, coupled)
+    parameter, state["v"], gradient = (x.astype(mx.float32) for x in arrays)
+    direction = _direction(optimizer, gradient, parameter, state)
+    state["v"] = state["v"].astype(dtypes[1])
+    return direction.astype(dtypes[0])
 
 
 def _direction(optimizer: Any, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
@@ -79,7 +98,7 @@ def _iterated(optimizer: Any, dtype: mx.Dtype, matrix: mx.array, scale: float) -
     return factor
 
 
-def _descended(optimizer: Any, update: mx.array, parameter: mx.array, _: dict) -> mx.array:
+def _descended(optimizer: Any, update: mx.array, parameter: mx.array) -> mx.array:
     rate = optimizer.learning_rate.astype(update.dtype)
     parameter = decayed(
         mx,
@@ -94,22 +113,7 @@ def _descended(optimizer: Any, update: mx.array, parameter: mx.array, _: dict) -
     return parameter - rate * update
 
 
-def _along_sphere(optimizer: Any, update: mx.array, parameter: mx.array, _: dict) -> mx.array:
+def _along_sphere(optimizer: Any, update: mx.array, parameter: mx.array) -> mx.array:
     update = factors.with_norm_of(mx, update, parameter)
     rate = optimizer.learning_rate.astype(update.dtype)
     return factors.with_norm_of(mx, parameter - rate * update, parameter)
-
-
-def _in_float32(formula: Formula, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-    """A formula's result, in float32 arithmetic if the primitives could store all arrays."""
-    arrays = [gradient, parameter, *state.values()]
-    if any(not isinstance(x, mx.array) or x.dtype not in STORAGE for x in arrays):
-        return formula(gradient, parameter, state)
-    dtype = mx.result_type(gradient, parameter)
-    if dtype == mx.float32:
-        return formula(gradient, parameter, state)
-    wide = {name: value.astype(mx.float32) for name, value in state.items()}
-    parameter = formula(gradient.astype(mx.float32), parameter.astype(mx.float32), wide)
-    for name, value in wide.items():
-        state[name] = value.astype(mx.result_type(state[name], gradient))
-    return parameter.astype(dtype)

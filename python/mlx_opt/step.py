@@ -19,7 +19,7 @@ from mlx.utils import tree_merge
 
 from . import _ext, loss_scale, reserved
 from .clipping import ClippedStep, ClipRequest, negative_of
-from .foreign import Apply, members_of, note_state, run_foreign
+from .foreign import Apply, holder_of, members_of, note_state, run_foreign
 from .grouping import Portion
 from .rollback import Change, Rollback
 from .sums import Totals, totals_of
@@ -145,7 +145,8 @@ def _prepare(
     parts = [_parts(step, parameters, assigned) for step in settled]
     clipped = None
     # Of several optimizers the first holds it, as it does the norm.
-    scale = reserved.entries_of(shares[0].optimizer.state).get(loss_scale.KEY) if shares else None
+    state = holder_of(shares[0].optimizer).state if shares else {}
+    scale = reserved.entries_of(state).get(loss_scale.KEY)
     if scale is not None:
         request = (request or ClipRequest())._replace(skip_nonfinite=True)
     if divisor is not None:

@@ -16,6 +16,16 @@ def parameters_of(model: Any) -> Any:
     return model.trainable_parameters() if isinstance(model, nn.Module) else model
 
 
+def check_arrays(tree: Any, path: str = "") -> None:
+    """Raise TypeError for a leaf that is not an array."""
+    if isinstance(tree, CONTAINERS):
+        prefix = f"{path}." if path else ""
+        for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            check_arrays(child, f"{prefix}{key}")
+    elif not isinstance(tree, mx.array):
+        raise TypeError(f"{path or 'model'}: expected an array, got {type(tree).__name__}")
+
+
 def like(tree: Any, other: Any) -> Any:
     """The leaves of another tree for those of a tree."""
     if isinstance(tree, dict):

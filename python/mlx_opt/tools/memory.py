@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .. import accumulation, reserved
+from ..trees import check_arrays, parameters_of
 
 _PENDING = f"{reserved.KEY}.{accumulation.KEY}."
 """In the paths of gradients that are added up, which are counted apart."""
@@ -54,7 +55,8 @@ class Memory(NamedTuple):
 
 def measured(optimizer: Any, model: Any, shows: bool) -> Memory:
     """What an optimizer and a model hold, which is printed too if `shows`."""
-    tree = model.trainable_parameters() if isinstance(model, nn.Module) else model
+    tree = parameters_of(model)
+    check_arrays(tree)
     trained = _arrays(tree)
     everything = _arrays(model.parameters()) if isinstance(model, nn.Module) else trained
     other = _initialized(optimizer, tree)
