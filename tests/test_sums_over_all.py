@@ -155,6 +155,34 @@ def test_a_large_step_reads_each_layout_and_storage(rule):
     np.testing.assert_allclose(*results, rtol=1e-3)  # bfloat16 rounds near a tie
 
 
+@pytest.mark.parametrize("case", SUMMING, ids=str)
+def test_what_a_gpu_runs_gives_the_same_sums(case):
+    """MLX's own operations, which the CPU has too."""
+    optimizer = case.ours(1.0)
+    w = walk(optimizer, range(1, 8))
+    program, hypers = optimizer._program_of(optimizer._values())
+    groups = [(hypers, mx.array(1.0), scale, None) for scale in (1.0, 0.5)]
+    assignment = {"a": 0, "layers": {0: {"weight": 1}, 1: {"weight": 0, "bias": 1}}}
+    part = mlx_opt._ext.Part(
+        program,
+        groups,
+        8,
+        gradients(8),
+        w,
+        optimizer.state,
+        assignment=assignment,
+        positions=[0, 1],
+    )
+    scale, limit = mx.array(0.5), mx.array(0.6)
+    part.clip(scale, False, lambda formula: formula, limit)
+    fused, others = part.sums(), part.sums(by_operations=True)
+    for own, other in zip(fused, others, strict=True):
+        assert len(own) == len(other) == 2
+        for a, b in zip(own, other, strict=True):
+            assert a.item() != 0
+            assert b.item() == pytest.approx(a.item(), rel=1e-4)
+
+
 @each_rule
 def test_a_checkpoint_in_the_middle_goes_on_bit_for_bit(rule, tmp_path):
     optimizer, path = getattr(mlx_opt, rule)(), str(tmp_path / "state.safetensors")
