@@ -408,6 +408,53 @@ def test_a_gradient_goes_through_the_sums(rule):
 
 
 @each_rule
+def test_complex_parameters_count_with_the_others(rule):
+    cls = getattr(mlx_opt, rule)
+    optimizer, plain = cls(), cls()
+    w = {"w": mx.zeros(3, mx.complex64), "x": mx.zeros(2)}
+    real = {"w": mx.zeros(3), "x": mx.zeros(2)}
+    for step in range(8):
+        g = {"w": 1 + normal(3, seed=step), "x": 1 + normal(2, seed=step)}
+        real = plain.apply_gradients(g, real)
+        w = optimizer.apply_gradients({**g, "w": g["w"].astype(mx.complex64)}, w)
+    assert_close({**w, "w": mx.real(w["w"])}, real, 1e-5)
+    assert optimizer.d.dtype == mx.float32
+    assert optimizer.d.item() == pytest.approx(plain.d.item(), rel=1e-5)
+
+
+@each_rule
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_of_several_calls_make_one_step(rule, count):
+    cls = getattr(mlx_opt, rule)
+    added, plain, w = cls(accumulate=count), cls(), [first(), first()]
+    for step in range(4):
+        all_of_step = [gradients(10 * step + i) for i in range(count)]
+        for g in all_of_step:
+            w[0] = added.apply_gradients(g, w[0])
+        mean = tree_map(lambda *x: sum(x) / count, *all_of_step)
+        w[1] = plain.apply_gradients(mean, w[1])
+    assert_close(*w, 1e-5)
+    assert added.d.item() == pytest.approx(plain.d.item(), rel=1e-5)
+
+
+@each_rule
+def test_hyperparameters_may_be_schedules_and_arrays(rule):
+    cls = getattr(mlx_opt, rule)
+    options = {"growth_rate": 2.0, "weight_decay": 0.5, "betas": (0.9, 0.99), "eps": 1e-6}
+    plain = cls(0.5, decouple=True, **options)
+    others = cls(
+        lambda step: 0.5 + 0 * step,
+        decouple=True,
+        growth_rate=lambda step: 2.0 + 0 * step,
+        weight_decay=mx.array(0.5),
+        betas=(mx.array(0.9), 0.99),
+        eps=1e-6,
+    )
+    assert_close(walk(others, range(1, 9)), walk(plain, range(1, 9)), 1e-4)
+    assert others.d.item() == pytest.approx(plain.d.item(), rel=1e-4)
+
+
+@each_rule
 def test_a_subclass_with_its_own_step_has_the_numbers(rule):
     cls = getattr(mlx_opt, rule)
 
