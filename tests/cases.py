@@ -96,8 +96,12 @@ class Case(NamedTuple):
         return kept
 
     def next_kept(self, kept, step, learning_rate, xp=np):
-        """The numbers that the state keeps in a step, from those before it."""
-        return references.next_kept(self.rule, kept, step, learning_rate, self.options, xp)
+        """The numbers that the state keeps in a step, from those before it; for a rule of sums over
+        all tensors, of some sums."""
+        sums = {"numerator": 0.01, "denominator": 1.0} if self.rule in formulas.SUMS else None
+        return references.next_kept(
+            self.rule, kept, step, learning_rate, self.options, xp, sums=sums
+        )
 
     def begin_after(self, optimizer, steps):
         """Set the root of an optimizer's state as it is after `steps` steps."""

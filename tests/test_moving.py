@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def torch_state(optimizer, bias_first=False):
         group |= {"r": optimizer.r, "weight_lr_power": 2.0, "train_mode": True}
         for own in entries.values():
             del own["step"]
+    if rule == "Prodigy":
+        for own in entries.values():
+            own |= {"s": own["s"].reshape(-1), "p0": own["p0"].reshape(-1)}
+        group |= {x: optimizer.state[x].item() for x in ("d", "d_max", "d_numerator")}
+    if rule == "DAdaptAdam":
+        factor = 1 - optimizer.betas[1] ** 0.5
+        weighted = factor * optimizer.d_numerator.item()
+        group |= {"d": optimizer.d.item(), "numerator_weighted": weighted, "betas": optimizer.betas}
     if rule == "NAdam":
         for own in entries.values():
             own["mu_product"] = optimizer.mu_product.item()
@@ -66,6 +75,19 @@ def test_a_training_of_torchs_goes_on(rule, bias_first):
     later.state = mlx_opt.state_from_torch(later, theirs, names, parameters())
     assert later.step.item() == 3
     assert_same(trained(later, w=w), trained(ours, w=w))
+
+
+def test_the_numbers_of_all_tensors_and_a_p0_of_zeros():
+    ours, w = mlx_opt.Prodigy(), {"layers": [{"weight": mx.zeros((3, 4)), "bias": mx.zeros(3)}]}
+    w = trained(ours, steps=6, w=w)
+    theirs, names = torch_state(ours)
+    for entries in theirs["state"].values():
+        entries["p0"] = np.float32(0)
+    state = mlx_opt.state_from_torch(mlx_opt.Prodigy(), theirs, names, w)
+    for name in ("d", "d_max", "d_numerator"):
+        assert_same(state[name], ours.state[name])
+        assert state[name].item() != 0
+    assert not state["layers"][0]["weight"]["p0"].any()
 
 
 def test_a_model_and_its_frozen_parameters():

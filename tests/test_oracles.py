@@ -204,6 +204,30 @@ def test_the_estimated_learning_rate_is_the_packages(case):
         assert np.abs(wide(x) - p.numpy()).max() <= 2e-5 * np.abs(p.numpy()).max()
 
 
+@pytest.mark.parametrize("rule", ["Prodigy", "DAdaptAdam"])
+def test_a_training_that_estimates_its_learning_rate_goes_on(rule):
+    name = {"Prodigy": "prodigyopt", "DAdaptAdam": "dadaptation"}[rule]
+    package = pytest.importorskip(name, reason=f"{name} is not installed")
+    parameters = [torch.zeros(shape) for shape in SHAPES]
+    parameters[0] += 1e-6
+    theirs, ours = getattr(package, rule)(parameters, lr=1.0), getattr(mlx_opt, rule)()
+    names = [f"w.{i}" for i in range(len(SHAPES))]
+    for step in range(20):
+        gs = [g + 0.3 for g in gradients(step)]
+        if step == 10:
+            w = {"w": [mx.array(p.numpy()) for p in parameters]}
+            ours.state = mlx_opt.state_from_torch(ours, theirs.state_dict(), names, w)
+            assert ours.step.item() == 10
+        if step >= 10:
+            w = ours.apply_gradients({"w": gs}, w)
+        for p, g in zip(parameters, gs, strict=True):
+            p.grad = torch.tensor(wide(g), dtype=torch.float32)
+        theirs.step()
+    assert ours.d.item() == pytest.approx(theirs.param_groups[0]["d"], rel=1e-5)
+    for x, p in zip(w["w"], parameters, strict=True):
+        assert np.abs(wide(x) - p.numpy()).max() <= 1e-5 * np.abs(p.numpy()).max()
+
+
 def matrices(count):
     return [wide(normal(5, 3, seed=seed)).astype(np.float32) for seed in range(count)]
 

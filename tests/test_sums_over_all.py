@@ -155,6 +155,34 @@ def test_a_large_step_reads_each_layout_and_storage(rule):
     np.testing.assert_allclose(*results, rtol=1e-3)  # bfloat16 rounds near a tie
 
 
+@pytest.mark.parametrize("case", SUMMING, ids=str)
+def test_what_a_gpu_runs_gives_the_same_sums(case):
+    """MLX's own operations, which the CPU has too."""
+    optimizer = case.ours(1.0)
+    w = walk(optimizer, range(1, 8))
+    program, hypers = optimizer._program_of(optimizer._values())
+    groups = [(hypers, mx.array(1.0), scale, None) for scale in (1.0, 0.5)]
+    assignment = {"a": 0, "layers": {0: {"weight": 1}, 1: {"weight": 0, "bias": 1}}}
+    part = mlx_opt._ext.Part(
+        program,
+        groups,
+        8,
+        gradients(8),
+        w,
+        optimizer.state,
+        assignment=assignment,
+        positions=[0, 1],
+    )
+    scale, limit = mx.array(0.5), mx.array(0.6)
+    part.clip(scale, False, lambda formula: formula, limit)
+    fused, others = part.sums(), part.sums(by_operations=True)
+    for own, other in zip(fused, others, strict=True):
+        assert len(own) == len(other) == 2
+        for a, b in zip(own, other, strict=True):
+            assert a.item() != 0
+            assert b.item() == pytest.approx(a.item(), rel=1e-4)
+
+
 @each_rule
 def test_a_checkpoint_in_the_middle_goes_on_bit_for_bit(rule, tmp_path):
     optimizer, path = getattr(mlx_opt, rule)(), str(tmp_path / "state.safetensors")
@@ -377,6 +405,53 @@ def test_a_gradient_goes_through_the_sums(rule):
         change = size * (mx.arange(2) == i)
         difference = (loss(x + change) - loss(x - change)).item() / (2 * size)
         assert slope[i].item() == pytest.approx(difference, rel=0.05, abs=0.05)
+
+
+@each_rule
+def test_complex_parameters_count_with_the_others(rule):
+    cls = getattr(mlx_opt, rule)
+    optimizer, plain = cls(), cls()
+    w = {"w": mx.zeros(3, mx.complex64), "x": mx.zeros(2)}
+    real = {"w": mx.zeros(3), "x": mx.zeros(2)}
+    for step in range(8):
+        g = {"w": 1 + normal(3, seed=step), "x": 1 + normal(2, seed=step)}
+        real = plain.apply_gradients(g, real)
+        w = optimizer.apply_gradients({**g, "w": g["w"].astype(mx.complex64)}, w)
+    assert_close({**w, "w": mx.real(w["w"])}, real, 1e-5)
+    assert optimizer.d.dtype == mx.float32
+    assert optimizer.d.item() == pytest.approx(plain.d.item(), rel=1e-5)
+
+
+@each_rule
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_of_several_calls_make_one_step(rule, count):
+    cls = getattr(mlx_opt, rule)
+    added, plain, w = cls(accumulate=count), cls(), [first(), first()]
+    for step in range(4):
+        all_of_step = [gradients(10 * step + i) for i in range(count)]
+        for g in all_of_step:
+            w[0] = added.apply_gradients(g, w[0])
+        mean = tree_map(lambda *x: sum(x) / count, *all_of_step)
+        w[1] = plain.apply_gradients(mean, w[1])
+    assert_close(*w, 1e-5)
+    assert added.d.item() == pytest.approx(plain.d.item(), rel=1e-5)
+
+
+@each_rule
+def test_hyperparameters_may_be_schedules_and_arrays(rule):
+    cls = getattr(mlx_opt, rule)
+    options = {"growth_rate": 2.0, "weight_decay": 0.5, "betas": (0.9, 0.99), "eps": 1e-6}
+    plain = cls(0.5, decouple=True, **options)
+    others = cls(
+        lambda step: 0.5 + 0 * step,
+        decouple=True,
+        growth_rate=lambda step: 2.0 + 0 * step,
+        weight_decay=mx.array(0.5),
+        betas=(mx.array(0.9), 0.99),
+        eps=1e-6,
+    )
+    assert_close(walk(others, range(1, 9)), walk(plain, range(1, 9)), 1e-4)
+    assert others.d.item() == pytest.approx(plain.d.item(), rel=1e-4)
 
 
 @each_rule

@@ -15,7 +15,7 @@ import mlx.optimizers as stock
 import pytest
 
 import mlx_opt
-from cases import CASES, normal
+from cases import CASES, SUMMING, normal
 from mlx_opt.tools import parts
 from unfused_steps import HIDDEN, name_of, read, run, tree
 
@@ -26,7 +26,7 @@ MUON = [
     ("Muon", {"normuon": True, "equalize": "rows", "split": {"*matrix": [2, 4]}}),
     ("Muon", {"adamuon": True, "normalize": "frobenius"}),
 ]
-OPTIMIZERS = [(case.rule, case.options) for case in CASES] + MUON
+OPTIMIZERS = [(case.rule, case.options) for case in [*CASES, *SUMMING]] + MUON
 IDS = [name_of(*each) for each in OPTIMIZERS]
 IN_STOCK = [
     (each.rule, each.options) for each in CASES if each.is_in_stock and each.rule != "Adafactor"

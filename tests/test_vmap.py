@@ -99,3 +99,14 @@ def test_vmap_over_a_hyperparameter():
         return mx.vmap(one)(decays)
 
     assert_close(run(mlx_opt), run(stock), 2e-6)
+
+
+def test_a_mapped_hyperparameter_and_an_empty_parameter():
+    w, g = {"w": mx.ones(2), "empty": mx.zeros((0, 3))}, {"w": mx.ones(2), "empty": mx.ones((0, 3))}
+
+    def one(rate):
+        return mlx_opt.SGD(rate).apply_gradients(g, w)
+
+    mapped = mx.vmap(one)(mx.array([0.5, 0.25]))
+    assert mapped["empty"].shape == (2, 0, 3)
+    assert mapped["w"].tolist() == [[0.5, 0.5], [0.75, 0.75]]

@@ -158,7 +158,11 @@ Args:
       .def(
           "sums",
           &Part::sums,
+          "by_operations"_a = false,
           R"(The sums that a rule over all tensors needs before its step.
+
+Args:
+    by_operations: Compute them by MLX's own operations, as on a GPU. For tests.
 
 Returns:
     For each group the sums over its leaves, 0-d arrays, of the leaves that the primitives update;

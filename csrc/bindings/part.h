@@ -76,7 +76,7 @@ class Part {
 
   /// For each group the sums over its leaves that the rule needs, of those that the kernels update;
   /// empty if there are none.
-  std::vector<std::vector<mx::array>> sums();
+  std::vector<std::vector<mx::array>> sums(bool by_operations = false);
 
   /// The group, the gradient, the parameter and the state of each leaf that the formula updates.
   std::vector<std::tuple<int, mx::array, mx::array, nb::object>> unserved();

@@ -60,11 +60,11 @@ void Part::settle_served() {
   }
 }
 
-std::vector<std::vector<mx::array>> Part::sums() {
+std::vector<std::vector<mx::array>> Part::sums(bool by_operations) {
   collect();
   settle_served();
   return leaves().size() == 0 ? std::vector<std::vector<mx::array>>()
-                              : sums_of(request(), leaves());
+                              : sums_of(request(), leaves(), by_operations);
 }
 
 std::vector<std::tuple<int, mx::array, mx::array, nb::object>> Part::unserved() {

@@ -30,9 +30,9 @@ SumInputs inputs_of(const Request& request, const Leaves& leaves) {
   const unsigned reads = sum_info(program.rule()).reads;
   const int fields = info(program.rule()).slots + 1;
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
-    const auto& [operands, members, arrays, groups, _] = leaves.kinds()[kind];
-    for (size_t i = 0; i < members.size(); ++i) {
-      auto* const* leaf = &arrays[i * operands];
+    const Leaves::Kind& all = leaves.kinds()[kind];
+    for (size_t i = 0; i < all.leaves.size(); ++i) {
+      auto* const* leaf = &all.arrays[i * all.operands];
       for (int k = 0; k < fields; ++k) {
         if (reads >> k & 1) {
           const bool is_master = k == 0 && program.has_master(kind);
@@ -40,7 +40,7 @@ SumInputs inputs_of(const Request& request, const Leaves& leaves) {
               is_master ? weight_of(*leaf[0], *leaf[fields], request.stream) : *leaf[k]);
         }
       }
-      inputs.arrays.push_back(*leaf[operands - 1]);
+      inputs.arrays.push_back(*leaf[all.operands - 1]);
     }
   }
   const int width = __builtin_popcount(reads) + 1;
@@ -197,10 +197,11 @@ GroupSums sums_by_operations(const SumInputs& inputs, mx::Stream stream) {
 
 } // namespace
 
-std::vector<std::vector<mx::array>> sums_of(const Request& request, const Leaves& leaves) {
+std::vector<std::vector<mx::array>> sums_of(
+    const Request& request, const Leaves& leaves, bool by_operations) {
   const mx::Stream stream = request.stream;
   SumInputs inputs = inputs_of(request, leaves);
-  if (stream.device == mx::Device::gpu) {
+  if (by_operations || stream.device == mx::Device::gpu) {
     return sums_by_operations(inputs, stream);
   }
   if (are_small(inputs.arrays, stream)) {

@@ -80,7 +80,7 @@ def prodigy_sums(xp, w, g, state, step, *, learning_rate, d, d0=1e-6, **options)
     rate = d * step_rate(xp, learning_rate, own["betas"], own["use_bias_correction"], step)
     s = next_s(xp, state["s"], g, learning_rate, step, d, own)
     return {
-        "numerator": d / d0 * rate * xp.sum(g * way),
+        "numerator": d / d0 * rate * product(xp, g, way),
         "denominator": xp.where(learning_rate > 0, xp.sum(xp.abs(s)), 0),
     }
 
@@ -163,7 +163,7 @@ def dadapt_adam_sums(xp, w, g, state, step, *, learning_rate, d, d0=1e-6, **opti
     way = xp.where(s == 0, 0, s / xp.where(s == 0, 1, size))
     denominator = xp.sum(xp.abs(averaged(s, rate * g, beta2)))
     return {
-        "numerator": rate * xp.sum(g * way),
+        "numerator": rate * product(xp, g, way),
         "denominator": xp.where(learning_rate > 0, denominator, 0),
     }
 
@@ -190,6 +190,11 @@ def step_rate(xp, learning_rate, betas, corrects, step):
         return learning_rate
     first, second = (one_minus_power(xp, beta, step) for beta in betas)
     return learning_rate * xp.sqrt(second) / first
+
+
+def product(xp, a, b):
+    """The real part of the inner product."""
+    return xp.sum(xp.real(a * xp.conj(b)))
 
 
 def decay_of_sums(xp, beta2, beta3):

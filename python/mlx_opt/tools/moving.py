@@ -26,6 +26,8 @@ TORCH = {
     "Lion": {"m": "exp_avg"},
     "AdamWScheduleFree": {"z": "z", "v": "exp_avg_sq"},
     "SGDScheduleFree": {"z": "z"},
+    "Prodigy": {"m": "exp_avg", "v": "exp_avg_sq", "s": "s", "p0": "p0"},
+    "DAdaptAdam": {"m": "exp_avg", "v": "exp_avg_sq", "s": "s"},
 }
 OPTAX = {
     "SGD": {"v": "trace"},
@@ -46,7 +48,8 @@ def state_from_torch(
     Args:
         optimizer: An optimizer with the same hyperparameters, which is not changed.
         state_dict: What the PyTorch optimizer's ``state_dict()`` gave. Its tensors may be NumPy
-            arrays too. It may also be of the package schedulefree, or of one with a Lion.
+            arrays too. It may also be of the packages schedulefree, prodigyopt and dadaptation, or
+            of one with a Lion.
         names: The paths of the parameters here in the order in which PyTorch's optimizer has them;
             for ``torch_model.parameters()`` the names in ``torch_model.named_parameters()``, if
             both models call them the same.
@@ -88,7 +91,10 @@ def state_from_torch(
             raise KeyError(f"{name}: there is no parameter of this name")
         for slot in slots[name]:
             if entries.get(keys[slot]) is not None:
-                _fill(slots[name], slot, name, entries[keys[slot]])
+                given = entries[keys[slot]]
+                if optimizer._rule == "Prodigy":
+                    given = _unflattened(given, slots[name][slot])
+                _fill(slots[name], slot, name, given)
             elif slot != "v_max" and optimizer._rule != "SGD":
                 raise KeyError(f"{name}: PyTorch's state has no {keys[slot]}")
     counts = {int(entries["step"]) for entries in found.values() if "step" in entries}
@@ -100,6 +106,8 @@ def state_from_torch(
         _set_average(state, group["lr_max"], group["weight_sum"], weight)
         if not group["train_mode"]:
             state.setdefault(reserved.KEY, {})[EVALUATING] = mx.array(True)
+    if "d" in groups[0]:
+        _set_estimate(state, groups[0])
     for product in (entries["mu_product"] for entries in found.values() if "mu_product" in entries):
         state["mu_product"] = mx.array(float(product))
     return state
@@ -200,6 +208,24 @@ def _set_root(state: dict, counts: set[int], rate: Any) -> None:
     state["step"] = mx.array(counts.pop() if counts else 0, mx.uint64)
     if rate is not None and "learning_rate" in state:
         state["learning_rate"] = mx.array(float(rate))
+
+
+def _unflattened(given: Any, slot: mx.array) -> mx.array:
+    """An array of prodigyopt, which flattens two of its own; a p0 of zeros has one element."""
+    value = _array(given)
+    if value.size == 1:
+        return mx.broadcast_to(value.reshape(()), slot.shape)
+    return value.reshape(slot.shape) if value.size == slot.size else value
+
+
+def _set_estimate(state: dict, group: Mapping[str, Any]) -> None:
+    numerator = group.get("d_numerator")
+    if numerator is None:  # of dadaptation, which has a factor more
+        numerator = group["numerator_weighted"] / (1 - group["betas"][1] ** 0.5)
+    numbers = {"d": group["d"], "d_step": group["d"], "d_numerator": numerator}
+    if "d_max" in group:
+        numbers["d_max"] = group["d_max"]
+    state.update({name: mx.array(float(x)) for name, x in numbers.items()})
 
 
 def _set_average(state: dict, greatest_rate: float, weights: float, last_weight: float) -> None:

@@ -48,6 +48,7 @@ OF_ONE_HEADER = [
     {"SGD", "Momentum", "Nesterov"},
     {"AdamAMSGrad", "AdamW", "AdamWVariant", "CautiousAdamW"},
     {"CautiousLion", "Lion"},
+    {"DAdaptAdam", "Prodigy"},
     {"MARS", "MARSLion"},
     {"AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"},
 ]

@@ -9,7 +9,7 @@ from kernels import CHUNK, OPERANDS_SLOT, TILE, VECTOR_WIDTH, Group
 
 from cases import CASES as ALL_CASES
 from cases import RULES as ALL_RULES
-from cases import assert_exact, exact_step, normal, same_bits, wide
+from cases import SUMMING, assert_exact, exact_step, normal, same_bits, wide
 from mlx_opt.forms import forms_of
 
 LEARNING_RATE, STEP = 0.01, 3
@@ -40,8 +40,9 @@ def is_elementwise(case):
     return "rates" not in kernels.names(primitive(case).name)
 
 
-CASES = [*filter(is_elementwise, ALL_CASES)]
-RULES = [*filter(is_elementwise, ALL_RULES)]
+OF_SUMS = {case.rule: case for case in SUMMING}
+CASES = [*filter(is_elementwise, ALL_CASES), *OF_SUMS.values()]
+RULES = [*filter(is_elementwise, ALL_RULES), *OF_SUMS.values()]
 
 
 def chunks(size):
@@ -133,7 +134,9 @@ class Tensor:
         g = np.clip(g, -np.float32(max_value), np.float32(max_value))
         state = dict.fromkeys(self.case.slots, np.zeros(self.shape))
         state |= dict(zip(self.names[1:], before, strict=True))
-        expected = exact_step(case or self.case, w, g, state, STEP, self.learning_rate)
+        own = case or self.case
+        kept = own.kept_after(STEP, self.learning_rate) if own.rule in OF_SUMS else None
+        expected = exact_step(own, w, g, state, STEP, self.learning_rate, kept=kept)
         for name, bits, dtype in zip(self.names, self.out, self.name.results, strict=True):
             assert_exact(kernels.loaded(bits, dtype).reshape(self.shape), *expected[name])
 

@@ -44,7 +44,8 @@ SumsTask::SumsTask(const StepSpec& spec, const ArrayRefs& inputs) {
   data->in.reserve(tensors * (fields + 1)); // the tensors point into it
   auto next = inputs.begin();
   for (size_t t = 0; t < tensors; ++t) {
-    data->tensors.push_back({data->in.data() + data->in.size(), nullptr, MasterWeights::none});
+    Tensor& tensor = data->tensors.emplace_back();
+    tensor.in = data->in.data() + data->in.size();
     for (size_t k = 0; k < fields; ++k) {
       data->in.push_back(info.reads >> k & 1 ? data->operands.of(**next++) : Operand{});
     }
