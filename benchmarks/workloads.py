@@ -54,6 +54,9 @@ RULES = {
     # The last two gradients for the norm, then all for the step.
     "MARS": Rule(3, {}, None, passes=11),
     "MARSLion": Rule(2, {}, None, passes=9),
+    # Parameter, gradient and two slots for the sums over all tensors, then all for the step.
+    "DAdaptAdam": Rule(3, {}, None, passes=13, wide=3),
+    "Prodigy": Rule(4, {}, None, passes=15, wide=3),
     # The gradient is read for the norm too.
     "AdamW-clipped": Rule(
         2,

@@ -325,10 +325,21 @@ def test_frozen_parameters_and_those_without_a_gradient_do_not_count(rule):
     assert_same(optimizer.d, alone.d)
 
 
-def test_a_group_that_changes_the_numbers_needs_a_name():
-    message = "Prodigy: groups: a group with d_coef needs a name, for the number that the state"
+@pytest.mark.parametrize(
+    ("rule", "name", "value"),
+    [
+        ("Prodigy", "d_coef", 2.0),
+        ("Prodigy", "growth_rate", 2.0),
+        ("Prodigy", "beta3", 0.5),
+        ("DAdaptAdam", "growth_rate", 2.0),
+        ("DAdaptAdam", "betas", (0.5, 0.9)),
+        ("DAdaptAdam", "d0", 1e-4),
+    ],
+)
+def test_a_group_that_changes_the_numbers_needs_a_name(rule, name, value):
+    message = f"{rule}: groups: a group with {name} needs a name, for the number that the state"
     with pytest.raises(ValueError, match=message):
-        mlx_opt.Prodigy(groups=[Group("a", d_coef=2.0)])
+        getattr(mlx_opt, rule)(groups=[Group("a", **{name: value})])
 
 
 @each_rule

@@ -203,7 +203,7 @@ def _kept_inputs(description: Description) -> list[str]:
         return []
     usual = {hyper.name: 3.0 for hyper in description.hypers}
 
-    sums = [{"numerator": 7.0, "denominator": 7.0}] if description.sums else []
+    sums = [{"numerator": 70.0, "denominator": 7.0}] if description.sums else []
 
     def following(**changed: float) -> dict[str, float]:
         return KEPT[description.optimizer](_Floats, {**usual, **changed}, 8.0, 2.0, *sums)

@@ -27,7 +27,10 @@ std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
       {"momentum", 0.9},
       {"dampening", 0.3},
       {"mu_product", 0.2},
-      {"averaged_steps", 3.0}};
+      {"averaged_steps", 3.0},
+      {"d0", 0.1},
+      {"d", 0.5},
+      {"d_step", 0.25}};
   std::vector<mlx_opt::Scalar> hypers;
   for (const mlx_opt::HyperInfo& hyper : mlx_opt::hypers_of(rule)) {
     const auto found = unusual.find(hyper.name);

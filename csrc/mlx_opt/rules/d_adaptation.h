@@ -105,8 +105,7 @@ struct Prodigy {
   };
   struct Scalars {
     Weights<float> weights;
-    float d, eps, decay;
-    float moves; // 0 if the step changes nothing
+    float d, eps, decay, beta1, beta2;
   };
 
   template <typename Number>
@@ -177,22 +176,23 @@ struct Prodigy {
     s.d = h.d_step.value;
     s.eps = h.d.value * h.eps.value;
     s.decay = h.decouple.value != 0.0f ? s.weights.rate * h.weight_decay.value : 0.0f;
-    s.moves = s.d > 0.0f ? s.weights.counts : 0.0f;
+    s.beta1 = h.beta1.value;
+    s.beta2 = h.beta2.value;
+    if (s.d * s.weights.counts == 0.0f) { // the step changes nothing
+      s.weights.beta3 = s.beta1 = s.beta2 = s.eps = 1.0f;
+      s.weights.s = s.d = 0.0f;
+    }
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float p0 = value_or(e.p0, e.w);
     float decayed = DAdaptation::with_decay(g, s.weights.coupled_decay, e.w);
     float d = s.d * decayed;
-    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * d);
-    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (d * d));
+    float m = fma(s.beta1, e.m, h.beta1.one_minus * d);
+    float v = fma(s.beta2, e.v, h.beta2.one_minus * (d * d));
     float u = s.weights.rate * m / (square_root(v) + s.eps);
     float w = e.w - (decay_of(e.w, s.decay) + u);
-    float next = next_s(e.s, decayed, s.weights);
-    bool moves = s.moves != 0.0f;
-    return {
-        moves ? w : e.w, moves ? m : e.m, moves ? v : e.v, moves ? next : e.s, moves ? p0 : e.p0};
+    return {w, m, v, next_s(e.s, decayed, s.weights), value_or(e.p0, e.w)};
   }
 
   MLX_OPT_DESCRIBE({
@@ -254,8 +254,8 @@ struct DAdaptAdam {
   };
   struct Scalars {
     Weights<float> weights;
-    float decay;
-    float moves; // 0 if the step changes nothing
+    float decay, beta1, beta2;
+    float squares, direction; // what multiplies the gradient's square in v, and the direction in w
   };
 
   template <typename Value, typename Number>
@@ -311,19 +311,24 @@ struct DAdaptAdam {
     Scalars s;
     s.weights = weights(h, h.d_step.value, lr, step);
     s.decay = h.decouple.value != 0.0f ? s.weights.rate * h.weight_decay.value : 0.0f;
-    s.moves = h.d_step.value > 0.0f ? s.weights.counts : 0.0f;
+    s.beta1 = h.beta1.value;
+    s.beta2 = h.beta2.value;
+    s.squares = h.beta2.one_minus;
+    s.direction = 1.0f;
+    if (h.d_step.value * s.weights.counts == 0.0f) { // the step changes nothing
+      s.weights.beta = s.weights.eps = s.beta1 = s.beta2 = 1.0f;
+      s.squares = s.direction = 0.0f;
+    }
     return s;
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
     float d = DAdaptation::with_decay(g, s.weights.coupled_decay, e.w);
-    float m = fma(h.beta1.value, e.m, s.weights.rate * (h.beta1.one_minus * d));
-    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (d * d));
-    float u = m / (square_root(v) + h.eps.value);
+    float m = fma(s.beta1, e.m, s.weights.rate * (h.beta1.one_minus * d));
+    float v = fma(s.beta2, e.v, s.squares * (d * d));
+    float u = s.direction * (m / (square_root(v) + s.weights.eps));
     float w = e.w - (decay_of(e.w, s.decay) + u);
-    float next = next_s(e.s, d, s.weights);
-    bool moves = s.moves != 0.0f;
-    return {moves ? w : e.w, moves ? m : e.m, moves ? v : e.v, moves ? next : e.s};
+    return {w, m, v, next_s(e.s, d, s.weights)};
   }
 
   MLX_OPT_DESCRIBE({

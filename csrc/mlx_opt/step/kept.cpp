@@ -129,7 +129,7 @@ std::span<const HyperInfo> kept_by(Rule rule) {
 std::vector<std::string_view> kept_inputs(Rule rule) {
   const auto infos = hypers_of(rule);
   const std::vector<float> usual(infos.size(), 3.0f);
-  const std::vector<float> sums(max_sums, 7.0f);
+  const std::vector<float> sums = {70.0f, 7.0f};
   const auto next = [&](const std::vector<float>& hypers) {
     return next_of(rule, hypers, 8.0f, 2.0f, sums);
   };
