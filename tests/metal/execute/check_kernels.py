@@ -246,7 +246,7 @@ def assert_huge_updated(values, updated, places):
 def test_flat_beyond_4_gibi_elements():
     places = np.arange(HUGE - 5 - CHUNK, HUGE)
     values, w, g = huge_operands(HUGE, places, places)
-    run_huge("flat", np.array([(HUGE, 0, 0, True)], kernels.TENSOR), w, g, chunks(HUGE))
+    run_huge("flat", np.array([(HUGE, 0, 0, True, 0, 0)], kernels.TENSOR), w, g, chunks(HUGE))
     assert_huge_updated(values, w, places)
 
 
@@ -266,6 +266,6 @@ def test_transposed_beyond_4_gibi_elements():
     place, place_of_gradient = np.array([row * columns + column]), np.array([column * rows + row])
     values, w, g = huge_operands(rows * columns, place, place_of_gradient)
     matrix = np.zeros(1, kernels.MATRIX)
-    matrix[["rows", *kernels.MATRIX_COUNTS]] = (rows, columns, 0, 1, 1)
+    matrix[["rows", *kernels.MATRIX_COUNTS]] = (rows, columns, 0, 1, 1, 0)
     run_huge("transposed", matrix, w, g, -(-rows // TILE) * (columns // TILE))
     assert_huge_updated(values, w, place)

@@ -38,7 +38,7 @@ def sums_of(tensors, dtype, capacity=PACK, vectors=True):
     table, groups = np.zeros(capacity, kernels.TENSOR), 0
     for k in range(capacity):
         size = tensors[k].size if k < len(tensors) else 0
-        table[k] = (size, groups if size else 2**32 - 1, 0, vectors)
+        table[k] = (size, groups if size else 2**32 - 1, 0, vectors, 0, 0)
         groups += chunks(size)
     operands = [tensors[min(k, len(tensors) - 1)] for k in range(capacity)]
     sums = nothing(groups)
@@ -208,7 +208,7 @@ def test_beyond_4_gibi_elements(way):
     sums, end = nothing(chunks(HUGE)), chunks(HUGE)
     sums["high"] = 0
     if way == "squares":
-        arguments, operand = np.array([(HUGE, 0, 0, True)], kernels.TENSOR), x
+        arguments, operand = np.array([(HUGE, 0, 0, True, 0, 0)], kernels.TENSOR), x
     else:
         arguments, operand = layout_of(x[::-1]), x[HUGE - 1 :]
     run(f"{way}1_bf16", sums, arguments, operand, groups=end, first=end - 2)

@@ -255,6 +255,6 @@ def test_transposed_beyond_4_gibi_elements():
     row, column = rows - 2, columns - 3
     place, place_of_gradient = np.array([row * columns + column]), np.array([column * rows + row])
     table = np.zeros(1, kernels.MATRIX)
-    table[["rows", *kernels.MATRIX_COUNTS]] = (rows, columns, 0, 1, 1)
+    table[["rows", *kernels.MATRIX_COUNTS]] = (rows, columns, 0, 1, 1, 0)
     huge = Huge(rows * columns, place, place_of_gradient)
     huge.assert_state("transposed", table, -(-rows // TILE) * (columns // TILE))

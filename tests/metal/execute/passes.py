@@ -117,12 +117,12 @@ class Tensor:
     def arguments(self, way, strides):
         """The arguments of a pass and its number of threadgroups."""
         if way == "flat":
-            return np.array([(self.size, 0, 0, True)], kernels.TENSOR), chunks(self.size)
+            return np.array([(self.size, 0, 0, True, 0, 0)], kernels.TENSOR), chunks(self.size)
         if way == "transposed":
             rows, columns = self.shape
             table = np.zeros(1, kernels.MATRIX)
             along_rows, down_columns = columns % 4 == 0, rows % 4 == 0
-            counts = (rows, columns, 0, along_rows, down_columns)
+            counts = (rows, columns, 0, along_rows, down_columns, 0)
             table[["rows", *kernels.MATRIX_COUNTS]] = counts
             return table, -(-rows // TILE) * -(-columns // TILE)
         table = np.zeros(1, kernels.strided(len(strides)))

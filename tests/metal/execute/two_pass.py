@@ -173,9 +173,9 @@ def group_uniforms_of(groups=((HYPERS, LEARNING_RATE),), scale=None, traced=Fals
 def table_of(tensors, vectors):
     """The table of a pack; no threadgroup reaches its unused entries."""
     capacity, count = tensors[0].names.capacity, 0
-    table = np.full(capacity, np.array((0, NO_CHUNK, 0, 0), kernels.TENSOR))
+    table = np.full(capacity, np.array((0, NO_CHUNK, 0, 0, 0, 0), kernels.TENSOR))
     for k, tensor in enumerate(tensors):
-        table[k] = (tensor.size, count, tensor.group, vectors)
+        table[k] = (tensor.size, count, tensor.group, vectors, 0, 0)
         count += chunks(tensor.size)
     return table
 
@@ -184,7 +184,7 @@ def matrix_of(tensor):
     rows, columns = tensor.shape
     table = np.zeros(1, kernels.MATRIX)
     along_rows, down_columns = columns % VECTOR_WIDTH == 0, rows % VECTOR_WIDTH == 0
-    counts = (rows, columns, tensor.group, along_rows, down_columns)
+    counts = (rows, columns, tensor.group, along_rows, down_columns, 0)
     table[["rows", *kernels.MATRIX_COUNTS]] = counts
     return table
 
