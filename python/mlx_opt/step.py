@@ -82,14 +82,29 @@ def apply(
     request: ClipRequest | None,
     divisor: Any = None,
     rollback: Rollback | None = None,
+    advances: bool = True,
 ) -> Any:
-    """Return the updated parameters; see `update`."""
+    """Return the updated parameters; see `update`.
+
+    `advances`: False for further leaves of the step that the last call made.
+    """
     with rollback or Rollback() as rollback:
-        step = _prepare(shares, parameters, gradients, request, divisor, rollback, assigned=False)
+        step = _prepare(shares, parameters, gradients, request, divisor, rollback, False, advances)
         tree = step.tree()
         _ext.commit(step.parts, rollback.notes)
         _ext.evaluate_chains(step.parts, step.counters)
         return tree
+
+
+def begin(shares: list[Share], parameters: Any) -> None:
+    """Initialize states and check all leaves, before a step that is made by several calls.
+
+    An error leaves all states unchanged.
+    """
+    with Rollback() as rollback:
+        for optimizer, gradients, _ in shares:
+            _initialize(optimizer, gradients, parameters, rollback)
+            optimizer.check(gradients, parameters)  # type: ignore[attr-defined]
 
 
 class _Step(NamedTuple):
@@ -119,8 +134,10 @@ def _prepare(
     divisor: Any,
     rollback: Rollback,
     assigned: bool,
+    advances: bool = True,
 ) -> _Step:
-    settled = [_settle(share, parameters, rollback) for share in shares if share.apply is None]
+    own_shares = [share for share in shares if share.apply is None]
+    settled = [_settle(share, parameters, rollback, advances) for share in own_shares]
     parts = [_parts(step, parameters, assigned) for step in settled]
     clipped = None
     # Of several optimizers the first holds it, as it does the norm.
@@ -151,18 +168,37 @@ def _prepare(
     return _Step([part for own_parts in parts for part in own_parts], trees, counters)
 
 
-def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
+def _settle(share: Share, parameters: Any, rollback: Rollback, advances: bool) -> Settled:
     optimizer: Any = share.optimizer
-    grouping = optimizer._grouping
     rollback.note(setattr, optimizer, "_state", optimizer._state)
-    if grouping is not None:
-        rollback.note(grouping.assignment.restore, grouping.assignment.found)
-        optimizer._assign(share.gradients, parameters)
-    if not optimizer._initialized:
-        optimizer.check(share.gradients, parameters)
-        note_state(optimizer, rollback)
-        optimizer._init_own(optimizer._to_initialize(share.gradients, parameters))
+    _initialize(optimizer, share.gradients, parameters, rollback)
     changes: list[Change] = []
+    kept: list[tuple[dict, str]] = []
+    values = _advance(optimizer, rollback, changes, kept) if advances else optimizer._values()
+    portions = optimizer._portions(values)
+    # A schedule may have installed a hook.
+    fused = optimizer._uses_own_step() and optimizer._uses_primitives()
+    state, step = optimizer.state, optimizer.step
+    return Settled(optimizer, share.gradients, state, changes, portions, kept, step, fused)
+
+
+def _initialize(optimizer: Any, gradients: Any, parameters: Any, rollback: Rollback) -> None:
+    """Assign parameters to groups, and begin their states before the first step."""
+    if optimizer._grouping is not None:
+        found = optimizer._grouping.assignment.found
+        rollback.note(optimizer._grouping.assignment.restore, found)
+        optimizer._assign(gradients, parameters)
+    if not optimizer._initialized:
+        optimizer.check(gradients, parameters)
+        note_state(optimizer, rollback)
+        optimizer._init_own(optimizer._to_initialize(gradients, parameters))
+
+
+def _advance(
+    optimizer: Any, rollback: Rollback, changes: list[Change], kept: list[tuple[dict, str]]
+) -> dict[str, Any]:
+    """Put the numbers of the next step into the state; return the hyperparameters with them."""
+    grouping = optimizer._grouping
     for name, schedule in optimizer._schedulers.items():
         value = schedule(optimizer.step)  # may replace the state
         rollback.put(optimizer.state, name, value, changes)
@@ -171,18 +207,13 @@ def _settle(share: Share, parameters: Any, rollback: Rollback) -> Settled:
     number = _ext.next_number(optimizer.step)
     rollback.put(optimizer.state, "step", number, changes)
     values, step = optimizer._values(), optimizer.step
-    kept: list[tuple[dict, str]] = []
     if grouping is not None:
         kept += grouping.settle_kept(optimizer, values, step, rollback, changes)
     for name, number in optimizer._next_kept(values, step).items():
         rollback.put(optimizer.state, name, number, changes)
         values[name] = number
         kept.append((optimizer.state, name))
-    portions = optimizer._portions(values)
-    # A schedule may have installed a hook.
-    fused = optimizer._uses_own_step() and optimizer._uses_primitives()
-    state = optimizer.state
-    return Settled(optimizer, share.gradients, state, changes, portions, kept, step, fused)
+    return values
 
 
 def _parts(settled: Settled, parameters: Any, assigned: bool) -> list[_ext.Part]:

@@ -174,6 +174,17 @@ def a_step_can_be_compiled():
     assert divided.step.item() == 4
 
 
+def arrays_may_be_in_lists():
+    model, other = nn.Module(), nn.Module()
+    for each in (model, other):
+        each.several = [normal(1, (5, 3)), normal(2, (40,)), normal(3, (7,))]
+    one, divided = mlx_opt.AdamW(1e-2), sharded(mlx_opt.AdamW(1e-2), bucket_size=64)
+    for step in range(2):
+        divided.update(model, own(model.parameters(), step))
+        one.update(other, averages(other.parameters(), step))
+    assert distance(model.parameters(), other.parameters()) < 2e-6
+
+
 def keys_may_be_in_any_order():
     def shuffled(parameters, step):
         keys = sorted(parameters, reverse=RANK % 2 == 1)
@@ -285,6 +296,7 @@ FOR_TWO_MEMBERS = [
     muon_has_a_fallback_and_groups,
     schedules_groups_and_clipping_are_those_of_one_process,
     a_step_can_be_compiled,
+    arrays_may_be_in_lists,
     keys_may_be_in_any_order,
     some_parameters_have_no_gradient,
     a_state_that_is_there_is_divided,

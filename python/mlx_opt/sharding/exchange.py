@@ -39,49 +39,69 @@ class Members:
 
 
 class Exchange:
-    """The collective operations of one step. Each follows what was made of the one before, so that
-    all members run them in the same order. Two are in flight at a time, unless the step is traced,
-    so that few buckets are in memory."""
+    """The collective operations of one step. Each follows the one before, so that all members run
+    them in the same order."""
 
-    def __init__(self, members: Members, before: mx.array) -> None:
+    def __init__(self, members: Members, before: mx.array, gradients: Iterable[mx.array]) -> None:
         """`before`: an array that is evaluated before the first."""
         self._members = members
         self._before = before
-        self._in_flight: list[mx.array] = []
-        self._is_traced = False
+        self.is_traced = not _begins([before, *gradients])
 
     def after_all(self, x: mx.array) -> mx.array:
         """An array, which is evaluated after the operations so far."""
         return mx.depends(x, self._before)
 
-    def _follow(self, arrays: list[mx.array]) -> None:
-        """Let the next operation follow these arrays."""
-        self._before = mx.depends(mx.array(0), arrays)  # does not hold them once it is evaluated
-        if self._is_traced:
-            return
-        try:
+    def _follow(self, result: mx.array) -> None:
+        """Begin an operation, and let the next follow it."""
+        self._before = mx.depends(mx.array(0), [result])  # does not hold it once it is evaluated
+        if not self.is_traced:
             mx.async_eval(self._before)
-        except ValueError:  # inside a transformation
-            self._is_traced = True
-            return
-        self._in_flight.append(self._before)
-        if len(self._in_flight) > 2:
-            mx.eval(self._in_flight.pop(0))
+
+    def _run(
+        self,
+        rounds: Iterable[Round],
+        operation: Callable[[Round], mx.array],
+        take: Callable[[Round, mx.array], list[mx.array]],
+    ) -> None:
+        """Run a collective operation for each round.
+
+        Unless the step is traced, each is begun before the result of the one before is taken, and
+        what was taken is evaluated before the next is. So few buckets are in memory, and a buffer
+        into which several rounds write is that of one array whenever the next writes.
+        """
+        former: tuple[Round, mx.array] | None = None
+        for round in rounds:
+            result = operation(round)
+            self._follow(result)
+            if self.is_traced:
+                take(round, result)
+                continue
+            if former is not None:
+                mx.eval(take(*former))
+            former = round, result
+        if former is not None:
+            mx.eval(take(*former))
 
     def average(
-        self, rounds: Iterable[Round], gradients: dict[str, mx.array]
+        self, rounds: Iterable[Round], gradients: dict[str, mx.array], own: dict[str, Range]
     ) -> dict[str, mx.array]:
-        """This member's elements of the averages over the members, flat, by path."""
+        """This member's elements of the averages over the members, flat, by path.
+
+        `own`: which elements of each parameter it has in these rounds.
+        """
         members = self._members
-        flat = {path: gradient.reshape(-1) for path, gradient in gradients.items()}
-        pieces: dict[str, list[mx.array]] = {}
-        for round in rounds:
-            dtype = _common_dtype(flat[path].dtype for path in round.paths())
+        averages: dict[str, mx.array] = {}
+
+        def operation(round: Round) -> mx.array:
+            dtype = _common_dtype(gradients[path].dtype for path in round.paths())
             parts = [
                 _concatenated(
-                    (flat[path][start:stop] for path, start, stop in own), round.length, dtype
+                    (gradients[path].reshape(-1)[start:stop] for path, start, stop in segments),
+                    round.length,
+                    dtype,
                 )
-                for own in round.segments
+                for segments in round.segments
             ]
             bucket = self.after_all(_joined(parts))
             if members.scatters:
@@ -89,62 +109,78 @@ class Exchange:
             else:
                 total = mx.distributed.all_sum(bucket, group=members.group)
                 total = total[members.rank * round.length :][: round.length]
-            average = total / members.size
-            self._follow([average])
+            return total / members.size
+
+        def take(round: Round, average: mx.array) -> list[mx.array]:
             offset = 0
             for path, start, stop in round.segments[members.rank]:
                 piece = average[offset : offset + stop - start]
-                pieces.setdefault(path, []).append(piece.astype(flat[path].dtype))
                 offset += stop - start
-        return {path: _joined(parts) for path, parts in pieces.items()}
+                begin, end = own[path]
+                if stop - start == end - begin:
+                    averages[path] = copied(piece.astype(gradients[path].dtype))
+                    continue
+                if path not in averages:
+                    averages[path] = mx.zeros(end - begin, gradients[path].dtype)
+                averages[path][start - begin : stop - begin] = piece
+            return [averages[path] for path, _, _ in round.segments[members.rank]]
+
+        self._run(rounds, operation, take)
+        return averages
 
     def norm(self, own: mx.array) -> mx.array:
         """The norm of all members' elements from that of this member's."""
         mine = self.after_all(own.astype(mx.float32).reshape(1))
         norms = mx.distributed.all_gather(mine, group=self._members.group)
         self._before = norms
+        if not self.is_traced:
+            mx.eval(norms)  # so that nothing holds the averages any more, and they are written to
         return global_norm([norms])  # never overflows, as a sum of squares may
 
     def spread(
         self,
         rounds: list[Round],
-        own: dict[str, mx.array],
-        begin_of: Callable[[str], int],
-        dtypes: dict[str, mx.Dtype],
-        put: Callable[[str, mx.array], None],
+        updated: dict[str, mx.array],
+        own: dict[str, Range],
+        parameters: dict[str, mx.array],
+        put: Callable[[dict[str, mx.array]], None],
     ) -> None:
-        """Bring the new elements of all members to all of them.
+        """Write the new elements of all members into the parameters of all of them.
 
         Args:
             rounds: The rounds.
-            own: This member's new elements, flat.
-            begin_of: Where they begin in their parameter.
-            dtypes: The dtypes of the new parameters.
-            put: Called with each path and its new parameter, flat, in the round that completes it.
+            updated: This member's new elements, flat, by path.
+            own: Which elements of each parameter these are.
+            parameters: The parameters, flat, by path. Their buffers are written to if nothing else
+                holds them.
+            put: Called with what the parameters are after each round.
         """
         members = self._members
-        last = {path: i for i, round in enumerate(rounds) for path in round.paths()}
-        pieces: dict[str, list[tuple[int, mx.array]]] = {path: [] for path in last}
-        for i, round in enumerate(rounds):
-            dtype = _common_dtype(dtypes[path] for path in round.paths())
+
+        def operation(round: Round) -> mx.array:
+            dtype = _common_dtype(parameters[path].dtype for path in round.paths())
             parts = (
-                own[path][start - begin_of(path) : stop - begin_of(path)]
+                updated[path][start - own[path].start : stop - own[path].start]
                 for path, start, stop in round.segments[members.rank]
             )
             mine = self.after_all(_concatenated(parts, round.length, dtype))
-            bucket = mx.distributed.all_gather(mine, group=members.group)
-            copies = []
+            return mx.distributed.all_gather(mine, group=members.group)
+
+        def take(round: Round, bucket: mx.array) -> list[mx.array]:
+            paths = round.paths()
             for member, segments in enumerate(round.segments):
                 offset = member * round.length
                 for path, start, stop in segments:
-                    copies.append(copied(bucket[offset : offset + stop - start]))
-                    pieces[path].append((start, copies[-1].astype(dtypes[path])))
+                    new = bucket[offset : offset + stop - start]
                     offset += stop - start
-            for path in round.paths():
-                if last[path] == i:
-                    in_order = sorted(pieces.pop(path), key=lambda piece: piece[0])
-                    put(path, _joined([x for _, x in in_order]))
-            self._follow(copies)
+                    if new.size == parameters[path].size:  # it would be returned as it is
+                        parameters[path] = copied(new.astype(parameters[path].dtype))
+                    else:
+                        parameters[path][start:stop] = new
+            put({path: parameters[path] for path in paths})
+            return [parameters[path] for path in paths]
+
+        self._run(rounds, operation, take)
 
     def gather_rows(
         self, leaves: list[Leaf], rows: dict[str, mx.array], bytes_of_a_round: int
@@ -161,8 +197,17 @@ class Exchange:
                 part = bucket[:, offset : offset + length].reshape(leaf.shape)
                 whole[leaf.path] = part.astype(rows[leaf.path].dtype)
                 offset += length
-            self._follow([bucket])
+            self._follow(bucket)
         return whole
+
+
+def _begins(arrays: list[mx.array]) -> bool:
+    """Begin to evaluate arrays; False if they are traced."""
+    try:
+        mx.async_eval(arrays)
+    except ValueError:  # inside a transformation
+        return False
+    return True
 
 
 def own_elements(plan: Plan, leaf: Leaf, member: int, array: mx.array) -> mx.array | None:

@@ -122,7 +122,7 @@ class Sharded(Optimizer):
         structure = Structure([*full_path.values()])
 
         def put(new: dict[str, mx.array]) -> None:
-            model.update(structure.tree({full_path[path]: x for path, x in new.items()}))
+            model.update(structure.tree({full_path[path]: x for path, x in new.items()}, model))
 
         make_step(self._division, gradients, flat(model, names), names, request, put)
 

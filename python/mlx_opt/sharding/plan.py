@@ -77,7 +77,7 @@ class Plan:
         self.members = members
         self.leaves: dict[str, Leaf] = {}
         self._ranges: dict[str, list[Range]] = {}  # of each member
-        self._rounds: dict[tuple[tuple[str, ...], int], list[Round]] = {}
+        self._rounds: dict[tuple[tuple[str, ...], int], list[Round]] = {}  # of the last calls
         self._loads = [0] * members  # the elements of whole tensors that each has
 
     def range_of(self, path: str, member: int) -> Range:
@@ -127,7 +127,9 @@ class Plan:
         """The rounds in which the members exchange these parameters, one dtype after another."""
         key = tuple(paths), bytes_of_a_round
         if key not in self._rounds:
-            self._rounds = {key: self._new_rounds(*key)}  # most steps have the same
+            if len(self._rounds) >= 4:  # most steps have the same
+                self._rounds.clear()
+            self._rounds[key] = self._new_rounds(*key)
         return self._rounds[key]
 
     def _new_rounds(self, paths: Iterable[str], bytes_of_a_round: int) -> list[Round]:
@@ -144,6 +146,16 @@ class Plan:
     def _queue(self, leaves: list[Leaf], member: int) -> list[Segment]:
         ranges = [(leaf.path, self.range_of(leaf.path, member)) for leaf in leaves]
         return [Segment(path, *each) for path, each in ranges if each.size]
+
+
+def ranges_in(rounds: list[Round], member: int) -> dict[str, Range]:
+    """Which elements of each parameter a member has in consecutive rounds."""
+    ranges: dict[str, Range] = {}
+    for round in rounds:
+        for path, start, stop in round.segments[member]:
+            first = ranges[path].start if path in ranges else start
+            ranges[path] = Range(first, stop)
+    return ranges
 
 
 def _rounds(queues: list[list[Segment]], most: int) -> list[Round]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from .exchange import copied, own_elements
-from .plan import Leaf, Plan
+from .plan import Leaf, Plan, Range
 
 
 class Structure:
@@ -17,19 +19,32 @@ class Structure:
     def __init__(self, paths: list[str]) -> None:
         self._tree = tree_unflatten([(path, path) for path in paths]) if paths else {}
 
-    def tree(self, values: dict[str, Any]) -> Any:
-        """A tree of some of the leaves, whose places in lists are those in the whole tree."""
-        return _selected(self._tree, values)
+    def tree(self, values: dict[str, Any], others: Any = None) -> Any:
+        """A tree of some of the leaves, whose places in lists are those in the whole tree.
+
+        `others`: a module or a tree, of whose leaves those are taken that are beside a leaf in a
+        list, because :meth:`mlx.nn.Module.update` needs all of them.
+        """
+        return _selected(self._tree, values, others)
 
 
-def _selected(node: Any, values: dict[str, Any]) -> Any:
+def _selected(node: Any, values: dict[str, Any], others: Any) -> Any:
     if isinstance(node, str):
         return values.get(node, {})
+    if isinstance(node, list) and isinstance(others, dict):  # whose keys are numbers
+        node = {str(i): child for i, child in enumerate(node)}
     if isinstance(node, dict):
-        children = {key: _selected(child, values) for key, child in node.items()}
+        below = {key: None if others is None else others[key] for key in node if node[key]}
+        children = {key: _selected(node[key], values, x) for key, x in below.items()}
         return {key: x for key, x in children.items() if not _is_empty(x)}
-    items = [_selected(child, values) for child in node]
-    return {} if all(map(_is_empty, items)) else items
+    places = [None] * len(node) if others is None else others
+    items = [_selected(child, values, x) for child, x in zip(node, places, strict=False)]
+    if all(map(_is_empty, items)):
+        return {}
+    return [
+        x if _is_empty(item) and isinstance(x, mx.array) else item
+        for item, x in zip(items, places, strict=False)
+    ]
 
 
 def _is_empty(x: Any) -> bool:
@@ -75,3 +90,55 @@ def _place_of(tree: Any, path: str) -> tuple[Any, Any]:
         except (KeyError, IndexError, TypeError):
             return None, None
     return container, key
+
+
+class _Cut(NamedTuple):
+    """A slot that has some of its elements for a while."""
+
+    slots: dict
+    name: str
+    whole: mx.array
+    at: Range
+
+
+@contextmanager
+def cut(states: list[dict], plan: Plan, member: int, pieces: dict[str, Range]) -> Iterator[None]:
+    """Let slots have only some elements, and write these into the whole slots afterwards.
+
+    `pieces`: which elements of each parameter; the slots have all that this member has.
+    """
+    cuts = [each for path in pieces for each in _cuts(states, plan, member, path, pieces[path])]
+    for slots, name, x, at in cuts:
+        slots[name] = x.reshape(-1)[at.start : at.stop]
+    try:
+        yield
+    except BaseException:
+        for slots, name, x, _ in cuts:
+            slots[name] = x
+        raise
+    x = None
+    while cuts:
+        _write_back(cuts)
+
+
+def _cuts(states: list[dict], plan: Plan, member: int, path: str, piece: Range) -> list[_Cut]:
+    own = plan.range_of(path, member)
+    if piece == own:
+        return []
+    container, key = _place_of(states[plan.leaves[path].share], path)
+    slots, at = container[key], Range(piece.start - own.start, piece.stop - own.start)
+    return [
+        _Cut(slots, name, x, at)
+        for name, x in slots.items()
+        if isinstance(x, mx.array) and x.size == own.size
+    ]
+
+
+def _write_back(cuts: list[_Cut]) -> None:
+    """Write the last; nothing else holds the whole slot, so that its buffer is written to."""
+    slots, name, whole, at = cuts.pop()
+    piece, shape = slots[name], whole.shape
+    whole = whole.astype(piece.dtype).reshape(-1)
+    whole[at.start : at.stop] = piece
+    slots[name] = whole.reshape(shape)
+    mx.eval(slots[name])

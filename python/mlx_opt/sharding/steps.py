@@ -11,10 +11,14 @@ from mlx.utils import tree_flatten
 from .. import loss_scale, reserved, step
 from ..clipping import ClipRequest
 from .division import Division
-from .exchange import Exchange, own_elements
+from .exchange import Exchange, copied
 from .fully_sharded import Names
 from .leaves import flat, parts_of
-from .plan import Leaf
+from .plan import Leaf, Range, Round, ranges_in
+from .states import cut
+
+STAGES = 16
+"""The most parts in which a step averages gradients and updates their parameters."""
 
 
 def make_step(
@@ -34,75 +38,165 @@ def make_step(
         request: How the gradients are clipped.
         put: Called with new parameters by path, as soon as they are exchanged.
     """
-    plan, rank, most = division.plan, division.members.rank, division.bucket_size
     gradients = flat(tree, names)
     _check_dtypes(division, gradients, parameters)
-    leaves = [leaf for path, leaf in plan.leaves.items() if path in gradients]
-    exchanged = [leaf for leaf in leaves if leaf.is_exchanged]
     root = parts_of(division.optimizer)[0].state
-    exchange = Exchange(division.members, root["step"])
     if request is None and loss_scale.KEY in reserved.entries_of(root):
-        request = ClipRequest()
-    if request is not None:
-        request = request._replace(across=exchange.norm)
-
-    rows = [leaf for leaf in exchanged if leaf.split]
-    averages = gradients | exchange.gather_rows(rows, gradients, most)
-    parameters |= exchange.gather_rows(rows, parameters, most)
-    replicated = [leaf.path for leaf in leaves if not leaf.split]
-    averages |= exchange.average(plan.rounds(replicated, most), gradients)
-    updated = _update_own(division, leaves, averages, parameters, request)
-    del averages
-
-    dtypes = {path: mx.result_type(parameters[path], x) for path, x in gradients.items()}
-    empty = {
-        leaf.path: parameters[leaf.path].astype(dtypes[leaf.path])
-        for leaf in exchanged
-        if leaf.size == 0
-    }
-    parameters.clear()
-    put(empty | {leaf.path: updated[leaf.path] for leaf in leaves if not leaf.is_exchanged})
-    exchange.spread(
-        plan.rounds([leaf.path for leaf in exchanged], most),
-        {path: x.reshape(-1) for path, x in updated.items()},
-        lambda path: plan.range_of(path, rank).start,
-        dtypes,
-        lambda path, x: put({path: _shaped(division, plan.leaves[path], x)}),
-    )
+        request = ClipRequest(skip_nonfinite=True)
+    exchange = Exchange(division.members, root["step"], gradients.values())
+    _Step(division, gradients, parameters, request, exchange, put).run()
     # The next step's operations follow these, even if it has other parameters.
     root["step"] = exchange.after_all(root["step"])
 
 
-def _update_own(
-    division: Division,
-    leaves: list[Leaf],
-    averages: dict[str, mx.array],
-    parameters: dict[str, mx.array],
-    request: ClipRequest | None,
-) -> dict[str, mx.array]:
-    """Update this member's elements; return the new ones, by path."""
-    own: dict[str, mx.array] = {}
-    own_averages: dict[str, mx.array] = {}
-    for leaf in leaves:
-        x: mx.array | None = parameters[leaf.path]
-        if leaf.is_exchanged:
-            x = own_elements(division.plan, leaf, division.members.rank, parameters[leaf.path])
-        if x is not None:
-            own[leaf.path] = x
-            own_averages[leaf.path] = averages[leaf.path].reshape(x.shape)
-    parts = division.shares_of(own_averages)
-    trees = division.tree(own), division.tree(own_averages)
-    result: Any = tree_flatten(step.apply(parts, *trees, request))
-    return dict(result) if own else {}
+class _Step:
+    """A step; see `make_step`."""
+
+    def __init__(
+        self,
+        division: Division,
+        gradients: dict[str, mx.array],
+        parameters: dict[str, mx.array],
+        request: ClipRequest | None,
+        exchange: Exchange,
+        put: Callable[[dict[str, mx.array]], None],
+    ) -> None:
+        self._division = division
+        self._rank = division.members.rank
+        self._leaves = [leaf for path, leaf in division.plan.leaves.items() if path in gradients]
+        self._gradients = gradients
+        # Nothing else holds these later, so that their buffers are written to.
+        self._parameters = {leaf.path: parameters[leaf.path] for leaf in self._leaves}
+        parameters.clear()
+        self._exchange = exchange
+        self._request = None if request is None else request._replace(across=exchange.norm)
+        self._put = put
+        self._has_advanced = False
+
+    def run(self) -> None:
+        empty = [leaf.path for leaf in self._leaves if leaf.is_exchanged and leaf.size == 0]
+        self._put({path: self._target(path) for path in empty})
+        staged = [leaf for leaf in self._leaves if self._is_staged(leaf)]
+        rounds = self._rounds(staged)
+        if rounds:
+            self._begin()
+        others = [leaf for leaf in self._leaves if leaf.size and not self._is_staged(leaf)]
+        if others or not rounds:
+            self._update_at_once(others)
+        length = max(1, -(-len(rounds) // STAGES))
+        for i in range(0, len(rounds), length):
+            self._update_in(rounds[i : i + length])
+
+    def _is_staged(self, leaf: Leaf) -> bool:
+        """True if the elements of a leaf may be updated in parts, so that few averages are in
+        memory. A norm needs all of them first."""
+        request = self._request
+        needs_norm = request is not None and (
+            request.max_norm is not None or bool(request.skip_nonfinite)
+        )
+        return not (needs_norm or self._exchange.is_traced or leaf.whole or leaf.split)
+
+    def _rounds(self, leaves: list[Leaf]) -> list[Round]:
+        paths = [leaf.path for leaf in leaves]
+        return self._division.plan.rounds(paths, self._division.bucket_size)
+
+    def _begin(self) -> None:
+        """Initialize all states and check all leaves, before the first part of the step."""
+        own = {leaf.path: self._own(leaf, self._parameters[leaf.path]) for leaf in self._leaves}
+        slopes = {leaf.path: self._own(leaf, self._gradients[leaf.path]) for leaf in self._leaves}
+        values = {path: x for path, x in own.items() if x is not None}
+        shares = self._division.shares_of({path: slopes[path] for path in values})
+        step.begin(shares, self._division.tree(values))
+
+    def _own(self, leaf: Leaf, array: mx.array) -> mx.array | None:
+        """This member's elements of an array that it has of a leaf, in the shape of their state."""
+        if not leaf.is_exchanged:
+            return array
+        own = self._division.plan.range_of(leaf.path, self._rank)
+        if leaf.split:  # whole tensors of which there are only rows yet
+            array = mx.zeros(leaf.shape, array.dtype)
+        return _piece(array, own) if own.size else None
+
+    def _update_in(self, rounds: list[Round]) -> None:
+        """Average gradients in some rounds and update their parameters."""
+        own = ranges_in(rounds, self._rank)
+        averages = self._exchange.average(rounds, self._gradients, own)
+        values = {path: _piece(self._parameters[path], each) for path, each in own.items()}
+        averages = {path: x.reshape(values[path].shape) for path, x in averages.items()}
+        states = [part.state for part in parts_of(self._division.optimizer)]
+        with cut(states, self._division.plan, self._rank, own):
+            updated = self._updated(values, averages)
+            del values, averages
+            mx.eval(updated)
+        self._spread(rounds, updated, own)
+
+    def _update_at_once(self, leaves: list[Leaf]) -> None:
+        """Average all gradients of some leaves, and update their parameters."""
+        plan, most = self._division.plan, self._division.bucket_size
+        exchanged = [leaf for leaf in leaves if leaf.is_exchanged]
+        rows = [leaf for leaf in exchanged if leaf.split]
+        averages = {leaf.path: self._gradients[leaf.path] for leaf in leaves if leaf.split}
+        averages |= self._exchange.gather_rows(rows, self._gradients, most)
+        self._parameters |= self._exchange.gather_rows(rows, self._parameters, most)
+        own = {leaf.path: plan.range_of(leaf.path, self._rank) for leaf in exchanged}
+        rounds = self._rounds([leaf for leaf in leaves if not leaf.split])
+        averages |= self._exchange.average(rounds, self._gradients, own)
+        values: dict[str, mx.array] = {}
+        for leaf in leaves:
+            x = self._parameters[leaf.path]
+            if leaf.is_exchanged and own[leaf.path].size == 0:
+                continue
+            values[leaf.path] = _piece(x, own[leaf.path]) if leaf.is_exchanged else x
+        averages = {path: averages[path].reshape(x.shape) for path, x in values.items()}
+        updated = self._updated(values, averages)
+        del values, averages
+        if not self._exchange.is_traced:
+            mx.eval(updated)
+        self._put({leaf.path: updated[leaf.path] for leaf in leaves if not leaf.is_exchanged})
+        self._spread(self._rounds(exchanged), updated, own)
+
+    def _updated(
+        self, values: dict[str, mx.array], averages: dict[str, mx.array]
+    ) -> dict[str, mx.array]:
+        """This member's new elements of some parameters, from the old ones, by path."""
+        shares = self._division.shares_of(averages)
+        trees = self._division.tree(values), self._division.tree(averages)
+        advances, self._has_advanced = not self._has_advanced, True
+        result: Any = tree_flatten(step.apply(shares, *trees, self._request, advances=advances))
+        return dict(result) if values else {}
+
+    def _target(self, path: str) -> mx.array:
+        """An array that gets the elements of a new parameter."""
+        gradient, parameter = self._gradients[path], self._parameters.pop(path)
+        return parameter.astype(mx.result_type(parameter, gradient))
+
+    def _spread(
+        self, rounds: list[Round], updated: dict[str, mx.array], own: dict[str, Range]
+    ) -> None:
+        """Bring the new elements of some rounds to all members."""
+        plan, rank = self._division.plan, self._rank
+        paths = list(dict.fromkeys(path for round in rounds for path in round.paths()))
+        targets = {path: self._target(path).reshape(-1) for path in paths}
+        updated = {path: x.reshape(-1) for path, x in updated.items()}
+
+        def put(new: dict[str, mx.array]) -> None:
+            leaves = [plan.leaves[path] for path in new]
+            self._put({x.path: new[x.path].reshape(x.shape) for x in leaves if not x.split})
+
+        self._exchange.spread(rounds, updated, own, targets, put)
+        rows: dict[str, mx.array] = {}
+        for path in paths:
+            leaf = plan.leaves[path]
+            if leaf.split:
+                x = targets[path].reshape(plan.members, -1, *leaf.shape[1:])[rank]
+                rows[path] = copied(x)
+        self._put(rows)
+        self._parameters |= targets
 
 
-def _shaped(division: Division, leaf: Leaf, flattened: mx.array) -> mx.array:
-    """What this member's model has of a new parameter."""
-    if not leaf.split:
-        return flattened.reshape(leaf.shape)
-    length = leaf.size // division.members.size
-    rows = flattened[division.members.rank * length :][:length]
-    return rows.reshape(-1, *leaf.shape[1:])
+def _piece(array: mx.array, own: Range) -> mx.array:
+    """Some elements of an array: all of it as it is, or a flat part."""
+    return array if own.size == array.size else array.reshape(-1)[own.start : own.stop]
 
 
 def _check_dtypes(
