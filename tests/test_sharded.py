@@ -361,26 +361,26 @@ def test_a_copy_shares_the_group():
     assert (optimizer.step.item(), twin.step.item()) == (1, 2)
 
 
-def test_accumulation_is_refused():
-    message = "^Sharded: an optimizer with accumulate is not supported$"
-    with pytest.raises(ValueError, match=message):
-        mlx_opt.Sharded(mlx_opt.AdamW(0.1, accumulate=2))
-    with pytest.raises(ValueError, match=message):
-        mlx_opt.Sharded(mlx_opt.AdamW(0.1)).accumulate = 2
-    optimizer = mlx_opt.Sharded(mlx_opt.AdamW(0.1))
-    optimizer.optimizer.accumulate = 2
-    with pytest.raises(ValueError, match=message):
-        optimizer.apply_gradients({"w": mx.ones(2)}, {"w": mx.ones(2)})
-    optimizer, w = mlx_opt.Sharded(mlx_opt.AdamW(0.1)), {"w": mx.ones(2)}
-    message = "^Sharded: normalizer is not supported: divide the gradients by it$"
-    with pytest.raises(ValueError, match=message):
-        optimizer.apply_gradients({"w": mx.ones(2)}, w, normalizer=2.0)
-    with pytest.raises(ValueError, match=message):
-        optimizer.update(nn.Linear(1, 2), {"bias": mx.ones(2)}, normalizer=2.0)
+def test_one_member_accumulates_as_the_optimizer_does():
+    plain, divided = mlx_opt.SGD(0.5), mlx_opt.Sharded(mlx_opt.SGD(0.5))
+    a = b = {"w": mx.array([8.0])}
+    plain.accumulate = divided.accumulate = 2
+    divided.accumulate_dtype = mx.float32
+    assert divided.accumulate == 2 and divided.accumulate_dtype == mx.float32
+    for g in ({"w": mx.array([1.0])}, {"w": mx.array([3.0])}):
+        a = plain.apply_gradients(g, a, normalizer=2.0)
+        b = divided.apply_gradients(g, b, normalizer=2.0)
+        assert a["w"].item() == b["w"].item() and plain.accumulated == divided.accumulated
+    assert a["w"].item() == 7.5
 
 
-@pytest.mark.parametrize("groups", [(), [{"match": "w", "master_weights": "float32"}]])
-def test_master_weights_are_refused(groups):
-    own = {} if groups else {"master_weights": "float32"}
-    with pytest.raises(TypeError, match="^Sharded: an optimizer with master_weights is not supp"):
-        mlx_opt.Sharded(mlx_opt.AdamW(0.1, groups=groups, **own))
+def test_one_member_has_master_weights_and_averages_as_the_optimizer_has():
+    optimizer = mlx_opt.Sharded(mlx_opt.SGD(2.0**-10, master_weights="float32"))
+    w = {"w": mx.ones(1, mx.bfloat16)}
+    w = optimizer.apply_gradients(w, w)
+    assert optimizer.master_parameters(w)["w"].item() == 1 - 2.0**-10
+    model, optimizer = nn.Linear(2, 1), mlx_opt.Sharded(mlx_opt.SGDScheduleFree(0.1))
+    optimizer.update(model, {"bias": mx.array([1.0])})
+    bias = optimizer.eval_parameters(model)["bias"].item()
+    with optimizer.evaluating(model):
+        assert model.bias.item() == bias

@@ -6,11 +6,16 @@ slow with more members, and show no more, run with two.
 
 import members
 import memory
+import options
 import replicated
 import saved
 import split
 
-cases = [case for each in (replicated, split, saved, memory) for case in each.CASES]
+cases = [case for each in (replicated, split, options, saved, memory) for case in each.CASES]
 if members.SIZE == 2:
-    cases += [case for each in (replicated, split, saved, memory) for case in each.FOR_TWO_MEMBERS]
+    cases += [
+        case
+        for each in (replicated, split, options, saved, memory)
+        for case in each.FOR_TWO_MEMBERS
+    ]
 members.run(cases)

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from .._built import VERSION
+from ..accumulation import calls_of
 from .exchange import Members
 from .plan import Leaf
 
@@ -30,6 +31,7 @@ def facts_of(
             ]
         )
         facts[f"the step of {here}"] = _text(optimizer.step)
+        facts[f"the pending calls of {here}"] = str(calls_of(optimizer.state))
     for leaf in leaves:
         rows = " divided into rows" if leaf.split else ""
         dtype = str(leaf.dtype).removeprefix("mlx.core.")

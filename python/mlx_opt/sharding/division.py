@@ -73,7 +73,9 @@ class Division:
         leaves = leaves_of(self.optimizer, all_parameters, new)
         if members.size > 1:
             dtypes = {path: x.dtype for path, x in flat(gradients, names).items()}
-            check_agreement(members, facts_of(parts, leaves, dtypes, self.bucket_size))
+            facts = facts_of(parts, leaves, dtypes, self.bucket_size)
+            facts["accumulate"] = str(self.optimizer.accumulate)
+            check_agreement(members, facts)
         self._has_agreed = True
         plan.extend(leaves)
         self._structure = Structure([*plan.leaves])

@@ -137,6 +137,12 @@ class Exchange:
             mx.eval(norms)  # so that nothing holds the averages any more, and they are written to
         return global_norm([norms])  # never overflows, as a sum of squares may
 
+    def sum(self, own: mx.array) -> mx.array:
+        """The sum of a small array of each member."""
+        total = mx.distributed.all_sum(self.after_all(own), group=self._members.group)
+        self._follow(total)
+        return total
+
     def spread(
         self,
         rounds: list[Round],

@@ -42,8 +42,6 @@ def divides_tensors(optimizer: Any) -> bool:
     name = type(optimizer).__name__
     if not isinstance(optimizer, FusedOptimizer) or not optimizer._uses_own_step():
         raise TypeError(f"Sharded: {name} has its own step, which cannot be divided")
-    if optimizer._gives("master_weights"):
-        raise TypeError("Sharded: an optimizer with master_weights is not supported")
     if optimizer._gives("stochastic_rounding"):
         raise TypeError("Sharded: an optimizer with stochastic_rounding is not supported")
     if isinstance(optimizer, Muon):

@@ -10,13 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from .. import step
-from ..base import Optimizer, shares_of
+from .. import accumulation
+from ..base import Optimizer
 from ..clipping import ClipRequest
 from ..tools import summary
 from ..tools.describe import ParameterRow
 from ..tools.memory import Memory
 from . import saving
+from .averages import WithParameters
 from .division import Division
 from .exchange import Members, own_elements
 from .fully_sharded import names_of
@@ -25,7 +26,7 @@ from .states import Structure
 from .steps import make_step
 
 
-class Sharded(Optimizer):
+class Sharded(WithParameters):
     """Divides an optimizer's states among the members of a group of processes.
 
     Each member keeps the states of 1/N of the elements and updates those; then the members exchange
@@ -48,7 +49,7 @@ class Sharded(Optimizer):
 
     Raises:
         TypeError: The optimizer is none of mlx_opt, or has a step that cannot be divided.
-        ValueError: ``bucket_size`` is not positive, or the optimizer has ``accumulate``.
+        ValueError: ``bucket_size`` is not positive.
 
     The first step raises RuntimeError if the members have different parameters, optimizers, steps
     or versions.
@@ -74,7 +75,7 @@ class Sharded(Optimizer):
         if isinstance(optimizer, Sharded) or not isinstance(optimizer, Optimizer):
             found = type(optimizer).__name__
             raise TypeError(f"Sharded: expected an optimizer of mlx_opt, got {found}")
-        _check_step(optimizer, None)
+        optimizer._check_takes_gradients()
         if bucket_size <= 0:
             raise ValueError(f"Sharded: bucket_size: expected more than 0, got {bucket_size}")
         for part in parts_of(optimizer):
@@ -101,30 +102,32 @@ class Sharded(Optimizer):
         """Update the parameters of a model with the averages of all members' gradients.
 
         As :meth:`Optimizer.update`, but the model gets new, lazy arrays if there are several
-        members. ``max_norm`` and :attr:`grad_norm` are of the averages, all of them.
-
-        Raises:
-            ValueError: There is a ``normalizer``, which is not supported.
+        members. ``max_norm`` and :attr:`grad_norm` are of the averages, all of them. A
+        ``normalizer`` is of this member, and the averages are divided by the average of all
+        members' normalizers. With :attr:`accumulate` each call averages the gradients.
         """
-        _check_step(self.optimizer, normalizer)
+        limits = max_norm, skip_nonfinite, max_value, normalizer
         if self._members.size > 1 and not isinstance(model, nn.Module):
-            limits = max_norm, skip_nonfinite, max_value
             model.update(self.apply_gradients(gradients, model, *limits))
             return
+        self.optimizer._check_takes_gradients()
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         names = names_of(model, self._members.size)
         self._division.meet(gradients, model, names)
         if self._members.size == 1:
-            step.update(shares_of(self.optimizer, gradients), model, gradients, request)
+            Optimizer.update(self.optimizer, model, gradients, *limits)
             return
         leaves: Any = tree_flatten(gradients)
         full_path = {names.plain(path): path for path, _ in leaves}
+        if accumulation.is_used(self.optimizer, normalizer):  # others may be pending
+            leaves = tree_flatten(model.parameters())
+            full_path |= {names.plain(path): path for path, _ in leaves}
         structure = Structure([*full_path.values()])
 
         def put(new: dict[str, mx.array]) -> None:
             model.update(structure.tree({full_path[path]: x for path, x in new.items()}, model))
 
-        make_step(self._division, gradients, flat(model, names), names, request, put)
+        make_step(self._division, gradients, flat(model, names), names, request, normalizer, put)
 
     def apply_gradients(
         self,
@@ -143,17 +146,21 @@ class Sharded(Optimizer):
             max_norm: As for :meth:`update`.
             skip_nonfinite: As for :meth:`update`.
             max_value: As for :meth:`update`.
-            normalizer: Not supported.
+            normalizer: As for :meth:`update`.
         """
-        _check_step(self.optimizer, normalizer)
+        self.optimizer._check_takes_gradients()
         request = ClipRequest.from_arguments(max_norm, skip_nonfinite, max_value)
         names = names_of(parameters, self._members.size)
         self._division.meet(gradients, parameters, names)
         if self._members.size == 1:
-            return step.apply(shares_of(self.optimizer, gradients), parameters, gradients, request)
+            limits = max_norm, skip_nonfinite, max_value, normalizer
+            return Optimizer.apply_gradients(self.optimizer, gradients, parameters, *limits)
         new: dict[str, mx.array] = {}
-        make_step(self._division, gradients, flat(parameters, names), names, request, new.update)
-        return tree_map_with_path(lambda path, _: new[names.plain(path or "")], gradients)
+        found = flat(parameters, names)
+        make_step(self._division, gradients, found, names, request, normalizer, new.update)
+        given = flat(gradients, names)
+        tree = gradients if given.keys() >= new.keys() else self._division.tree(new)
+        return tree_map_with_path(lambda path, _: new[names.plain(path or "")], tree)
 
     def init(self, parameters: Any) -> None:
         """Initialize the states of this member's elements; see :meth:`Optimizer.init`.
@@ -186,7 +193,13 @@ class Sharded(Optimizer):
 
         Raises:
             OSError: A member cannot write; the others raise RuntimeError.
+            ValueError: Gradients are pending, which a checkpoint does not have.
         """
+        if self.accumulated:
+            raise ValueError(
+                f"Sharded: gradients of {self.accumulated} calls are pending, which a checkpoint "
+                "does not have: save the state after a step"
+            )
         prefixes = prefixes_of(self.optimizer)
         saving.save(Path(path), self.state, prefixes, self._division.plan, self._members)
 
@@ -263,25 +276,24 @@ class Sharded(Optimizer):
 
     @property
     def accumulate(self) -> int:
-        """1; more is not supported."""
+        """As that of the optimizer that is divided; each member keeps its elements of the sum."""
         return self.optimizer.accumulate
 
     @accumulate.setter
     def accumulate(self, count: int) -> None:
-        if count != 1:
-            raise ValueError("Sharded: an optimizer with accumulate is not supported")
+        self.optimizer.accumulate = count
+
+    @property
+    def accumulate_dtype(self) -> mx.Dtype | None:
+        """As that of the optimizer that is divided."""
+        return self.optimizer.accumulate_dtype
+
+    @accumulate_dtype.setter
+    def accumulate_dtype(self, dtype: Any) -> None:
+        self.optimizer.accumulate_dtype = dtype
 
     def _clip_state(self) -> dict:
         return self.optimizer._clip_state()
 
     def _refuse_as_part(self) -> None:
         raise TypeError("Sharded cannot be a part of another optimizer: divide that instead")
-
-
-def _check_step(optimizer: Optimizer, normalizer: Any) -> None:
-    """Raise what a step that is not supported raises."""
-    optimizer._check_takes_gradients()
-    if optimizer.accumulate != 1:
-        raise ValueError("Sharded: an optimizer with accumulate is not supported")
-    if normalizer is not None:
-        raise ValueError("Sharded: normalizer is not supported: divide the gradients by it")

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .. import accumulation, reserved
 from .._built import VERSION
 from . import checkpoint
 from .agreement import gather_values, together
@@ -20,11 +21,14 @@ from .plan import Plan, Range
 def save(folder: Path, state: dict, prefixes: list[str], plan: Plan, members: Members) -> None:
     """Save a state. `prefixes`: what the paths of each part's parameters begin with in it."""
     keys = {prefixes[leaf.share] + leaf.path: leaf for leaf in plan.leaves.values()}
+    pending = f"{prefixes[0]}{reserved.KEY}.{accumulation.KEY}."
     arrays: dict[str, mx.array] = {}
     ranges: dict[str, Range] = {}
     leaves: Any = tree_flatten(state)
     for name, x in leaves:
         key = name.rpartition(".")[0]
+        if name.startswith(pending):
+            continue
         if key not in keys:
             if members.rank == 0:
                 arrays[name] = x

@@ -108,15 +108,13 @@ def cut(states: list[dict], plan: Plan, member: int, pieces: dict[str, Range]) -
     `pieces`: which elements of each parameter; the slots have all that this member has.
     """
     cuts = [each for path in pieces for each in _cuts(states, plan, member, path, pieces[path])]
-    for slots, name, x, at in cuts:
-        slots[name] = x.reshape(-1)[at.start : at.stop]
+    _narrow(cuts)
     try:
         yield
     except BaseException:
-        for slots, name, x, _ in cuts:
-            slots[name] = x
+        for slots, name, whole, _ in cuts:
+            slots[name] = whole
         raise
-    x = None
     while cuts:
         _write_back(cuts)
 
@@ -132,6 +130,11 @@ def _cuts(states: list[dict], plan: Plan, member: int, path: str, piece: Range) 
         for name, x in slots.items()
         if isinstance(x, mx.array) and x.size == own.size
     ]
+
+
+def _narrow(cuts: list[_Cut]) -> None:
+    for slots, name, whole, at in cuts:
+        slots[name] = whole.reshape(-1)[at.start : at.stop]
 
 
 def _write_back(cuts: list[_Cut]) -> None:

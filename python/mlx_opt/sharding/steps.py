@@ -9,11 +9,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from .. import loss_scale, reserved, step
-from ..clipping import ClipRequest
+from ..clipping import ClipRequest, checked_limit
+from ..rollback import Rollback
 from .division import Division
 from .exchange import Exchange, copied
 from .fully_sharded import Names
 from .leaves import flat, parts_of
+from .pending import Pending, average_number
 from .plan import Leaf, Range, Round, ranges_in
 from .states import cut
 
@@ -27,6 +29,7 @@ def make_step(
     parameters: dict[str, mx.array],
     names: Names,
     request: ClipRequest | None,
+    normalizer: Any,
     put: Callable[[dict[str, mx.array]], None],
 ) -> None:
     """Make a step of several members.
@@ -36,15 +39,24 @@ def make_step(
         parameters: All parameters, by path; emptied.
         names: The names of the parameters.
         request: How the gradients are clipped.
+        normalizer: What they are divided by, if it is not None; of this member.
         put: Called with new parameters by path, as soon as they are exchanged.
     """
     gradients = flat(tree, names)
-    _check_dtypes(division, gradients, parameters)
+    if normalizer is not None:
+        normalizer = checked_limit("normalizer", normalizer)
+    pending = Pending(division)
+    accumulates = pending.is_used(normalizer)
+    _check_dtypes(division, gradients, parameters, accumulates)
     root = parts_of(division.optimizer)[0].state
     if request is None and loss_scale.KEY in reserved.entries_of(root):
         request = ClipRequest(skip_nonfinite=True)
     exchange = Exchange(division.members, root["step"], gradients.values())
-    _Step(division, gradients, parameters, request, exchange, put).run()
+    made = _Step(division, gradients, parameters, request, exchange, put)
+    if accumulates:
+        made.run_pending(pending, normalizer)
+    else:
+        made.run()
     # The next step's operations follow these, even if it has other parameters.
     root["step"] = exchange.after_all(root["step"])
 
@@ -63,10 +75,13 @@ class _Step:
     ) -> None:
         self._division = division
         self._rank = division.members.rank
-        self._leaves = [leaf for path, leaf in division.plan.leaves.items() if path in gradients]
+        self._all_leaves = [
+            leaf for path, leaf in division.plan.leaves.items() if path in parameters
+        ]
+        self._leaves = [leaf for leaf in self._all_leaves if leaf.path in gradients]
         self._gradients = gradients
         # Nothing else holds these later, so that their buffers are written to.
-        self._parameters = {leaf.path: parameters[leaf.path] for leaf in self._leaves}
+        self._parameters = {leaf.path: parameters[leaf.path] for leaf in self._all_leaves}
         parameters.clear()
         self._exchange = exchange
         self._request = None if request is None else request._replace(across=exchange.norm)
@@ -102,18 +117,21 @@ class _Step:
 
     def _begin(self) -> None:
         """Initialize all states and check all leaves, before the first part of the step."""
-        own = {leaf.path: self._own(leaf, self._parameters[leaf.path]) for leaf in self._leaves}
-        slopes = {leaf.path: self._own(leaf, self._gradients[leaf.path]) for leaf in self._leaves}
-        values = {path: x for path, x in own.items() if x is not None}
-        shares = self._division.shares_of({path: slopes[path] for path in values})
-        step.begin(shares, self._division.tree(values))
+        values: dict[str, mx.array] = {}
+        gradients: dict[str, mx.array] = {}
+        for leaf in self._leaves:
+            own = self._own(leaf, self._parameters[leaf.path])
+            gradient = self._own(leaf, self._gradients[leaf.path])
+            if own is not None and gradient is not None:
+                values[leaf.path], gradients[leaf.path] = own, gradient
+        step.begin(self._division.shares_of(gradients), self._division.tree(values))
 
     def _own(self, leaf: Leaf, array: mx.array) -> mx.array | None:
         """This member's elements of an array that it has of a leaf, in the shape of their state."""
         if not leaf.is_exchanged:
             return array
         own = self._division.plan.range_of(leaf.path, self._rank)
-        if leaf.split:  # whole tensors of which there are only rows yet
+        if leaf.split and array.size != leaf.size:  # there are only rows yet
             array = mx.zeros(leaf.shape, array.dtype)
         return _piece(array, own) if own.size else None
 
@@ -132,27 +150,69 @@ class _Step:
 
     def _update_at_once(self, leaves: list[Leaf]) -> None:
         """Average all gradients of some leaves, and update their parameters."""
-        plan, most = self._division.plan, self._division.bucket_size
-        exchanged = [leaf for leaf in leaves if leaf.is_exchanged]
-        rows = [leaf for leaf in exchanged if leaf.split]
-        averages = {leaf.path: self._gradients[leaf.path] for leaf in leaves if leaf.split}
-        averages |= self._exchange.gather_rows(rows, self._gradients, most)
-        self._parameters |= self._exchange.gather_rows(rows, self._parameters, most)
-        own = {leaf.path: plan.range_of(leaf.path, self._rank) for leaf in exchanged}
-        rounds = self._rounds([leaf for leaf in leaves if not leaf.split])
-        averages |= self._exchange.average(rounds, self._gradients, own)
-        values: dict[str, mx.array] = {}
-        for leaf in leaves:
-            x = self._parameters[leaf.path]
-            if leaf.is_exchanged and own[leaf.path].size == 0:
-                continue
-            values[leaf.path] = _piece(x, own[leaf.path]) if leaf.is_exchanged else x
+        averages, values = self._averages(leaves), self._values(leaves)
         averages = {path: averages[path].reshape(x.shape) for path, x in values.items()}
         updated = self._updated(values, averages)
         del values, averages
+        self._spread_all(leaves, updated)
+
+    def run_pending(self, pending: Pending, normalizer: Any) -> None:
+        """Add the averages to those that are pending, and make the step if it is time."""
+        division = self._division
+        leaves = [leaf for leaf in self._leaves if leaf.size]
+        averages = self._averages(leaves)
+        if normalizer is not None:
+            normalizer = average_number(self._exchange, division.members.size, normalizer)
+        unchanged = {leaf.path: self._parameters[leaf.path] for leaf in self._leaves}
+        every = [leaf for leaf in self._all_leaves if leaf.size]
+        values = self._values(every)
+        own = {leaf.path: values[leaf.path] for leaf in leaves if leaf.path in values}
+        averages = {path: averages[path].reshape(x.shape) for path, x in own.items()}
+        with Rollback() as rollback:
+            total = pending.add(
+                division.tree(averages), division.tree(values), normalizer, rollback
+            )
+            if total is not None:
+                found: Any = tree_flatten(total.gradients)
+                shares, trees = division.shares_of(dict(found)), division.tree(values)
+                result: Any = tree_flatten(
+                    step.apply(
+                        shares, trees, total.gradients, self._request, total.divisor, rollback
+                    )
+                )
+        self._put(unchanged)
+        if total is not None:
+            unchanged.clear()
+            updated = values | (dict(result) if found else {})
+            del values, own, averages, total, trees, shares, found, result
+            self._spread_all(every, updated)
+
+    def _averages(self, leaves: list[Leaf]) -> dict[str, mx.array]:
+        """The averages of all gradients of some leaves, as far as this member needs them."""
+        plan, most = self._division.plan, self._division.bucket_size
+        rows = [leaf for leaf in leaves if leaf.is_exchanged and leaf.split]
+        averages = {leaf.path: self._gradients[leaf.path] for leaf in leaves if leaf.split}
+        averages |= self._exchange.gather_rows(rows, self._gradients, most)
+        own = {leaf.path: plan.range_of(leaf.path, self._rank) for leaf in leaves}
+        rounds = self._rounds([leaf for leaf in leaves if not leaf.split])
+        return averages | self._exchange.average(rounds, self._gradients, own)
+
+    def _values(self, leaves: list[Leaf]) -> dict[str, mx.array]:
+        """This member's elements of parameters. Those of which it has rows become whole where the
+        rule needs that."""
+        most = self._division.bucket_size
+        rows = [leaf for leaf in leaves if leaf.is_exchanged and leaf.split]
+        self._parameters |= self._exchange.gather_rows(rows, self._parameters, most)
+        own = {leaf.path: self._own(leaf, self._parameters[leaf.path]) for leaf in leaves}
+        return {path: x for path, x in own.items() if x is not None}
+
+    def _spread_all(self, leaves: list[Leaf], updated: dict[str, mx.array]) -> None:
+        """Put this member's new elements of some leaves, and bring them to all members."""
         if not self._exchange.is_traced:
             mx.eval(updated)
+        exchanged = [leaf for leaf in leaves if leaf.is_exchanged]
         self._put({leaf.path: updated[leaf.path] for leaf in leaves if not leaf.is_exchanged})
+        own = {x.path: self._division.plan.range_of(x.path, self._rank) for x in exchanged}
         self._spread(self._rounds(exchanged), updated, own)
 
     def _updated(
@@ -167,8 +227,10 @@ class _Step:
 
     def _target(self, path: str) -> mx.array:
         """An array that gets the elements of a new parameter."""
-        gradient, parameter = self._gradients[path], self._parameters.pop(path)
-        return parameter.astype(mx.result_type(parameter, gradient))
+        parameter = self._parameters.pop(path)
+        if path not in self._gradients:
+            return parameter
+        return parameter.astype(mx.result_type(parameter, self._gradients[path]))
 
     def _spread(
         self, rounds: list[Round], updated: dict[str, mx.array], own: dict[str, Range]
@@ -200,15 +262,24 @@ def _piece(array: mx.array, own: Range) -> mx.array:
 
 
 def _check_dtypes(
-    division: Division, gradients: dict[str, mx.array], parameters: dict[str, mx.array]
+    division: Division,
+    gradients: dict[str, mx.array],
+    parameters: dict[str, mx.array],
+    accumulates: bool,
 ) -> None:
     """Raise ValueError if a member could not tell the dtypes of parameters that others update."""
-    if not any(part._gives("state_dtype") for part in parts_of(division.optimizer)):
+    parts = parts_of(division.optimizer)
+    given = [
+        option
+        for option in ("state_dtype", "master_weights")
+        if any(part._gives(option) for part in parts)
+    ]
+    given += ["accumulate"] if accumulates else []
+    if not given:
         return
     for path, gradient in gradients.items():
-        given, expected = gradient.dtype, parameters[path].dtype
-        if given != expected:
+        if gradient.dtype != parameters[path].dtype:
             raise ValueError(
-                f"{path}: gradient {given}, parameter {expected}: "
-                "with state_dtype Sharded expects the same dtype"
+                f"{path}: gradient {gradient.dtype}, parameter {parameters[path].dtype}: "
+                f"with {given[0]} Sharded expects the same dtype"
             )
