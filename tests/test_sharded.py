@@ -79,6 +79,13 @@ def test_members_train_as_one_process_does_and_take_up_each_others_checkpoints(t
     assert state["states"][0]["step"].item() == 6
 
 
+@needs_ring
+def test_a_member_that_ends_ends_the_others():
+    output = launch(3, "lost.py", timeout=60)
+    assert "Node with rank 2 exited with code 3" in output, output
+    assert "went on" not in output, output
+
+
 def gpt2():
     shapes = [("wte", (50257, 768)), ("wpe", (1024, 768))]
     for i in range(12):
@@ -116,6 +123,21 @@ def test_tensors_are_given_to_the_least_loaded_the_largest_first():
     embedding, total = 50257 * 768, sum(loads(plan))
     assert loads(plan)[0] == embedding > total / 4  # alone
     assert max(loads(plan)[1:]) < 1.1 * (total - embedding) / 3
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 8])
+def test_the_work_of_muon_is_balanced(members):
+    width, layers = 2048, 16  # of a model with grouped queries
+    rows = {"q": width, "k": 512, "v": 512, "o": width, "gate": 4 * width, "up": 4 * width}
+    shapes = [(f"{i}.{name}", (r, width)) for i in range(layers) for name, r in rows.items()]
+    shapes += [(f"{i}.down", (width, 4 * width)) for i in range(layers)]
+    plan = planned(members, shapes, whole=True)
+    work = [0] * members
+    for path, (r, c) in shapes:
+        owner = next(i for i in range(members) if plan.range_of(path, i).size)
+        work[owner] += 2 * r * c * min(r, c) + min(r, c) ** 3  # an iteration of Newton-Schulz
+    assert max(work) <= 1.01 * sum(work) / members
+    assert max(loads(plan)) <= 1.01 * sum(loads(plan)) / members
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -384,3 +406,14 @@ def test_one_member_has_master_weights_and_averages_as_the_optimizer_has():
     bias = optimizer.eval_parameters(model)["bias"].item()
     with optimizer.evaluating(model):
         assert model.bias.item() == bias
+
+
+def test_the_scaling_on_paper_counts_the_operations_of_a_plan():
+    scaling = pytest.importorskip("mlx_opt.benchmarks.scaling")
+    plan = planned(4, gpt2())
+    given = scaling.Assumed(sum(loads(plan)), 1 << 22, link=1.0, hop=1.0, memory=1.0)
+    rounds = plan.rounds([*plan.leaves], 1 << 22)
+    computed = scaling.sharded(4, given)
+    assert computed.latency == 2 * len(rounds) * 3
+    exchanged = sum(4 * each.length for each in rounds)  # by each member, of four
+    assert computed.received == pytest.approx(2 * 3 * exchanged, rel=1e-3)
