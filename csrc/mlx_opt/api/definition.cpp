@@ -324,9 +324,9 @@ Definition definition(
   return {std::move(program), std::move(of_rule), reads_rate, maximize};
 }
 
-std::vector<std::string_view> state_names(const Program& program, size_t ndim) {
+std::vector<std::string_view> state_names(const Slots& slots) {
   std::vector<std::string_view> names;
-  for (const SlotInfo* slot : program.state_slots(ndim)) {
+  for (const SlotInfo* slot : slots) {
     names.push_back(slot->name);
   }
   return names;

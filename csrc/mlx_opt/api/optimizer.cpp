@@ -125,7 +125,8 @@ Optimizer::Optimizer(
       const Program& program = combination.definition.program;
       slots_.emplace(
           name,
-          SlotArrays{state_names(program, parameter.ndim()), initial_state(program, parameter)});
+          SlotArrays{
+              state_names(program.state_slots(parameter)), initial_state(program, parameter)});
     }
   }
 }

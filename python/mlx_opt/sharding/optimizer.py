@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from .. import step
 from ..base import Optimizer, shares_of
 from ..clipping import ClipRequest
+from ..state_dtypes import has_codes
 from ..tools import summary
 from ..tools.describe import ParameterRow
 from ..tools.memory import Memory
@@ -285,3 +286,7 @@ def _check_step(optimizer: Optimizer, normalizer: Any) -> None:
         raise ValueError("Sharded: an optimizer with accumulate is not supported")
     if normalizer is not None:
         raise ValueError("Sharded: normalizer is not supported: divide the gradients by it")
+    for part in parts_of(optimizer):
+        of_groups = [group.hyperparameters.get("state_dtype") for group in part.groups]
+        if any(map(has_codes, [part.state_dtype, *of_groups])):
+            raise ValueError("Sharded: a state_dtype of int8 is not supported")

@@ -45,7 +45,9 @@ struct StepTask {
   int threads;
   StepScalars scalars;
   std::vector<Operand> in = {};  // of all tensors, which point here
-  std::vector<Operand> out = {}; // likewise; their addresses are set last
+  std::vector<Operand> out = {}; // likewise, and one for each array of scales; their addresses are
+                                 // set last
+  std::vector<std::pair<size_t, size_t>> scales = {}; // of codes in `out`, that of their scales
   std::vector<Tensor> tensors = {};
   std::vector<Plan::Extent> extents = {};
   std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
@@ -79,15 +81,22 @@ void StepTask::add_run(
     const uint32_t* rounding_keys) {
   const bool has_master = run.masters != MasterWeights::none;
   const int results = run.operands - 1;
-  const int gradient = results - has_master; // its place; a master comes behind it
+  // The place of the gradient; a master comes behind it. Scales are with their codes.
+  const int gradient = results - has_master - run.scales;
   for (size_t t = 0; t < run.tensors; ++t, arrays += run.operands, dtypes += results) {
-    tensors.push_back({in.data() + in.size(), out.data() + out.size(), run.masters, false, 0});
+    tensors.push_back(
+        {in.data() + in.size(), out.data() + out.size(), run.masters, run.scales > 0, false, 0});
     if (rounding_keys) {
       tensors.back().rounds = has_bfloat16(dtypes, results);
       tensors.back().rounding_key = rounding_keys[t];
     }
+    int scale = results - run.scales;
     for (int k = 0; k < gradient; ++k) {
-      in.push_back(operands.of(*arrays[k]));
+      Operand& operand = in.emplace_back(operands.of(*arrays[k]));
+      if (is_coded(operand.storage)) {
+        operand.scales = const_cast<float*>(arrays[scale]->data<float>());
+        scales.emplace_back(out.size() + k, out.size() + scale++);
+      }
     }
     in.push_back(operands.of(*arrays[results]));
     if (has_master) {
@@ -97,7 +106,9 @@ void StepTask::add_run(
       out.push_back({nullptr, storage_of(dtypes[k]), nullptr});
     }
     const Operand& g = tensors.back().in[gradient];
-    const int64_t grain = is_transposed(g) ? transposed_rows * g.layout->shape[1] : Plan::alignment;
+    const bool panels = has_panels(tensors.back(), g);
+    const int64_t grain = panels ? transposed_rows * g.layout->shape[1] : Plan::alignment;
+    static_assert(Plan::alignment % coded_block == 0);
     extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
   }
 }
@@ -203,6 +214,9 @@ class Step : public Prepared {
     for (size_t i = 0; i < task_->out.size(); ++i) {
       auto buffer = outputs[i];
       task_->out[i].data = buffer.raw_ptr();
+    }
+    for (const auto& [codes, scale] : task_->scales) {
+      task_->out[codes].scales = static_cast<float*>(task_->out[scale].data);
     }
     task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {
