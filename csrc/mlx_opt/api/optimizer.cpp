@@ -345,7 +345,14 @@ void Optimizer::set_state(const NamedArrays& state) {
     for (size_t k = 0; k < own.names.size(); ++k) {
       const std::string key = key_of(parameter, own.names[k]);
       mx::array given = take(rest, key);
-      check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      const mx::Dtype expected = own.arrays[k].dtype();
+      if (expected != mx::int8 && expected != mx::uint8) {
+        check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      } else if (given.dtype() != expected || given.shape() != own.arrays[k].shape()) {
+        reject(
+            key + ": state " + dtype_text(given.dtype()) + " " + shape_text(given.shape()) +
+            ", expected " + dtype_text(expected) + " " + shape_text(own.arrays[k].shape()));
+      }
       own.arrays[k] = std::move(given);
       arrays.push_back(own.arrays[k]);
     }

@@ -53,7 +53,8 @@ std::vector<Leaf> leaves_of(
   std::vector<Leaf> leaves;
   size_t tensor = 0, input = 0, output = 0;
   for (const auto& [tensors, operands, masters, scales] : spec.runs) {
-    UpdateKernel kernel{info(spec.rule).name, Walk::flat, spec.scaling, 1, {}, masters};
+    UpdateKernel kernel{
+        info(spec.rule).name, Walk::flat, spec.scaling, 1, {}, masters, false, scales};
     kernel.operands.in.resize(operands);
     kernel.operands.out.resize(operands - 1);
     kernel.operands.written.resize(operands - 1);

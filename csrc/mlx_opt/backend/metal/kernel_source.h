@@ -39,6 +39,12 @@ struct UpdateKernel {
   Operands operands;
   MasterWeights masters = MasterWeights::none; // if not none, the last operands but the gradient
   bool rounds = false; // true if results in bfloat16 are rounded stochastically
+  int scales = 0;      // of slots of codes; if more than 0, the last operands but the gradient
+
+  /// The number of operands that are the rule's: the parameter, its slots and its master weight.
+  int fields() const {
+    return static_cast<int>(operands.out.size()) - scales;
+  }
 
   bool operator==(const UpdateKernel&) const = default;
 };

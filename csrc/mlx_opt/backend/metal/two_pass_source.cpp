@@ -78,7 +78,7 @@ std::string shared_files(std::string_view rule) {
 // The driver with the formats of the parameter, the slots that it reads, the gradient if there is
 // one, and the results.
 std::string driver_of(const PassKernel& kernel) {
-  const auto& [rule, walk, scaling, capacity, operands, _, __] = kernel.update;
+  const auto& [rule, walk, scaling, capacity, operands, _, __, ___] = kernel.update;
   const bool gradient = kernel.pass != Pass::parameter;
   const auto outputs = static_cast<int>(operands.out.size());
   const int state = static_cast<int>(operands.in.size()) - (gradient ? 2 : 1);
