@@ -147,7 +147,7 @@ def test_the_command_lists_choices(capsys):
             ["--params", "5", "--rule", "Lion", "--state-dtype", "v=float32"],
             "Lion: state_dtype: there is no 'v'; it has m",
         ),
-        (["--params", "5", "--state-dtype", "int8"], "expected float32, float16 or bfloat16"),
+        (["--params", "5", "--state-dtype", "int4"], "expected float32, float16, bfloat16 or int8"),
         (["--params", "5", "--accumulate", "0"], "AdamW: accumulate: expected 1 or more, got 0"),
     ],
 )

@@ -249,14 +249,14 @@ def test_copies_keep_it():
     ("given", "error", "message"),
     [
         (
-            "int8",
+            "int4",
             ValueError,
-            "Adam: state_dtype: expected float32, float16 or bfloat16, got 'int8'",
+            "Adam: state_dtype: expected float32, float16, bfloat16 or int8, got 'int4'",
         ),
         (
-            {"m": mx.int8},
+            {"m": mx.uint8},
             ValueError,
-            "Adam: state_dtype: expected float32, float16 or bfloat16, got mlx.core.int8",
+            "Adam: state_dtype: expected float32, float16, bfloat16 or int8, got mlx.core.uint8",
         ),
         (
             8,

@@ -183,7 +183,7 @@ void Part::collect_leaf(
         prefix(path) + "the parameter is in a tuple, which cannot be updated; use a list";
     throw nb::type_error(message.c_str());
   }
-  const size_t kind = program_.kind_of(array_of(parameter).ndim(), array_of(parameter).dtype());
+  const size_t kind = program_.kind_of(array_of(parameter));
   const size_t first_slot = slots_.size();
   const bool has_state = collect_slots(state, kind, path);
   leaves_.push_back(
@@ -216,6 +216,10 @@ void Part::collect_leaf(
   const std::string problem = shape_problem(program_.slots(kind), operands_.data());
   if (!problem.empty()) {
     throw nb::value_error((prefix(path) + problem).c_str());
+  }
+  const std::string of_codes = codes_problem(program_.slots(kind), operands_.data());
+  if (!of_codes.empty()) {
+    throw nb::value_error((prefix(path) + of_codes).c_str());
   }
   leaf.served = available_ && is_served(program_.slots(kind), operands_.data());
   may_overwrite_ &= leaf.served;

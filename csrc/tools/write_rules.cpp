@@ -64,9 +64,10 @@ std::string hyper(const HyperInfo& hyper) {
 }
 
 std::string slot(const SlotInfo& slot) {
-  constexpr const char* extents[] = {"elements", "rows", "columns"};
+  constexpr const char* extents[] = {"elements", "rows", "columns", "blocks"};
   constexpr const char* owners[] = {"all", "matrices", "vectors"};
   constexpr const char* begins[] = {"zeros", "unset"};
+  constexpr const char* codes[] = {"of_any_sign", "not_negative", "none"};
   return tuple(
       {text(slot.name),
        name_of(slot.extent, extents),
@@ -75,7 +76,8 @@ std::string slot(const SlotInfo& slot) {
        flag(slot.follows),
        flag(slot.idle),
        name_of(slot.format, format_names),
-       name_of(slot.begin, begins)});
+       name_of(slot.begin, begins),
+       name_of(slot.codes, codes)});
 }
 
 std::string condition(const Condition& condition) {

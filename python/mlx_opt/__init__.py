@@ -11,6 +11,7 @@ if _error is None:
         _warnings.warn(_loss, RuntimeWarning, stacklevel=2)
     from ._built import VERSION as __version__
     from ._ext import num_threads, set_num_threads
+    from .eight_bits import Adam8bit, AdamW8bit, Lion8bit
     from .groups import Group, freeze, layer_decay, no_decay
     from .lookahead import Lookahead
     from .optimizers import DERIVED as _DERIVED
@@ -53,10 +54,13 @@ __all__ = [
     "Adafactor",
     "Adagrad",
     "Adam",
+    "Adam8bit",
     "AdamW",
+    "AdamW8bit",
     "Adamax",
     "Group",
     "Lion",
+    "Lion8bit",
     "Lookahead",
     "MultiOptimizer",
     "Muon",

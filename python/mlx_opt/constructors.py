@@ -84,7 +84,8 @@ _EMA = [
 
 _COMMON = [
     "state_dtype (optional): the dtype of the state, ``mx.float32``, ``mx.float16``,",
-    "  ``mx.bfloat16`` or its name, or a dict of these by the names of slots. If it is given,",
+    '  ``mx.bfloat16`` or its name, ``"int8"`` for codes of 8 bits, or a dict of these by the',
+    "  names of slots. If it is given,",
     "  parameters keep their dtypes. See docs/guides/memory.md. Default: ``None``",
     "stochastic_rounding (bool, optional): round results in bfloat16 up or down at random, right",
     "  on average. See docs/stochastic-rounding.md. Default: ``False``",

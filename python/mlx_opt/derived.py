@@ -134,8 +134,9 @@ def _docstring(name: str, attributes: tuple[Attribute, ...]) -> str:
     )
     lines += [
         "    state_dtype: The dtype of the state, ``mx.float32``, ``mx.float16``, ``mx.bfloat16``",
-        "        or its name, or a dict of these by the names of slots. If it is given, parameters",
-        "        keep their dtypes. See docs/guides/memory.md. Default: ``None``.",
+        '        or its name, ``"int8"`` for codes of 8 bits, or a dict of these by the names of',
+        "        slots. If it is given, parameters keep their dtypes. See docs/guides/memory.md.",
+        "        Default: ``None``.",
         "    stochastic_rounding: A bool: round results in bfloat16 up or down at random, right on",
         "        average. See docs/stochastic-rounding.md. Default: ``False``.",
         "    rounding_seed: An int, the seed of the random bits. Default: ``0``.",

@@ -50,6 +50,7 @@ class Slot(NamedTuple):
     idle: bool
     format: str
     begin: str
+    codes: str = "of_any_sign"
 
     def is_of(self, ndim: int) -> bool:
         """True if a parameter of so many dimensions has the slot."""
@@ -66,7 +67,7 @@ class Slot(NamedTuple):
         if self.format == "promoted":
             return parameter
         # Only formulas take float64 and complex numbers, whose slots need more than float32.
-        stored = STORAGE[self.format]
+        stored = STORAGE.get(self.format, mx.float32)  # codes are of parameters of many elements
         is_storage = parameter in STORAGE.values()
         return stored if is_storage else mx.result_type(stored, parameter)
 

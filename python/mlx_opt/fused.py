@@ -7,9 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import _ext, ema, master_weights, reserved, rounding
+from . import _ext, codes, ema, master_weights, reserved, rounding
 from .base import Optimizer, is_own
-from .clipping import Formula, negative_of
+from .clipping import negative_of
+from .descriptions import Slot
 from .forms import Forms, check_cautious, check_decay, forms_of
 from .grouping import Grouping, Portion, forget_other_groups
 from .groups import Group, groups_from
@@ -17,7 +18,7 @@ from .hyperparameters import Hyperparameter, Option
 from .rollback import Rollback
 from .rule_formula import rule_formula
 from .state_dtypes import NAME as STATE_DTYPE
-from .state_dtypes import formats_of, named, stored
+from .state_dtypes import Formula, check_codes, formats_of, named, stored
 from .step import Share
 from .tools import describe, summary
 from .tools.describe import Described, ParameterRow
@@ -167,7 +168,7 @@ class FusedOptimizer(Optimizer):
     def init(self, parameters: Any) -> None:
         grouping = self._grouping
         forget_other_groups(self.state, grouping)
-        if grouping is None and self.state_dtype is None and not self._has_stages():
+        if grouping is None and self.state_dtype is None and not self._has_conversions():
             super().init(parameters)
             return
         reserved.refuse_parameters_of_that_name(parameters, self._schedulers)
@@ -184,6 +185,14 @@ class FusedOptimizer(Optimizer):
         given."""
         given = [group.hyperparameters.get(option) for group in self.groups]
         return any(value not in (None, False) for value in (getattr(self, option), *given))
+
+    def _has_conversions(self) -> bool:
+        """True if `init` may have to change a parameter's state that is there."""
+        return self._has_stages() or codes.are_in(self.state, self._slots())
+
+    def _slots(self) -> list[Slot]:
+        """The slots of all forms of the optimizer."""
+        return [slot for form in self._forms.forms for slot in form.slots]
 
     def _has_masters(self) -> bool:
         """True if parameters may have master weights, or a state has some that it should not."""
@@ -388,6 +397,9 @@ class FusedOptimizer(Optimizer):
         check_decay(values)
         check_cautious(values)
         rounding.check(values)
+        if values[STATE_DTYPE] is not None:
+            form = self._forms.form_of(values)
+            check_codes(type(self).__name__, values, form.elementwise)
         return values
 
     def _check_group(self, values: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, ema, master_weights
+from . import _ext, codes, ema, master_weights, state_dtypes
 from .assignment import Assignment, Found
 from .forms import Forms
 from .group_formula import GroupFormula, with_values
@@ -20,6 +20,7 @@ from .group_settings import LearningRate, Settings
 from .groups import Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
+from .state_dtypes import slots_of
 from .tools.describe import Described, ParameterRow
 from .trees import for_each_leaf
 
@@ -121,7 +122,8 @@ class Grouping:
         """Initialize the state of assigned parameters that have none.
 
         Slots that a parameter's program has and its state has not are begun, with a warning. A
-        master weight or an average that its program does not have is dropped, with a warning.
+        master weight or an average that its program does not have is dropped, with a warning. Slots
+        that are to have codes are encoded, others decoded.
         """
         skeleton = _Skeleton()
         skeleton._state = optimizer.state
@@ -131,9 +133,16 @@ class Grouping:
         optimizers = [with_values(optimizer, own) for own in self._own_values(optimizer.state)]
         frozen = [bool(vars(each).get("frozen")) for each in optimizers]
 
-        def check_leaf(path: str, parameter: mx.array, _: Any, index: int) -> None:
+        has_codes = codes.are_in(optimizer.state, optimizer._slots())
+        slots = [
+            slots_of(each) if has_codes or state_dtypes.has_codes(each.state_dtype) else ()
+            for each in optimizers
+        ]
+
+        def check_leaf(path: str, parameter: mx.array, state: Any, index: int) -> None:
             if not frozen[index]:
                 master_weights.check_parameter(optimizers[index].master_weights, path, parameter)
+                codes.check(path, parameter, state, slots[index])
 
         def init_leaf(path: str, parameter: mx.array, state: dict, index: int) -> None:
             if frozen[index]:
@@ -141,6 +150,7 @@ class Grouping:
             others = master_weights.drop_others(optimizers[index], parameter, state)
             others += ema.drop(optimizers[index], state)
             dropped.extend(f"{path}.{name}" for name in others)
+            codes.convert(parameter, state, slots[index])
             fresh: dict[str, Any] = {}
             master_weights.init_single(optimizers[index], parameter, fresh)
             ema.init_single(optimizers[index], parameter, fresh)
@@ -151,7 +161,7 @@ class Grouping:
                 return  # of another optimizer; the step raises
             state.update(missing)
 
-        for_each_leaf(check_leaf, parameters, None, self.assignment.found.tree)
+        for_each_leaf(check_leaf, parameters, optimizer.state, self.assignment.found.tree)
         for_each_leaf(init_leaf, parameters, optimizer.state, self.assignment.found.tree)
         if begun:
             warnings.warn(f"the state had no {_some(begun)}; begun anew", stacklevel=4)

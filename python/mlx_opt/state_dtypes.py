@@ -8,9 +8,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import codes
 from .descriptions import BY_RULE, STORAGE, Slot, of_optimizer, result_dtypes
 
 NAME = "state_dtype"
+
+NEEDS_ELEMENTWISE = " is for rules that update each element by itself"
+
+FORMATS = (*STORAGE, codes.FORMAT)
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
@@ -24,8 +29,15 @@ def named(given: Any) -> Any:
         return {slot: named(dtype) for slot, dtype in given.items()}
     if not isinstance(given, mx.Dtype):
         return given
+    if given == mx.int8:
+        return codes.FORMAT
     names = [name for name, dtype in STORAGE.items() if dtype == given]
     return names[0] if names else given
+
+
+def has_codes(given: Any) -> bool:
+    """True if the option stores slots in codes of 8 bits."""
+    return codes.FORMAT in (given.values() if isinstance(given, Mapping) else (given,))
 
 
 def formats_of(name: str, optimizer: str, given: Any) -> Formats | None:
@@ -34,35 +46,56 @@ def formats_of(name: str, optimizer: str, given: Any) -> Formats | None:
     `name`: for errors. `optimizer`: the name in the rules' descriptions.
 
     A dtype for all slots leaves those as they are that the rule stores in float32; a slot that is
-    named is stored as it is said.
+    named is stored as it is said, but has codes only if they can hold it.
 
     Raises:
         TypeError: A dtype is neither a dtype nor the name of one.
-        ValueError: There is no such format, or no such slot.
+        ValueError: There is no such format, or no such slot, or codes cannot hold it.
     """
     if given is None:
         return None
     slots = {slot.name: slot for rule in of_optimizer(optimizer) for slot in rule.slots}
     if not isinstance(given, Mapping):
         format = _format_from(name, given)
-        return tuple((slot.name, format) for slot in slots.values() if slot.format == "promoted")
+        formats = [(slot.name, format) for slot in slots.values() if _can_have(format, slot)]
+        if not formats and format == codes.FORMAT:
+            raise ValueError(f"{name}: {NAME}: there is no state that int8 can hold")
+        return tuple(formats)
     for each in given:
         if each not in slots:
             known = ", ".join(slots) or "no state"
             raise ValueError(f"{name}: {NAME}: there is no {each!r}; it has {known}")
-    return tuple((each, _format_from(name, dtype)) for each, dtype in given.items())
+    formats = [(each, _format_from(name, dtype)) for each, dtype in given.items()]
+    for each, format in formats:
+        if format == codes.FORMAT and not _can_have(format, slots[each]):
+            raise ValueError(f"{name}: {NAME}: {each} needs more than the 8 bits of int8")
+    return tuple(formats)
+
+
+def _can_have(format: str, slot: Slot) -> bool:
+    """True if a slot has the format that is for all slots."""
+    is_coded = format == codes.FORMAT
+    return slot.format == "promoted" and not (is_coded and slot.codes == "none")
+
+
+def check_codes(name: str, values: dict[str, Any], elementwise: bool) -> None:
+    """Raise ValueError if a rule cannot have codes that the option asks for."""
+    if elementwise or not has_codes(values.get(NAME)):
+        return
+    reason = " does not go with cautious" if values.get("cautious") else NEEDS_ELEMENTWISE
+    raise ValueError(f"{name}: {NAME}: int8{reason}")
 
 
 def _format_from(optimizer: str, given: Any) -> str:
     name = named(given)
-    if isinstance(name, str) and name in STORAGE:
+    if isinstance(name, str) and name in FORMATS:
         return name
     if not isinstance(given, (mx.Dtype, str)):
         raise TypeError(
             f"{optimizer}: {NAME}: expected a dtype, its name, or a dict of these by the names of "
             f"slots, got {type(given).__name__}"
         )
-    *formats, last = STORAGE
+    *formats, last = FORMATS
     shown = repr(given) if isinstance(given, str) else given
     raise ValueError(f"{optimizer}: {NAME}: expected {', '.join(formats)} or {last}, got {shown}")
 
@@ -75,15 +108,25 @@ def with_formats(slots: tuple[Slot, ...], formats: Formats | None) -> tuple[Slot
     return tuple(slot._replace(format=own.get(slot.name, slot.format)) for slot in slots)
 
 
+def slots_of(optimizer: Any) -> tuple[Slot, ...]:
+    """The slots of an optimizer, with the formats that the program chooses."""
+    values = optimizer._values()
+    slots: tuple[Slot, ...] = optimizer._forms.form_of(values).slots_as_stored(values)
+    return slots
+
+
 def begin(optimizer: Any, parameter: mx.array, state: dict) -> None:
     """Initialize the state of a parameter, with the dtypes that the program chooses."""
     optimizer.init_single(parameter, state)
     if optimizer.state_dtype is None:
         return
-    values = optimizer._values()
-    for slot in optimizer._forms.form_of(values).slots_as_stored(values):
+    for slot in slots_of(optimizer):
         x = state.get(slot.name)
-        if isinstance(x, mx.array) and slot.format != "promoted":
+        if not isinstance(x, mx.array) or slot.format == "promoted":
+            continue
+        if codes.has_codes(slot, parameter):
+            state.update(codes.begin(slot, parameter))
+        else:
             state[slot.name] = x.astype(slot.dtype_for(parameter.dtype))
 
 
@@ -128,6 +171,23 @@ class StoredFormula:
 
     def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         slots, coupled = self._slots()
+        coded = [slot for slot in slots if codes.scale_name(slot.name) in state]
+        for slot in coded:
+            scales = state.pop(codes.scale_name(slot.name))
+            state[slot.name] = codes.decode(state[slot.name], scales)
+        updated = self._step(gradient, parameter, state, slots, coupled)
+        for slot in coded:
+            state.update(codes.encode(slot, state[slot.name]))
+        return updated
+
+    def _step(
+        self,
+        gradient: mx.array,
+        parameter: mx.array,
+        state: dict,
+        slots: tuple[Slot, ...],
+        coupled: bool,
+    ) -> mx.array:
         slots = tuple(slot for slot in slots if not slot.idle and slot.name in state)
         names = [slot.name for slot in slots]
         arrays = [parameter, *(state[name] for name in names), gradient]

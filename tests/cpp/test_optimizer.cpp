@@ -115,8 +115,8 @@ TEST_CASE("dtypes that a state cannot have are refused") {
     return message_of([&] { Optimizer(parameters(), mlx_opt::AdamW{}, 0.1, {}, dtypes); });
   };
   CHECK(
-      refusal({.all = mx::int8}) ==
-      "mlx_opt AdamW: a state's dtype must be float32, float16 or bfloat16, got int8");
+      refusal({.all = mx::uint8}) ==
+      "mlx_opt AdamW: a state's dtype must be float32, float16, bfloat16 or int8, got uint8");
   CHECK(
       refusal({.of = {{"u", mx::float32}}}) ==
       "mlx_opt AdamW: there is no state \"u\" to have a dtype");

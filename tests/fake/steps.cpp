@@ -180,6 +180,55 @@ std::vector<mx::array> step_with_masters(
       scale);
 }
 
+namespace {
+
+mlx_opt::Program program_with_codes(Rule rule) {
+  mlx_opt::Formats formats;
+  for (const mlx_opt::SlotInfo& slot : mlx_opt::slots_of(rule)) {
+    formats[slot.name] = mlx_opt::Format::int8;
+  }
+  return mlx_opt::Program(rule, false, nullptr, formats);
+}
+
+} // namespace
+
+std::vector<mx::array> operands_with_codes(Rule rule, const std::vector<mx::Shape>& shapes) {
+  const auto program = program_with_codes(rule);
+  std::vector<mx::array> operands;
+  for (const mx::Shape& shape : shapes) {
+    operands.push_back(numbers(shape, mx::float32, 1));
+    for (const mlx_opt::SlotInfo* slot : program.slots(1)) {
+      const mx::array x = numbers(mlx_opt::slot_shape(*slot, shape), mx::float32, 2);
+      const mx::Dtype dtype = mlx_opt::slot_dtype(*slot, mx::float32);
+      const bool is_coded = slot->format == mlx_opt::Format::int8;
+      const mx::array codes = mx::remainder(mx::multiply(x, mx::array(1000.0f)), mx::array(127.0f));
+      operands.push_back(mx::astype(is_coded ? codes : x, dtype));
+    }
+    operands.push_back(numbers(shape, mx::float32, 3));
+  }
+  mx::eval(operands);
+  return operands;
+}
+
+std::vector<mx::array> step_with_codes(
+    Rule rule,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale) {
+  const auto program = program_with_codes(rule);
+  const size_t tensors = operands.size() / program.operands(1);
+  const Scalars scalars;
+  return mlx_opt::step(
+      program,
+      std::move(operands),
+      {0, tensors},
+      sample_hypers(rule),
+      scalars.learning_rate,
+      scalars.step,
+      s,
+      scale);
+}
+
 std::vector<mx::array> step_with_rounding(
     Rule rule,
     std::vector<mx::array> operands,

@@ -58,6 +58,17 @@ std::vector<mx::array> step_with_masters(
     mx::StreamOrDevice s,
     const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
 
+/// Float32 parameters and gradients whose slots have codes.
+std::vector<mx::array> operands_with_codes(
+    mlx_opt::Rule rule, const std::vector<mx::Shape>& shapes);
+
+/// A step of them.
+std::vector<mx::array> step_with_codes(
+    mlx_opt::Rule rule,
+    std::vector<mx::array> operands,
+    mx::StreamOrDevice s,
+    const std::optional<mlx_opt::GradientScale>& scale = std::nullopt);
+
 /// A step that rounds stochastically, of operands in bfloat16.
 std::vector<mx::array> step_with_rounding(
     mlx_opt::Rule rule,

@@ -169,6 +169,37 @@ void push_masters(
   }
 }
 
+// Slots of codes, of which all but the first are of numbers that are not negative. `masters`: of a
+// parameter in bfloat16; else it is in float32.
+void push_codes(
+    std::vector<UpdateKernel>& kernels,
+    const mlx_opt::RuleInfo& rule,
+    MasterWeights masters,
+    bool rounds = false) {
+  const bool has_master = masters != MasterWeights::none;
+  const int fields = rule.slots + 1 + has_master;
+  Operands operands = in_place(fields + rule.slots, Storage::float32);
+  for (int k = 1; k <= rule.slots; ++k) {
+    operands.in[k] = operands.out[k] = k == 1 ? Storage::int8 : Storage::uint8;
+  }
+  if (has_master || rounds) {
+    operands.in[0] = operands.out[0] = operands.in.back() = Storage::bfloat16;
+  }
+  if (has_master) {
+    operands.in[fields - 1] = operands.out[fields - 1] = Storage::bits16;
+  }
+  const auto push = [&](Walk walk, const Operands& own, Scaling scaling, int capacity = 1) {
+    kernels.push_back({rule.name, walk, scaling, capacity, own, masters, rounds, false, rule.slots});
+  };
+  push(Walk::flat, operands, Scaling::none);
+  push(Walk::strided, operands, Scaling::none);
+  push(Walk::strided_long, operands, Scaling::none);
+  push(Walk::flat, operands, Scaling::none, max_per_pack(operands));
+  push(Walk::flat, all_apart(operands), Scaling::none);
+  push(Walk::flat, operands, Scaling::if_finite);
+  push(Walk::flat, all_apart(operands), Scaling::if_finite);
+}
+
 std::vector<UpdateKernel> update_kernels() {
   constexpr int rules = mlx_opt::elementwise_rules;
   std::vector<UpdateKernel> kernels;
@@ -190,6 +221,11 @@ std::vector<UpdateKernel> update_kernels() {
       push_masters(kernels, info, MasterWeights::none, storage, whole);
     }
   }
+  for (mlx_opt::Rule rule : {mlx_opt::Rule::AdamW, mlx_opt::Rule::Lion}) {
+    push_codes(kernels, mlx_opt::info(rule), MasterWeights::none);
+  }
+  push_codes(kernels, mlx_opt::info(mlx_opt::Rule::Lion), MasterWeights::remainder);
+  push_codes(kernels, mlx_opt::info(mlx_opt::Rule::Lion), MasterWeights::none, true);
   return kernels;
 }
 

@@ -60,7 +60,7 @@ class MuonStep : public Composition {
     }
     orthogonalize(directions, options_, stack_, request.stream);
     Arrays parameters = descended(request, all, directions);
-    const SlotInfo& second = *request.program->state_slots(2).back();
+    const SlotInfo& second = *request.program->wide_state_slots(2).back();
     Arrays results;
     for (size_t i = 0; i < all.size(); ++i) {
       results.push_back(std::move(parameters[i]));

@@ -243,8 +243,11 @@ Format format_of(std::string_view optimizer, mx::Dtype dtype) {
   if (dtype == mx::bfloat16) {
     return Format::bfloat16;
   }
+  if (dtype == mx::int8) {
+    return Format::int8;
+  }
   const std::string given = dtype_text(dtype);
-  refuse(optimizer, "a state's dtype must be float32, float16 or bfloat16, got " + given);
+  refuse(optimizer, "a state's dtype must be float32, float16, bfloat16 or int8, got " + given);
 }
 
 // The formats of the slots of all rules of an optimizer, as in Python's state_dtypes.py.
@@ -257,10 +260,14 @@ std::optional<Formats> formats_for(std::string_view optimizer, const StateDtypes
   for (Rule rule : rules_of(optimizer)) {
     for (const SlotInfo& slot : slots_of(rule)) {
       names.insert(slot.name);
-      if (dtypes.all && slot.format == Format::promoted) {
+      const bool fits = dtypes.all != mx::int8 || slot.codes != Codes::none;
+      if (dtypes.all && slot.format == Format::promoted && fits) {
         formats[slot.name] = format_of(optimizer, *dtypes.all);
       }
     }
+  }
+  if (dtypes.all == mx::int8 && formats.empty()) {
+    refuse(optimizer, "there is no state that int8 can hold");
   }
   for (const auto& [name, dtype] : dtypes.of) {
     if (!names.contains(name)) {
@@ -324,9 +331,9 @@ Definition definition(
   return {std::move(program), std::move(of_rule), reads_rate, maximize};
 }
 
-std::vector<std::string_view> state_names(const Program& program, size_t ndim) {
+std::vector<std::string_view> state_names(const Slots& slots) {
   std::vector<std::string_view> names;
-  for (const SlotInfo* slot : program.state_slots(ndim)) {
+  for (const SlotInfo* slot : slots) {
     names.push_back(slot->name);
   }
   return names;

@@ -24,7 +24,6 @@ MLX_OPT_API Definition definition(
     const std::map<std::string, double>& values = {},
     const StateDtypes& state_dtypes = {});
 
-/// The names of a parameter's arrays.
-std::vector<std::string_view> state_names(const Program& program, size_t ndim);
+std::vector<std::string_view> state_names(const Slots& slots);
 
 } // namespace mlx_opt

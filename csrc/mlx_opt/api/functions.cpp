@@ -20,7 +20,7 @@ void check_count(const char* what, size_t given, size_t expected) {
 } // namespace
 
 std::vector<std::string_view> state_names(const Hyperparameters& hypers, size_t ndim) {
-  return state_names(definition(hypers).program, ndim);
+  return state_names(definition(hypers).program.wide_state_slots(ndim));
 }
 
 Arrays initial_state(const Hyperparameters& hypers, const Arrays& parameters) {
@@ -52,7 +52,7 @@ void update(
   size_t next = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     leaves.push_back({&parameters[i], &gradients[i], state.data() + next});
-    next += definition.program.state_slots(parameters[i].ndim()).size();
+    next += definition.program.state_slots(parameters[i]).size();
   }
   check_count("arrays of state", state.size(), next);
   const auto name = [](size_t i) { return "parameter " + std::to_string(i); };

@@ -125,7 +125,8 @@ Optimizer::Optimizer(
       const Program& program = combination.definition.program;
       slots_.emplace(
           name,
-          SlotArrays{state_names(program, parameter.ndim()), initial_state(program, parameter)});
+          SlotArrays{
+              state_names(program.state_slots(parameter)), initial_state(program, parameter)});
     }
   }
 }
@@ -348,7 +349,14 @@ void Optimizer::set_state(const NamedArrays& state) {
     for (size_t k = 0; k < own.names.size(); ++k) {
       const std::string key = key_of(parameter, own.names[k]);
       mx::array given = take(rest, key);
-      check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      const mx::Dtype expected = own.arrays[k].dtype();
+      if (expected != mx::int8 && expected != mx::uint8) {
+        check_operand(key, "state", given, own.arrays[k].shape(), "expected");
+      } else if (given.dtype() != expected || given.shape() != own.arrays[k].shape()) {
+        reject(
+            key + ": state " + dtype_text(given.dtype()) + " " + shape_text(given.shape()) +
+            ", expected " + dtype_text(expected) + " " + shape_text(own.arrays[k].shape()));
+      }
       own.arrays[k] = std::move(given);
       arrays.push_back(own.arrays[k]);
     }

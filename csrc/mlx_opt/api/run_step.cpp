@@ -24,11 +24,10 @@ namespace {
 Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
   for (const Leaf& leaf : leaves) {
-    const size_t ndim = leaf.parameter->ndim();
-    const size_t kind = program.kind_of(ndim, leaf.parameter->dtype());
+    const size_t kind = program.kind_of(*leaf.parameter);
     auto& arrays = collected.add(kind, leaf.group).arrays;
     arrays.push_back(leaf.parameter);
-    const Slots& slots = program.state_slots(ndim);
+    const Slots& slots = program.state_slots(*leaf.parameter);
     for (size_t k = 0; k < slots.size(); ++k) {
       if (!slots[k]->idle) {
         arrays.push_back(leaf.state + k);
@@ -43,6 +42,20 @@ bool fits(const mx::array& x, const mx::Shape& shape) {
   return x.shape() == shape && is_storage(x.dtype());
 }
 
+// True for codes and scales, which kernels read in one dtype alone.
+bool is_exact(const SlotInfo& slot) {
+  return slot.format == Format::int8 || slot.extent == Extent::blocks;
+}
+
+void check_dtype(const Name& name, size_t i, const SlotInfo& slot, mx::Dtype given) {
+  const mx::Dtype expected = slot_dtype(slot, mx::float32);
+  if (given != expected) {
+    reject(
+        name(i) + ": state " + slot.name + " must be " + dtype_text(expected) + ", got " +
+        dtype_text(given));
+  }
+}
+
 // Names are put together only for errors.
 void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& leaf) {
   const mx::Shape& shape = leaf.parameter->shape();
@@ -50,10 +63,12 @@ void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& 
     check_operand(name(i), "parameter", *leaf.parameter, shape);
     check_operand(name(i), "gradient", *leaf.gradient, shape);
   }
-  const Slots& slots = program.state_slots(shape.size());
+  const Slots& slots = program.state_slots(*leaf.parameter);
   for (size_t k = 0; k < slots.size(); ++k) {
     const mx::Shape expected = slot_shape(*slots[k], shape);
-    if (!fits(leaf.state[k], expected)) {
+    if (is_exact(*slots[k]) && leaf.state[k].shape() == expected) {
+      check_dtype(name, i, *slots[k], leaf.state[k].dtype());
+    } else if (!fits(leaf.state[k], expected)) {
       const std::string what = std::string("state ") + slots[k]->name;
       check_operand(name(i), what, leaf.state[k], expected, "expected");
     }

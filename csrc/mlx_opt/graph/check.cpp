@@ -170,8 +170,15 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups, rounding_keys] = leaves.kinds()[kind];
     const bool has_master = request.program->has_master(kind);
+    if (request.program->scales(kind) > 0 && !members.empty() &&
+        request.stream.device == mx::Device::gpu && !gpu::find_backend().backend->has_codes()) {
+      refuse(rule, "a state in int8 has no kernels for this GPU so far");
+    }
     checked.spec.runs.push_back(
-        {members.size(), operands, has_master ? request.program->masters() : MasterWeights::none});
+        {members.size(),
+         operands,
+         has_master ? request.program->masters() : MasterWeights::none,
+         request.program->scales(kind)});
     checked.dtypes.reserve(checked.dtypes.size() + arrays.size());
     auto leaf = arrays.data();
     for (uint16_t group : groups) {
@@ -251,13 +258,28 @@ bool is_served(const Slots& slots, const mx::array* const* operands) {
   for (size_t k = 0; k < count; ++k) {
     const bool is_slot = 0 < k && k <= slots.size();
     const mx::Dtype dtype = operands[k]->dtype();
+    const Format format = is_slot ? slots[k - 1]->format : Format::promoted;
+    const bool is_exact = format == Format::bits16 || format == Format::int8 ||
+                          (is_slot && slots[k - 1]->extent == Extent::blocks);
     const bool fits =
-        is_slot && slots[k - 1]->format == Format::bits16 ? dtype == mx::uint16 : is_storage(dtype);
+        is_exact ? dtype == slot_dtype(*slots[k - 1], mx::float32) : is_storage(dtype);
     if (!fits) {
       return false;
     }
   }
   return true;
+}
+
+std::string codes_problem(const Slots& slots, const mx::array* const* operands) {
+  for (size_t k = 0; k < slots.size(); ++k) {
+    const bool is_coded = slots[k]->format == Format::int8 || slots[k]->extent == Extent::blocks;
+    const mx::Dtype expected = slot_dtype(*slots[k], mx::float32);
+    if (is_coded && operands[k + 1]->dtype() != expected) {
+      return std::string("state \"") + slots[k]->name + "\" " +
+             dtype_text(operands[k + 1]->dtype()) + ", expected " + dtype_text(expected);
+    }
+  }
+  return "";
 }
 
 } // namespace mlx_opt

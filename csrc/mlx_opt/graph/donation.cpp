@@ -40,7 +40,7 @@ void wait_for_donatable_buffers(
   }
   size_t held = 0;
   auto in = inputs.begin();
-  for (const auto& [tensors, operands, _] : runs) {
+  for (const auto& [tensors, operands, masters, scales] : runs) {
     for (size_t t = 0; t < tensors; ++t, in += operands) {
       for (int k = 0; k < operands - 1; ++k) {
         held += in[k].data_shared_ptr().use_count() > 1 ? in[k].nbytes() : 0;
@@ -75,7 +75,7 @@ OutputBuffers assign_output_buffers(
       }
     }
   };
-  for (const auto& [tensors, operands, _] : runs) {
+  for (const auto& [tensors, operands, masters, scales] : runs) {
     for (size_t t = 0; t < tensors; ++t, in += operands) {
       place(operands);
     }

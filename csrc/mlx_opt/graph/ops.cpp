@@ -15,7 +15,9 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
     refuse(program.rule(), problem);
   }
   if (!is_served(program.slots(kind), operands)) {
-    refuse(program.rule(), "operands must be float32, float16 or bfloat16");
+    const std::string of_codes = codes_problem(program.slots(kind), operands);
+    const std::string expected = "operands must be float32, float16 or bfloat16";
+    refuse(program.rule(), of_codes.empty() ? expected : of_codes);
   }
 }
 

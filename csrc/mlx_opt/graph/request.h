@@ -119,6 +119,10 @@ MLX_OPT_API void push_dtypes(
 /// `operands`: the parameter, its slots and the gradient.
 MLX_OPT_API std::string shape_problem(const Slots& slots, const mx::array* const* operands);
 
+/// Describes what is wrong with the dtypes of a leaf's codes and scales; empty if they are valid or
+/// there are none. `operands`: likewise.
+MLX_OPT_API std::string codes_problem(const Slots& slots, const mx::array* const* operands);
+
 /// True if the kernels can read and write every operand's dtype. `operands`: likewise.
 MLX_OPT_API bool is_served(const Slots& slots, const mx::array* const* operands);
 

@@ -26,6 +26,23 @@ OutputBuffers& buffers_of(const mx::array& token) {
   return *static_cast<OutputBuffers*>(buffer.ptr());
 }
 
+// Throws if codes or scales are not in the order of the tensor's elements.
+void check_codes(const std::vector<mx::array>& inputs, const std::vector<TensorRun>& runs) {
+  size_t first = 0;
+  for (const auto& [tensors, operands, masters, scales] : runs) {
+    for (size_t t = 0; t < tensors; ++t, first += operands) {
+      for (int k = 1; scales > 0 && k < operands - 1; ++k) {
+        const mx::array& x = inputs[first + k];
+        const bool is_scale = k >= operands - 1 - scales;
+        if ((is_scale || is_coded(storage_of(x.dtype()))) && !x.flags().row_contiguous) {
+          throw std::runtime_error(
+              "mlx_opt: a state in int8 is not row-contiguous: use mx.contiguous");
+        }
+      }
+    }
+  }
+}
+
 } // namespace
 
 std::unique_ptr<Prepared> prepare(
@@ -46,7 +63,7 @@ std::unique_ptr<Prepared> prepare(
 
 size_t StepPrimitive::input_of(size_t position) const {
   size_t input = 0;
-  for (const auto& [tensors, operands, _] : spec_.runs) {
+  for (const auto& [tensors, operands, masters, scales] : spec_.runs) {
     const size_t fields = operands - 1;
     if (position < tensors * fields) {
       return input + position / fields * operands + position % fields;
@@ -63,6 +80,7 @@ void StepPrimitive::enqueue(
     const std::vector<mx::array>& inputs,
     mx::array& token,
     const std::function<Data(size_t)>& allocate) {
+  check_codes(inputs, spec_.runs);
   auto step = prepare(spec_, refs_to(inputs), dtypes_, stream(), LaunchMode::whole);
   const auto& held = attach(assign_output_buffers(inputs, spec_.runs, dtypes_, allocate), token);
   step->enqueue(held.written(), token.data_shared_ptr());
@@ -112,7 +130,7 @@ std::vector<mx::array> outputs_of(const mx::array& token) {
   std::vector<mx::array> outputs;
   outputs.reserve(step.dtypes().size());
   auto replaced = inputs.begin();
-  for (const auto& [tensors, operands, _] : step.spec().runs) {
+  for (const auto& [tensors, operands, masters, scales] : step.spec().runs) {
     for (size_t t = 0; t < tensors; ++t, ++replaced) {
       for (int k = 0; k < operands - 1; ++k, ++replaced) {
         const size_t position = outputs.size();

@@ -156,7 +156,7 @@ template <typename R>
 GroupSums sums_by_operations(const SumInputs& inputs) {
   const StepSpec& spec = inputs.spec;
   const ArrayRefs arrays = refs_to(inputs.arrays);
-  const auto& [tensors, width, _] = spec.runs[0];
+  const auto& [tensors, width, _, __] = spec.runs[0];
   const ScalarInputs scalars(spec, arrays.data() + tensors * width);
   std::vector<typename R::template Weights<mx::array>> weights;
   for (size_t g = 0; g < spec.sources.size(); ++g) {

@@ -55,7 +55,10 @@ std::pair<std::vector<mx::array>, std::vector<int>> StepPrimitive::vmap(
   const size_t operands = spec_.operand_count();
   const bool mapped_scalar =
       std::any_of(axes.begin() + operands, axes.end(), [](int axis) { return axis >= 0; });
-  if (is_elementwise(spec_.rule) && !mapped_scalar) {
+  // Blocks of codes are of one tensor.
+  const bool has_codes = std::any_of(
+      spec_.runs.begin(), spec_.runs.end(), [](const TensorRun& run) { return run.scales > 0; });
+  if (is_elementwise(spec_.rule) && !mapped_scalar && !has_codes) {
     const int batch = batch_size(inputs, axes);
     std::vector<mx::array> batched_inputs;
     for (size_t i = 0; i < inputs.size(); ++i) {

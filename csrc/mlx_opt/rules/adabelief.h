@@ -38,7 +38,7 @@ struct AdaBelief {
            {"betas[1]", 0.999, Range::below_one},
            {"eps", 1e-16, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative}},
-      .slots = {{"m"}, {"s"}},
+      .slots = {{"m"}, {.name = "s", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -30,7 +30,9 @@ struct AdaDelta {
   MLX_OPT_DESCRIBE({
       .optimizer = "AdaDelta",
       .hypers = {{"rho", 0.9, Range::not_negative}, {"eps", 1e-6, Range::positive}},
-      .slots = {{"v"}, {.name = "u", .follows = true}},
+      .slots =
+          {{.name = "v", .codes = Codes::not_negative},
+           {.name = "u", .follows = true, .codes = Codes::not_negative}},
   })
 };
 

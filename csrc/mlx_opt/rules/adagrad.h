@@ -28,7 +28,7 @@ struct Adagrad {
   MLX_OPT_DESCRIBE({
       .optimizer = "Adagrad",
       .hypers = {{"eps", 1e-8, Range::positive}},
-      .slots = {{"v"}},
+      .slots = {{.name = "v", .codes = Codes::none}},
   })
 };
 

@@ -39,7 +39,7 @@ struct AdamAtan2 {
            {"weight_decay", 0.0, Range::not_negative},
            {"a", 1.27, Range::not_negative},
            {"b", 1.0, Range::not_negative}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -32,7 +32,7 @@ struct Adamax {
           {{"betas[0]", 0.9, Range::below_one},
            {"betas[1]", 0.999, Range::below_one},
            {"eps", 1e-8, Range::not_negative}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
   })
 };
 

@@ -37,7 +37,7 @@ struct AdamW {
            {"eps", 1e-8, Range::not_negative},
            {"weight_decay", 0.01},
            {"bias_correction", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .when =
           {{"nesterov", Setting::off},
            {"cautious_weight_decay", Setting::off},
@@ -110,7 +110,7 @@ struct AdamWVariant {
            {"cautious_weight_decay", 0, Range::flag},
            {"bias_correction", 0, Range::flag},
            {"nesterov", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::if_set, "bias_correction"},
   })
 };
@@ -135,8 +135,10 @@ struct AdamAMSGrad {
     return {AdamWVariant::descended(e.w, d, next.m, v_max, h, s), next.m, next.v, v_max};
   }
 
-  MLX_OPT_DESCRIBE(
-      variant_of(AdamWVariant::description, {{"amsgrad", Setting::on}}, {.name = "v_max"}))
+  MLX_OPT_DESCRIBE(variant_of(
+      AdamWVariant::description,
+      {{"amsgrad", Setting::on}},
+      {.name = "v_max", .codes = Codes::not_negative}))
 };
 
 // With only those elements of the update that agree in sign with the gradient, scaled up: Liang et

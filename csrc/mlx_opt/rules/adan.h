@@ -52,7 +52,11 @@ struct Adan {
            {"eps", 1e-8, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative},
            {"no_prox", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}, {"n"}, {.name = "previous", .begin = Begin::unset}},
+      .slots =
+          {{"m"},
+           {"v"},
+           {.name = "n", .codes = Codes::not_negative},
+           {.name = "previous", .begin = Begin::unset}},
       .step = {Reads::always},
   })
 };

@@ -53,7 +53,10 @@ struct AdEMAMix {
            {"weight_decay", 0.0, Range::not_negative},
            {"alpha_warmup", 0.0, Range::not_negative},
            {"beta3_warmup", 0.0, Range::not_negative}},
-      .slots = {{"m1"}, {.name = "m2", .format = Format::float32}, {"v"}},
+      .slots =
+          {{"m1"},
+           {.name = "m2", .format = Format::float32},
+           {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -49,7 +49,7 @@ struct ADOPT {
            {"decouple", 0, Range::flag},
            {"clip", 1, Range::flag},
            {"clip_exponent", 0.25, Range::not_negative}},
-      .slots = {{"m"}, {.name = "v", .begin = Begin::unset}},
+      .slots = {{"m"}, {.name = "v", .begin = Begin::unset, .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

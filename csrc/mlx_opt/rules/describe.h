@@ -40,6 +40,7 @@ enum class Extent : uint8_t {
   elements, // the parameter's
   rows,     // the parameter's without its last dimension
   columns,  // the parameter's without its last but one
+  blocks,   // a scale for each block of codes
 };
 
 /// The parameters that have a slot.
@@ -56,16 +57,25 @@ enum class Format : uint8_t {
   float16,
   bfloat16,
   bits16, // uint16: the remainder of a master weight
+  int8,   // codes of 8 bits with the scales of their blocks; see codes.h
 };
 
 /// In the order of Format.
 inline constexpr const char* format_names[] = {
-    "promoted", "float32", "float16", "bfloat16", "bits16"};
+    "promoted", "float32", "float16", "bfloat16", "bits16", "int8"};
 
 /// What a slot holds before the first step of its parameter.
 enum class Begin : uint8_t {
   zeros,
   unset, // NaN, for which the rule's first step takes its first value; see `value_or`
+};
+
+/// What codes of 8 bits can hold a slot; see codes.h. A slot that has Format::float32 by its rule
+/// has none either.
+enum class Codes : uint8_t {
+  of_any_sign,
+  not_negative,
+  none, // a step changes it by less than codes can tell apart, or several stages make the step
 };
 
 struct SlotInfo {
@@ -80,6 +90,7 @@ struct SlotInfo {
   bool idle = false;
   Format format = Format::promoted;
   Begin begin = Begin::zeros;
+  Codes codes = Codes::of_any_sign;
 };
 
 /// What an option must be for a rule to serve its optimizer.

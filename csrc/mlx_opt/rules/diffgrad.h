@@ -36,7 +36,7 @@ struct DiffGrad {
            {"betas[1]", 0.999, Range::below_one},
            {"eps", 1e-8, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative}},
-      .slots = {{"m"}, {"v"}, {"previous"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}, {"previous"}},
       .step = {Reads::always},
   })
 };

@@ -60,7 +60,7 @@ struct Lamb {
            {"betas[1]", 0.999, Range::below_one},
            {"eps", 1e-6, Range::not_negative},
            {"weight_decay", 0.01, Range::not_negative}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

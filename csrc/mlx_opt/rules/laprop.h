@@ -39,7 +39,7 @@ struct LaProp {
            {"betas[1]", 0.999, Range::below_one},
            {"eps", 1e-15, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

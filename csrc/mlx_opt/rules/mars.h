@@ -65,7 +65,10 @@ struct MARS {
            {"eps", 1e-8, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative},
            {"gamma", 0.025, Range::not_negative}},
-      .slots = {{"m"}, {"v"}, {.name = "previous", .begin = Begin::unset}},
+      .slots =
+          {{"m"},
+           {.name = "v", .codes = Codes::not_negative},
+           {.name = "previous", .begin = Begin::unset}},
       .step = {Reads::always},
   })
 };

@@ -37,7 +37,7 @@ struct Muon {
            {"weight_decay_kind", 0, Range::decay_kind},
            {"max_learning_rate", 0.0, Range::not_negative},
            {"cautious_weight_decay", 0, Range::flag}},
-      .slots = {{"v"}},
+      .slots = {{.name = "v", .codes = Codes::none}},
       .learning_rate = {Reads::never},
       .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
   })

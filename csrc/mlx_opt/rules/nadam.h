@@ -64,7 +64,7 @@ struct NAdam {
            {"momentum_decay", 4e-3, Range::not_negative},
            {"decoupled_weight_decay", 0, Range::flag},
            {.name = "mu_product", .standard = 1.0, .kept = true}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -53,7 +53,7 @@ struct QHAdam {
            {"eps", 1e-8, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative},
            {"decouple_weight_decay", 0, Range::flag}},
-      .slots = {{"m"}, {"v"}},
+      .slots = {{"m"}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -28,7 +28,7 @@ struct RMSprop {
   MLX_OPT_DESCRIBE({
       .optimizer = "RMSprop",
       .hypers = {{"alpha", 0.99, Range::not_negative}, {"eps", 1e-8, Range::positive}},
-      .slots = {{"v"}},
+      .slots = {{.name = "v", .codes = Codes::not_negative}},
   })
 };
 

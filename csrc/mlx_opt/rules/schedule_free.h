@@ -147,7 +147,9 @@ struct AdamWScheduleFree {
            {"weight_lr_power", 2.0, Range::not_negative},
            {.name = "lr_max", .standard = 0.0, .kept = true},
            {.name = "averaged_steps", .standard = 0.0, .kept = true}},
-      .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}, {"v"}},
+      .slots =
+          {{.name = "z", .format = Format::float32, .begin = Begin::unset},
+           {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
       .average = {.base = "z", .part = "betas[0]"},
   })

@@ -50,7 +50,8 @@ struct SimplifiedAdEMAMix {
            {"weight_decay", 0.0, Range::not_negative},
            {"beta1_warmup", 0.0, Range::not_negative},
            {"min_beta1", 0.9, Range::below_one}},
-      .slots = {{.name = "m", .format = Format::float32}, {"v"}},
+      .slots =
+          {{.name = "m", .format = Format::float32}, {.name = "v", .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

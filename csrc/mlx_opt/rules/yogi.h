@@ -40,7 +40,7 @@ struct Yogi {
            {"eps", 1e-3, Range::not_negative},
            {"weight_decay", 0.0, Range::not_negative},
            {"initial_accumulator", 1e-6, Range::not_negative}},
-      .slots = {{"m"}, {.name = "v", .begin = Begin::unset}},
+      .slots = {{"m"}, {.name = "v", .begin = Begin::unset, .codes = Codes::not_negative}},
       .step = {Reads::always},
   })
 };

@@ -2,45 +2,83 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <limits>
 #include <stdexcept>
 
 #include "mlx/ops.h"
-#include "mlx_opt/types/layout.h"
 
 namespace mlx_opt {
+
+// A slot of each list for every slot of the rule.
+struct OwnSlots {
+  std::vector<SlotInfo> wide, coded;
+  std::vector<SlotInfo> scales; // without a name for slots that have none
+  std::deque<std::string> names = {};
+};
+
 namespace {
+
+// Throws std::invalid_argument if codes cannot hold the slot.
+void refuse_codes(Rule rule, const SlotInfo& slot) {
+  if (!is_elementwise(rule) || rule == Rule::Muon) {
+    refuse(rule, "a state in int8 is for rules that update each element by itself");
+  }
+  if (slot.codes == Codes::none || slot.format == Format::float32) {
+    refuse(rule, std::string("the state \"") + slot.name + "\" needs more than the 8 bits of int8");
+  }
+}
 
 bool owns(Owner owner, bool is_matrix) {
   return owner == Owner::all || (owner == Owner::matrices) == is_matrix;
 }
 
-using SharedSlots = std::shared_ptr<const std::vector<SlotInfo>>;
-
 // The rule's slots with other formats; null if there are none.
-SharedSlots with_formats(Rule rule, const std::optional<Formats>& formats) {
+std::shared_ptr<const OwnSlots> with_formats(Rule rule, const std::optional<Formats>& formats) {
   if (!formats) {
     return nullptr;
   }
-  const auto described = slots_of(rule);
-  std::vector<SlotInfo> slots(described.begin(), described.end());
-  for (SlotInfo& slot : slots) {
-    if (const auto format = formats->find(slot.name); format != formats->end()) {
-      slot.format = format->second;
+  auto own = std::make_shared<OwnSlots>();
+  for (const SlotInfo& described : slots_of(rule)) {
+    const auto found = formats->find(described.name);
+    SlotInfo coded = described, wide = described, scale;
+    if (found != formats->end()) {
+      coded.format = wide.format = found->second;
     }
+    if (coded.format == Format::int8) {
+      refuse_codes(rule, described);
+      wide.format = Format::float32;
+      scale = described;
+      scale.name = own->names.emplace_back(std::string(described.name) + "_scale").c_str();
+      scale.extent = Extent::blocks;
+      scale.format = Format::float32;
+    }
+    own->wide.push_back(wide);
+    own->coded.push_back(coded);
+    own->scales.push_back(scale);
   }
-  return std::make_shared<const std::vector<SlotInfo>>(std::move(slots));
+  return own;
 }
 
-Slots slots_for(
-    Rule rule, const SharedSlots& own, bool with_options, bool is_matrix, bool with_idle) {
-  Slots slots;
-  for (const SlotInfo& slot : own ? std::span<const SlotInfo>(*own) : slots_of(rule)) {
-    const bool there = (with_options || !slot.option) && (with_idle || !slot.idle);
-    if (there && owns(slot.owner, is_matrix)) {
+struct Selection {
+  bool coded, with_options, is_matrix, with_idle;
+};
+
+// The chosen slots, without a master weight; of codes the scales are last.
+Slots slots_for(Rule rule, const OwnSlots* own, Selection chosen) {
+  const auto described = slots_of(rule);
+  Slots slots, scales;
+  for (size_t i = 0; i < described.size(); ++i) {
+    const SlotInfo& slot = !own ? described[i] : chosen.coded ? own->coded[i] : own->wide[i];
+    const bool there = (chosen.with_options || !slot.option) && (chosen.with_idle || !slot.idle);
+    if (there && owns(slot.owner, chosen.is_matrix)) {
       slots.push_back(&slot);
+      if (slot.format == Format::int8) {
+        scales.push_back(&own->scales[i]);
+      }
     }
   }
+  slots.insert(slots.end(), scales.begin(), scales.end());
   return slots;
 }
 
@@ -99,35 +137,47 @@ Program::Program(
     const std::optional<Formats>& formats)
     : rule_(rule),
       composition_(std::move(composition)),
+      with_options_(with_options),
       keeps_parameter_(formats.has_value()),
       own_slots_(with_formats(rule, formats)),
-      state_slots_{
-          slots_for(rule, own_slots_, with_options, false, true),
-          slots_for(rule, own_slots_, with_options, true, true)} {
-  slots_.push_back(slots_for(rule, own_slots_, with_options, false, false));
-  if (tells_matrices_apart(rule)) {
-    slots_.push_back(slots_for(rule, own_slots_, with_options, true, false));
+      kinds_of_rule_(tells_matrices_apart(rule) ? 2 : 1) {
+  for (bool coded : {false, true}) {
+    for (bool is_matrix : {false, true}) {
+      state_slots_[coded][is_matrix] =
+          slots_for(rule, own_slots_.get(), {coded, with_options, is_matrix, true});
+    }
   }
-  kinds_of_rule_ = slots_.size();
+  scales_ = static_cast<int>(state_slots_[1][0].size() - state_slots_[0][0].size());
+  set_kinds();
+}
+
+void Program::set_kinds() {
+  slots_.clear();
+  for (bool coded : {false, true}) {
+    for (bool has_master : {false, true}) {
+      for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
+        if ((coded && scales_ == 0) || (has_master && masters_ == MasterWeights::none)) {
+          continue;
+        }
+        Slots& slots = slots_.emplace_back(
+            slots_for(rule_, own_slots_.get(), {coded, with_options_, kind == 1, false}));
+        if (has_master) {
+          slots.insert(slots.end() - scales(slots_.size() - 1), &master_slot(masters_));
+        }
+      }
+    }
+  }
 }
 
 // Called for programs without an average, which comes behind the master weights.
 Program Program::without_masters() const {
-  Program program = *this;
-  program.masters_ = MasterWeights::none;
-  program.slots_.resize(kinds_of_rule_);
-  return program;
+  return with(MasterWeights::none);
 }
 
 Program Program::with(MasterWeights masters) const {
-  Program program = without_masters();
+  Program program = *this;
   program.masters_ = masters;
-  if (masters != MasterWeights::none) {
-    for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
-      program.slots_.push_back(slots_[kind]);
-      program.slots_.back().push_back(&master_slot(masters));
-    }
-  }
+  program.set_kinds();
   return program;
 }
 
@@ -165,6 +215,9 @@ const SlotInfo& master_slot(MasterWeights masters) {
 }
 
 Program Program::with_ema() const {
+  if (scales_ > 0) {
+    refuse(rule_, "an average of the weights does not go with a state in int8");
+  }
   Program program = *this;
   if (!has_ema_) {
     program.has_ema_ = true;
@@ -200,6 +253,9 @@ bool has_master(const Slots& slots) {
 
 bool Program::stores_like(const Program& other) const {
   const auto alike = [](const SlotInfo* a, const SlotInfo* b) { return a->format == b->format; };
+  if (kinds() != other.kinds()) {
+    return false;
+  }
   for (size_t kind = 0; kind < slots_.size(); ++kind) {
     const Slots& theirs = other.slots_[kind];
     if (!std::equal(
@@ -216,6 +272,13 @@ void refuse(Rule rule, const std::string& what) {
 
 mx::Shape slot_shape(const SlotInfo& slot, const mx::Shape& parameter) {
   mx::Shape shape = parameter;
+  if (slot.extent == Extent::blocks) {
+    int64_t size = 1;
+    for (auto dimension : parameter) {
+      size *= dimension;
+    }
+    return {static_cast<mx::ShapeElem>((size + coded_block - 1) / coded_block)};
+  }
   if (slot.extent != Extent::elements) {
     shape.erase(shape.end() - (slot.extent == Extent::rows ? 1 : 2));
   }
@@ -229,6 +292,9 @@ mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
   if (slot.format == Format::bits16) {
     return mx::uint16;
   }
+  if (slot.format == Format::int8) {
+    return slot.codes == Codes::not_negative ? mx::uint8 : mx::int8;
+  }
   // Only formulas take float64 and complex numbers, whose slots need more than float32.
   const mx::Dtype stored = dtype_of(slot.format);
   return is_storage(parameter) ? stored : mx::promote_types(stored, parameter);
@@ -236,8 +302,10 @@ mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
 
 std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {
   std::vector<mx::array> state;
-  for (const SlotInfo* slot : program.state_slots(parameter.ndim())) {
-    const float value = slot->begin == Begin::unset ? std::numeric_limits<float>::quiet_NaN() : 0;
+  for (const SlotInfo* slot : program.state_slots(parameter)) {
+    // Of unset codes the scales are NaN.
+    const bool is_nan = slot->begin == Begin::unset && slot->format != Format::int8;
+    const float value = is_nan ? std::numeric_limits<float>::quiet_NaN() : 0;
     state.push_back(mx::full(
         slot_shape(*slot, parameter.shape()), value, slot_dtype(*slot, parameter.dtype())));
   }

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "mlx/array.h"
+#include "mlx_opt/rules/codes.h"
 #include "mlx_opt/step/descriptions.h"
 #include "mlx_opt/types/export.h"
+#include "mlx_opt/types/layout.h"
 #include "mlx_opt/types/master_weights.h"
 
 namespace mlx_opt {
@@ -31,6 +33,15 @@ inline bool has(MasterWeights masters, mx::Dtype dtype) {
 
 /// Formats of slots by their names.
 using Formats = std::map<std::string, Format>;
+
+/// Parameters of fewer elements have no codes: their slots of Format::int8 are float32.
+inline constexpr size_t min_coded_size = 4096;
+
+/// The elements of a block of codes.
+inline constexpr int coded_block = MLX_OPT_LEVEL::elements_of_block;
+
+/// The slots of a rule whose formats its description does not say.
+struct OwnSlots;
 
 class MLX_OPT_API Program {
  public:
@@ -53,7 +64,8 @@ class MLX_OPT_API Program {
   /// The program that rounds to nearest.
   Program without_rounding() const;
 
-  /// The same program with an average of each parameter's weights.
+  /// The same program with an average of each parameter's weights. Throws std::invalid_argument if
+  /// slots are stored in codes.
   Program with_ema() const;
 
   Rule rule() const {
@@ -105,29 +117,43 @@ class MLX_OPT_API Program {
   }
 
   /// Number of kinds of parameters that the program distinguishes: those of the rule, which are 1
-  /// or 2 (vectors, then matrices), and, with master weights, the same again of parameters that
-  /// have one.
+  /// or 2 (vectors, then matrices), with master weights the same again of parameters that have one,
+  /// and with codes all these again of parameters that have some.
   size_t kinds() const {
     return slots_.size();
   }
 
-  size_t kind_of(size_t ndim, mx::Dtype dtype) const {
-    return (kinds_of_rule_ > 1 && ndim >= 2) + (has(masters_, dtype) ? kinds_of_rule_ : 0);
+  size_t kind_of(const mx::array& parameter) const {
+    const size_t masters = has(masters_, parameter.dtype()) ? kinds_of_rule_ : 0;
+    return (kinds_of_rule_ > 1 && parameter.ndim() >= 2) + masters +
+           (has_codes(parameter) ? wide_kinds() : 0);
   }
 
   /// True if such parameters have a master weight, whose slot comes behind the rule's.
   bool has_master(size_t kind) const {
-    return kind >= kinds_of_rule_;
+    return kind % wide_kinds() >= kinds_of_rule_;
   }
 
-  /// The slots that the rule reads and writes, the master weight and the average.
+  /// Number of arrays of scales of such parameters, which come last.
+  int scales(size_t kind) const {
+    return kind < wide_kinds() ? 0 : scales_;
+  }
+
+  /// The slots that the rule reads and writes, the master weight, the average, and the
+  /// scales of codes.
   const Slots& slots(size_t kind) const {
     return slots_[kind];
   }
 
-  /// All slots of a parameter's state, including those that the rule does not use.
-  const Slots& state_slots(size_t ndim) const {
-    return state_slots_[ndim >= 2];
+  /// All slots of a parameter's state but the master weight, including those that the rule does not
+  /// use.
+  const Slots& state_slots(const mx::array& parameter) const {
+    return state_slots_[has_codes(parameter)][parameter.ndim() >= 2];
+  }
+
+  /// The same of a parameter of so many dimensions that has no codes.
+  const Slots& wide_state_slots(size_t ndim) const {
+    return state_slots_[0][ndim >= 2];
   }
 
   /// Number of operands of a tensor: the parameter, its slots and the gradient.
@@ -136,16 +162,29 @@ class MLX_OPT_API Program {
   }
 
  private:
+  bool has_codes(const mx::array& parameter) const {
+    return scales_ > 0 && parameter.size() >= min_coded_size && is_storage(parameter.dtype());
+  }
+
+  // Number of kinds of parameters that have no codes.
+  size_t wide_kinds() const {
+    return kinds_of_rule_ * (masters_ == MasterWeights::none ? 1 : 2);
+  }
+
+  void set_kinds();
+
   Rule rule_;
   std::shared_ptr<const Composition> composition_;
   MasterWeights masters_ = MasterWeights::none;
   std::optional<uint64_t> rounding_seed_;
   bool has_ema_ = false;
+  bool with_options_;
   bool keeps_parameter_;
-  std::shared_ptr<const std::vector<SlotInfo>> own_slots_; // if they differ from the rule's
+  std::shared_ptr<const OwnSlots> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
+  int scales_ = 0;           // arrays of scales of a parameter that has codes
   std::vector<Slots> slots_; // of each kind
-  Slots state_slots_[2];     // of vectors and of matrices
+  Slots state_slots_[2][2];  // without and with codes: of vectors and of matrices
 };
 
 /// The key of a parameter's random bits, from the path of the parameter.

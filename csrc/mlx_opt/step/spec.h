@@ -15,12 +15,13 @@
 namespace mlx_opt {
 
 /// Consecutive tensors with the same number of operands: the parameter, its slots, its master
-/// weight if it has one, the average of its weights if the step has one, and its gradient. Each
-/// operand but the gradient has a successor among the outputs.
+/// weight if it has one, the average of its weights if the step has one, the scales of each slot of
+/// codes, and its gradient. Each operand but the gradient has a successor among the outputs.
 struct TensorRun {
   size_t tensors;
   int operands;
   MasterWeights masters = MasterWeights::none;
+  int scales = 0; // operands that are scales of codes
 };
 
 /// The scalars of one group of tensors.

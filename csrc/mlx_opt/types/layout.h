@@ -29,11 +29,13 @@ inline bool is_storage(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32 || dtype == mlx::core::float16 || dtype == mlx::core::bfloat16;
 }
 
-/// The storage of a dtype for which `is_storage` is true, or of uint16.
+/// The storage of a dtype for which `is_storage` is true, or of uint16, int8 or uint8.
 inline Storage storage_of(mlx::core::Dtype dtype) {
   return dtype == mlx::core::float32   ? Storage::float32
          : dtype == mlx::core::float16 ? Storage::float16
          : dtype == mlx::core::uint16  ? Storage::bits16
+         : dtype == mlx::core::int8    ? Storage::int8
+         : dtype == mlx::core::uint8   ? Storage::uint8
                                        : Storage::bfloat16;
 }
 

@@ -13,6 +13,7 @@ from ..base import Optimizer, shares_of
 from ..fused import FusedOptimizer
 from ..multi import MultiOptimizer
 from ..muon import Muon
+from ..state_dtypes import has_codes
 from .fully_sharded import Names
 from .plan import Leaf
 
@@ -44,6 +45,9 @@ def divides_tensors(optimizer: Any) -> bool:
         raise TypeError(f"Sharded: {name} has its own step, which cannot be divided")
     if optimizer._gives("stochastic_rounding"):
         raise TypeError("Sharded: an optimizer with stochastic_rounding is not supported")
+    of_groups = [group.hyperparameters.get("state_dtype") for group in optimizer.groups]
+    if any(map(has_codes, [optimizer.state_dtype, *of_groups])):
+        raise TypeError("Sharded: an optimizer with a state_dtype of int8 is not supported")
     if optimizer._has_ema():
         raise TypeError("Sharded: an optimizer with ema_decay is not supported")
     if isinstance(optimizer, Muon):

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import codes
 from ..descriptions import BY_RULE
 from ..formulas import KEPT
 from ..rule_formula import STORAGE
@@ -45,6 +46,8 @@ def program(
 ) -> Program:
     """A program. `rounding_seed`: not used; the optimizer's formula refuses what is to be rounded
     stochastically."""
+    if formats is not None and codes.FORMAT in formats.values():
+        raise ValueError("state_dtype: int8 needs a build of mlx_opt for the MLX that is installed")
     return Program(rule, with_options, formats, masters)
 
 

@@ -19,7 +19,11 @@ OPERANDS_SLOT = 2
 PREPARE_CAPACITIES = 4, 8, SLOTS - OPERANDS_SLOT
 
 SHORT = {mx.float32: "f32", mx.float16: "f16", mx.bfloat16: "bf16"}
-LONG = {name: dtype for dtype, name in SHORT.items()} | {"b16": mx.uint16}
+LONG = {name: dtype for dtype, name in SHORT.items()} | {
+    "b16": mx.uint16,
+    "i8": mx.int8,
+    "u8": mx.uint8,
+}
 
 # As in tables.h.
 TENSOR = np.dtype(

@@ -76,7 +76,7 @@ class Name:
 
 def names(rule):
     """The names of a rule's update kernels."""
-    others = ("prepare", "masters", "remainders", "rounds", "ema")
+    others = ("prepare", "masters", "remainders", "rounds", "ema", "codes")
     return [Name(name) for name in kernels.names(rule) if not name.startswith(others)]
 
 

@@ -55,7 +55,7 @@ void run(
   Buffers outputs;
   std::vector<mx::Dtype> dtypes;
   auto next = operands.begin();
-  for (const auto& [tensors, width, _] : spec.runs) {
+  for (const auto& [tensors, width, masters, scales] : spec.runs) {
     for (size_t i = 0; i < tensors * width; ++i, ++next) {
       if (i % width != width - 1u) {
         outputs.push_back(next->buffer());

@@ -51,7 +51,9 @@ struct StepTask {
   int threads;
   StepScalars scalars;
   std::vector<Operand> in = {};  // of all tensors, which point here
-  std::vector<Operand> out = {}; // likewise; their addresses are set last
+  std::vector<Operand> out = {}; // likewise, and one for each array of scales; their addresses are
+                                 // set last
+  std::vector<std::pair<size_t, size_t>> scales = {}; // of codes in `out`, that of their scales
   std::vector<Tensor> tensors = {};
   std::vector<Plan::Extent> extents = {};
   std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
@@ -85,26 +87,35 @@ void StepTask::add_run(
     const mx::Dtype* dtypes,
     const uint32_t* rounding_keys) {
   const int results = run.operands - 1;
-  const int gradient = slots + 1; // its place; a master and an average come behind it
+  // The place of the gradient; a master and an average come behind it. Scales are with their codes.
+  const int gradient = slots + 1;
   for (size_t t = 0; t < run.tensors; ++t, arrays += run.operands, dtypes += results) {
-    tensors.push_back(
-        {in.data() + in.size(), out.data() + out.size(), run.masters, has_ema, false, 0});
+    Tensor& tensor = tensors.emplace_back();
+    tensor = {in.data() + in.size(), out.data() + out.size(), run.masters, has_ema};
+    tensor.has_codes = run.scales > 0;
     if (rounding_keys) {
-      tensors.back().rounds = has_bfloat16(dtypes, results);
-      tensors.back().rounding_key = rounding_keys[t];
+      tensor.rounds = has_bfloat16(dtypes, results);
+      tensor.rounding_key = rounding_keys[t];
     }
+    int scale = results - run.scales;
     for (int k = 0; k < gradient; ++k) {
-      in.push_back(operands.of(*arrays[k]));
+      Operand& operand = in.emplace_back(operands.of(*arrays[k]));
+      if (is_coded(operand.storage)) {
+        operand.scales = const_cast<float*>(arrays[scale]->data<float>());
+        scales.emplace_back(out.size() + k, out.size() + scale++);
+      }
     }
     in.push_back(operands.of(*arrays[results]));
-    for (int k = gradient; k < results; ++k) {
+    for (int k = gradient; k < results - run.scales; ++k) {
       in.push_back(operands.of(*arrays[k]));
     }
     for (int k = 0; k < results; ++k) {
       out.push_back({nullptr, storage_of(dtypes[k]), nullptr});
     }
-    const Operand& g = tensors.back().in[gradient];
-    const int64_t grain = is_transposed(g) ? transposed_rows * g.layout->shape[1] : Plan::alignment;
+    const Operand& g = tensor.in[gradient];
+    const bool panels = has_panels(tensor, g);
+    const int64_t grain = panels ? transposed_rows * g.layout->shape[1] : Plan::alignment;
+    static_assert(Plan::alignment % coded_block == 0);
     extents.push_back({static_cast<int64_t>(arrays[0]->size()), grain});
   }
 }
@@ -231,6 +242,9 @@ class Step : public Prepared {
     for (size_t i = 0; i < task_->out.size(); ++i) {
       auto buffer = outputs[i];
       task_->out[i].data = buffer.raw_ptr();
+    }
+    for (const auto& [codes, scale] : task_->scales) {
+      task_->out[codes].scales = static_cast<float*>(task_->out[scale].data);
     }
     task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {

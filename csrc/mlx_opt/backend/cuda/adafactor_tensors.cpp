@@ -186,7 +186,7 @@ AdafactorShares::AdafactorShares(
   size_t position = 0, tensor = 0;
   for (size_t kind = 0; kind < spec.runs.size(); ++kind) {
     const bool factored = kind == 1;
-    const auto [tensors, width, _] = spec.runs[kind];
+    const auto [tensors, width, masters, scales] = spec.runs[kind];
     for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
       if (operands[0]->size() || factored) {
         add(operands, &dtypes[position], factored, spec.group_of(tensor), position);

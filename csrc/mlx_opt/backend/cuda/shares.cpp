@@ -13,7 +13,7 @@ void for_each_tensor(
     const std::function<void(Position, int, const Extent&)>& visit) {
   Position position{};
   size_t tensor = 0;
-  for (const auto& [tensors, operands, masters] : spec.runs) {
+  for (const auto& [tensors, operands, masters, scales] : spec.runs) {
     position.masters = masters;
     if (operands > max_operands) {
       throw std::runtime_error(

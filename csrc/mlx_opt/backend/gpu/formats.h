@@ -21,6 +21,10 @@ inline const char* format_of(Storage storage) {
       return "BFloat16";
     case Storage::bits16:
       return "Bits16";
+    case Storage::int8:
+      return "Int8";
+    case Storage::uint8:
+      return "UInt8";
   }
   return "";
 }

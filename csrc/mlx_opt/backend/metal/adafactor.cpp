@@ -57,7 +57,7 @@ AdafactorStep::AdafactorStep(
   const bool first_moment = spec.runs.at(0).operands == 4;
   for (size_t kind = 0; kind < spec.runs.size(); ++kind) {
     const bool factored = kind == 1;
-    const auto [tensors, width, _] = spec.runs[kind];
+    const auto [tensors, width, masters, scales] = spec.runs[kind];
     for (const size_t end = tensor + tensors; tensor < end; ++tensor) {
       // A matrix without elements may still have means, which must be copied.
       if (operands[0]->size() || factored) {

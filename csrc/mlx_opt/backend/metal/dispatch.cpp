@@ -52,9 +52,10 @@ std::vector<Leaf> leaves_of(
     const StepSpec& spec, const ArrayRefs& inputs, const std::vector<mx::Dtype>& dtypes) {
   std::vector<Leaf> leaves;
   size_t tensor = 0, input = 0, output = 0;
-  for (const auto& [tensors, operands, masters] : spec.runs) {
-    UpdateKernel kernel{
-        info(spec.rule).name, Walk::flat, spec.scaling, 1, {}, masters, false, spec.has_ema};
+  for (const auto& [tensors, operands, masters, scales] : spec.runs) {
+    UpdateKernel kernel{info(spec.rule).name, Walk::flat, spec.scaling, 1, {}, masters};
+    kernel.has_ema = spec.has_ema;
+    kernel.scales = scales;
     kernel.operands.in.resize(operands);
     kernel.operands.out.resize(operands - 1);
     kernel.operands.written.resize(operands - 1);

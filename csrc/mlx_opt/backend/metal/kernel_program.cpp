@@ -12,6 +12,10 @@ const char* short_name_of(Storage storage) {
       return "bf16";
     case Storage::bits16:
       return "b16";
+    case Storage::int8:
+      return "i8";
+    case Storage::uint8:
+      return "u8";
   }
   return "";
 }

@@ -20,44 +20,54 @@ const char* name_of(Walk walk) {
 }
 
 // The initialiser of the driver's struct of a tensor's operands.
-std::string operands_of(const Operands& operands, int tensor) {
-  const auto fields = static_cast<int>(operands.out.size());
-  return "{{" + inputs_of(tensor, fields) + "}, " + input_of(tensor, fields) + ", {" +
-         outputs_of(operands, tensor) + "}, 0}";
+std::string operands_of(const UpdateKernel& kernel, int tensor) {
+  const Operands& operands = kernel.operands;
+  const int fields = kernel.fields(), outputs = fields + kernel.scales;
+  const std::string of_step = "{{" + inputs_of(tensor, fields) + "}, " + input_of(tensor, outputs) +
+                              ", {" + outputs_of(operands, tensor, 0, fields) + "}, 0}";
+  return kernel.scales == 0 ? of_step
+                            : "{" + of_step + ", {" + inputs_of(tensor, fields, outputs) + "}, {" +
+                                  outputs_of(operands, tensor, fields, outputs) + "}}";
 }
 
-std::string call_of(Walk walk) {
-  switch (walk) {
+std::string call_of(const UpdateKernel& kernel) {
+  const std::string rest = kernel.scales > 0 ? ", sizes)" : ")";
+  switch (kernel.walk) {
     case Walk::flat:
-      return "flat(at, arguments.tensors[which], group_uniforms, group, index)";
+      return "flat(at, arguments.tensors[which], group_uniforms, group, index" + rest;
     case Walk::transposed:
       return "transposed(at, arguments, group_uniforms, group, index, staged)";
     case Walk::strided:
-      return "strided<uint>(at, arguments, group_uniforms, group, index)";
+      return "strided<uint>(at, arguments, group_uniforms, group, index" + rest;
     case Walk::strided_long:
-      return "strided<ulong>(at, arguments, group_uniforms, group, index)";
+      return "strided<ulong>(at, arguments, group_uniforms, group, index" + rest;
   }
   return "";
 }
 
 std::string update_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
-  const auto fields = static_cast<int>(operands.out.size());
+  const int fields = kernel.fields();
+  const std::string scales = std::to_string(kernel.scales);
   std::string text =
       beginning_of(name(kernel), "constant", arguments_of(kernel, fields + 1), threads) +
       parameters_of(operands, kernel.capacity, operands_slot) +
       "    uint group [[threadgroup_position_in_grid]],\n"
       "    uint index [[thread_index_in_threadgroup]]) {\n"
-      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = Update<" +
+      "  using namespace mlx_opt::MLX_OPT_LEVEL;\n  using Step = " +
+      (kernel.scales > 0 ? "CodedUpdate<" : "Update<") +
       gpu::rule_of(kernel.rule, kernel.masters, kernel.has_ema, operands.in[0]) + ", " +
-      list_of(operands.in.data(), fields) + ", " + format_of(operands.in[fields]) + ", " +
+      list_of(operands.in.data(), fields) + ", " + format_of(operands.in.back()) + ", " +
       list_of(operands.out.data(), fields) + ", mlx_opt::Scaling::" + gpu::name_of(kernel.scaling) +
-      (kernel.rounds ? ", Stochastic" : "") + ">;\n";
+      (kernel.scales > 0 ? ", " + scales : "") + (kernel.rounds ? ", Stochastic" : "") + ">;\n";
   if (kernel.walk == Walk::transposed) {
     text += "  threadgroup float staged[" + std::to_string(tile * (tile + 1)) + "];\n";
   }
-  const auto at = [&](int tensor) { return operands_of(operands, tensor); };
-  return text + choice_of(kernel, at) + "  Step::" + call_of(kernel.walk) + ";\n}\n";
+  if (kernel.scales > 0) {
+    text += "  threadgroup int sizes[" + scales + " * " + std::to_string(threads) + "];\n";
+  }
+  const auto at = [&](int tensor) { return operands_of(kernel, tensor); };
+  return text + choice_of(kernel, at) + "  Step::" + call_of(kernel) + ";\n}\n";
 }
 
 std::string prepare_of(const PrepareKernel& kernel) {
@@ -109,6 +119,7 @@ std::string words_of(const UpdateKernel& kernel) {
   const Operands& operands = kernel.operands;
   const std::string stage = kernel.rounds ? "rounds" : gpu::name_of(kernel.masters);
   std::string text = (kernel.has_ema ? "ema_" : "") + stage + (stage.empty() ? "" : "_");
+  text = (kernel.scales > 0 ? "codes_" : "") + text;
   text += name_of(kernel.walk) + std::to_string(kernel.capacity);
   for (Storage storage : operands.in) {
     text += std::string("_") + short_name_of(storage);
@@ -147,6 +158,7 @@ std::string source(const PrepareKernel& kernel) {
 std::string source(const UpdateKernel& kernel, std::string_view rule_header) {
   return program_of(
       files_of(rule_header) + gpu::joined(texts(), {"scaling.h", "update.metal.h"}) +
+          (kernel.scales > 0 ? gpu::joined(texts(), {"codes.h", "codes.metal.h"}) : "") +
           gpu::files_of(texts(), kernel.masters, kernel.has_ema, "bits16.metal.h") +
           gpu::rounding_files_of(texts(), kernel.rounds, "rounding.metal.h"),
       update_of(kernel));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "mlx_opt/rules/codes.h"
 #include "mlx_opt/types/layout.h"
 
 namespace mlx_opt::metal {
@@ -31,6 +32,11 @@ uint64_t tiles_of(uint64_t size) {
 // True if a result may overwrite the array.
 bool may_overwrite(const mx::array& x, mx::Dtype dtype) {
   return x.itemsize() == mx::size_of(dtype) && x.flags().row_contiguous && x.offset() == 0;
+}
+
+// The number of scales of codes.
+size_t blocks_of(size_t size) {
+  return (size + MLX_OPT_LEVEL::elements_of_block - 1) / MLX_OPT_LEVEL::elements_of_block;
 }
 
 } // namespace
@@ -75,14 +81,17 @@ Leaf::Leaf(
 }
 
 void Leaf::set_walk(const mx::array* const* arrays) {
-  const auto fields = static_cast<int>(kernel.operands.out.size());
+  const int fields = kernel.fields();
   kernel.walk = Walk::flat;
   threadgroups = chunks_of(size);
+  std::vector<const mx::array*> without_scales(arrays, arrays + fields);
+  without_scales.push_back(arrays[fields + kernel.scales]);
+  arrays = without_scales.data();
   if (all_contiguous(arrays, fields + 1)) {
     return;
   }
   const mx::array& gradient = *arrays[fields];
-  const bool rows = all_contiguous(arrays, fields);
+  const bool rows = kernel.scales == 0 && all_contiguous(arrays, fields);
   if (const unsigned columns = rows ? columns_if_transposed(gradient, tile) : 0) {
     kernel.walk = Walk::transposed;
     const uint64_t height = size / columns;
@@ -140,7 +149,8 @@ std::vector<Place> Leaf::out(const Buffers& outputs) const {
   std::vector<Place> places;
   places.reserve(kernel.operands.out.size());
   for (size_t k = 0; k < kernel.operands.out.size(); ++k) {
-    places.emplace_back(outputs[first_output + k], size);
+    const bool is_scale = static_cast<int>(k) >= kernel.fields();
+    places.emplace_back(outputs[first_output + k], is_scale ? blocks_of(size) : size);
   }
   return places;
 }

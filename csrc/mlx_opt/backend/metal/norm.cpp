@@ -60,7 +60,8 @@ void Dispatches::add(const mx::array& x) {
   if (!x.flags().contiguous || x.data_size() != x.size()) {
     const bool small = x.size() <= std::numeric_limits<uint32_t>::max();
     const auto kind = small ? NormKind::strided_squares : NormKind::strided_squares_long;
-    dispatches_.push_back({{kind, storage}, {x}, Strided<1>{x.size(), 0, layout_of<Layout<1>>(x)}});
+    dispatches_.push_back(
+        {{kind, storage}, {x}, Strided<1>{x.size(), 0, 0, layout_of<Layout<1>>(x)}});
   } else if (chunks_of(x) > max_packed_chunks) {
     dispatches_.push_back({{NormKind::squares, storage}, {x}, {}});
   } else {

@@ -60,17 +60,25 @@ std::string input_of(int tensor, int k) {
 }
 
 std::string inputs_of(int tensor, int count) {
+  return inputs_of(tensor, 0, count);
+}
+
+std::string outputs_of(const Operands& operands, int tensor) {
+  return outputs_of(operands, tensor, 0, static_cast<int>(operands.out.size()));
+}
+
+std::string inputs_of(int tensor, int first, int end) {
   std::string text;
-  for (int k = 0; k < count; ++k) {
-    text += (k ? ", " : "") + input_of(tensor, k);
+  for (int k = first; k < end; ++k) {
+    text += (k > first ? ", " : "") + input_of(tensor, k);
   }
   return text;
 }
 
-std::string outputs_of(const Operands& operands, int tensor) {
+std::string outputs_of(const Operands& operands, int tensor, int first, int end) {
   std::string text;
-  for (size_t k = 0; k < operands.out.size(); ++k) {
-    text += (k ? ", " : "") + output_of(operands, tensor, static_cast<int>(k));
+  for (int k = first; k < end; ++k) {
+    text += (k > first ? ", " : "") + output_of(operands, tensor, k);
   }
   return text;
 }

@@ -40,6 +40,10 @@ std::string parameters_of(const Operands& operands, int tensors, int first);
 std::string inputs_of(int tensor, int count);
 std::string outputs_of(const Operands& operands, int tensor);
 
+/// The names of the inputs and outputs [first, end).
+std::string inputs_of(int tensor, int first, int end);
+std::string outputs_of(const Operands& operands, int tensor, int first, int end);
+
 /// The name of one input.
 std::string input_of(int tensor, int k);
 

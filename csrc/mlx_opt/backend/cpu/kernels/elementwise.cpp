@@ -89,7 +89,7 @@ struct Driver {
       int64_t end,
       const Uniforms& uniforms,
       const Scale* clipping) {
-    if (cpu::is_transposed(tensor.in[fields])) {
+    if (cpu::has_panels(tensor, tensor.in[fields])) {
       const auto visit = [&](int64_t first, int64_t count, const float* gradient) {
         staged(tensor, first, count, gradient, uniforms, clipping);
       };

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "mlx_opt/rules/codes.h"
 #include "mlx_opt/rules/list.h"
 #include "mlx_opt/rules/portable.h"
 #include "mlx_opt/types/export.h"
@@ -24,7 +25,8 @@ struct Layout {
 struct Operand {
   void* data;
   Storage storage;
-  const Layout* layout; // null: row-contiguous
+  const Layout* layout;    // null: row-contiguous, as codes are
+  float* scales = nullptr; // of codes
 };
 
 /// A kernel processes a transposed gradient in panels of this many rows.
@@ -36,6 +38,9 @@ static inline bool is_transposed(const Operand& operand) {
   return layout && layout->ndim == 2 && layout->strides[0] == 1;
 }
 
+/// The elements of a block of codes.
+inline constexpr int64_t coded_block = MLX_OPT_LEVEL::elements_of_block;
+
 /// One parameter. In: its value, its slots, its gradient and, if it has them, its master weight and
 /// the average of its weights; out: its value, its slots, its master weight and the average. An
 /// output may share the buffer of a contiguous input of the same storage.
@@ -44,9 +49,16 @@ struct Tensor {
   const Operand* out;
   MasterWeights masters;
   bool has_ema = false;
+  bool has_codes = false;    // then ranges of elements begin and end with blocks of codes
   bool rounds = false;       // true if results in bfloat16 are rounded stochastically
   uint32_t rounding_key = 0; // of the tensor
 };
+
+/// True if a kernel processes the tensor, whose gradient is `gradient`, in panels of rows.
+static inline bool has_panels(const Tensor& tensor, const Operand& gradient) {
+  return is_transposed(gradient) &&
+         (!tensor.has_codes || gradient.layout->shape[1] % coded_block == 0);
+}
 
 /// A rule compiled for one instruction set. Hyperparameters and scalars are the rule's Hypers and
 /// Scalars, as floats; so are sums and rates. If the gradient is transposed, `begin` and `end` are

@@ -2,6 +2,7 @@
 // instruction set; included by the kernels' files only.
 #pragma once
 
+#include "mlx_opt/backend/cpu/kernels/codes.h"
 #include "mlx_opt/backend/cpu/kernels/convert.h"
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
 
@@ -19,11 +20,6 @@ constexpr int64_t block = 256;
 
 // Rows of a transposed operand that share its cache lines.
 constexpr int64_t panel = cpu::transposed_rows;
-
-template <typename T>
-T* at(const Operand& operand, int64_t index) {
-  return static_cast<T*>(operand.data) + index;
-}
 
 // Gathers the elements [begin, begin + count) of a strided operand, in row-major order.
 template <typename T>
@@ -62,7 +58,9 @@ inline void prefetch(const void* at) {
 // Prefetches all cache lines of the elements [begin, begin + count).
 inline void prefetch(const Operand& operand, int64_t begin, int64_t count) {
   constexpr int64_t line = 64;
-  const int64_t size = operand.storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
+  const int64_t size = operand.storage == Storage::float32 ? sizeof(float)
+                       : is_coded(operand.storage)         ? sizeof(uint8_t)
+                                                           : sizeof(uint16_t);
   const auto* from = at<const char>(operand, begin * size);
   for (int64_t i = 0; i < count * size; i += line) {
     prefetch(from + i);
@@ -79,6 +77,10 @@ inline const float* load(const Operand& operand, int64_t begin, int64_t count, f
       return at<const float>(operand, begin);
     }
     gather(operand, begin, count, staged);
+    return staged;
+  }
+  if (is_coded(operand.storage)) {
+    decode(operand, begin, count, staged);
     return staged;
   }
   uint16_t gathered[block];
@@ -106,6 +108,8 @@ inline void store(const Operand& operand, int64_t begin, int64_t count, const fl
     narrow<BFloat16>(staged, at<uint16_t>(operand, begin), count);
   } else if (operand.storage == Storage::bits16) {
     narrow<Bits16>(staged, at<uint16_t>(operand, begin), count);
+  } else if (is_coded(operand.storage)) {
+    encode(operand, begin, count, staged);
   }
 }
 
@@ -134,7 +138,18 @@ void copy_bits(const Operand& from, const Operand& to, int64_t begin, int64_t en
   }
 }
 
+// Copies codes and their scales.
+inline void copy_codes(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  copy_bits<uint8_t>(from, to, begin, end);
+  const int64_t first = begin / cpu::coded_block;
+  const int64_t count = (end - 1) / cpu::coded_block + 1 - first;
+  __builtin_memcpy(to.scales + first, from.scales + first, count * sizeof(float));
+}
+
 inline void copy(const Operand& from, const Operand& to, int64_t begin, int64_t end) {
+  if (is_coded(from.storage)) {
+    return copy_codes(from, to, begin, end);
+  }
   if (from.storage == to.storage) {
     return from.storage == Storage::float32 ? copy_bits<float>(from, to, begin, end)
                                             : copy_bits<uint16_t>(from, to, begin, end);
@@ -179,6 +194,9 @@ inline void load_panel(
       return transpose<BFloat16>(operand, top, left, right, to);
     case Storage::bits16:
       return transpose<Bits16>(operand, top, left, right, to);
+    case Storage::int8:
+    case Storage::uint8:
+      return; // no gradient has codes
   }
 }
 
