@@ -27,7 +27,8 @@ std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
       {"momentum", 0.9},
       {"dampening", 0.3},
       {"mu_product", 0.2},
-      {"averaged_steps", 3.0}};
+      {"averaged_steps", 3.0},
+      {"v_length", 8.0}};
   std::vector<mlx_opt::Scalar> hypers;
   for (const mlx_opt::HyperInfo& hyper : mlx_opt::hypers_of(rule)) {
     const auto found = unusual.find(hyper.name);
