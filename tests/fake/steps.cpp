@@ -30,7 +30,9 @@ std::vector<mlx_opt::Scalar> sample_hypers(Rule rule) {
       {"averaged_steps", 3.0},
       {"d0", 0.1},
       {"d", 0.5},
-      {"d_step", 0.25}};
+      {"d_step", 0.25},
+
+      {"v_length", 8.0}};
   std::vector<mlx_opt::Scalar> hypers;
   for (const mlx_opt::HyperInfo& hyper : mlx_opt::hypers_of(rule)) {
     const auto found = unusual.find(hyper.name);

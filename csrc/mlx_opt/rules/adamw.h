@@ -176,11 +176,12 @@ struct CautiousAdamW {
   }
 
   MLX_OPT_FN float update(Element e, float g, Hypers h, Scalars s, Rates r) {
+    // At least this is the mean, but in float16 it may be stored as 0.
+    float least = h.beta2.one_minus * (g * g);
+    float root = square_root(e.v < least ? least : e.v);
     float direction = average(e, g, s);
     float step_size = agree(direction, g) ? r.scale * s.step_size : 0.0f;
-    // At least this is the mean, but in float16 it may be stored as 0.
-    float v = maximum(e.v, h.beta2.one_minus * (g * g));
-    float u = step_size * direction / fma(square_root(v), s.denominator_scale, h.eps.value);
+    float u = step_size * direction / fma(root, s.denominator_scale, h.eps.value);
     return e.w - (decay_of(e.w, u, h.weight_decay, s.decay) + u);
   }
 
