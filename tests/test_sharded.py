@@ -217,6 +217,11 @@ class Hooked(mlx_opt.SGD):
             "Sharded: Hooked has its own step, which cannot be divided",
         ),
         (
+            lambda: mlx_opt.Sharded(mlx_opt.SGD(0.1, stochastic_rounding=True)),
+            TypeError,
+            "Sharded: an optimizer with stochastic_rounding is not supported",
+        ),
+        (
             lambda: mlx_opt.Sharded(mlx_opt.SGD(0.1), bucket_size=0),
             ValueError,
             "Sharded: bucket_size: expected more than 0, got 0",

@@ -108,6 +108,25 @@ def rules_equal_one_process():
 
 
 @with_the_double
+def rows_are_accumulated_and_averaged():
+    makes = [
+        lambda: mlx_opt.AdamWScheduleFree(1e-2, accumulate=2),
+        lambda: mlx_opt.Muon(1e-2, fallback=mlx_opt.AdamW(1e-2), accumulate=2),
+    ]
+    for make in makes:
+        one, divided = net(False), net(True)
+        plain, optimizer = make(), mlx_opt.Sharded(make(), WORLD, bucket_size=500)
+        steps(one, plain, range(SIZE), 4, normalizer=2.0)
+        steps(divided, optimizer, [RANK], 4, normalizer=2.0)
+        assert optimizer.step.item() == 2
+        if hasattr(plain, "eval"):
+            plain.eval(one)
+            optimizer.eval(divided)
+        found = distance(whole(divided), dict(tree_flatten(one.parameters())))
+        assert found < 1e-5, found
+
+
+@with_the_double
 def the_norm_is_that_of_clip_grad_norm_sharded():
     model = net(True)
     x = normal([0, RANK], (2, WIDTH))
@@ -180,6 +199,7 @@ CASES = [
     rules_equal_one_process,
 ]
 FOR_TWO_MEMBERS = [
+    rows_are_accumulated_and_averaged,
     the_norm_is_that_of_clip_grad_norm_sharded,
     states_of_rows_are_those_of_the_rows,
     a_description_shows_whole_parameters,
