@@ -6,7 +6,7 @@ which it is evaluated and saved. The average is not stored: the parameters and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 

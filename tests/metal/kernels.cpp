@@ -189,7 +189,8 @@ void push_codes(
     operands.in[fields - 1] = operands.out[fields - 1] = Storage::bits16;
   }
   const auto push = [&](Walk walk, const Operands& own, Scaling scaling, int capacity = 1) {
-    kernels.push_back({rule.name, walk, scaling, capacity, own, masters, rounds, false, rule.slots});
+    kernels.push_back(
+        {rule.name, walk, scaling, capacity, own, masters, rounds, false, rule.slots});
   };
   push(Walk::flat, operands, Scaling::none);
   push(Walk::strided, operands, Scaling::none);

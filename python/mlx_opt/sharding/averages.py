@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -44,10 +45,12 @@ class WithParameters(Optimizer):
         self._averaging()
         Averaging.train(self, model)  # type: ignore[arg-type]
 
-    def evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self, model: nn.Module) -> Iterator[None]:
         """As that of the optimizer that is divided; see :meth:`eval`."""
         self._averaging()
-        return Averaging.evaluating(self, model)  # type: ignore[arg-type]
+        with Averaging.evaluating(self, model):  # type: ignore[arg-type]
+            yield
 
     def eval_parameters(self, model: Any) -> Any:
         """As that of the optimizer that is divided; see :meth:`eval`."""

@@ -39,9 +39,9 @@ struct UpdateKernel {
   int capacity;
   Operands operands;
   MasterWeights masters = MasterWeights::none; // if not none, the operands behind the slots
-  bool rounds = false; // true if results in bfloat16 are rounded stochastically
+  bool rounds = false;  // true if results in bfloat16 are rounded stochastically
   bool has_ema = false; // if true, the operands behind those
-  int scales = 0;      // of slots of codes; if more than 0, the last operands but the gradient
+  int scales = 0;       // of slots of codes; if more than 0, the last operands but the gradient
 
   /// The number of operands that are the rule's: the parameter, its slots, its master weight
   /// and its average.
