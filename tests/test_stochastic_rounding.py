@@ -332,6 +332,16 @@ def test_errors(build, error, message):
         build()
 
 
+def test_an_optimizer_with_its_own_step_refuses_it():
+    class Own(mlx_opt.SGD):
+        def apply_single(self, gradient, parameter, state):
+            return parameter
+
+    w = {"w": mx.ones((2,), BF16)}
+    with pytest.raises(TypeError, match="^Own: stochastic_rounding: apply_single is overridden, a"):
+        Own(1.0, stochastic_rounding=True).apply_gradients(w, w)
+
+
 def test_sharded_refuses_it():
     optimizer = mlx_opt.SGD(1e-3, groups=[Group("*", stochastic_rounding=True)])
     with pytest.raises(TypeError, match="^Sharded: an optimizer with stochastic_rounding is not s"):

@@ -524,3 +524,18 @@ def test_an_error_leaves_everything_as_it_was(rule):
 def test_a_value_out_of_its_range_is_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         mlx_opt.Prodigy(**options)
+
+
+def test_bfloat16_needs_a_way_to_keep_small_steps():
+    """The first steps are of the length of d0, which a bfloat16 near 1 loses."""
+
+    def after_five_steps(**options):
+        optimizer, w = mlx_opt.Prodigy(**options), {"w": mx.ones((50, 50), mx.bfloat16)}
+        for _ in range(5):
+            w = optimizer.apply_gradients(w, w)
+        return optimizer.d.item()
+
+    d0 = pytest.approx(1e-6)
+    assert after_five_steps() == d0
+    assert after_five_steps(master_weights="float32") > 2e-6
+    assert after_five_steps(stochastic_rounding=True) > 2e-6

@@ -273,18 +273,22 @@ class FusedOptimizer(Optimizer):
         return updated
 
     def _shares(self, gradients: Any) -> list[Share]:
-        if self.master_weights is not None and not self._uses_own_step():
-            raise TypeError(
-                f"{type(self).__name__}: master_weights: apply_single is overridden, and does not "
-                "get the master weights"
-            )
-        if ema.is_kept(self.ema_decay) and not self._uses_own_step():
-            raise TypeError(
-                f"{type(self).__name__}: ema_decay: apply_single is overridden, and does not get "
-                "the averages"
-            )
-        own = self._uses_own_step() or self._grouping is not None
+        uses_own_step = self._uses_own_step()
+        if not uses_own_step:
+            self._refuse_stages()
+        own = uses_own_step or self._grouping is not None
         return [Share(self, gradients, None if own else self._apply_leaves)]
+
+    def _refuse_stages(self) -> None:
+        """Raise TypeError if a step needs more than `apply_single`, which is overridden."""
+        overridden = "apply_single is overridden, and does not"
+        name = type(self).__name__
+        if self.master_weights is not None:
+            raise TypeError(f"{name}: master_weights: {overridden} get the master weights")
+        if ema.is_kept(self.ema_decay):
+            raise TypeError(f"{name}: ema_decay: {overridden} get the averages")
+        if self.stochastic_rounding:
+            raise TypeError(f"{name}: {rounding.NAME}: {overridden} round stochastically")
 
     def _uses_own_step(self) -> bool:
         """True if `apply_single` is not overridden."""
