@@ -3,6 +3,7 @@
 `pytest --hypothesis-profile=search` looks further, at other examples each time.
 """
 
+import gc
 import os
 import shutil
 
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(config, items):
         kept = {*run}
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = run
+
+
+def pytest_collection_finish(session):
+    """Take the tests themselves out of the garbage collector's sight: some tests collect often."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

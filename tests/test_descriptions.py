@@ -75,8 +75,7 @@ def test_the_page_names_every_argument_with_its_default_and_every_slot(name):
     given = defaults(getattr(mlx_opt, name))
     # Every optimizer has these; docs/groups.md and docs/guides/memory.md explain them.
     for argument in COMMON:
-        if name != "Muon" or argument not in ("stochastic_rounding", "rounding_seed"):
-            del given[argument]
+        del given[argument]
     for argument, default in given.items():
         text = rows[argument]
         if default is inspect.Parameter.empty:

@@ -192,7 +192,7 @@ class StoredFormula:
         names = [slot.name for slot in slots]
         arrays = [parameter, *(state[name] for name in names), gradient]
         dtypes = [x.dtype if isinstance(x, mx.array) else None for x in arrays]
-        if any(dtype not in STORAGE.values() for dtype in dtypes):
+        if any(dtype is None or dtype not in STORAGE.values() for dtype in dtypes):
             return self.formula(gradient, parameter, state)
         results = result_dtypes(slots, arrays, coupled, self._keeps_parameter)
         wide = [x.astype(mx.float32) for x in arrays]
