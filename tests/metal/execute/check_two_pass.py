@@ -228,7 +228,7 @@ class Huge:
 
 def test_flat_beyond_4_gibi_elements():
     places = np.arange(HUGE - 5 - CHUNK, HUGE)
-    table = np.array([(HUGE, 0, 0, True)], kernels.TENSOR)
+    table = np.array([(HUGE, 0, 0, True, 0, 0)], kernels.TENSOR)
     huge = Huge(HUGE, places, places)
     huge.assert_parameter(f"flat1_{ALL}_to_bf16at0", table)
     huge = Huge(HUGE, places, places)
