@@ -72,11 +72,11 @@ The first method that needs the leaves finds and checks them, and changes nothin
 Args:
     program: The program that updates the leaves.
     groups: The scalars of each group of leaves: the hyperparameters of the program in order, each
-        a number or a 0-d array, and if it has an average, 1 minus its decay; the learning rate, a 0-d array, or None if the program does not
-        read it; a number that multiplies it; and a function, called as ``formula(gradient,
-        parameter, state)`` for leaves that the primitives do not serve: other dtypes, other
-        devices, and under a gradient transformation. It returns the new parameter and changes
-        ``state``, which is a copy.
+        a number or a 0-d array, and if it has an average, 1 minus its decay; the learning rate, a
+        0-d array, or None if the program does not read it; a number that multiplies it; and a
+        function, called as ``formula(gradient, parameter, state)`` for leaves that the primitives
+        do not serve: other dtypes, other devices, and under a gradient transformation. It returns
+        the new parameter and changes ``state``, which is a copy.
     step: The number of this step, from 1.
     gradients: A tree of arrays.
     parameters: A tree that has a leaf of the same shape for each gradient.

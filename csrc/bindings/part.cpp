@@ -226,8 +226,8 @@ void Part::collect_leaf(
 }
 
 uint32_t Part::key_of(const Path* path) const {
-  const auto& seed = program_.rounding_seed();
-  return seed ? rounding_key(*seed, path ? path->text() : "") : 0;
+  // The path's text is put together only if it is needed.
+  return program_.rounding_seed() ? program_.rounding_key(path ? path->text() : "") : 0;
 }
 
 // False for a leaf whose state has numbers, lists or arrays of another package: the formula takes
@@ -310,9 +310,7 @@ const Leaves& Part::leaves() {
     served_leaves_.emplace(program_, leaves_.size());
     for (const Leaf& leaf : leaves_) {
       if (leaf.served) {
-        auto& kind = program_.rounding_seed()
-                         ? served_leaves_->add_rounded(leaf.kind, leaf.group, leaf.rounding_key)
-                         : served_leaves_->add(leaf.kind, leaf.group);
+        auto& kind = served_leaves_->add(leaf.kind, leaf.group, leaf.rounding_key);
         push_operands(leaf, kind.arrays);
       }
     }

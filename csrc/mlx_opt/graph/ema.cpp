@@ -33,10 +33,8 @@ std::vector<mx::array> step_with_ema(const Request& request, const Leaves& leave
     const auto& [operands, members, arrays, groups, rounding_keys] = leaves.kinds()[kind];
     for (size_t i = 0; i < members.size(); ++i) {
       auto* const* leaf = &arrays[i * operands];
-      auto& added = rounding_keys.empty()
-                        ? inner_leaves.add(kind, groups[i])
-                        : inner_leaves.add_rounded(kind, groups[i], rounding_keys[i]);
-      auto& inner = added.arrays;
+      const uint32_t key = rounding_keys.empty() ? 0 : rounding_keys[i];
+      auto& inner = inner_leaves.add(kind, groups[i], key).arrays;
       inner.insert(inner.end(), leaf, leaf + operands - 2);
       inner.push_back(leaf[operands - 1]);
     }

@@ -21,31 +21,24 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
   }
 }
 
-// Adds a leaf without a name; its number takes the place of the path.
-Leaves::Kind& added(Leaves& leaves, const Program& program, size_t kind) {
-  const auto& seed = program.rounding_seed();
-  const size_t number = leaves.size();
-  return seed ? leaves.add_rounded(kind, 0, rounding_key(*seed, std::to_string(number)))
-              : leaves.add(kind);
-}
-
 } // namespace
 
 std::vector<mx::array> successors(const Request& request, const Leaves& leaves) {
   if (leaves.size() == 0) {
     return {};
   }
-  if (request.program->has_ema() && !request.program->is_fused()) {
-    return step_with_ema(request, leaves, successors);
-  }
-  if (request.program->masters() != MasterWeights::none && !request.program->is_fused()) {
-    return step_on_masters(request, leaves, successors);
-  }
-  if (request.program->rounding_seed() && !request.program->is_fused()) {
-    return step_then_round(request, leaves, successors);
-  }
-  if (const Composition* composition = request.program->composition()) {
-    return composition->successors(request, leaves);
+  const Program& program = *request.program;
+  if (!program.is_fused()) {
+    if (program.has_ema()) {
+      return step_with_ema(request, leaves, successors);
+    }
+    if (program.masters() != MasterWeights::none) {
+      return step_on_masters(request, leaves, successors);
+    }
+    if (program.rounding_seed()) {
+      return step_then_round(request, leaves, successors);
+    }
+    return program.composition()->successors(request, leaves);
   }
   std::vector<mx::array> inputs;
   const ArrayRefs operands = leaves.operands();
@@ -77,7 +70,8 @@ std::vector<mx::array> step(
       if (next + width > operands.size()) {
         refuse(program.rule(), "there are fewer operands than the tensors have");
       }
-      auto& arrays = added(leaves, program, kind).arrays;
+      const uint32_t key = program.rounding_key(std::to_string(leaves.size()));
+      auto& arrays = leaves.add(kind, 0, key).arrays;
       for (size_t k = 0; k < width; ++k) {
         arrays.push_back(&operands[next + k]);
       }

@@ -37,7 +37,8 @@ class MLX_OPT_API Leaves {
   };
 
   /// `count`: the expected number of leaves.
-  explicit Leaves(const Program& program, size_t count = 0) {
+  explicit Leaves(const Program& program, size_t count = 0)
+      : rounds_(program.rounding_seed().has_value()) {
     for (size_t kind = 0; kind < program.kinds(); ++kind) {
       Kind& added = kinds_.emplace_back(Kind{program.operands(kind), {}, {}, {}, {}});
       added.leaves.reserve(count);
@@ -47,18 +48,14 @@ class MLX_OPT_API Leaves {
   }
 
   /// Adds leaf number size(). The caller then appends pointers to its operands to `arrays`, in
-  /// order.
-  Kind& add(size_t kind, uint16_t group = 0) {
+  /// order. `rounding_key`: used if the program rounds stochastically.
+  Kind& add(size_t kind, uint16_t group = 0, uint32_t rounding_key = 0) {
     Kind& added = kinds_[kind];
+    if (rounds_) {
+      added.rounding_keys.push_back(rounding_key);
+    }
     added.leaves.push_back(size_++);
     added.groups.push_back(group);
-    return added;
-  }
-
-  /// Adds a leaf of a program that rounds stochastically.
-  Kind& add_rounded(size_t kind, uint16_t group, uint32_t rounding_key) {
-    Kind& added = add(kind, group);
-    added.rounding_keys.push_back(rounding_key);
     return added;
   }
 
@@ -80,6 +77,7 @@ class MLX_OPT_API Leaves {
   std::vector<size_t> order() const;
 
  private:
+  bool rounds_;
   std::vector<Kind> kinds_;
   size_t size_ = 0;
 };

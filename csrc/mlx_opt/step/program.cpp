@@ -198,11 +198,14 @@ Program Program::without_rounding() const {
 }
 
 // The 64-bit hash FNV-1a of the seed's bytes and the path's, with both halves combined.
-uint32_t rounding_key(uint64_t seed, std::string_view path) {
+uint32_t Program::rounding_key(std::string_view path) const {
+  if (!rounding_seed_) {
+    return 0;
+  }
   uint64_t hash = 0xcbf29ce484222325;
   const auto add = [&](unsigned char byte) { hash = (hash ^ byte) * 0x100000001b3; };
   for (int shift = 0; shift < 64; shift += 8) {
-    add(static_cast<unsigned char>(seed >> shift));
+    add(static_cast<unsigned char>(*rounding_seed_ >> shift));
   }
   std::for_each(path.begin(), path.end(), add);
   return static_cast<uint32_t>(hash ^ hash >> 32);

@@ -98,6 +98,9 @@ class MLX_OPT_API Program {
     return rounding_seed_;
   }
 
+  /// The key of the random bits of a parameter with that path; 0 if results are rounded to nearest.
+  uint32_t rounding_key(std::string_view path) const;
+
   /// The program that updates the weights themselves, as if they were the parameters.
   Program without_masters() const;
 
@@ -186,9 +189,6 @@ class MLX_OPT_API Program {
   std::vector<Slots> slots_; // of each kind
   Slots state_slots_[2][2];  // without and with codes: of vectors and of matrices
 };
-
-/// The key of a parameter's random bits, from the path of the parameter.
-MLX_OPT_API uint32_t rounding_key(uint64_t seed, std::string_view path);
 
 /// The slot of a master weight that is not none.
 MLX_OPT_API const SlotInfo& master_slot(MasterWeights masters);
