@@ -13,12 +13,13 @@ from .base import Optimizer, shares_of
 from .tools import summary
 from .tools.describe import ParameterRow
 from .trees import parameters_of
+from .wrapper import Wrapper
 
 KEY = "slow"
 """The key of the slow weights among mlx_opt's entries of the state, a tree like the parameters."""
 
 
-class Lookahead(Optimizer):
+class Lookahead(Wrapper):
     """Moves slow weights towards those of an optimizer in every ``k``-th step, and those onto them.
 
     After a step whose number is a multiple of k, slow becomes slow + alpha * (w - slow), and w
@@ -142,49 +143,11 @@ class Lookahead(Optimizer):
         return rows
 
     @property
-    def state(self) -> dict:
-        """The state of the optimizer that is wrapped, which has the slow weights too."""
-        return self.optimizer.state
-
-    @state.setter
-    def state(self, state: dict) -> None:
-        self.optimizer.state = state
-
-    @property
     def step(self) -> Any:
         return self._step()
 
-    @property
-    def learning_rate(self) -> Any:
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: float | mx.array) -> None:
-        self.optimizer.learning_rate = learning_rate
-
-    @property
-    def accumulate(self) -> int:
-        """As of the optimizer that is wrapped."""
-        return self.optimizer.accumulate
-
-    @accumulate.setter
-    def accumulate(self, count: int) -> None:
-        self.optimizer.accumulate = count
-
-    @property
-    def accumulate_dtype(self) -> mx.Dtype | None:
-        """As of the optimizer that is wrapped."""
-        return self.optimizer.accumulate_dtype
-
-    @accumulate_dtype.setter
-    def accumulate_dtype(self, dtype: Any) -> None:
-        self.optimizer.accumulate_dtype = dtype
-
     def _states(self) -> list[dict]:
         return self.optimizer._states()
-
-    def _clip_state(self) -> dict:
-        return self.optimizer._clip_state()
 
     def _has_ema(self) -> bool:
         return self.optimizer._has_ema()

@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from .. import master_weights
 from ..averaging import Averaging
-from ..base import Optimizer
 from ..trees import parameters_of
+from ..wrapper import Wrapper
 from .division import Division
 from .exchange import Exchange, copied
 from .fully_sharded import names_of
@@ -21,10 +21,9 @@ from .leaves import parts_of
 from .plan import Leaf
 
 
-class WithParameters(Optimizer):
+class WithParameters(Wrapper):
     """The methods of optimizers whose states give other parameters than a model has."""
 
-    optimizer: Optimizer
     _division: Division
 
     def eval(self, model: nn.Module) -> None:

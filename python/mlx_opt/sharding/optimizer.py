@@ -266,34 +266,5 @@ class Sharded(WithParameters):
     def step(self) -> Any:
         return parts_of(self.optimizer)[0].step
 
-    @property
-    def learning_rate(self) -> Any:
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: float | mx.array) -> None:
-        self.optimizer.learning_rate = learning_rate
-
-    @property
-    def accumulate(self) -> int:
-        """As that of the optimizer that is divided; each member keeps its elements of the sum."""
-        return self.optimizer.accumulate
-
-    @accumulate.setter
-    def accumulate(self, count: int) -> None:
-        self.optimizer.accumulate = count
-
-    @property
-    def accumulate_dtype(self) -> mx.Dtype | None:
-        """As that of the optimizer that is divided."""
-        return self.optimizer.accumulate_dtype
-
-    @accumulate_dtype.setter
-    def accumulate_dtype(self, dtype: Any) -> None:
-        self.optimizer.accumulate_dtype = dtype
-
-    def _clip_state(self) -> dict:
-        return self.optimizer._clip_state()
-
     def _refuse_as_part(self) -> None:
         raise TypeError("Sharded cannot be a part of another optimizer: divide that instead")
