@@ -12,8 +12,7 @@ import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_map
 
 from . import _ext
-
-Formula = Callable[[mx.array, mx.array, Any], mx.array]
+from .state_dtypes import Formula
 
 
 class ClipRequest(NamedTuple):

@@ -6,7 +6,7 @@ begins as what that step gives. With master weights it is the average of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from numbers import Real
@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from . import master_weights, reserved
 from .descriptions import STORAGE, Slot
 from .hyperparameters import Attribute, Hyperparameter
+from .state_dtypes import Formula
 from .trees import parameters_of
 
 NAME, WARMUP, UPDATE_AFTER = "ema_decay", "ema_warmup", "ema_update_after"
@@ -30,8 +31,6 @@ EVALUATING = "evaluating"
 
 DEFAULTS: dict[str, Any] = {NAME: None, WARMUP: None, UPDATE_AFTER: 0}
 """The constructors' arguments, with their defaults."""
-
-Formula = Callable[[mx.array, mx.array, Any], mx.array]
 
 
 class Decay(Attribute):

@@ -251,7 +251,7 @@ class FusedOptimizer(Optimizer):
         """
         values = self._checked(self._values())
         program, hypers = self._step_program(values)
-        formula = ema.around(self._as_stored(self._formula, values), hypers, values)
+        formula = self._as_stored(self._formula, hypers, values)
         group = hypers, self._rate(values), 1.0, formula
         fused = self._uses_primitives()
         part = _ext.Part(
@@ -453,7 +453,7 @@ class FusedOptimizer(Optimizer):
             rate = self._rate(values)
             if not self._uses_own_step():  # `apply_single` negates the gradients itself
                 return [Portion(program, [(hypers, rate, 1.0, self.apply_single)], None, [])]
-            formula = ema.around(self._as_stored(self._formula, values), hypers, values)
+            formula = self._as_stored(self._formula, hypers, values)
             groups = [(hypers, rate, 1.0, formula)]
             splits = [self._split_of(values)]
             return [Portion(program, groups, None, [], bool(values.get("maximize")), splits)]
@@ -488,11 +488,12 @@ class FusedOptimizer(Optimizer):
             return rule_formula(self, gradient, parameter, state)
         return super().apply_single(gradient, parameter, state)
 
-    def _as_stored(self, formula: Formula, values: dict[str, Any]) -> Formula:
-        """`formula` with results that are stored as the primitives' are. `values`: of the
-        attributes."""
+    def _as_stored(self, formula: Formula, hypers: list[Any], values: dict[str, Any]) -> Formula:
+        """`formula` with results that are stored as the primitives' are, and with what is around
+        the rule. `hypers`: those of the program; `values`: of the attributes."""
         formula = rounding.around(stored(self, formula, values), values)
-        return master_weights.around(formula, values["master_weights"])
+        formula = master_weights.around(formula, values["master_weights"])
+        return ema.around(formula, hypers, values)
 
     def _uses_additions(self) -> bool:
         """True if an attribute that mlx.optimizers does not have is not as there."""

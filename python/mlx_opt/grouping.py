@@ -227,8 +227,7 @@ class Grouping:
                 formula = optimizer._formula
                 if combined.own:
                     formula = GroupFormula(optimizer, combined.own, own_rate, combined.scale)
-                formula = optimizer._as_stored(formula, combined.values)
-                formula = ema.around(formula, combined.hypers, combined.values)
+                formula = optimizer._as_stored(formula, combined.hypers, combined.values)
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             keys = [combined.key for combined in combinations]

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import _ext, docstrings, ema, muon_formula, muon_options, reserved, splits
+from . import _ext, docstrings, muon_formula, muon_options, reserved, splits
 from .base import Optimizer, is_own, shares_of
 from .descriptions import initial_state
 from .fused import FusedOptimizer, described_by
@@ -204,15 +204,21 @@ class Muon(FusedOptimizer, stock.Muon):
         self.normuon = bool(normuon)
         self.adamuon = bool(adamuon)
         self.beta2 = beta2
-        self.master_weights = master_weights
-        self._set_rounding(stochastic_rounding, rounding_seed)
-        ema_options = ema_decay, ema_warmup, ema_update_after
-        self._set_ema(dict(zip(ema.DEFAULTS, ema_options, strict=True)))
-        self._set_state_dtype(state_dtype)
-        self.accumulate = accumulate
-        self.accumulate_dtype = accumulate_dtype
         self.hyperball = bool(hyperball)
-        self._set_groups([*groups_from(type(self).__name__, groups), *splits.groups_of(split)])
+        self._set_common(
+            {
+                "master_weights": master_weights,
+                "ema_decay": ema_decay,
+                "ema_warmup": ema_warmup,
+                "ema_update_after": ema_update_after,
+                "groups": [*groups_from(type(self).__name__, groups), *splits.groups_of(split)],
+                "state_dtype": state_dtype,
+                "accumulate": accumulate,
+                "accumulate_dtype": accumulate_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "rounding_seed": rounding_seed,
+            }
+        )
         self._program_of(self._checked(self._values()))
         if isinstance(fallback, FusedOptimizer):
             fallback._add_groups(self.groups)
