@@ -46,6 +46,11 @@ def captured(optimizer):
     )
 
 
+def assert_state_close(got, expected):
+    # The kernels that MLX fuses on a GPU round the numbers that a rule keeps otherwise.
+    assert_close(got, expected, 1e-7 if mx.default_device().type == mx.cpu else 1e-6)
+
+
 @each_learning_rate
 @each_dtype
 @each_rule
@@ -59,7 +64,7 @@ def test_a_captured_state_gives_what_plain_steps_give(case, dtype, learning_rate
     for i in range(STEPS):
         w = step(tree(1 + i, dtype), w)
     assert_close(w, expected_w, 1e-7)
-    assert_close(optimizer.state, expected.state, 1e-7)
+    assert_state_close(optimizer.state, expected.state)
 
 
 @each_learning_rate
@@ -81,7 +86,7 @@ def test_a_pure_function_of_the_state_gives_what_plain_steps_give(case, learning
     for i in range(STEPS):
         w, state = step(w, tree(1 + i), state)
     assert_close(w, expected_w, 1e-7)
-    assert_close(state, expected.state, 1e-7)
+    assert_state_close(state, expected.state)
 
 
 @pytest.mark.parametrize("package", [mlx_opt, stock], ids=["ours", "stock"])

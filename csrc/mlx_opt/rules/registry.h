@@ -57,6 +57,15 @@ inline constexpr RuleInfo rule_infos[] = {MLX_OPT_FOR_EACH_RULE(MLX_OPT_INFO)
                                               MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_INFO)};
 #undef MLX_OPT_INFO
 
+// The stages around a rule, of masters and averages, read and write the parameter by its name.
+#define MLX_OPT_NAMES_PARAMETER(name)                    \
+  static_assert(                                         \
+      requires(MLX_OPT_LEVEL::name::Element e) { e.w; }, \
+      #name "::Element: the parameter is a member w");
+MLX_OPT_FOR_EACH_RULE(MLX_OPT_NAMES_PARAMETER)
+MLX_OPT_FOR_EACH_TWO_PASS_RULE(MLX_OPT_NAMES_PARAMETER)
+#undef MLX_OPT_NAMES_PARAMETER
+
 /// The properties of a rule that is elementwise or has two passes.
 constexpr const RuleInfo& info(Rule rule) {
   return rule_infos[static_cast<int>(rule)];

@@ -59,7 +59,7 @@ struct SGDScheduleFree {
   using Kept = ScheduleFree::Kept<Number>;
   using Scalars = ScheduleFree::Scalars;
   struct Element {
-    float y, z;
+    float w, z;
   };
 
   template <typename Number>
@@ -75,9 +75,9 @@ struct SGDScheduleFree {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float z = value_or(e.z, e.y);
-    float u = g + scaled(h.weight_decay.value, e.y);
-    return {ScheduleFree::next_y(e.y, z, u, s), fma(-s.rate, u, z)};
+    float z = value_or(e.z, e.w);
+    float u = g + scaled(h.weight_decay.value, e.w);
+    return {ScheduleFree::next_y(e.w, z, u, s), fma(-s.rate, u, z)};
   }
 
   MLX_OPT_DESCRIBE({
@@ -110,7 +110,7 @@ struct AdamWScheduleFree {
     float denominator_scale;
   };
   struct Element {
-    float y, z, v;
+    float w, z, v;
   };
 
   template <typename Number>
@@ -128,11 +128,11 @@ struct AdamWScheduleFree {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float z = value_or(e.z, e.y);
+    float z = value_or(e.z, e.w);
     float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     float u = g / fma(square_root(v), s.denominator_scale, h.eps.value);
-    u += scaled(h.weight_decay.value, e.y);
-    return {ScheduleFree::next_y(e.y, z, u, s.average), fma(-s.average.rate, u, z), v};
+    u += scaled(h.weight_decay.value, e.w);
+    return {ScheduleFree::next_y(e.w, z, u, s.average), fma(-s.average.rate, u, z), v};
   }
 
   MLX_OPT_DESCRIBE({
@@ -174,7 +174,7 @@ struct RAdamScheduleFree {
     float adaptive, denominator; // the root's weight in the denominator, and what is added to it
   };
   struct Element {
-    float y, z, v;
+    float w, z, v;
   };
 
   // The factor of the learning rate. It is that of the first phase until v averages more than 4
@@ -219,11 +219,11 @@ struct RAdamScheduleFree {
   }
 
   MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
-    float z = value_or(e.z, e.y);
+    float z = value_or(e.z, e.w);
     float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
     float u = g / (scaled(s.adaptive, square_root(v)) + s.denominator);
-    u += scaled(h.weight_decay.value, e.y);
-    return {ScheduleFree::next_y(e.y, z, u, s.average), fma(-s.average.rate, u, z), v};
+    u += scaled(h.weight_decay.value, e.w);
+    return {ScheduleFree::next_y(e.w, z, u, s.average), fma(-s.average.rate, u, z), v};
   }
 
   MLX_OPT_DESCRIBE({
