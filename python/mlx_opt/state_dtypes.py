@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -135,17 +134,9 @@ def stored(optimizer: Any, formula: Formula, values: dict[str, Any]) -> Formula:
 
     `values`: of the optimizer's attributes.
     """
-    is_given = values.get(NAME) is not None
-    if not is_given and optimizer._formula_depends_on_dtypes:
+    if values.get(NAME) is None and optimizer._formula_depends_on_dtypes:
         return formula
-    return StoredFormula(formula, cache(partial(_stored_slots, optimizer, values)), is_given)
-
-
-def _stored_slots(optimizer: Any, values: dict[str, Any]) -> tuple[tuple[Slot, ...], bool]:
-    """The slots with their formats, and whether weight decay is added to the gradient."""
-    program, hypers = optimizer._program_of(values)
-    slots = optimizer._forms.form_of(values).slots_as_stored(values)
-    return slots, BY_RULE[program.rule].is_coupled(hypers)
+    return StoredFormula(formula, optimizer, values)
 
 
 class StoredFormula:
@@ -154,20 +145,23 @@ class StoredFormula:
     It computes in float32. Arrays that the primitives could not store are left to the formula.
     """
 
-    def __init__(
-        self,
-        formula: Formula,
-        slots: Callable[[], tuple[tuple[Slot, ...], bool]],
-        keeps_parameter: bool,
-    ) -> None:
-        """`slots`: see `_stored_slots`; called only where the formula is. `keeps_parameter`: see
-        `result_dtypes`."""
+    def __init__(self, formula: Formula, optimizer: Any, values: dict[str, Any]) -> None:
+        """`values`: of the optimizer's attributes; read only where the formula is called."""
         self.formula = formula
-        self._slots = slots
-        self._keeps_parameter = keeps_parameter
+        self._arguments = optimizer, values
+        self._settled: tuple[tuple[Slot, ...], bool] | None = None
 
     def with_formula(self, formula: Formula) -> StoredFormula:
-        return StoredFormula(formula, self._slots, self._keeps_parameter)
+        return StoredFormula(formula, *self._arguments)
+
+    def _slots(self) -> tuple[tuple[Slot, ...], bool]:
+        """The slots with their formats, and whether weight decay is added to the gradient."""
+        if self._settled is None:
+            optimizer, values = self._arguments
+            program, hypers = optimizer._program_of(values)
+            slots = optimizer._forms.form_of(values).slots_as_stored(values)
+            self._settled = slots, BY_RULE[program.rule].is_coupled(hypers)
+        return self._settled
 
     def __call__(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         slots, coupled = self._slots()
@@ -194,7 +188,8 @@ class StoredFormula:
         dtypes = [x.dtype if isinstance(x, mx.array) else None for x in arrays]
         if any(dtype is None or dtype not in STORAGE.values() for dtype in dtypes):
             return self.formula(gradient, parameter, state)
-        results = result_dtypes(slots, arrays, coupled, self._keeps_parameter)
+        keeps_parameter = self._arguments[1].get(NAME) is not None
+        results = result_dtypes(slots, arrays, coupled, keeps_parameter)
         wide = [x.astype(mx.float32) for x in arrays]
         state.update(zip(names, wide[1:-1], strict=True))
         updated = self.formula(wide[-1], wide[0], state)
