@@ -51,6 +51,20 @@ RULES = {
     "Adafactor": (lambda m: m.Adafactor(), 6),
     "Lamb": (lambda m: m.Lamb(1e-3), 10),
 }
+# What else AdamW can keep, with the bytes that a parameter's step moves.
+FORMATS = {
+    "EMA": ({"ema_decay": 0.999}, {"f32": 36, "bf16": 22}),
+    "masters": ({"master_weights": "float32"}, {"bf16": 30}),
+    "remainders": ({"master_weights": "remainder"}, {"bf16": 26}),
+    "stochastic": ({"stochastic_rounding": True}, {"bf16": 14}),
+}
+# Four groups that differ in numbers, in several combinations.
+GROUPS = [
+    mlx_opt.Group(lambda path, array: array.ndim < 2, weight_decay=0.0),
+    mlx_opt.Group("*7", "*8", weight_decay=0.02),
+    mlx_opt.Group("*1", learning_rate_scale=16.0),
+    mlx_opt.Group("*3", betas=[0.9, 0.95], eps=1e-10),
+]
 # Its limit is that of momentum and descent, without the products between them.
 MUON = {"Muon": (lambda m: m.Muon(0.02), 8)}
 DTYPES = {"f32": (mx.float32, 4), "bf16": (mx.bfloat16, 2)}
@@ -244,6 +258,28 @@ def subjects(rule, make, shapes, kind, quick):
     yield "stock compiled", lambda: Compiled(make(stock), shapes, kind)
 
 
+def groups_by_turns(shapes, kind, rounds=15, steps=20):
+    """Steps with groups and without by turns, synchronous and pipelined."""
+    plain, grouped = (
+        Eager(mlx_opt.AdamW(1e-3, weight_decay=0.01, groups=groups), shapes, kind)
+        for groups in (None, GROUPS)
+    )
+
+    def seconds(subject, evaluate):
+        start = time.perf_counter()
+        for _ in range(steps):
+            subject.build()
+            evaluate(subject.results())
+        mx.synchronize()
+        return (time.perf_counter() - start) / steps
+
+    for name, evaluate in (("sync", mx.eval), ("pipelined", mx.async_eval)):
+        pairs = [[seconds(each, evaluate) for each in (plain, grouped)] for _ in range(rounds)][1:]
+        plain_ms, grouped_ms = (1e3 * statistics.median(times) for times in zip(*pairs))
+        ratio = statistics.median(b / a for a, b in pairs)
+        print(f"  {name:10} plain {plain_ms:.3f} four groups {grouped_ms:.3f} ratio {ratio:.3f}")
+
+
 def cases():
     yield from itertools.product(WORKLOADS.items(), DTYPES.items(), RULES.items())
     yield from itertools.product(MATRICES.items(), list(DTYPES.items())[:1], MUON.items())
@@ -291,6 +327,22 @@ def main():
                 print(f"  torch fused    sync {fused[0]:8.3f} pipelined {fused[1]:8.3f}")
             gc.collect()
             torch.cuda.empty_cache()
+    for (workload, shapes), (dtype, (kind, size)) in itertools.product(
+        WORKLOADS.items(), DTYPES.items()
+    ):
+        count = sum(math.prod(s) for s in shapes)
+        for name, (given, moved) in FORMATS.items():
+            label = f"{workload} {dtype} AdamW, {name}"
+            if dtype not in moved or not re.search(options.only, label):
+                continue
+            limit = count * moved[dtype] / bandwidth * 1e3 if bandwidth else math.nan
+            print(f"{label}: {moved[dtype]} bytes, limit {limit:.3f}")
+            report("ours", Eager(mlx_opt.AdamW(1e-3, **given), shapes, kind), count, size, limit)
+            gc.collect()
+            mx.clear_cache()
+        if re.search(options.only, label := f"{workload} {dtype} groups"):
+            print(label)
+            groups_by_turns(shapes, kind)
 
 
 if __name__ == "__main__":
