@@ -275,7 +275,9 @@ def groups_by_turns(shapes, kind, rounds=15, steps=20):
 
     for name, evaluate in (("sync", mx.eval), ("pipelined", mx.async_eval)):
         pairs = [[seconds(each, evaluate) for each in (plain, grouped)] for _ in range(rounds)][1:]
-        plain_ms, grouped_ms = (1e3 * statistics.median(times) for times in zip(*pairs))
+        plain_ms, grouped_ms = (
+            1e3 * statistics.median(times) for times in zip(*pairs, strict=True)
+        )
         ratio = statistics.median(b / a for a, b in pairs)
         print(f"  {name:10} plain {plain_ms:.3f} four groups {grouped_ms:.3f} ratio {ratio:.3f}")
 

@@ -1,5 +1,6 @@
 #include "mlx_opt/graph/sums.h"
 
+#include <cmath>
 #include <deque>
 #include <stdexcept>
 #include <utility>
@@ -123,22 +124,33 @@ mx::array as_float(const mx::array& x) {
   return mx::reshape(mx::astype(x, mx::float32), {});
 }
 
+using Exact = MLX_OPT_LEVEL::DAdaptation::Exact<mx::array>;
+
+Exact exact(double x) {
+  const auto number = [](double y) { return mx::array(static_cast<float>(y)); };
+  return {number(x), number(1.0 - x), number(std::log(x))};
+}
+
+Exact exact(const mx::array& x) {
+  return {x, mx::array(1.0f) - x, mx::log(x)};
+}
+
 // The numbers that the sums depend on, of the scalars of a group.
 template <typename R>
 typename R::template Weights<mx::array> weights_of(
     const GroupSources& sources, const GroupInputs& inputs) {
-  std::vector<mx::array> hypers;
+  std::vector<Exact> hypers;
   for (double x : sources.hypers) {
-    hypers.emplace_back(static_cast<float>(x));
+    hypers.push_back(exact(x));
   }
   for (size_t i = 0; i < sources.traced.size(); ++i) {
-    hypers[sources.traced[i]] = as_float(*inputs.traced[i]);
+    hypers[sources.traced[i]] = exact(as_float(*inputs.traced[i]));
   }
   const mx::array rate = inputs.learning_rate ? as_float(*inputs.learning_rate) : mx::array(0.0f);
   constexpr size_t count = sizeof(typename R::Hypers) / sizeof(MLX_OPT_LEVEL::Hyper);
   return [&]<size_t... i>(std::index_sequence<i...>) {
     return R::prepare_sums(
-        typename R::template Numbers<mx::array>{hypers.at(i)...},
+        typename R::template Numbers<Exact>{hypers.at(i)...},
         rate * mx::array(sources.rate_scale),
         inputs.step ? as_float(*inputs.step) : mx::array(1.0f));
   }(std::make_index_sequence<count>());

@@ -14,13 +14,19 @@ struct DAdaptation {
     Number numerator, denominator;
   };
 
+  // A Hyper of other numbers.
+  template <typename Number>
+  struct Exact {
+    Number value, one_minus, log;
+  };
+
   MLX_OPT_FN float value_of(Hyper x) {
     return x.value;
   }
 
   template <typename Number>
-  MLX_OPT_FN Number value_of(Number x) {
-    return x;
+  MLX_OPT_FN Number value_of(Exact<Number> x) {
+    return x.value;
   }
 
   MLX_OPT_FN float complement(Hyper x) {
@@ -28,8 +34,8 @@ struct DAdaptation {
   }
 
   template <typename Number>
-  MLX_OPT_FN Number complement(Number x) {
-    return Number(1.0f) - x;
+  MLX_OPT_FN Number complement(Exact<Number> x) {
+    return x.one_minus;
   }
 
   MLX_OPT_FN float root(float x) {
@@ -47,8 +53,8 @@ struct DAdaptation {
   }
 
   template <typename Number>
-  MLX_OPT_FN Number correction(Number beta, Number step) {
-    return Number(1.0f) - power(beta, step);
+  MLX_OPT_FN Number correction(Exact<Number> beta, Number step) {
+    return Number(0.0f) - expm1(step * beta.log);
   }
 
   // The learning rate, with Adam's bias correction if that is asked for.
