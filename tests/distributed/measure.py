@@ -55,6 +55,37 @@ def measured(make, averages, arguments, layers, width, steps):
     return mx.get_peak_memory() / size, sorted(seconds[1:])[steps // 2], size
 
 
+def exchanges(layers, width, bucket_size, steps):
+    """The seconds that the exchange of all gradients takes by itself, by each way of MLX's."""
+    mx.random.seed(0)
+    gradients = model_of(layers, width).parameters()
+    flat = [x.flatten() for _, x in tree_flatten(gradients)]
+    flat = [x[: x.size // SIZE * SIZE] for x in flat]
+    mx.eval(flat)
+
+    def scatter_and_gather():
+        parts = [mx.distributed.sum_scatter(x, group=WORLD) for x in flat]
+        return [mx.distributed.all_gather(x, group=WORLD) for x in parts]
+
+    ways = {
+        "average_gradients": lambda: nn.average_gradients(
+            gradients, WORLD, all_reduce_size=bucket_size
+        )
+    }
+    if mx.default_device().type == mx.gpu:  # neither the ring nor MPI has sum_scatter
+        ways["sum_scatter and all_gather, a tensor at a time"] = scatter_and_gather
+    for name, exchange in ways.items():
+        seconds = []
+        for _ in range(steps + 1):
+            mx.eval(mx.distributed.all_sum(mx.array(1), group=WORLD))
+            mx.synchronize()
+            begin = time.perf_counter()
+            mx.eval(exchange())
+            mx.synchronize()
+            seconds.append(time.perf_counter() - begin)
+        yield name, sorted(seconds[1:])[steps // 2], sum(x.nbytes for x in flat)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=12)
@@ -69,6 +100,7 @@ def main():
     on_gpu = mx.default_device().type == mx.gpu  # on the CPU products in bfloat16 are slow
     muon = {"fallback": mlx_opt.AdamW(1e-3), "ns_dtype": mx.bfloat16 if on_gpu else None}
     rows = [
+        ("AdamW in one process", lambda: mlx_opt.AdamW(1e-3), False, {}),
         ("AdamW of mlx.optimizers, average_gradients", lambda: stock.AdamW(1e-3), True, {}),
         ("AdamW, average_gradients", lambda: mlx_opt.AdamW(1e-3), True, {}),
         ("AdamW, Sharded", lambda: sharded(mlx_opt.AdamW(1e-3)), False, {}),
@@ -78,9 +110,17 @@ def main():
             False,
             {"max_norm": 1.0},
         ),
+        ("Muon in one process", lambda: mlx_opt.Muon(1e-3, **muon), False, {}),
         ("Muon, average_gradients", lambda: mlx_opt.Muon(1e-3, **muon), True, {}),
         ("Muon, Sharded", lambda: sharded(mlx_opt.Muon(1e-3, **muon)), False, {}),
     ]
+    for name, seconds, size in exchanges(given.layers, given.width, given.bucket_size, given.steps):
+        if RANK == 0:
+            print(
+                f"{SIZE} members, the exchange of {size / 1e6:.0f} MB by {name}: "
+                f"{1e3 * seconds:.1f} ms, {size / seconds / 1e9:.1f} GB/s",
+                flush=True,
+            )
     for name, make, averages, arguments in rows:
         peak, seconds, size = measured(
             make, averages, arguments, given.layers, given.width, given.steps
