@@ -6,6 +6,7 @@ evaluated and held by the program, as if a backward pass had just ended.
 """
 
 import argparse
+import re
 import time
 
 import mlx.core as mx
@@ -92,6 +93,7 @@ def main():
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--bucket-size", type=int, default=32 * 1024**2)
+    parser.add_argument("--only", default="", help="a pattern for the names of the rows")
     given = parser.parse_args()
 
     def sharded(optimizer):
@@ -122,6 +124,8 @@ def main():
                 flush=True,
             )
     for name, make, averages, arguments in rows:
+        if not re.search(given.only, name):
+            continue
         peak, seconds, size = measured(
             make, averages, arguments, given.layers, given.width, given.steps
         )

@@ -25,30 +25,41 @@ class Structure:
         `others`: a module or a tree, of whose leaves those are taken that are beside a leaf in a
         list, because :meth:`mlx.nn.Module.update` needs all of them.
         """
-        return _selected(self._tree, values, others)
+        return _selected(self._tree, _nested(values), others) if values else {}
 
 
-def _selected(node: Any, values: dict[str, Any], others: Any) -> Any:
+def _nested(values: dict[str, Any]) -> Any:
+    """Values by path as dicts in dicts, down to a value; the keys of lists are numbers as text."""
+    if list(values) == [""]:
+        return values[""]
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        *keys, last = path.split(".")
+        node = nested
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return nested
+
+
+def _selected(node: Any, wanted: Any, others: Any) -> Any:
+    """The part of a tree that is wanted: a value for a leaf, else what is wanted below, by key."""
     if isinstance(node, str):
-        return values.get(node, {})
+        return wanted
     if isinstance(node, list) and isinstance(others, dict):  # whose keys are numbers
         node = {str(i): child for i, child in enumerate(node)}
     if isinstance(node, dict):
-        below = {key: None if others is None else others[key] for key in node if node[key]}
-        children = {key: _selected(node[key], values, x) for key, x in below.items()}
-        return {key: x for key, x in children.items() if not _is_empty(x)}
+        return {
+            key: _selected(child, wanted[key], None if others is None else others[key])
+            for key, child in node.items()
+            if key in wanted
+        }
     places = [None] * len(node) if others is None else others
-    items = [_selected(child, values, x) for child, x in zip(node, places, strict=False)]
-    if all(map(_is_empty, items)):
-        return {}
-    return [
-        x if _is_empty(item) and isinstance(x, mx.array) else item
-        for item, x in zip(items, places, strict=False)
-    ]
-
-
-def _is_empty(x: Any) -> bool:
-    return isinstance(x, dict) and not x
+    items: list[Any] = [x if isinstance(x, mx.array) else {} for x in places[: len(node)]]
+    for key, below in wanted.items():
+        i = int(key)
+        items[i] = _selected(node[i], below, places[i])
+    return items
 
 
 def divide(state: dict, leaves: list[Leaf], plan: Plan, member: int) -> None:
