@@ -70,7 +70,7 @@ def exchanges(layers, width, bucket_size, steps):
 
     ways = {
         "average_gradients": lambda: nn.average_gradients(
-            gradients, WORLD, all_reduce_size=bucket_size
+            gradients, WORLD, all_reduce_size=bucket_size or 32 * 1024**2
         )
     }
     if mx.default_device().type == mx.gpu:  # neither the ring nor MPI has sum_scatter
@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--bucket-size", type=int, default=32 * 1024**2)
+    parser.add_argument("--bucket-size", type=int)
     parser.add_argument("--only", default="", help="a pattern for the names of the rows")
     given = parser.parse_args()
 

@@ -16,7 +16,7 @@ from .plan import Leaf
 
 
 def facts_of(
-    optimizers: list[Any], leaves: list[Leaf], dtypes: dict[str, mx.Dtype], bucket_size: int
+    optimizers: list[Any], leaves: list[Leaf], dtypes: dict[str, mx.Dtype], bucket_size: int | None
 ) -> dict[str, str]:
     """What must be the same on all members, by names for messages. `dtypes`: the gradients'."""
     mlx: str = mx.__version__  # type: ignore[attr-defined]

@@ -18,16 +18,29 @@ from .plan import Plan
 from .states import Structure, divide
 
 
+LEAST_BUCKET = 32 * 1024**2
+BUCKETS = 32
+"""The parts of large parameters that one operation exchanges each: the fewer, the fewer waits."""
+
+
 class Division:
     """The parameters that an optimizer has met, and which member has which elements of them."""
 
-    def __init__(self, optimizer: Optimizer, members: Members, bucket_size: int) -> None:
+    def __init__(self, optimizer: Optimizer, members: Members, bucket_size: int | None) -> None:
         self.optimizer = optimizer
         self.members = members
-        self.bucket_size = bucket_size
+        self._bucket_size = bucket_size
         self.plan = Plan(members.size)
         self._structure = Structure([])
         self._has_agreed = False
+
+    @property
+    def bucket_size(self) -> int:
+        """How many bytes one operation exchanges at most."""
+        if self._bucket_size is not None:
+            return self._bucket_size
+        total = sum(leaf.size * leaf.dtype.size for leaf in self.plan.leaves.values())
+        return max(LEAST_BUCKET, total // BUCKETS)
 
     def tree(self, values: dict[str, Any]) -> Any:
         """A tree of some of the leaves, by path."""
@@ -35,7 +48,7 @@ class Division:
 
     def anew(self) -> Division:
         """The same of no parameters."""
-        return Division(self.optimizer, self.members, self.bucket_size)
+        return Division(self.optimizer, self.members, self._bucket_size)
 
     def whole(self, parameters: Any) -> Any:
         """A tree with what the trainable parameters of a module, or a tree, are as a whole."""
@@ -73,7 +86,7 @@ class Division:
         leaves = leaves_of(self.optimizer, all_parameters, new)
         if members.size > 1:
             dtypes = {path: x.dtype for path, x in flat(gradients, names).items()}
-            facts = facts_of(parts, leaves, dtypes, self.bucket_size)
+            facts = facts_of(parts, leaves, dtypes, self._bucket_size)
             facts["accumulate"] = str(self.optimizer.accumulate)
             check_agreement(members, facts)
         self._has_agreed = True

@@ -45,7 +45,8 @@ class Sharded(WithParameters):
             see the paths and shapes of whole parameters, once for each parameter. If it has a
             state already, the first step divides that.
         group: The group of processes. Default: that of :func:`mlx.core.distributed.init`
-        bucket_size: How many bytes one operation of the group exchanges at most. Default: 32 MiB
+        bucket_size: How many bytes one operation of the group exchanges at most. Default: a 32nd of
+            the parameters' bytes, at least 32 MiB
 
     Raises:
         TypeError: The optimizer is none of mlx_opt, or has a step that cannot be divided.
@@ -70,13 +71,13 @@ class Sharded(WithParameters):
         optimizer: Optimizer,
         group: mx.distributed.Group | None = None,
         *,
-        bucket_size: int = 32 * 1024**2,
+        bucket_size: int | None = None,
     ) -> None:
         if isinstance(optimizer, Sharded) or not isinstance(optimizer, Optimizer):
             found = type(optimizer).__name__
             raise TypeError(f"Sharded: expected an optimizer of mlx_opt, got {found}")
         optimizer._check_takes_gradients()
-        if bucket_size <= 0:
+        if bucket_size is not None and bucket_size <= 0:
             raise ValueError(f"Sharded: bucket_size: expected more than 0, got {bucket_size}")
         for part in parts_of(optimizer):
             divides_tensors(part)

@@ -19,7 +19,7 @@ from .pending import Pending, average_number
 from .plan import Leaf, Range, Round, ranges_in
 from .states import cut
 
-STAGES = 16
+STAGES = 8
 """The most parts in which a step averages gradients and updates their parameters."""
 
 
