@@ -17,7 +17,6 @@ from .leaves import flat, leaves_of, parts_of, whole_shapes
 from .plan import Plan
 from .states import Structure, divide
 
-
 LEAST_BUCKET = 32 * 1024**2
 BUCKETS = 32
 """The parts of large parameters that one operation exchanges each: the fewer, the fewer waits."""
