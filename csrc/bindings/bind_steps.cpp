@@ -10,6 +10,7 @@
 #include "bindings/scalars.h"
 #include "bindings/step.h"
 #include "mlx_opt/graph/small_step.h"
+#include "mlx_opt/graph/stages.h"
 
 namespace mlx_opt::python {
 
@@ -210,6 +211,11 @@ Returns:
 
 Args:
     elements: The maximum number of elements of all its parameters; 0 to queue every step.)");
+  m.def(
+      "set_stage_bytes",
+      set_stage_bytes,
+      "bytes"_a = default_stage_bytes,
+      R"(Sets the least bytes of gradients that a stage of a step in a graph has. For tests.)");
   m.def(
       "next_number",
       next_number,

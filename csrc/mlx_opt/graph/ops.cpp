@@ -1,9 +1,13 @@
 #include "mlx_opt/graph/ops.h"
 
+#include <optional>
+
+#include "mlx/ops.h"
 #include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/ema.h"
 #include "mlx_opt/graph/masters.h"
 #include "mlx_opt/graph/rounding.h"
+#include "mlx_opt/graph/stages.h"
 #include "mlx_opt/graph/step_primitive.h"
 
 namespace mlx_opt {
@@ -19,6 +23,68 @@ void check_operands(const Program& program, size_t kind, const mx::array* const*
     const std::string expected = "operands must be float32, float16 or bfloat16";
     refuse(program.rule(), of_codes.empty() ? expected : of_codes);
   }
+}
+
+// The token of a step that is run after that of another.
+mx::array token_of(const Request& request, const Leaves& leaves, const mx::array* before) {
+  std::vector<mx::array> inputs;
+  const ArrayRefs operands = leaves.operands();
+  inputs.reserve(operands.size() + 8);
+  for (const mx::array* x : operands) {
+    inputs.push_back(*x);
+  }
+  CheckedStep checked = check(request, leaves);
+  inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());
+  if (before) {
+    inputs.back() = mx::depends({inputs.back()}, {*before})[0];
+  }
+  auto primitive = std::make_shared<StepPrimitive>(
+      request.stream, std::move(checked.spec), std::move(checked.dtypes));
+  return token_of(std::move(primitive), std::move(inputs));
+}
+
+// One stage after another. A parameter that the backward pass still reads, to get at the gradients
+// of the next stage, is written over its gradient.
+std::vector<mx::array> successors_in(
+    const std::vector<std::vector<LeafPlace>>& stages,
+    const Request& request,
+    const Leaves& leaves) {
+  const auto& kinds = leaves.kinds();
+  std::vector<size_t> first; // of each kind's outputs
+  size_t outputs = 0;
+  for (const Leaves::Kind& kind : kinds) {
+    first.push_back(outputs);
+    outputs += kind.leaves.size() * (kind.operands - 1);
+  }
+  std::vector<std::optional<mx::array>> results(outputs);
+  std::optional<mx::array> token;
+  for (const auto& places : stages) {
+    Leaves part(*request.program, places.size());
+    for (const auto& [kind, i] : places) {
+      const Leaves::Kind& all = kinds[kind];
+      const uint32_t key = all.rounding_keys.empty() ? 0 : all.rounding_keys[i];
+      auto& arrays = part.add(kind, all.groups[i], key).arrays;
+      const auto begin = all.arrays.begin() + i * all.operands;
+      arrays.insert(arrays.end(), begin, begin + all.operands);
+    }
+    token = token_of(request, part, token ? &*token : nullptr);
+    auto next = outputs_of(*token);
+    auto made = next.begin();
+    for (size_t kind = 0; kind < kinds.size(); ++kind) {
+      const size_t width = kinds[kind].operands - 1;
+      for (const size_t leaf : part.kinds()[kind].leaves) {
+        for (size_t k = 0; k < width; ++k) {
+          results[first[kind] + places[leaf].index * width + k] = std::move(*made++);
+        }
+      }
+    }
+  }
+  std::vector<mx::array> all;
+  all.reserve(outputs);
+  for (auto& x : results) {
+    all.push_back(std::move(*x));
+  }
+  return all;
 }
 
 } // namespace
@@ -40,17 +106,12 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
     }
     return program.composition()->successors(request, leaves);
   }
-  std::vector<mx::array> inputs;
-  const ArrayRefs operands = leaves.operands();
-  inputs.reserve(operands.size() + 8);
-  for (const mx::array* x : operands) {
-    inputs.push_back(*x);
+  // A norm needs all gradients before the first update.
+  const auto stages = request.scale ? std::vector<std::vector<LeafPlace>>(1) : stages_of(leaves);
+  if (stages.size() == 1) {
+    return outputs_of(token_of(request, leaves, nullptr));
   }
-  CheckedStep checked = check(request, leaves);
-  inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());
-  auto primitive = std::make_shared<StepPrimitive>(
-      request.stream, std::move(checked.spec), std::move(checked.dtypes));
-  return outputs_of(token_of(std::move(primitive), std::move(inputs)));
+  return successors_in(stages, request, leaves);
 }
 
 std::vector<mx::array> step(

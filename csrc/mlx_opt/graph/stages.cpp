@@ -1,0 +1,97 @@
+#include "mlx_opt/graph/stages.h"
+
+#include <algorithm>
+#include <atomic>
+#include <unordered_map>
+
+namespace mlx_opt {
+namespace {
+
+constexpr size_t most_stages = 16;
+
+std::atomic<size_t> least_bytes{default_stage_bytes};
+
+// The longest way from an array that is evaluated, or an input, to the arrays asked for. In a
+// backward pass it grows from the last layer to the first.
+class Depths {
+ public:
+  int operator()(const mx::array& x) {
+    std::vector<const mx::array*> pending{&x};
+    while (!pending.empty()) {
+      const mx::array& next = *pending.back();
+      int depth = 0;
+      bool is_known = true;
+      for (const mx::array& input : inputs_of(next)) {
+        const auto found = depths_.find(input.id());
+        if (found == depths_.end()) {
+          pending.push_back(&input);
+          is_known = false;
+        } else {
+          depth = std::max(depth, found->second + 1);
+        }
+      }
+      if (is_known) {
+        depths_[next.id()] = depth;
+        pending.pop_back();
+      }
+    }
+    return depths_.at(x.id());
+  }
+
+ private:
+  static const std::vector<mx::array>& inputs_of(const mx::array& x) {
+    static const std::vector<mx::array> none;
+    const bool is_lazy = x.status() == mx::array::Status::unscheduled && x.has_primitive();
+    return is_lazy ? x.inputs() : none;
+  }
+
+  std::unordered_map<std::uintptr_t, int> depths_;
+};
+
+} // namespace
+
+size_t stage_bytes() {
+  return least_bytes.load(std::memory_order_relaxed);
+}
+
+void set_stage_bytes(size_t bytes) {
+  least_bytes.store(bytes, std::memory_order_relaxed);
+}
+
+std::vector<std::vector<LeafPlace>> stages_of(const Leaves& leaves) {
+  std::vector<LeafPlace> places;
+  std::vector<const mx::array*> gradients;
+  size_t lazy = 0;
+  for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
+    const Leaves::Kind& all = leaves.kinds()[kind];
+    for (size_t i = 0; i < all.leaves.size(); ++i) {
+      places.push_back({kind, i});
+      const mx::array* gradient = all.arrays[(i + 1) * all.operands - 1];
+      gradients.push_back(gradient);
+      lazy += gradient->status() == mx::array::Status::unscheduled ? gradient->nbytes() : 0;
+    }
+  }
+  const size_t bytes = std::max(stage_bytes(), lazy / most_stages);
+  if (lazy < 2 * bytes) {
+    return {std::move(places)};
+  }
+  Depths depth_of;
+  std::vector<std::pair<int, size_t>> order;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    order.emplace_back(depth_of(*gradients[i]), i);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<std::vector<LeafPlace>> stages;
+  size_t filled = bytes;
+  for (const auto& [_, i] : order) {
+    if (filled >= bytes) {
+      stages.emplace_back();
+      filled = 0;
+    }
+    stages.back().push_back(places[i]);
+    filled += gradients[i]->nbytes();
+  }
+  return stages;
+}
+
+} // namespace mlx_opt
