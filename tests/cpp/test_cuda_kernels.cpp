@@ -114,6 +114,12 @@ TEST_CASE("kernels that round stochastically compile") {
   }
 }
 
+TEST_CASE("kernels of slots of codes compile") {
+  check_all(kernels_of_codes(Rule::AdamW), 75);
+  check_all(kernels_of_codes(Rule::AdamW), 90);
+  check_all(kernels_of_codes(Rule::Lion), 90);
+}
+
 TEST_CASE("kernels with averages of the weights compile") {
   check_all(kernels_with_ema(Rule::AdamW), 75);
   check_all(kernels_with_ema(Rule::SGD), 90);
