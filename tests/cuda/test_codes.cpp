@@ -14,12 +14,13 @@ struct Options {
   MasterWeights masters = MasterWeights::none;
   bool rounds = false;
   std::optional<GradientScale> scale = std::nullopt;
+  Format last = Format::int8; // of the last slot
 };
 
 Program program_of(Rule rule, const Options& options) {
   Formats formats;
   for (const SlotInfo& slot : slots_of(rule)) {
-    formats[slot.name] = Format::int8;
+    formats[slot.name] = slot.name == slots_of(rule).back().name ? options.last : Format::int8;
   }
   const Program program = Program(rule, false, nullptr, formats).with(options.masters);
   return options.rounds ? program.with_rounding(7) : program;
@@ -164,6 +165,24 @@ TEST_CASE("codes beside master weights") {
     const Options options{mx::bfloat16, masters};
     check_codes(Rule::AdamW, options, operands_of_any_layout(Rule::AdamW, options));
   }
+}
+
+TEST_CASE("codes of one slot beside numbers of another") {
+  for (const Format last : {Format::float32, Format::bfloat16}) {
+    Options options{mx::bfloat16};
+    options.last = last;
+    check_codes(Rule::AdamW, options, operands_of_any_layout(Rule::AdamW, options));
+  }
+}
+
+TEST_CASE("codes beside a gradient of another dtype") {
+  auto operands = operands_of_any_layout(Rule::AdamW, {mx::bfloat16});
+  const size_t count = operands.size() / 7;
+  for (size_t tensor = 0; tensor < 7; ++tensor) {
+    auto& gradient = operands[(tensor + 1) * count - 1];
+    gradient = evaluated(mx::astype(gradient, mx::float32));
+  }
+  check_codes(Rule::AdamW, {mx::bfloat16}, operands);
 }
 
 TEST_CASE("codes of a step that rounds stochastically") {
