@@ -57,6 +57,12 @@ FORMATS = {
     "masters": ({"master_weights": "float32"}, {"bf16": 30}),
     "remainders": ({"master_weights": "remainder"}, {"bf16": 26}),
     "stochastic": ({"stochastic_rounding": True}, {"bf16": 14}),
+    "int8": ({"state_dtype": "int8"}, {"f32": 16.25, "bf16": 10.25}),
+    "int8, remainders": (
+        {"state_dtype": "int8", "master_weights": "remainder"},
+        {"bf16": 14.25},
+    ),
+    "int8, stochastic": ({"state_dtype": "int8", "stochastic_rounding": True}, {"bf16": 10.25}),
 }
 # Four groups that differ in numbers, in several combinations.
 GROUPS = [
@@ -339,7 +345,11 @@ def main():
                 continue
             limit = count * moved[dtype] / bandwidth * 1e3 if bandwidth else math.nan
             print(f"{label}: {moved[dtype]} bytes, limit {limit:.3f}")
-            report("ours", Eager(mlx_opt.AdamW(1e-3, **given), shapes, kind), count, size, limit)
+            subject = Eager(mlx_opt.AdamW(1e-3, **given), shapes, kind)
+            report("ours", subject, count, size, limit)
+            if "state_dtype" in given:
+                report("ours, g.T", subject.transpose_gradients(), count, size, limit)
+            del subject
             gc.collect()
             mx.clear_cache()
         if re.search(options.only, label := f"{workload} {dtype} groups"):

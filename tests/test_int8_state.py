@@ -14,8 +14,6 @@ import mlx_opt
 from cases import Case, assert_close, assert_same, copied, flat, normal, same_bits
 from mlx_opt import codes
 
-pytestmark = pytest.mark.usefixtures("cpu")
-
 BF16, F16, F32 = mx.bfloat16, mx.float16, mx.float32
 
 # Rules that differ in the number and kind of their slots.
@@ -112,7 +110,7 @@ def test_blocks_follow_the_order_of_the_elements_whatever_the_layout():
     assert_same(other.state, plain.state)
 
 
-def test_the_number_of_threads_does_not_matter():
+def test_the_number_of_threads_does_not_matter(cpu):
     states = []
     before = mlx_opt.num_threads()
     try:

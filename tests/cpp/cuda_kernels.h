@@ -205,6 +205,49 @@ inline std::vector<Kernel> kernels_with_rounding(Rule rule) {
   return kernels;
 }
 
+/// A kernel of a rule all of whose slots have codes; the first is of numbers of any sign.
+/// `masters`: the storage of those behind the slots, unless there are none.
+inline UpdateKernel kernel_of_codes(
+    Rule rule,
+    Walk walk,
+    Storage storage,
+    mlx_opt::MasterWeights how = mlx_opt::MasterWeights::none,
+    Storage masters = Storage::float32) {
+  UpdateKernel kernel{};
+  kernel.walk = walk;
+  kernel.rule = mlx_opt::info(rule).name;
+  kernel.scales = mlx_opt::info(rule).slots;
+  kernel.in = {storage};
+  for (int k = 0; k < kernel.scales; ++k) {
+    kernel.in.add(k == 0 ? Storage::int8 : Storage::uint8);
+  }
+  kernel.masters = how;
+  if (how != mlx_opt::MasterWeights::none) {
+    kernel.in.add(masters);
+  }
+  kernel.out = kernel.in;
+  kernel.in.add(storage);
+  return with_capacity(kernel, 56);
+}
+
+inline std::vector<Kernel> kernels_of_codes(Rule rule) {
+  using mlx_opt::MasterWeights;
+  std::vector<Kernel> kernels;
+  for (Walk walk : walks) {
+    for (Storage storage : storages) {
+      kernels.push_back(kernel_of_codes(rule, walk, storage));
+    }
+    constexpr Storage half = Storage::bfloat16;
+    kernels.push_back(kernel_of_codes(rule, walk, half, MasterWeights::float32));
+    kernels.push_back(kernel_of_codes(rule, walk, half, MasterWeights::remainder, Storage::bits16));
+    UpdateKernel rounds = kernel_of_codes(rule, walk, half);
+    rounds.rounds = rounds.clips = true;
+    rounds.scaling = Scaling::if_finite;
+    kernels.push_back(with_capacity(rounds, 56));
+  }
+  return kernels;
+}
+
 /// Kernels of a rule with averages of the weights, and the one that prepares their scalars.
 inline std::vector<Kernel> kernels_with_ema(Rule rule) {
   const auto& [name, slots, hypers, scalars] = mlx_opt::info(rule);

@@ -114,6 +114,19 @@ TEST_CASE("kernels that round stochastically compile") {
   }
 }
 
+TEST_CASE("kernels of slots of codes compile") {
+  check_all(kernels_of_codes(Rule::AdamW), 75);
+  check_all(kernels_of_codes(Rule::AdamW), 90);
+  check_all(kernels_of_codes(Rule::Lion), 90);
+  std::vector<Kernel> of_all_rules;
+  for (int i = 0; i < mlx_opt::elementwise_rules; ++i) {
+    if (mlx_opt::rule_infos[i].slots > 0) {
+      of_all_rules.push_back(kernel_of_codes(static_cast<Rule>(i), Walk::flat, Storage::float32));
+    }
+  }
+  check_all(of_all_rules, 90);
+}
+
 TEST_CASE("kernels with averages of the weights compile") {
   check_all(kernels_with_ema(Rule::AdamW), 75);
   check_all(kernels_with_ema(Rule::SGD), 90);

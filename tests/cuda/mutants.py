@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from share import chosen
 
-KERNELS = Path(__file__).parents[2] / "csrc/mlx_opt/backend/cuda"
+SOURCES = Path(__file__).parents[2] / "csrc/mlx_opt"
+KERNELS = [*SOURCES.glob("backend/cuda/*.cu.h"), SOURCES / "rules/codes.h"]
 
 
 class Mutant(NamedTuple):
@@ -26,6 +27,9 @@ DIFFERS = "ERROR: CHECK( mx::"
 BARRIER = "a barrier is not reached by all threads"
 ADAFACTOR = "Adafactor's means*"
 LAMB = "Lamb of parameters*"
+CODES = "codes in any layout"
+CODEC = "every code*"
+TAILS = "codes of tensors that end*"
 MUTANTS = [
     Mutant(
         "a chunk's bound is missing",
@@ -57,8 +61,8 @@ MUTANTS = [
     ),
     Mutant(
         "random bits depend on the lane only",
-        "static_cast<unsigned>(first + lane));",
-        "static_cast<unsigned>(lane));",
+        "static_cast<unsigned>(first + lane * apart));",
+        "static_cast<unsigned>(lane * apart));",
         "a step that rounds*",
         DIFFERS,
     ),
@@ -216,12 +220,124 @@ MUTANTS = [
         "Adafactor's gradients*",
         DIFFERS,
     ),
+    Mutant(
+        "a block's size is found by half of its threads",
+        "for (int bits = lanes / 2; bits > 0; bits /= 2) {",
+        "for (int bits = lanes / 2; bits > 1; bits /= 2) {",
+        CODES,
+        DIFFERS,
+    ),
+    Mutant(
+        "a block's size is not found by all threads",
+        "const int other = __shfl_xor_sync(",
+        "if (threadIdx.x % 32 > 7) return x;\n    const int other = __shfl_xor_sync(",
+        CODES,
+        "a shuffle is not reached by all threads of a warp",
+    ),
+    Mutant(
+        "each warp has one scale",
+        "return column_of(0) == 0 && has(0);",
+        "return threadIdx.x % 32 == 0 && has(0);",
+        CODES,
+        DIFFERS,
+    ),
+    Mutant(
+        "codes have the scale of the slot before",
+        "__float_as_int(x[lane]), *scale);\n    }\n    ++scale;",
+        "__float_as_int(x[lane]), *scale);\n    }",
+        CODES,
+        DIFFERS,
+    ),
+    Mutant(
+        "codes have the scale of the next block",
+        "(tensor.in[Pass::first_scale + s])[part.block]",
+        "(tensor.in[Pass::first_scale + s])[part.block + 1]",
+        CODES,
+        f"{ASAN}|{DIFFERS}",
+    ),
+    Mutant(
+        "the bound of a tail of codes is missing",
+        "return vectors || column_of(lane) < count;",
+        "return vectors || count > 0;",
+        TAILS,
+        ASAN,
+    ),
+    Mutant(
+        "the bound of a tile of codes is missing",
+        "row < height ? elements_of_block : 0",
+        "elements_of_block",
+        CODES,
+        ASAN,
+    ),
+    Mutant(
+        "chunks that are not whole are updated in vectors of codes",
+        "size_of(tensor) - begin >= chunk && In::",
+        "In::",
+        TAILS,
+        ASAN,
+    ),
+    Mutant(
+        "the scales of a step that is skipped are not copied",
+        "copy<Float32, Float32>(from, part.block, to, part.block);",
+        "",
+        "codes of a step that is scaled*",
+        DIFFERS,
+    ),
+    Mutant(
+        "the random bits of elements apart are those of adjacent ones",
+        "static_cast<unsigned>(first + lane * apart));",
+        "static_cast<unsigned>(first + lane));",
+        "codes of a step that rounds*",
+        DIFFERS,
+    ),
+    Mutant(
+        "codes are cut off instead of rounded",
+        "root_of_part<1>(x, reciprocal) * 127.0f + 0.5f",
+        "root_of_part<1>(x, reciprocal) * 127.0f",
+        CODEC,
+        DIFFERS,
+    ),
+    Mutant(
+        "codes have no sign",
+        "return x < 0.0f ? -code : code;",
+        "return code;",
+        CODES,
+        DIFFERS,
+    ),
+    Mutant(
+        "small numbers become 0",
+        "int least = size_bits(x) < 1 ? 0 : 1;",
+        "int least = 0;",
+        CODEC,
+        DIFFERS,
+    ),
+    Mutant(
+        "parts are not bounded",
+        "(bits < one ? bits : one) >> shift",
+        "bits >> shift",
+        CODEC,
+        DIFFERS,
+    ),
+    Mutant(
+        "a block of denormals has a scale",
+        "largest >= 0x00800000",
+        "largest >= 1",
+        CODEC,
+        DIFFERS,
+    ),
+    Mutant(
+        "a block of infinities has a scale",
+        "largest >= 0x7e800000   ?",
+        "largest >= 0x7f800001 ?",
+        CODEC,
+        DIFFERS,
+    ),
 ]
 
 
 def run(tests, mutant):
     """What is wrong with how the tests take it; None if they notice."""
-    if not any(mutant.text in path.read_text() for path in KERNELS.glob("*.cu.h")):
+    if not any(mutant.text in path.read_text() for path in KERNELS):
         return "no kernel has the text to change"
     with tempfile.TemporaryDirectory() as scratch:
         environment = {

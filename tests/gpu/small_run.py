@@ -27,6 +27,8 @@ RULES = [
     lambda: mlx_opt.Adan(0.1),
     lambda: mlx_opt.MADGRAD(0.1),
     lambda: mlx_opt.Lamb(0.1),
+    lambda: mlx_opt.AdamW8bit(0.1),
+    lambda: mlx_opt.Lion8bit(0.1),
     lambda: mlx_opt.Adafactor(),
     lambda: mlx_opt.Adafactor(beta_1=0.9, weight_decay=0.1),
 ]
@@ -45,6 +47,7 @@ def gradients_of(dtype):
         "scalar": filled((), dtype, 0.5),
         "transposed": filled((70, 130), dtype, 0.5).T,
         "transposed-odd": filled((67, 33), dtype, 0.5).T,
+        "transposed-blocks": filled((64, 67), dtype, 0.5).T,
         "misaligned": filled((5001,), dtype, 0.5)[1:].reshape(50, 100),
         "strided": filled((60, 40), dtype, 0.5)[::2, ::3],
     }

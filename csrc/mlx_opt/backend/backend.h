@@ -58,11 +58,6 @@ class Backend {
       mx::array& scale,
       mx::Stream stream) const = 0;
 
-  /// True if there are kernels for states in codes of 8 bits.
-  virtual bool has_codes() const {
-    return false;
-  }
-
   /// The reason why kernels cannot be compiled and loaded here; empty if they can.
   virtual std::string problem() const = 0;
 };

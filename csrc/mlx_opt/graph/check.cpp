@@ -170,10 +170,6 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
     const auto& [operands, members, arrays, groups, rounding_keys] = leaves.kinds()[kind];
     const bool has_master = request.program->has_master(kind);
-    if (request.program->scales(kind) > 0 && !members.empty() &&
-        request.stream.device == mx::Device::gpu && !gpu::find_backend().backend->has_codes()) {
-      refuse(rule, "a state in int8 has no kernels for this GPU so far");
-    }
     checked.spec.runs.push_back(
         {members.size(),
          operands,

@@ -10,6 +10,7 @@ class Mutant(NamedTuple):
     checks: str  # those to run, as pytest's -k has it
     notice: str  # what they say
     library: str = "SGD"
+    kernels: str = ""  # what the names of those begin with that are enough, beside the scalars'
 
 
 ASAN = "AddressSanitizer"

@@ -66,6 +66,51 @@ MUTANTS = [
         "assert",
     ),
     Mutant(
+        "a block's size is found without its last thread",
+        "i < first + threads_of_block",
+        "i + 1 < first + threads_of_block",
+        "test_codes_scales",
+        "assert",
+        library="AdamW",
+        kernels="codes",
+    ),
+    Mutant(
+        "the barrier behind the sizes of a block is missing",
+        f"= largest[s];\n    }}\n    {BARRIER}",
+        "= largest[s];\n    }",
+        "test_codes_scales",
+        "assert",
+        library="AdamW",
+        kernels="codes",
+    ),
+    Mutant(
+        "the scales are those of the next block",
+        "first / elements_of_block;",
+        "first / elements_of_block + 1;",
+        "test_codes_scales",
+        f"{ASAN}|assert",
+        library="AdamW",
+        kernels="codes",
+    ),
+    Mutant(
+        "codes are cut off instead of rounded",
+        "reciprocal) * 127.0f + 0.5f",
+        "reciprocal) * 127.0f",
+        "test_codes_scales",
+        "assert",
+        library="AdamW",
+        kernels="codes",
+    ),
+    Mutant(
+        "codes have no sign",
+        "x < 0.0f ? -code : code",
+        "code",
+        "test_codes_scales",
+        "assert",
+        library="AdamW",
+        kernels="codes",
+    ),
+    Mutant(
         "random bits are the same in every step",
         "tensor ^ mixed(static_cast<unsigned>(as_int(step)))",
         "tensor",
@@ -277,7 +322,8 @@ def run(mutant, kernels, folder):
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "programs").mkdir(parents=True)
     changed = 0
-    for program in (kernels / "programs").glob(f"*_{mutant.library}_*.metal"):
+    patterns = {f"*_{mutant.library}_{begin}*.metal" for begin in (mutant.kernels, "prepare")}
+    for program in {path for each in patterns for path in (kernels / "programs").glob(each)}:
         text = program.read_text()
         changed += mutant.text in text
         text = text.replace(mutant.text, mutant.instead)

@@ -93,15 +93,16 @@ struct UpdateKernel {
   MasterWeights masters = MasterWeights::none; // if not none, the operands behind the slots
   bool rounds = false;  // true if results in bfloat16 are rounded stochastically
   bool has_ema = false; // if true, the last in and out but the gradient
+  int scales = 0;       // slots of codes, each with scales besides what is in and out
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
   /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address
-  /// but the key of its random bits if it rounds stochastically.
+  /// but the key of its random bits if it rounds stochastically. Scales are behind all of these.
   int inputs() const {
-    return in.count();
+    return in.count() + scales;
   }
   int outputs() const {
-    return out.count() + (pass != Pass::whole || rounds);
+    return out.count() + (pass != Pass::whole || rounds) + scales;
   }
 
   auto operator<=>(const UpdateKernel&) const = default;

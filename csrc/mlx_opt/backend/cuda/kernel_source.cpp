@@ -59,16 +59,17 @@ std::string pass_of(const UpdateKernel& kernel) {
   const std::string state = list_of(in + 1, fields - 1);
   const std::string out = list_of(kernel.out.data(), kernel.out.count());
   const std::string scaling = std::string("mlx_opt::Scaling::") + gpu::name_of(kernel.scaling);
+  const std::string rounding = kernel.rounds ? "Stochastic" : "Nearest";
   switch (kernel.pass) {
     case Pass::whole:
+      if (kernel.scales > 0) {
+        const std::string scales = std::to_string(kernel.scales);
+        return called(
+            "CodedUpdate",
+            {rule, list_of(in, fields), format_of(in[fields]), out, scaling, rounding, scales});
+      }
       return called(
-          "Update",
-          {rule,
-           list_of(in, fields),
-           format_of(in[fields]),
-           out,
-           scaling,
-           kernel.rounds ? "Stochastic" : "Nearest"});
+          "Update", {rule, list_of(in, fields), format_of(in[fields]), out, scaling, rounding});
     case Pass::state:
       return called("UpdateState", {rule, parameter, state, format_of(in[fields]), out, scaling});
     case Pass::finish:
@@ -99,19 +100,27 @@ std::string files_of_passes(std::string_view rule_header, bool two_passes) {
 
 // Without a number of blocks the compiler aims for the most and spills registers for them.
 std::string bounds_of(const UpdateKernel& kernel) {
-  if (kernel.walk != Walk::transposed) {
-    return "threads";
+  switch (kernel.walk) {
+    case Walk::flat:
+      return "threads";
+    case Walk::transposed:
+      return kernel.in.count() > 4 || kernel.scales > 0 ? "threads, 3" : "threads, 4";
+    case Walk::strided:
+      return kernel.scales > 0 ? "threads, 2" : "threads";
   }
-  return kernel.in.count() > 4 ? "threads, 3" : "threads, 4";
+  return "";
 }
 
 Program program_of(const UpdateKernel& kernel, std::string_view rule_header) {
   return {
       files_of_passes(rule_header, kernel.pass != Pass::whole) +
+          (kernel.scales > 0 ? joined(texts(), {"codes.h", "codes.cu.h", "coded_update.cu.h"})
+                             : "") +
           gpu::files_of(texts(), kernel.masters, kernel.has_ema, "bits16.cu.h") +
           gpu::rounding_files_of(texts(), kernel.rounds, "rounding.cu.h"),
       table_of(kernel.inputs(), kernel.outputs(), kernel.capacity),
-      "Walks<" + pass_of(kernel) + ">::" + name_of(kernel.walk),
+      (kernel.scales > 0 ? "CodedWalks<" : "Walks<") + pass_of(kernel) +
+          ">::" + name_of(kernel.walk),
       bounds_of(kernel),
       kernel.clips};
 }

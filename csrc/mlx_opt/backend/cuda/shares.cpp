@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "mlx_opt/backend/cuda/module.h"
+#include "mlx_opt/rules/codes.h"
 #include "mlx_opt/rules/registry.h"
 
 namespace mlx_opt::cuda {
@@ -15,6 +16,7 @@ void for_each_tensor(
   size_t tensor = 0;
   for (const auto& [tensors, operands, masters, scales] : spec.runs) {
     position.masters = masters;
+    position.scales = scales;
     if (operands > max_operands) {
       throw std::runtime_error(
           "mlx_opt: a tensor of " + std::string(info(spec.rule).name) + " has " +
@@ -76,6 +78,10 @@ Share& add_with_gradient(
   if (!all_contiguous(operands, fields + 1)) {
     const bool rows = all_contiguous(operands, fields);
     extent.columns = rows ? columns_if_transposed(*operands[fields], tile) : 0;
+    // A tile must not cut a block of codes.
+    if (kernel.scales > 0 && extent.columns % MLX_OPT_LEVEL::elements_of_block != 0) {
+      extent.columns = 0;
+    }
     kernel.walk = extent.columns ? Walk::transposed : Walk::strided;
   }
   Share& share = shares.add(kernel, tensor, extent);

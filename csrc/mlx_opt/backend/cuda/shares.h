@@ -15,10 +15,11 @@ namespace mlx_opt::cuda {
 using AnyLayout = Layout<max_operands>;
 
 /// The index of a tensor in the step, of its first operand among the inputs, and of its first
-/// result among the outputs; how its master weight is kept.
+/// result among the outputs; how its master weight is kept; the number of operands that are scales.
 struct Position {
   size_t tensor, input, output;
   MasterWeights masters;
+  int scales;
 };
 
 /// Calls `visit` for each tensor of a step that has elements. Throws std::runtime_error if a tensor
@@ -65,7 +66,7 @@ class Shares {
 };
 
 /// Adds a tensor, whose last operand is its gradient, to the share of a kernel, whose walk is
-/// chosen here; returns the share.
+/// chosen here; returns the share. `operands`: those of kernel.in.
 Share& add_with_gradient(
     Shares& shares,
     UpdateKernel kernel,

@@ -70,25 +70,37 @@ void CudaStep::add_tensors(
   kernel.clips = spec.clips_values;
   for_each_tensor(spec, inputs, [&](Position position, int operands, const Extent& extent) {
     const auto* arrays = &inputs[position.input];
+    const int fields = operands - 1 - position.scales;
+    const mx::array* of_kernel[max_operands]; // without scales
     kernel.masters = position.masters;
+    kernel.scales = position.scales;
     kernel.has_ema = spec.has_ema;
     kernel.in = kernel.out = {};
-    kernel.rounds = spec.rounds() && has_bfloat16(&dtypes[position.output], operands - 1);
-    for (int k = 0; k < operands; ++k) {
+    kernel.rounds = spec.rounds() && has_bfloat16(&dtypes[position.output], fields);
+    for (int k = 0; k < fields; ++k) {
+      of_kernel[k] = arrays[k];
       kernel.in.add(storage_of(arrays[k]->dtype()));
-    }
-    for (int k = 0; k < operands - 1; ++k) {
       kernel.out.add(storage_of(dtypes[position.output + k]));
     }
-    add_with_gradient(shares_, kernel, positions_.size(), extent, arrays);
+    of_kernel[fields] = arrays[operands - 1];
+    kernel.in.add(storage_of(of_kernel[fields]->dtype()));
+    add_with_gradient(shares_, kernel, positions_.size(), extent, of_kernel);
     positions_.push_back(position);
   });
 }
 
 void CudaStep::note_inputs(Share& share, size_t index) const {
   const auto* arrays = inputs_ + positions_[share.tensors[index]].input;
-  for (int k = 0; k < share.kernel.in.count(); ++k) {
-    share.records.set_input(index, k, address<void>(*arrays[k]));
+  const int fields = share.kernel.out.count(), scales = share.kernel.scales;
+  const auto note = [&](int k, const mx::array& x) {
+    share.records.set_input(index, k, address<void>(x));
+  };
+  for (int k = 0; k < fields; ++k) {
+    note(k, *arrays[k]);
+  }
+  note(fields, *arrays[fields + scales]); // the gradient
+  for (int k = 0; k < scales; ++k) {
+    note(fields + 1 + k, *arrays[fields + k]);
   }
 }
 
@@ -104,6 +116,11 @@ void CudaStep::place(Share& share, size_t index, const Buffers& outputs) const {
   if (share.kernel.rounds) {
     const uintptr_t key = rounding_keys_[positions_[share.tensors[index]].tensor];
     share.records.set_output(index, share.kernel.out.count(), reinterpret_cast<void*>(key));
+  }
+  const int fields = share.kernel.out.count(), scales = share.kernel.scales;
+  for (int k = 0; k < scales; ++k) {
+    const int behind = share.kernel.outputs() - scales;
+    share.records.set_output(index, behind + k, address(outputs[first + fields + k]));
   }
 }
 

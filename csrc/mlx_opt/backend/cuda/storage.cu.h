@@ -94,9 +94,11 @@ MLX_OPT_FN void read(const void* from, unsigned* to) {
   if constexpr (words == 4) {
     const uint4 v = __ldcs(static_cast<const uint4*>(from));
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-  } else {
+  } else if constexpr (words == 2) {
     const uint2 v = __ldcs(static_cast<const uint2*>(from));
     to[0] = v.x, to[1] = v.y;
+  } else {
+    to[0] = __ldcs(static_cast<const unsigned*>(from));
   }
 }
 
@@ -104,11 +106,16 @@ template <int words>
 MLX_OPT_FN void write(void* to, const unsigned* from) {
   if constexpr (words == 4) {
     __stcs(static_cast<uint4*>(to), make_uint4(from[0], from[1], from[2], from[3]));
-  } else {
+  } else if constexpr (words == 2) {
     __stcs(static_cast<uint2*>(to), make_uint2(from[0], from[1]));
+  } else {
+    __stcs(static_cast<unsigned*>(to), from[0]);
   }
 }
 
+MLX_OPT_FN unsigned word_of(unsigned char x) {
+  return x;
+}
 MLX_OPT_FN unsigned word_of(unsigned short x) {
   return x;
 }
@@ -134,7 +141,7 @@ struct Raw {
   // Loads element i into a lane that is still 0.
   __device__ __forceinline__ void load_lane(int lane, const void* operand, Index i) {
     const unsigned bits = word_of(static_cast<const Stored*>(operand)[i]);
-    stored[lane / in_word] |= bits << lane % in_word * 16;
+    stored[lane / in_word] |= bits << lane % in_word * (32 / in_word);
   }
 
   __device__ __forceinline__ void widen(float (&to)[vector_width]) const {
@@ -197,7 +204,7 @@ MLX_OPT_FN void copy(const void* operand, Index from, void* result, Index to) {
 template <typename... Formats>
 struct List {
   static constexpr int count = sizeof...(Formats);
-  static constexpr bool all_halves = ((sizeof(typename Formats::Stored) == 2) && ...);
+  static constexpr bool all_halves = ((sizeof(typename Formats::Stored) <= 2) && ...); // or less
 
   // The formats of this list followed by those of another.
   template <typename... More>

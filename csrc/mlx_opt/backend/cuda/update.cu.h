@@ -23,7 +23,7 @@ struct Update : PassBase<Rule, scaling> {
   using Tensor = cuda::Tensor<In::count, Out::count + Rounding::words>;
   static constexpr int first = 0;
 
-  __device__ __forceinline__ Update(const float* group_uniforms, const Tensor& tensor)
+  __device__ __forceinline__ Update(const float* group_uniforms, const cuda::Extent& tensor)
       : PassBase<Rule, scaling>(group_uniforms, tensor.group) {}
 
   MLX_OPT_FN unsigned block() {

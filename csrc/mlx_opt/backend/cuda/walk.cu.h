@@ -10,12 +10,12 @@ using cuda::tile;
 
 // Rounds results to nearest, which storing them does. A rounding has the number of words behind the
 // addresses of a tensor's results that it reads, and round(), which takes the tensor, the step's
-// number, the index of the first result, and the results.
+// number, the index of the first result, how far apart the others are, and the results.
 struct Nearest {
   static constexpr int words = 0;
 
   template <typename Out, typename Tensor, typename Results>
-  MLX_OPT_FN void round(const Tensor&, float, Index, Results) {}
+  MLX_OPT_FN void round(const Tensor&, float, Index, int, Results) {}
 };
 
 // What all passes share: the uniforms of the tensor's group.
@@ -99,7 +99,7 @@ struct Walks {
   template <int count>
   MLX_OPT_FN void finish(const Tensor& tensor, Index i, float (&x)[operands][count], Pass& pass) {
     pass.apply(x);
-    Pass::Rounding::template round<Out>(tensor, pass.uniforms.step, i, x + first);
+    Pass::Rounding::template round<Out>(tensor, pass.uniforms.step, i, 1, x + first);
     Out::store_all(tensor.out, i, x + first);
   }
 

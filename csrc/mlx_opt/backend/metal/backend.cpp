@@ -49,10 +49,6 @@ class Backend : public gpu::Backend {
     enqueue_clip(inputs, max_norm, skip_nonfinite, scale, stream);
   }
 
-  bool has_codes() const override {
-    return true;
-  }
-
   std::string problem() const override {
     try {
       pipeline(PrepareKernel{"SGD", 4}, mx::metal::device(mx::Device::gpu));
