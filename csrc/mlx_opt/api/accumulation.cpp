@@ -1,9 +1,9 @@
 #include "mlx_opt/api/accumulation.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "mlx/ops.h"
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/api/run_step.h"
 #include "mlx_opt/types/layout.h"
 
@@ -14,10 +14,6 @@ const std::string entry = "mlx_opt.accumulated.";
 const std::string calls_key = entry + "calls";
 const std::string normalizer_key = entry + "normalizer";
 const std::string gradients_key = entry + "gradients.";
-
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
 
 void check(const PendingGradients& pending, const NamedArrays& gradients) {
   for (const auto& [name, gradient] : gradients) {

@@ -5,16 +5,12 @@
 #include <algorithm>
 #include <cctype>
 #include <set>
-#include <stdexcept>
 
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/step/kept.h"
 
 namespace mlx_opt {
 namespace {
-
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
 
 bool matches(const std::string& pattern, const std::string& name) {
   return fnmatch(pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0;

@@ -1,18 +1,15 @@
 #include "mlx_opt/api/definition.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 #include <stdexcept>
 
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/api/named_values.h"
 #include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
-
-// Hyperparameters and options by the names that the rules' descriptions give them.
-using Values = std::map<std::string, double>;
 
 [[noreturn]] void refuse(std::string_view optimizer, const std::string& what) {
   throw std::invalid_argument("mlx_opt " + std::string(optimizer) + ": " + what);
@@ -107,103 +104,6 @@ bool take_maximize(std::string_view optimizer, Values& values) {
   }
   const auto found = values.extract("maximize");
   return !found.empty() && found.mapped() != 0.0;
-}
-
-// An optimizer's name in the rules' descriptions, and its values.
-struct Named {
-  std::string optimizer;
-  Values values;
-};
-
-Values adam_values(const auto& h) {
-  return {
-      {"betas[0]", h.beta1},
-      {"betas[1]", h.beta2},
-      {"eps", h.eps},
-      {"bias_correction", h.bias_correction},
-      {"nesterov", h.nesterov},
-      {"amsgrad", h.amsgrad},
-      {"cautious", h.cautious}};
-}
-
-void add_options(Values& values, const auto& h) {
-  values["weight_decay"] = h.weight_decay;
-  values["weight_decay_kind"] = static_cast<double>(h.weight_decay_kind);
-  values["max_learning_rate"] = h.max_learning_rate;
-  values["cautious_weight_decay"] = h.cautious_weight_decay;
-  values["maximize"] = h.maximize;
-}
-
-Named named(const SGD& h) {
-  Values values = {{"momentum", h.momentum}, {"dampening", h.dampening}, {"nesterov", h.nesterov}};
-  add_options(values, h);
-  return {"SGD", std::move(values)};
-}
-
-Named named(const RMSprop& h) {
-  return {"RMSprop", {{"alpha", h.alpha}, {"eps", h.eps}}};
-}
-
-Named named(const Adagrad& h) {
-  return {"Adagrad", {{"eps", h.eps}}};
-}
-
-Named named(const AdaDelta& h) {
-  return {"AdaDelta", {{"rho", h.rho}, {"eps", h.eps}}};
-}
-
-Named named(const Adam& h) {
-  Values values = adam_values(h);
-  add_options(values, h);
-  return {"AdamW", std::move(values)};
-}
-
-Named named(const AdamW& h) {
-  Values values = adam_values(h);
-  add_options(values, h);
-  return {"AdamW", std::move(values)};
-}
-
-Named named(const Adamax& h) {
-  return {"Adamax", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"eps", h.eps}}};
-}
-
-Named named(const Lion& h) {
-  Values values = {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"cautious", h.cautious}};
-  add_options(values, h);
-  return {"Lion", std::move(values)};
-}
-
-Named named(const Adafactor& h) {
-  Values values = {
-      {"eps[0]", h.eps.first},
-      {"eps[1]", h.eps.second},
-      {"clip_threshold", h.clip_threshold},
-      {"decay_rate", h.decay_rate},
-      {"weight_decay", h.weight_decay},
-      {"scale_parameter", h.scale_parameter},
-      {"relative_step", h.relative_step},
-      {"warmup_init", h.warmup_init}};
-  if (h.beta_1) {
-    values["beta_1"] = *h.beta_1;
-  }
-  return {"Adafactor", std::move(values)};
-}
-
-Named named(const Muon& h) {
-  Values values = {{"momentum", h.momentum}, {"nesterov", h.nesterov}};
-  add_options(values, h);
-  if (h.decoupled_weight_decay) {
-    values["weight_decay_kind"] = static_cast<double>(WeightDecayKind::decoupled);
-  }
-  values["normuon"] = h.normuon;
-  values["adamuon"] = h.adamuon;
-  values["beta2"] = h.beta2;
-  return {"Muon", std::move(values)};
-}
-
-Named named(const RuleByName& h) {
-  return {h.name, h.hypers};
 }
 
 void check_nesterov(const Values& values) {
@@ -304,7 +204,7 @@ Definition definition(
     const Hyperparameters& hypers,
     const std::map<std::string, double>& values,
     const StateDtypes& state_dtypes) {
-  auto [optimizer, all] = std::visit([](const auto& h) { return named(h); }, hypers);
+  auto [optimizer, all] = named_values(hypers);
   for (const auto& [name, value] : values) {
     all[name] = value;
   }

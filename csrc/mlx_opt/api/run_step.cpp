@@ -5,6 +5,7 @@
 
 #include "mlx/ops.h"
 #include "mlx/version.h"
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
 #include "mlx_opt/eager/merge.h"
@@ -16,10 +17,6 @@
 
 namespace mlx_opt {
 namespace {
-
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
 
 Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
