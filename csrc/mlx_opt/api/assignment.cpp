@@ -80,7 +80,7 @@ void scale_greatest_rate(Definition& definition, double scale) {
 Combination combine(
     const std::vector<const Group*>& groups,
     const Hyperparameters& hypers,
-    const StateDtypes& state_dtypes) {
+    const Options& options) {
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
   std::vector<int> split;
@@ -92,7 +92,7 @@ Combination combine(
     frozen |= group->frozen;
     split = split.empty() ? group->split : split;
   }
-  Combination combination{definition(hypers, values, state_dtypes), std::nullopt};
+  Combination combination{definition(hypers, values, options), std::nullopt};
   combination.kept_key = kept_key(groups, combination.definition.program.rule());
   if (scale && !combination.definition.uses_learning_rate) {
     reject("a group has a learning_rate_scale, but its step does not read the learning rate");
@@ -116,11 +116,11 @@ Assignment assign(
     const std::vector<std::string>& names,
     const Hyperparameters& hypers,
     const std::vector<Group>& groups,
-    const StateDtypes& state_dtypes) {
+    const Options& options) {
   for (const Group& group : groups) {
     check(group, names);
   }
-  Assignment assignment{{{definition(hypers, {}, state_dtypes), std::nullopt}}, {}};
+  Assignment assignment{{{definition(hypers, {}, options), std::nullopt}}, {}};
   std::map<std::vector<const Group*>, size_t> known = {{{}, 0}};
   for (const std::string& name : names) {
     std::vector<const Group*> matching;
@@ -131,7 +131,7 @@ Assignment assign(
     }
     const auto [entry, is_new] = known.emplace(matching, assignment.combinations.size());
     if (is_new) {
-      assignment.combinations.push_back(combine(matching, hypers, state_dtypes));
+      assignment.combinations.push_back(combine(matching, hypers, options));
     }
     assignment.of_names.emplace(name, entry->second);
   }

@@ -203,7 +203,7 @@ void check_cautious(std::string_view optimizer, const Values& values) {
 Definition definition(
     const Hyperparameters& hypers,
     const std::map<std::string, double>& values,
-    const StateDtypes& state_dtypes) {
+    const Options& options) {
   auto [optimizer, all] = named_values(hypers);
   for (const auto& [name, value] : values) {
     all[name] = value;
@@ -215,7 +215,7 @@ Definition definition(
   const Rule rule = rule_for(optimizer, all);
   auto of_rule = hypers_for(optimizer, rule, all);
   check_decay(optimizer, rule, of_rule);
-  const auto formats = formats_for(optimizer, state_dtypes);
+  const auto formats = formats_for(optimizer, options.state_dtypes);
   check_cautious(optimizer, all);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
     Muon own = *muon;
@@ -224,11 +224,12 @@ Definition definition(
     if (own.hyperball && all["weight_decay"] != 0.0) {
       refuse(optimizer, "hyperball needs a weight_decay of 0");
     }
-    return {muon_program(own, stack_elements, formats), std::move(of_rule), true, maximize};
+    Program program = muon_program(own, stack_elements, formats).with(options.master_weights);
+    return {std::move(program), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
-  Program program(rule, has_options(rule, all), nullptr, formats);
-  return {std::move(program), std::move(of_rule), reads_rate, maximize};
+  const Program program(rule, has_options(rule, all), nullptr, formats);
+  return {program.with(options.master_weights), std::move(of_rule), reads_rate, maximize};
 }
 
 std::vector<std::string_view> state_names(const Slots& slots) {

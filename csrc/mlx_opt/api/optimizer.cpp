@@ -11,10 +11,45 @@
 #include "mlx_opt/graph/clip_scale.h"
 #include "mlx_opt/graph/norm.h"
 #include "mlx_opt/step/kept.h"
+#include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
 
 namespace mlx_opt {
 namespace {
+
+std::string names_of(const Slots& slots) {
+  std::string names;
+  for (const std::string_view name : state_names(slots)) {
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  return names.empty() ? "none" : names;
+}
+
+// Throws std::invalid_argument unless the parameter can have the program's master weights.
+void check_remainder(const Program& program, const std::string& name, const mx::array& parameter) {
+  if (program.masters() == MasterWeights::remainder && parameter.dtype() == mx::float16) {
+    reject(
+        name +
+        ": MasterWeights::remainder is for bfloat16, got float16: use "
+        "MasterWeights::float32");
+  }
+}
+
+// Throws std::invalid_argument unless these are the slots of the parameter as it is now.
+void check_slots(
+    const Program& program,
+    const std::string& name,
+    const mx::array& parameter,
+    const Slots& slots) {
+  check_remainder(program, name, parameter);
+  const Slots& expected = program.state_slots(parameter);
+  if (&expected != &slots && is_storage(parameter.dtype())) {
+    reject(
+        name + ": a parameter in " + dtype_text(parameter.dtype()) + " of shape " +
+        shape_text(parameter.shape()) + " has the state " + names_of(expected) +
+        ", but the optimizer was made with one of the state " + names_of(slots));
+  }
+}
 
 mx::array one_more_unless_finite(
     const std::optional<mx::array>& count, const mx::array& norm, mx::StreamOrDevice s) {
@@ -30,7 +65,7 @@ Optimizer::Optimizer(
     const Hyperparameters& hypers,
     std::optional<double> learning_rate,
     const std::vector<Group>& groups,
-    const StateDtypes& state_dtypes)
+    const Options& options)
     : learning_rate_(learning_rate) {
   check_mlx();
   std::vector<std::string> names;
@@ -38,8 +73,8 @@ Optimizer::Optimizer(
     check_operand(name, "parameter", parameter, parameter.shape());
     names.push_back(name);
   }
-  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups, state_dtypes));
-  for (const Combination& combination : assignment_->combinations) {
+  assignment_ = std::make_shared<const Assignment>(assign(names, hypers, groups, options));
+  for (const Combination& combination : assignment().combinations) {
     if (!learning_rate && !combination.learning_rate && combination.definition.uses_learning_rate) {
       reject("this optimizer needs a learning rate");
     }
@@ -49,37 +84,43 @@ Optimizer::Optimizer(
     first.emplace_back(static_cast<float>(kept.standard));
   }
   if (!first.empty()) {
-    for (const Combination& combination : assignment_->combinations) {
+    for (const Combination& combination : assignment().combinations) {
       kept_.emplace(combination.kept_key, first);
     }
   }
   for (const auto& [name, parameter] : parameters) {
-    const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
+    const Combination& combination = assignment().combinations[assignment().of_names.at(name)];
     const std::string problem = split_problem(combination.split, parameter.shape());
     if (!problem.empty()) {
       reject(name + ": " + problem);
     }
     if (!combination.frozen) {
       const Program& program = combination.definition.program;
+      check_remainder(program, name, parameter);
       slots_.emplace(
-          name,
-          SlotArrays{
-              state_names(program.state_slots(parameter)), initial_state(program, parameter)});
+          name, SlotArrays{&program.state_slots(parameter), initial_state(program, parameter)});
     }
   }
 }
 
+const Assignment& Optimizer::assignment() const {
+  if (!assignment_) {
+    throw std::logic_error("mlx_opt: this optimizer has been moved from");
+  }
+  return *assignment_;
+}
+
 const Definition& Optimizer::definition() const {
-  return assignment_->combinations[0].definition;
+  return assignment().combinations[0].definition;
 }
 
 NamedArrays Optimizer::without_frozen(NamedArrays gradients) const {
   std::erase_if(gradients, [&](const auto& gradient) {
-    const auto combination = assignment_->of_names.find(gradient.first);
-    if (combination == assignment_->of_names.end()) {
+    const auto combination = assignment().of_names.find(gradient.first);
+    if (combination == assignment().of_names.end()) {
       reject(gradient.first + ": there is a gradient but no state");
     }
-    return assignment_->combinations[combination->second].frozen;
+    return assignment().combinations[combination->second].frozen;
   });
   return gradients;
 }
@@ -102,17 +143,19 @@ void Optimizer::update(
     gradients = std::move(total.gradients);
     divisor = std::move(total.divisor);
   }
-  StepLeaves leaves(*assignment_);
+  StepLeaves leaves(assignment());
   for (auto& [name, gradient] : gradients) {
     const auto parameter = parameters.find(name);
-    const auto combination = assignment_->of_names.find(name);
+    const auto combination = assignment().of_names.find(name);
     const bool no_parameter = parameter == parameters.end();
-    if (no_parameter || combination == assignment_->of_names.end()) {
+    if (no_parameter || combination == assignment().of_names.end()) {
       reject(name + ": there is a gradient but no " + (no_parameter ? "parameter" : "state"));
     }
-    if (!assignment_->combinations[combination->second].frozen) {
-      auto& slots = slots_.at(name).arrays;
-      leaves.add(combination->second, name, {&parameter->second, &gradient, slots.data()});
+    if (!assignment().combinations[combination->second].frozen) {
+      SlotArrays& own = slots_.at(name);
+      const Combination& of_leaf = assignment().combinations[combination->second];
+      check_slots(of_leaf.definition.program, name, parameter->second, *own.slots);
+      leaves.add(combination->second, name, {&parameter->second, &gradient, own.arrays.data()});
     }
   }
   leaves.check(s);
@@ -149,7 +192,7 @@ void Optimizer::update(
   if (sums_over_all(definition().program.rule())) {
     sums = leaves.sums(rate, step, kept_, scale, s);
   }
-  for (const Combination& combination : assignment_->combinations) {
+  for (const Combination& combination : assignment().combinations) {
     const std::string& key = combination.kept_key;
     const auto before = kept_.find(key);
     if (before == kept_.end() || kept.contains(key)) {

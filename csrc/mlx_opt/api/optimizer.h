@@ -9,11 +9,13 @@
 #include "mlx_opt/api/functions.h"
 #include "mlx_opt/types/group.h"
 #include "mlx_opt/types/named_arrays.h"
+#include "mlx_opt/types/options.h"
 
 namespace mlx_opt {
 
 struct Assignment;
 struct Definition;
+struct SlotInfo;
 
 /// Updates named parameters, and keeps the state that this takes.
 ///
@@ -25,26 +27,28 @@ struct Definition;
 ///   mx::eval(optimizer.values());
 ///
 /// An exception leaves the optimizer and the parameters as they were. One object is for one thread
-/// at a time.
+/// at a time. One that was moved from can be assigned to and destroyed; all that reads or changes
+/// arrays throws std::logic_error.
 class MLX_OPT_API Optimizer {
  public:
   /// `parameters`: those to be updated; float32, float16 or bfloat16. Only shapes and dtypes are
   /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
   /// relative_step, which does not use it, can do without.
   ///
-  /// `groups`: of parameters with hyperparameters of their own. `state_dtypes`: of the state; a
-  /// state that `set_state` takes has these from the next step on.
+  /// `groups`: of parameters with hyperparameters of their own. `options`: of all parameters; a
+  /// state that `set_state` takes has the dtypes of `state_dtypes` from the next step on.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
-  /// dtype, for a learning rate that is missing, for a dtype that no state has and for a group that
-  /// matches nothing or has a value that it cannot have, std::runtime_error if the running MLX is
-  /// not the one that this library was built for.
+  /// dtype, for a learning rate that is missing, for a dtype that no state has, for a group that
+  /// matches nothing or has a value that it cannot have and for options that do not go together or
+  /// that a parameter cannot have, which it names; std::runtime_error if the running MLX is not the
+  /// one that this library was built for.
   Optimizer(
       const NamedArrays& parameters,
       const Hyperparameters& hypers,
       std::optional<double> learning_rate = std::nullopt,
       const std::vector<Group>& groups = {},
-      const StateDtypes& state_dtypes = {});
+      const Options& options = {});
 
   /// One step: replaces the parameters that have a gradient, and their state, by their successors.
   /// See `mlx_opt::update` for when it runs, for whose buffers they take, and for dtypes. Gradients
@@ -60,8 +64,9 @@ class MLX_OPT_API Optimizer {
   /// the normalizers, one for each call, in place of the number of calls. A sum of 0 counts as 1.
   ///
   /// Throws std::invalid_argument, with the parameter's name, where a gradient has no parameter or
-  /// no state, or another shape than these, and if max_norm or normalizer is negative;
-  /// std::runtime_error if the device has no backend.
+  /// no state, or another shape than these, where a parameter has a dtype that needs other arrays
+  /// of state than the one that the optimizer was made with, and if max_norm or normalizer is
+  /// negative; std::runtime_error if the device has no backend.
   void update(
       NamedArrays& parameters,
       NamedArrays gradients,
@@ -96,9 +101,7 @@ class MLX_OPT_API Optimizer {
 
   /// The global norm of the gradients of the last step that clipped or could be skipped, before
   /// clipping: 0-d, float32, lazy; before the first of these none.
-  std::optional<mx::array> grad_norm() const {
-    return grad_norm_;
-  }
+  std::optional<mx::array> grad_norm() const;
 
   /// For the next steps. Kept as float32, as by Python's.
   ///
@@ -120,6 +123,13 @@ class MLX_OPT_API Optimizer {
 
   /// All arrays of the state, without their names: what mx::eval takes.
   Arrays values() const;
+
+  /// The weights that the optimizer updates, of all parameters given: of those in bfloat16 and
+  /// float16 their master weights in float32, the parameter where there is none yet; the others as
+  /// they are. Lazy.
+  ///
+  /// Throws std::invalid_argument, with the name, for a parameter of another shape than its state.
+  NamedArrays master_parameters(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
 
   /// The averages of parameters that such a rule as SGDScheduleFree trains, with which a model is
   /// evaluated and saved. Lazy. Parameters without a state are returned as they are.
@@ -150,16 +160,20 @@ class MLX_OPT_API Optimizer {
 
  private:
   struct SlotArrays {
-    std::vector<std::string_view> names;
+    const std::vector<const SlotInfo*>* slots; // the program's
     Arrays arrays;
   };
 
+  const Assignment& assignment() const; // of the parameters to groups
   const Definition& definition() const;
+
+  /// The index of a slot in a parameter's arrays; none if it has no such slot.
+  static std::optional<size_t> find(const SlotArrays& slots, std::string_view name);
 
   /// Throws std::invalid_argument, with its name, for a gradient of no parameter.
   NamedArrays without_frozen(NamedArrays gradients) const;
 
-  std::shared_ptr<const Assignment> assignment_; // of the parameters to groups
+  std::shared_ptr<const Assignment> assignment_; // null after a move
   std::optional<float> learning_rate_;
   std::uint64_t attempts_ = 0;            // steps done and skipped
   mx::array step_ = mx::array(attempts_); // those done

@@ -73,7 +73,13 @@ std::string key_of_kept(const std::string& key, const char* name) {
 } // namespace
 
 std::uint64_t Optimizer::skipped() const {
+  assignment();
   return number(skipped_);
+}
+
+std::optional<mx::array> Optimizer::grad_norm() const {
+  assignment();
+  return grad_norm_;
 }
 
 NamedArrays Optimizer::state() const {
@@ -95,14 +101,15 @@ NamedArrays Optimizer::state() const {
     }
   }
   for (const auto& [parameter, slots] : slots_) {
-    for (size_t k = 0; k < slots.names.size(); ++k) {
-      state.emplace(key_of(parameter, slots.names[k]), slots.arrays[k]);
+    for (size_t k = 0; k < slots.arrays.size(); ++k) {
+      state.emplace(key_of(parameter, (*slots.slots)[k]->name), slots.arrays[k]);
     }
   }
   return state;
 }
 
 Arrays Optimizer::values() const {
+  assignment();
   Arrays values = {step_};
   for (const auto& x : {grad_norm_, skipped_}) {
     if (x) {
@@ -150,11 +157,12 @@ void Optimizer::set_state(const NamedArrays& state) {
   }
   auto slots = slots_;
   for (auto& [parameter, own] : slots) {
-    for (size_t k = 0; k < own.names.size(); ++k) {
-      const std::string key = key_of(parameter, own.names[k]);
+    for (size_t k = 0; k < own.arrays.size(); ++k) {
+      const SlotInfo& slot = *(*own.slots)[k];
+      const std::string key = key_of(parameter, slot.name);
       mx::array given = take(rest, key);
       const mx::Dtype expected = own.arrays[k].dtype();
-      if (expected != mx::int8 && expected != mx::uint8) {
+      if (!has_one_dtype(slot)) {
         check_operand(key, "state", given, own.arrays[k].shape(), "expected");
       } else if (given.dtype() != expected || given.shape() != own.arrays[k].shape()) {
         reject(

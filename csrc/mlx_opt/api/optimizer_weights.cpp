@@ -1,13 +1,52 @@
 // What an optimizer has in the place of the parameters that it updates.
-#include <algorithm>
-
 #include "mlx/ops.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/errors.h"
 #include "mlx_opt/api/optimizer.h"
 #include "mlx_opt/api/run_step.h"
+#include "mlx_opt/graph/masters.h"
 
 namespace mlx_opt {
+namespace {
+
+bool is_narrow(mx::Dtype dtype) {
+  return dtype == mx::bfloat16 || dtype == mx::float16;
+}
+
+} // namespace
+
+std::optional<size_t> Optimizer::find(const SlotArrays& slots, std::string_view name) {
+  for (size_t k = 0; k < slots.slots->size(); ++k) {
+    if ((*slots.slots)[k]->name == name) {
+      return k;
+    }
+  }
+  return std::nullopt;
+}
+
+NamedArrays Optimizer::master_parameters(
+    const NamedArrays& parameters, mx::StreamOrDevice s) const {
+  assignment();
+  NamedArrays weights = parameters;
+  for (auto& [name, weight] : weights) {
+    if (!is_narrow(weight.dtype())) {
+      continue;
+    }
+    const mx::array* master = nullptr;
+    if (const auto own = slots_.find(name); own != slots_.end()) {
+      for (const char* slot : {"master", "remainder"}) {
+        const auto k = find(own->second, slot);
+        master = k ? &own->second.arrays[*k] : master;
+      }
+    }
+    if (master) {
+      check_operand(name, "parameter", weight, master->shape(), "state");
+    }
+    weight =
+        master ? weight_of(weight, *master, mx::to_stream(s)) : mx::astype(weight, mx::float32, s);
+  }
+  return weights;
+}
 
 NamedArrays Optimizer::averages(const NamedArrays& parameters, mx::StreamOrDevice s) const {
   const Rule rule = definition().program.rule();
@@ -21,11 +60,9 @@ NamedArrays Optimizer::averages(const NamedArrays& parameters, mx::StreamOrDevic
     if (slots == slots_.end()) {
       continue;
     }
-    const auto& names = slots->second.names;
-    const size_t slot = std::find(names.begin(), names.end(), base) - names.begin();
-    const mx::array& z = slots->second.arrays.at(slot);
+    const mx::array& z = slots->second.arrays[find(slots->second, base).value()];
     check_operand(name, "parameter", average, z.shape());
-    const Combination& combination = assignment_->combinations[assignment_->of_names.at(name)];
+    const Combination& combination = assignment().combinations[assignment().of_names.at(name)];
     const Scalar& beta = combination.definition.hypers[position_of(rule, part)];
     const auto weight = static_cast<float>(1.0 - 1.0 / std::get<double>(beta));
     const mx::array w = mx::astype(average, mx::float32, s);

@@ -61,6 +61,9 @@ void check_operand(
     const mx::Shape& shape,
     const char* of = "parameter");
 
+/// True if the kernels read the slot in one dtype alone, as codes, scales and remainders.
+bool has_one_dtype(const SlotInfo& slot);
+
 /// Throws std::runtime_error if the running MLX is not the one that this library was built for.
 void check_mlx();
 
