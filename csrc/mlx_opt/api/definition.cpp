@@ -198,6 +198,11 @@ void check_cautious(std::string_view optimizer, const Values& values) {
   }
 }
 
+Program with_options(const Program& program, const Options& options) {
+  const Program with_masters = program.with(options.master_weights);
+  return options.rounding_seed ? with_masters.with_rounding(*options.rounding_seed) : with_masters;
+}
+
 } // namespace
 
 Definition definition(
@@ -224,12 +229,12 @@ Definition definition(
     if (own.hyperball && all["weight_decay"] != 0.0) {
       refuse(optimizer, "hyperball needs a weight_decay of 0");
     }
-    Program program = muon_program(own, stack_elements, formats).with(options.master_weights);
+    Program program = with_options(muon_program(own, stack_elements, formats), options);
     return {std::move(program), std::move(of_rule), true, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
   const Program program(rule, has_options(rule, all), nullptr, formats);
-  return {program.with(options.master_weights), std::move(of_rule), reads_rate, maximize};
+  return {with_options(program, options), std::move(of_rule), reads_rate, maximize};
 }
 
 std::vector<std::string_view> state_names(const Slots& slots) {

@@ -22,7 +22,7 @@ Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
   for (const Leaf& leaf : leaves) {
     const size_t kind = program.kind_of(*leaf.parameter);
-    auto& arrays = collected.add(kind, leaf.group).arrays;
+    auto& arrays = collected.add(kind, leaf.group, leaf.rounding_key).arrays;
     arrays.push_back(leaf.parameter);
     const Slots& slots = program.state_slots(*leaf.parameter);
     for (size_t k = 0; k < slots.size(); ++k) {

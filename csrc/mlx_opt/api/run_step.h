@@ -14,6 +14,7 @@ struct Leaf {
   mx::array* gradient;
   mx::array* state;
   uint16_t group = 0;
+  uint32_t rounding_key = 0; // see Program
 };
 
 /// The leaves that one program updates, and the scalars of their groups.

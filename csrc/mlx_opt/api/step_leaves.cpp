@@ -33,6 +33,7 @@ StepLeaves::StepLeaves(const Assignment& assignment) : assignment_(assignment) {
 void StepLeaves::add(size_t combination, const std::string& name, Leaf leaf) {
   const auto [place, group] = places_[combination];
   leaf.group = group;
+  leaf.rounding_key = programs_[place].program->rounding_key(name);
   programs_[place].leaves.push_back(leaf);
   names_[place].push_back(&name);
 }

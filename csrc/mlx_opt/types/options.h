@@ -1,6 +1,7 @@
 // What an Optimizer of the C++ interface stores, and does besides its rule.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -29,6 +30,11 @@ struct Options {
   /// slot "remainder" (uint16) of bfloat16 parameters the 16 bits that these lack; a parameter that
   /// is written keeps them. docs/master-weights.md.
   MasterWeights master_weights = MasterWeights::none;
+  /// If given, results in bfloat16 are rounded stochastically, and parameters keep their dtypes.
+  /// The random bits depend on this, the step, the parameter's name and the element's index alone,
+  /// and are Python's. It is not in the state. Not with master weights.
+  /// docs/stochastic-rounding.md.
+  std::optional<std::uint64_t> rounding_seed = std::nullopt;
 };
 
 } // namespace mlx_opt
