@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/api/ema_rate.h"
 #include "mlx_opt/api/named_values.h"
 #include "mlx_opt/types/text.h"
 
@@ -200,7 +201,9 @@ void check_cautious(std::string_view optimizer, const Values& values) {
 
 Program with_options(const Program& program, const Options& options) {
   const Program with_masters = program.with(options.master_weights);
-  return options.rounding_seed ? with_masters.with_rounding(*options.rounding_seed) : with_masters;
+  const Program rounding =
+      options.rounding_seed ? with_masters.with_rounding(*options.rounding_seed) : with_masters;
+  return options.ema.decay != 0.0 ? rounding.with_ema() : rounding;
 }
 
 } // namespace
@@ -222,6 +225,7 @@ Definition definition(
   check_decay(optimizer, rule, of_rule);
   const auto formats = formats_for(optimizer, options.state_dtypes);
   check_cautious(optimizer, all);
+  check(options.ema, optimizer);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;

@@ -6,6 +6,7 @@
 #include "mlx_opt/algorithms/muon_factors.h"
 #include "mlx_opt/api/accumulation.h"
 #include "mlx_opt/api/assignment.h"
+#include "mlx_opt/api/ema_rate.h"
 #include "mlx_opt/api/errors.h"
 #include "mlx_opt/api/step_leaves.h"
 #include "mlx_opt/graph/clip_scale.h"
@@ -66,7 +67,7 @@ Optimizer::Optimizer(
     std::optional<double> learning_rate,
     const std::vector<Group>& groups,
     const Options& options)
-    : learning_rate_(learning_rate) {
+    : learning_rate_(learning_rate), ema_(options.ema) {
   check_mlx();
   std::vector<std::string> names;
   for (const auto& [name, parameter] : parameters) {
@@ -125,8 +126,16 @@ NamedArrays Optimizer::without_frozen(NamedArrays gradients) const {
   return gradients;
 }
 
+void Optimizer::check_takes_gradients() const {
+  if (!evaluating_.expired()) {
+    throw std::runtime_error(
+        "mlx_opt: the parameters are averages: end the Evaluating before the next step");
+  }
+}
+
 void Optimizer::accumulate(
     NamedArrays gradients, std::optional<double> normalizer, mx::StreamOrDevice s) {
+  check_takes_gradients();
   add(pending_, without_frozen(std::move(gradients)), normalizer, s);
 }
 
@@ -136,6 +145,7 @@ void Optimizer::update(
     const Clip& clip,
     mx::StreamOrDevice s,
     std::optional<double> normalizer) {
+  check_takes_gradients();
   std::optional<mx::array> divisor;
   if (pending_.calls > 0 || normalizer) {
     Total total =
@@ -186,11 +196,14 @@ void Optimizer::update(
   if (skipped) {
     counters.push_back(&*skipped);
   }
-  const mx::array rate(learning_rate_.value_or(0.0f));
+  StepNumbers numbers{mx::array(learning_rate_.value_or(0.0f)), step};
+  if (definition().program.has_ema()) {
+    numbers.ema_rate = ema_rate(ema_, step, s);
+  }
   std::map<std::string, Arrays> kept, next_numbers; // after this step, and in it
   std::map<std::string, Arrays> sums;
   if (sums_over_all(definition().program.rule())) {
-    sums = leaves.sums(rate, step, kept_, scale, s);
+    sums = leaves.sums(numbers, kept_, scale, s);
   }
   for (const Combination& combination : assignment().combinations) {
     const std::string& key = combination.kept_key;
@@ -201,7 +214,8 @@ void Optimizer::update(
     auto hypers = combination.definition.hypers;
     std::copy(before->second.begin(), before->second.end(), hypers.end() - before->second.size());
     const Rule rule = combination.definition.program.rule();
-    Arrays& next = next_numbers[key] = next_kept(rule, hypers, rate, step, sums[key], s);
+    Arrays& next = next_numbers[key] =
+        next_kept(rule, hypers, numbers.learning_rate, step, sums[key], s);
     for (size_t i = 0; i < next.size(); ++i) {
       kept[key].push_back(
           clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next[i], before->second[i], s)
@@ -213,7 +227,7 @@ void Optimizer::update(
       counters.push_back(&number);
     }
   }
-  run_step(std::move(leaves).with_scalars(rate, step, next_numbers), scale, counters, s);
+  run_step(std::move(leaves).with_scalars(numbers, next_numbers), scale, counters, s);
   pending_ = {};
   ++attempts_;
   step_ = std::move(step);

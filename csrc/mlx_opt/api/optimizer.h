@@ -17,6 +17,24 @@ struct Assignment;
 struct Definition;
 struct SlotInfo;
 
+/// While it exists parameters are the averages of their weights, and their optimizer makes no step;
+/// then they are the very arrays that they were before. `Optimizer::evaluating` begins it. The
+/// parameters must exist as long.
+class MLX_OPT_API Evaluating {
+ public:
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+  ~Evaluating();
+
+ private:
+  friend class Optimizer;
+  Evaluating(NamedArrays& parameters, NamedArrays averages, std::shared_ptr<const bool> exists);
+
+  NamedArrays& parameters_;
+  NamedArrays before_;
+  std::shared_ptr<const bool> exists_; // that the optimizer watches
+};
+
 /// Updates named parameters, and keeps the state that this takes.
 ///
 ///   mlx_opt::Optimizer optimizer(parameters, mlx_opt::AdamW{.weight_decay = 0.1}, 1e-3);
@@ -66,7 +84,7 @@ class MLX_OPT_API Optimizer {
   /// Throws std::invalid_argument, with the parameter's name, where a gradient has no parameter or
   /// no state, or another shape than these, where a parameter has a dtype that needs other arrays
   /// of state than the one that the optimizer was made with, and if max_norm or normalizer is
-  /// negative; std::runtime_error if the device has no backend.
+  /// negative; std::runtime_error if the device has no backend, or in an Evaluating.
   void update(
       NamedArrays& parameters,
       NamedArrays gradients,
@@ -80,7 +98,7 @@ class MLX_OPT_API Optimizer {
   ///
   /// Throws std::invalid_argument, with the name, where a gradient has no state or another shape
   /// than the one before it, and if only some calls have a normalizer; std::runtime_error if the
-  /// device has no backend. Nothing has changed then.
+  /// device has no backend, or in an Evaluating. Nothing has changed then.
   void accumulate(
       NamedArrays gradients,
       std::optional<double> normalizer = std::nullopt,
@@ -131,6 +149,24 @@ class MLX_OPT_API Optimizer {
   /// Throws std::invalid_argument, with the name, for a parameter of another shape than its state.
   NamedArrays master_parameters(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
 
+  /// The averages of `Options::ema`, in float32: for each of the parameters given, which is its own
+  /// average until it has had a step. Those without a state are returned as they are. Lazy.
+  ///
+  /// Throws std::invalid_argument if the optimizer keeps no averages, and with the name for a
+  /// parameter of another shape than its state.
+  NamedArrays ema_parameters(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
+
+  /// Replaces parameters by their averages, in their dtypes, as long as the result exists:
+  ///
+  ///   {
+  ///     const auto averaged = optimizer.evaluating(parameters);
+  ///     ... // evaluate and save the model
+  ///   }
+  ///
+  /// Throws what `ema_parameters` throws, and std::runtime_error in another Evaluating of this
+  /// optimizer. The parameters are then as they were.
+  [[nodiscard]] Evaluating evaluating(NamedArrays& parameters, mx::StreamOrDevice s = {});
+
   /// The averages of parameters that such a rule as SGDScheduleFree trains, with which a model is
   /// evaluated and saved. Lazy. Parameters without a state are returned as they are.
   ///
@@ -170,11 +206,16 @@ class MLX_OPT_API Optimizer {
   /// The index of a slot in a parameter's arrays; none if it has no such slot.
   static std::optional<size_t> find(const SlotArrays& slots, std::string_view name);
 
+  /// Throws std::runtime_error in an Evaluating.
+  void check_takes_gradients() const;
+
   /// Throws std::invalid_argument, with its name, for a gradient of no parameter.
   NamedArrays without_frozen(NamedArrays gradients) const;
 
   std::shared_ptr<const Assignment> assignment_; // null after a move
   std::optional<float> learning_rate_;
+  Ema ema_;
+  std::weak_ptr<const bool> evaluating_;  // expired if there is none
   std::uint64_t attempts_ = 0;            // steps done and skipped
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;

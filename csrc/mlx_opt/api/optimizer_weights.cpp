@@ -48,6 +48,47 @@ NamedArrays Optimizer::master_parameters(
   return weights;
 }
 
+NamedArrays Optimizer::ema_parameters(const NamedArrays& parameters, mx::StreamOrDevice s) const {
+  if (!definition().program.has_ema()) {
+    reject("the optimizer has no ema, and so no averages");
+  }
+  NamedArrays averages = parameters;
+  for (auto& [name, average] : averages) {
+    if (const auto own = slots_.find(name); own != slots_.end()) {
+      const mx::array& ema = own->second.arrays[find(own->second, ema_slot().name).value()];
+      check_operand(name, "parameter", average, ema.shape(), "state");
+      average = mx::where(mx::isnan(ema, s), mx::astype(average, mx::float32, s), ema, s);
+    }
+  }
+  return averages;
+}
+
+Evaluating Optimizer::evaluating(NamedArrays& parameters, mx::StreamOrDevice s) {
+  check_takes_gradients();
+  NamedArrays averages = ema_parameters(parameters, s);
+  for (auto& [name, average] : averages) {
+    average = mx::astype(average, parameters.at(name).dtype(), s);
+  }
+  const auto exists = std::make_shared<const bool>(true);
+  evaluating_ = exists;
+  return {parameters, std::move(averages), exists};
+}
+
+Evaluating::Evaluating(
+    NamedArrays& parameters, NamedArrays averages, std::shared_ptr<const bool> exists)
+    : parameters_(parameters), before_(std::move(averages)), exists_(std::move(exists)) {
+  parameters_.swap(before_);
+}
+
+// A parameter that has been removed meanwhile is not restored.
+Evaluating::~Evaluating() {
+  for (auto& [name, parameter] : before_) {
+    if (const auto found = parameters_.find(name); found != parameters_.end()) {
+      found->second = std::move(parameter);
+    }
+  }
+}
+
 NamedArrays Optimizer::averages(const NamedArrays& parameters, mx::StreamOrDevice s) const {
   const Rule rule = definition().program.rule();
   const auto& [base, part] = description_of(rule).average;

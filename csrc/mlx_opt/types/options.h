@@ -21,6 +21,21 @@ struct StateDtypes {
   std::map<std::string, mlx::core::Dtype> of = {};
 };
 
+/// The decay of an average in its first steps; s: the number of steps that it averaged.
+enum class EmaWarmup {
+  none,
+  ratio, // at most (1 + s) / (10 + s)
+  power, // at most 1 - (1 + s)^-power
+};
+
+/// An exponential moving average of the weights: docs/ema.md.
+struct Ema {
+  double decay = 0.0; // in [0, 1); if it is 0 there is no average
+  EmaWarmup warmup = EmaWarmup::none;
+  double power = 2.0 / 3.0;       // of EmaWarmup::power; in (0, 1]
+  std::uint64_t update_after = 0; // steps that are not averaged
+};
+
 struct Options {
   StateDtypes state_dtypes = {};
   /// The float32 weights of parameters in bfloat16 and float16, which the rule updates; parameters
@@ -35,6 +50,9 @@ struct Options {
   /// and are Python's. It is not in the state. Not with master weights.
   /// docs/stochastic-rounding.md.
   std::optional<std::uint64_t> rounding_seed = std::nullopt;
+  /// The average of the parameters as they are stored, or of their master weights, in the slot
+  /// "ema" (float32). Not with a state in int8.
+  Ema ema = {};
 };
 
 } // namespace mlx_opt
