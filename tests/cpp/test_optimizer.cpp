@@ -265,7 +265,7 @@ TEST_CASE("gradients that cannot be added change nothing") {
     return message_of([&] { optimizer.accumulate(wrong, normalizer); });
   };
   CHECK(refusal("other", {}) == "mlx_opt: other: there is a gradient but no state");
-  CHECK(refusal("bias", {}) == "mlx_opt: bias: gradient (7,), the one before (3,)");
+  CHECK(refusal("bias", {}) == "mlx_opt: bias: gradient (7,), parameter (3,)");
   const std::string some =
       "normalizer: it must be given for all gradients that are added, or for none";
   CHECK(message_of([&] { optimizer.accumulate(gradients(), 2.0); }) == "mlx_opt: " + some);
@@ -273,6 +273,43 @@ TEST_CASE("gradients that cannot be added change nothing") {
       message_of([&] { optimizer.update(named, gradients(), {}, {}, 2.0); }) == "mlx_opt: " + some);
   CHECK(optimizer.accumulated() == 1);
   CHECK(optimizer.step() == 0);
+  Optimizer fresh(named, mlx_opt::SGD{}, 1.0);
+  CHECK(message_of([&] {
+          fresh.accumulate({{"bias", mx::ones({7})}});
+        }) == "mlx_opt: bias: gradient (7,), parameter (3,)");
+  CHECK(fresh.accumulated() == 0);
+}
+
+TEST_CASE("pending gradients that are not of their form are refused by name") {
+  const std::string entry = "mlx_opt.accumulated.";
+  Optimizer optimizer(parameters(), mlx_opt::SGD{}, 1.0);
+  optimizer.accumulate(gradients(), 2.0);
+  const auto before = optimizer.state();
+  const auto refusal = [&](const std::string& key, const mx::array& instead) {
+    auto state = before;
+    state.insert_or_assign(entry + key, instead);
+    return message_of([&] { optimizer.set_state(state); });
+  };
+  CHECK(
+      refusal("calls", mx::array(1)) ==
+      "mlx_opt: the state's \"mlx_opt.accumulated.calls\" must be an array of as many elements as "
+      "calls, got int32 of shape ()");
+  CHECK(
+      refusal("calls", mx::zeros({0}, mx::uint8)) ==
+      "mlx_opt: the state has \"mlx_opt.accumulated.gradients.bias\", but no call in "
+      "\"mlx_opt.accumulated.calls\"");
+  CHECK(
+      refusal("normalizer", mx::ones({2})) ==
+      "mlx_opt: the state's \"mlx_opt.accumulated.normalizer\" must be one real number, got "
+      "float32 of shape (2,)");
+  CHECK(refusal("gradients.bias", mx::ones({7})) == "mlx_opt: bias: gradient (7,), parameter (3,)");
+  CHECK(
+      refusal("gradients.bias", mx::ones({3}, mx::int32)) ==
+      "mlx_opt: bias: gradient must be float32, float16 or bfloat16, got int32");
+  CHECK(
+      refusal("gradients.other", mx::ones({7})) ==
+      "mlx_opt: other: there is a gradient but no state");
+  CHECK(equal(optimizer.state(), before));
 }
 
 TEST_CASE("elements are clipped after the norm's scale") {

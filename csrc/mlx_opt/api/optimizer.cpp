@@ -99,7 +99,11 @@ Optimizer::Optimizer(
       const Program& program = combination.definition.program;
       check_remainder(program, name, parameter);
       slots_.emplace(
-          name, SlotArrays{&program.state_slots(parameter), initial_state(program, parameter)});
+          name,
+          SlotArrays{
+              parameter.shape(),
+              &program.state_slots(parameter),
+              initial_state(program, parameter)});
     }
   }
 }
@@ -115,7 +119,7 @@ const Definition& Optimizer::definition() const {
   return assignment().combinations[0].definition;
 }
 
-NamedArrays Optimizer::without_frozen(NamedArrays gradients) const {
+NamedArrays Optimizer::trained(NamedArrays gradients) const {
   std::erase_if(gradients, [&](const auto& gradient) {
     const auto combination = assignment().of_names.find(gradient.first);
     if (combination == assignment().of_names.end()) {
@@ -123,6 +127,9 @@ NamedArrays Optimizer::without_frozen(NamedArrays gradients) const {
     }
     return assignment().combinations[combination->second].frozen;
   });
+  for (const auto& [name, gradient] : gradients) {
+    check_operand(name, "gradient", gradient, slots_.at(name).shape);
+  }
   return gradients;
 }
 
@@ -136,7 +143,7 @@ void Optimizer::check_takes_gradients() const {
 void Optimizer::accumulate(
     NamedArrays gradients, std::optional<double> normalizer, mx::StreamOrDevice s) {
   check_takes_gradients();
-  add(pending_, without_frozen(std::move(gradients)), normalizer, s);
+  add(pending_, trained(std::move(gradients)), normalizer, s);
 }
 
 void Optimizer::update(
@@ -148,8 +155,7 @@ void Optimizer::update(
   check_takes_gradients();
   std::optional<mx::array> divisor;
   if (pending_.calls > 0 || normalizer) {
-    Total total =
-        total_of(pending_, without_frozen(std::move(gradients)), parameters, normalizer, s);
+    Total total = total_of(pending_, trained(std::move(gradients)), parameters, normalizer, s);
     gradients = std::move(total.gradients);
     divisor = std::move(total.divisor);
   }

@@ -97,7 +97,7 @@ class MLX_OPT_API Optimizer {
   /// float32 to add up in float32. They are in the state. Those of frozen parameters are left out.
   ///
   /// Throws std::invalid_argument, with the name, where a gradient has no state or another shape
-  /// than the one before it, and if only some calls have a normalizer; std::runtime_error if the
+  /// than its parameter, and if only some calls have a normalizer; std::runtime_error if the
   /// device has no backend, or in an Evaluating. Nothing has changed then.
   void accumulate(
       NamedArrays gradients,
@@ -196,6 +196,7 @@ class MLX_OPT_API Optimizer {
 
  private:
   struct SlotArrays {
+    mx::Shape shape;                           // of the parameter
     const std::vector<const SlotInfo*>* slots; // the program's
     Arrays arrays;
   };
@@ -209,8 +210,9 @@ class MLX_OPT_API Optimizer {
   /// Throws std::runtime_error in an Evaluating.
   void check_takes_gradients() const;
 
-  /// Throws std::invalid_argument, with its name, for a gradient of no parameter.
-  NamedArrays without_frozen(NamedArrays gradients) const;
+  /// The gradients without those of frozen parameters. Throws std::invalid_argument, with its name,
+  /// for one of no parameter, or of another shape.
+  NamedArrays trained(NamedArrays gradients) const;
 
   std::shared_ptr<const Assignment> assignment_; // null after a move
   std::optional<float> learning_rate_;

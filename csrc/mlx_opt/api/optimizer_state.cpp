@@ -141,7 +141,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
   PendingGradients pending = take_pending(rest);
-  pending.gradients = without_frozen(std::move(pending.gradients));
+  pending.gradients = trained(std::move(pending.gradients));
   auto kept = kept_;
   const auto infos = kept_by(definition().program.rule());
   for (auto& [key, numbers] : kept) {
