@@ -20,6 +20,7 @@ namespace {
 struct Case {
   mlx_opt::Hyperparameters hypers;
   mlx_opt::Options options = {};
+  std::optional<double> loss_scale = std::nullopt;
 };
 
 // As in test_cpp.py; each with a learning rate of 0.01, except relative steps.
@@ -48,6 +49,7 @@ const std::map<std::string, Case> cases = {
     {"AdamW with stochastic rounding", {mlx_opt::AdamW{}, {.rounding_seed = 11}}},
     {"Muon with stochastic rounding",
      {mlx_opt::Muon{}, {.rounding_seed = 11, .ema = {.decay = 0.9}}}},
+    {"AdamW with a loss scale", {mlx_opt::AdamW{}, {}, 1024.0}},
     {"AdamW in int8", {mlx_opt::AdamW{}, {.state_dtypes = {.all = mx::int8}}}},
 };
 
@@ -62,8 +64,9 @@ void run(const std::string& name, const std::filesystem::path& folder, int first
   if (name != "Adafactor") {
     learning_rate = 0.01;
   }
-  const auto& [hypers, options] = cases.at(name);
+  const auto& [hypers, options, loss_scale] = cases.at(name);
   mlx_opt::Optimizer optimizer(parameters, hypers, learning_rate, {}, options);
+  optimizer.set_loss_scale(loss_scale);
   const auto state = folder / "state.safetensors";
   if (std::filesystem::exists(state)) {
     optimizer.load(state);

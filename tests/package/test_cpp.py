@@ -104,6 +104,11 @@ def steps(package, mlx_root, tmp_path_factory):
     return build_with_pkg_config(HERE / "steps.cpp", program, package, mlx_root)
 
 
+def with_loss_scale(optimizer, value):
+    optimizer.loss_scale = value
+    return optimizer
+
+
 OPTIMIZERS = {
     "AdamW": lambda: mlx_opt.AdamW(0.01, weight_decay=0.1),
     "Lion": lambda: mlx_opt.Lion(0.01),
@@ -130,6 +135,7 @@ OPTIMIZERS = {
     "Muon with stochastic rounding": lambda: mlx_opt.Muon(
         0.01, stochastic_rounding=True, rounding_seed=11, ema_decay=0.9
     ),
+    "AdamW with a loss scale": lambda: with_loss_scale(mlx_opt.AdamW(0.01), 1024.0),
     "AdamW in int8": lambda: mlx_opt.AdamW(0.01, state_dtype="int8"),
 }
 OF_BFLOAT16 = {

@@ -6,11 +6,11 @@
 #include "mlx_opt/algorithms/muon_factors.h"
 #include "mlx_opt/api/accumulation.h"
 #include "mlx_opt/api/assignment.h"
+#include "mlx_opt/api/clipped.h"
 #include "mlx_opt/api/ema_rate.h"
 #include "mlx_opt/api/errors.h"
+#include "mlx_opt/api/loss_scale.h"
 #include "mlx_opt/api/step_leaves.h"
-#include "mlx_opt/graph/clip_scale.h"
-#include "mlx_opt/graph/norm.h"
 #include "mlx_opt/step/kept.h"
 #include "mlx_opt/types/text.h"
 #include "mlx_opt/version.h"
@@ -52,11 +52,53 @@ void check_slots(
   }
 }
 
-mx::array one_more_unless_finite(
-    const std::optional<mx::array>& count, const mx::array& norm, mx::StreamOrDevice s) {
+mx::array one_more_unless(
+    const mx::array& finite, const std::optional<mx::array>& count, mx::StreamOrDevice s) {
   const mx::array one(std::uint64_t{1});
   const mx::array before = count.value_or(mx::array(std::uint64_t{0}));
-  return mx::where(mx::isfinite(norm, s), before, mx::add(before, one, s), s);
+  return mx::where(finite, before, mx::add(before, one, s), s);
+}
+
+// The numbers that a rule keeps, by the keys of combinations.
+using Numbers = std::map<std::string, Arrays>;
+
+// Those of a step. `before`: of the one before it.
+Numbers next_numbers(
+    const Assignment& assignment,
+    const Numbers& before,
+    const StepNumbers& numbers,
+    const Numbers& sums,
+    mx::StreamOrDevice s) {
+  Numbers all;
+  for (const Combination& combination : assignment.combinations) {
+    const std::string& key = combination.kept_key;
+    const auto own = before.find(key);
+    if (own == before.end() || all.contains(key)) {
+      continue;
+    }
+    auto hypers = combination.definition.hypers;
+    std::copy(own->second.begin(), own->second.end(), hypers.end() - own->second.size());
+    const auto of_key = sums.find(key);
+    all[key] = next_kept(
+        combination.definition.program.rule(),
+        hypers,
+        numbers.learning_rate,
+        numbers.step,
+        of_key == sums.end() ? Arrays{} : of_key->second,
+        s);
+  }
+  return all;
+}
+
+// `next` if the step is applied, else `before`.
+Numbers chosen(
+    const mx::array& applied, Numbers next, const Numbers& before, mx::StreamOrDevice s) {
+  for (auto& [key, own] : next) {
+    for (size_t i = 0; i < own.size(); ++i) {
+      own[i] = mx::where(applied, own[i], before.at(key)[i], s);
+    }
+  }
+  return next;
 }
 
 } // namespace
@@ -149,7 +191,7 @@ void Optimizer::accumulate(
 void Optimizer::update(
     NamedArrays& parameters,
     NamedArrays gradients,
-    const Clip& clip,
+    Clip clip,
     mx::StreamOrDevice s,
     std::optional<double> normalizer) {
   check_takes_gradients();
@@ -175,24 +217,19 @@ void Optimizer::update(
     }
   }
   leaves.check(s);
-  check(clip);
-  std::optional<mx::array> norm = grad_norm_, skipped = skipped_;
-  std::optional<GradientScale> scale;
-  if (clip.max_value) {
-    scale = {mx::array(1.0f), false, mx::array(static_cast<float>(*clip.max_value))};
+  if (loss_scale_) {
+    const mx::array& value = loss_scale_->value;
+    divisor = divisor ? mx::multiply(value, *divisor, s) : value;
+    clip.skip_nonfinite = true;
   }
-  if (clip.max_norm || clip.skip_nonfinite) {
-    norm = global_norm(leaves.gradients(), s);
-    norm = divisor ? mx::divide(*norm, *divisor, s) : norm;
-    scale = gradient_scale(*norm, clip, s);
-    begin_scale(scale->value);
-    if (clip.skip_nonfinite) {
-      skipped = one_more_unless_finite(skipped, *norm, s);
-    }
+  const Clipped clipped = mlx_opt::clipped(clip, leaves.gradients(), divisor, s);
+  std::optional<mx::array> skipped = skipped_;
+  std::optional<LossScale> loss_scale;
+  if (clipped.finite) {
+    skipped = one_more_unless(*clipped.finite, skipped_, s);
   }
-  if (divisor) {
-    scale = scale ? scale : GradientScale{mx::array(1.0f)};
-    scale->value = mx::divide(scale->value, *divisor, s);
+  if (loss_scale_) {
+    loss_scale = after_step(*loss_scale_, *clipped.finite, s);
   }
   mx::array step(attempts_ + 1);
   if (skipped) {
@@ -202,42 +239,30 @@ void Optimizer::update(
   if (skipped) {
     counters.push_back(&*skipped);
   }
+  if (loss_scale) {
+    counters.insert(counters.end(), {&loss_scale->value, &loss_scale->steps});
+  }
   StepNumbers numbers{mx::array(learning_rate_.value_or(0.0f)), step};
   if (definition().program.has_ema()) {
     numbers.ema_rate = ema_rate(ema_, step, s);
   }
-  std::map<std::string, Arrays> kept, next_numbers; // after this step, and in it
-  std::map<std::string, Arrays> sums;
+  Numbers sums;
   if (sums_over_all(definition().program.rule())) {
-    sums = leaves.sums(numbers, kept_, scale, s);
+    sums = leaves.sums(numbers, kept_, clipped.scale, s);
   }
-  for (const Combination& combination : assignment().combinations) {
-    const std::string& key = combination.kept_key;
-    const auto before = kept_.find(key);
-    if (before == kept_.end() || kept.contains(key)) {
-      continue;
-    }
-    auto hypers = combination.definition.hypers;
-    std::copy(before->second.begin(), before->second.end(), hypers.end() - before->second.size());
-    const Rule rule = combination.definition.program.rule();
-    Arrays& next = next_numbers[key] =
-        next_kept(rule, hypers, numbers.learning_rate, step, sums[key], s);
-    for (size_t i = 0; i < next.size(); ++i) {
-      kept[key].push_back(
-          clip.skip_nonfinite ? mx::where(mx::isfinite(*norm, s), next[i], before->second[i], s)
-                              : next[i]);
-    }
-  }
-  for (auto& [key, numbers] : kept) {
-    for (mx::array& number : numbers) {
+  const Numbers next = next_numbers(assignment(), kept_, numbers, sums, s);
+  Numbers kept = clipped.finite ? chosen(*clipped.finite, next, kept_, s) : next;
+  for (auto& [key, own] : kept) {
+    for (mx::array& number : own) {
       counters.push_back(&number);
     }
   }
-  run_step(std::move(leaves).with_scalars(numbers, next_numbers), scale, counters, s);
+  run_step(std::move(leaves).with_scalars(numbers, next), clipped.scale, counters, s);
   pending_ = {};
   ++attempts_;
   step_ = std::move(step);
-  grad_norm_ = std::move(norm);
+  grad_norm_ = clipped.norm ? clipped.norm : grad_norm_;
+  loss_scale_ = std::move(loss_scale);
   skipped_ = std::move(skipped);
   kept_ = std::move(kept);
 }

@@ -88,7 +88,7 @@ class MLX_OPT_API Optimizer {
   void update(
       NamedArrays& parameters,
       NamedArrays gradients,
-      const Clip& clip = {},
+      Clip clip = {},
       mx::StreamOrDevice s = {},
       std::optional<double> normalizer = std::nullopt);
 
@@ -131,12 +131,24 @@ class MLX_OPT_API Optimizer {
     learning_rate_ = static_cast<float>(learning_rate);
   }
 
+  /// The factor by which the program multiplies the loss, against underflow in float16:
+  /// Micikevicius et al., arXiv:1710.03740. 0-d, float32, lazy; none until it is set. A step
+  /// divides the gradients by it, before max_norm and grad_norm, and is skipped where their norm is
+  /// not finite. The scale is then halved; it is doubled after 2000 steps in a row that were not
+  /// skipped, and stays from 2^-24 to 2^24. It is in the state.
+  std::optional<mx::array> loss_scale() const;
+
+  /// For the next steps; none turns it off. Throws std::invalid_argument if it is not in that
+  /// range.
+  void set_loss_scale(std::optional<double> value);
+
   /// The state as mlx.utils.tree_flatten gives that of Python's optimizer: "step" (uint64, 0-d),
   /// "learning_rate" (float32, 0-d) if there is one, the numbers that the rule keeps, as NAdam does
   /// "mu_product" (float32, 0-d), with those of groups as "mlx_opt.groups.NAME.mu_product", and for
   /// each parameter its arrays, "layers.0.weight.m"; and, once they were asked for,
-  /// "mlx_opt.grad_norm" (float32, 0-d) and "mlx_opt.skipped" (uint64, 0-d), and what is pending
-  /// under "mlx_opt.accumulated".
+  /// "mlx_opt.grad_norm" (float32, 0-d) and "mlx_opt.skipped" (uint64, 0-d), "mlx_opt.loss_scale"
+  /// (float32, 0-d) and "mlx_opt.steps_at_loss_scale" (uint32, 0-d), and what is pending under
+  /// "mlx_opt.accumulated".
   NamedArrays state() const;
 
   /// All arrays of the state, without their names: what mx::eval takes.
@@ -173,9 +185,9 @@ class MLX_OPT_API Optimizer {
   /// Throws std::invalid_argument if the rule does not average.
   NamedArrays averages(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
 
-  /// Takes a state of that form; "mlx_opt.grad_norm" and "mlx_opt.skipped" may be missing, or be in
-  /// the root as earlier versions had them, and a learning rate that
-  /// is not used.
+  /// Takes a state of that form. The entries that are there only once they were asked for may be
+  /// missing; "mlx_opt.grad_norm" and "mlx_opt.skipped" may be in the root as earlier versions had
+  /// them, and a learning rate that is not used may be there.
   ///
   /// Throws std::invalid_argument with the name of the array that is missing, not known, or not of
   /// the shape or dtype that it must be. State arrays are float32, float16 or bfloat16.
@@ -222,6 +234,7 @@ class MLX_OPT_API Optimizer {
   mx::array step_ = mx::array(attempts_); // those done
   std::optional<mx::array> skipped_;
   std::optional<mx::array> grad_norm_;
+  std::optional<LossScale> loss_scale_;
   PendingGradients pending_;
   std::map<std::string, Arrays> kept_; // the rule's numbers, by the keys of combinations
   std::map<std::string, SlotArrays> slots_;

@@ -7,6 +7,7 @@
 #include "mlx_opt/api/accumulation.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/errors.h"
+#include "mlx_opt/api/loss_scale.h"
 #include "mlx_opt/api/optimizer.h"
 #include "mlx_opt/api/run_step.h"
 #include "mlx_opt/step/kept.h"
@@ -18,6 +19,8 @@ namespace {
 // What mlx.optimizers does not have stands under one reserved name, as in Python.
 constexpr const char* grad_norm_key = "mlx_opt.grad_norm";
 constexpr const char* skipped_key = "mlx_opt.skipped";
+constexpr const char* loss_scale_key = "mlx_opt.loss_scale";
+constexpr const char* loss_scale_steps_key = "mlx_opt.steps_at_loss_scale";
 
 std::string key_of(const std::string& parameter, std::string_view name) {
   return parameter + "." + std::string(name);
@@ -64,6 +67,18 @@ std::uint64_t number(const std::optional<mx::array>& count) {
   return count ? mx::array(*count).item<std::uint64_t>() : 0;
 }
 
+// Python has no number of steps until the scale has had one.
+std::optional<LossScale> take_loss_scale(NamedArrays& state) {
+  auto value = take_scalar_if_any(state, loss_scale_key, false);
+  auto steps = take_scalar_if_any(state, loss_scale_steps_key, true);
+  if (!value) {
+    return std::nullopt;
+  }
+  const mx::array none(std::uint32_t{0});
+  return LossScale{
+      std::move(*value), steps ? mx::astype(*steps, mx::uint32, mx::Device::cpu) : none};
+}
+
 // Where the state has a number that the rule keeps. `key`: a combination's, empty for the
 // optimizer's own.
 std::string key_of_kept(const std::string& key, const char* name) {
@@ -82,6 +97,16 @@ std::optional<mx::array> Optimizer::grad_norm() const {
   return grad_norm_;
 }
 
+std::optional<mx::array> Optimizer::loss_scale() const {
+  assignment();
+  return loss_scale_ ? std::optional(loss_scale_->value) : std::nullopt;
+}
+
+void Optimizer::set_loss_scale(std::optional<double> value) {
+  assignment();
+  loss_scale_ = value ? std::optional(first_loss_scale(*value)) : std::nullopt;
+}
+
 NamedArrays Optimizer::state() const {
   NamedArrays state = {{"step", step_}};
   if (learning_rate_) {
@@ -92,6 +117,10 @@ NamedArrays Optimizer::state() const {
   }
   if (skipped_) {
     state.emplace(skipped_key, *skipped_);
+  }
+  if (loss_scale_) {
+    state.emplace(loss_scale_key, loss_scale_->value);
+    state.emplace(loss_scale_steps_key, loss_scale_->steps);
   }
   write_state(pending_, state);
   const auto kept = kept_by(definition().program.rule());
@@ -115,6 +144,9 @@ Arrays Optimizer::values() const {
     if (x) {
       values.push_back(*x);
     }
+  }
+  if (loss_scale_) {
+    values.insert(values.end(), {loss_scale_->value, loss_scale_->steps});
   }
   for (const auto& [name, gradient] : pending_.gradients) {
     values.push_back(gradient);
@@ -140,6 +172,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   move_former_entries(rest);
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
+  auto loss_scale = take_loss_scale(rest);
   PendingGradients pending = take_pending(rest);
   pending.gradients = trained(std::move(pending.gradients));
   auto kept = kept_;
@@ -149,6 +182,9 @@ void Optimizer::set_state(const NamedArrays& state) {
       numbers[i] = take_scalar(rest, key_of_kept(key, infos[i].name), false);
       arrays.push_back(numbers[i]);
     }
+  }
+  if (loss_scale) {
+    arrays.insert(arrays.end(), {loss_scale->value, loss_scale->steps});
   }
   for (const auto& x : {learning_rate, grad_norm, skipped}) {
     if (x) {
@@ -185,6 +221,7 @@ void Optimizer::set_state(const NamedArrays& state) {
   learning_rate_ = learning_rate ? std::optional(learning_rate->item<float>()) : std::nullopt;
   skipped_ = std::move(skipped);
   grad_norm_ = std::move(grad_norm);
+  loss_scale_ = std::move(loss_scale);
   kept_ = std::move(kept);
   pending_ = std::move(pending);
   slots_ = std::move(slots);
