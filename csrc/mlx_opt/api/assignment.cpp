@@ -84,15 +84,17 @@ Combination combine(
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
   std::vector<int> split;
+  std::optional<Options> own_options;
   bool frozen = false;
   for (const Group* group : groups) {
+    own_options = own_options ? own_options : group->options;
     values.insert(group->hypers.begin(), group->hypers.end());
     rate = rate ? rate : group->learning_rate;
     scale = scale ? scale : group->learning_rate_scale;
     frozen |= group->frozen;
     split = split.empty() ? group->split : split;
   }
-  Combination combination{definition(hypers, values, options), std::nullopt};
+  Combination combination{definition(hypers, values, own_options.value_or(options)), std::nullopt};
   combination.kept_key = kept_key(groups, combination.definition.program.rule());
   if (scale && !combination.definition.uses_learning_rate) {
     reject("a group has a learning_rate_scale, but its step does not read the learning rate");

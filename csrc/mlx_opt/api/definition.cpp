@@ -234,11 +234,11 @@ Definition definition(
       refuse(optimizer, "hyperball needs a weight_decay of 0");
     }
     Program program = with_options(muon_program(own, stack_elements, formats), options);
-    return {std::move(program), std::move(of_rule), true, maximize};
+    return {std::move(program), std::move(of_rule), true, options.ema, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
   const Program program(rule, has_options(rule, all), nullptr, formats);
-  return {with_options(program, options), std::move(of_rule), reads_rate, maximize};
+  return {with_options(program, options), std::move(of_rule), reads_rate, options.ema, maximize};
 }
 
 std::vector<std::string_view> state_names(const Slots& slots) {

@@ -15,6 +15,7 @@ struct Definition {
   Program program;
   std::vector<Scalar> hypers; // in the rule's order
   bool uses_learning_rate;
+  Ema ema = {};          // if the program has an average
   bool maximize = false; // if true, the step ascends: it takes the negative of the gradients
 };
 

@@ -7,7 +7,6 @@
 #include "mlx_opt/api/accumulation.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/clipped.h"
-#include "mlx_opt/api/ema_rate.h"
 #include "mlx_opt/api/errors.h"
 #include "mlx_opt/api/loss_scale.h"
 #include "mlx_opt/api/step_leaves.h"
@@ -109,7 +108,7 @@ Optimizer::Optimizer(
     std::optional<double> learning_rate,
     const std::vector<Group>& groups,
     const Options& options)
-    : learning_rate_(learning_rate), ema_(options.ema) {
+    : learning_rate_(learning_rate) {
   check_mlx();
   std::vector<std::string> names;
   for (const auto& [name, parameter] : parameters) {
@@ -242,10 +241,7 @@ void Optimizer::update(
   if (loss_scale) {
     counters.insert(counters.end(), {&loss_scale->value, &loss_scale->steps});
   }
-  StepNumbers numbers{mx::array(learning_rate_.value_or(0.0f)), step};
-  if (definition().program.has_ema()) {
-    numbers.ema_rate = ema_rate(ema_, step, s);
-  }
+  const StepNumbers numbers{mx::array(learning_rate_.value_or(0.0f)), step, s};
   Numbers sums;
   if (sums_over_all(definition().program.rule())) {
     sums = leaves.sums(numbers, kept_, clipped.scale, s);

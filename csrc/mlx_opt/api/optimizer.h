@@ -53,8 +53,9 @@ class MLX_OPT_API Optimizer {
   /// noted; the state begins as `initial_state` makes it. `learning_rate`: only Adafactor with
   /// relative_step, which does not use it, can do without.
   ///
-  /// `groups`: of parameters with hyperparameters of their own. `options`: of all parameters; a
-  /// state that `set_state` takes has the dtypes of `state_dtypes` from the next step on.
+  /// `groups`: of parameters with hyperparameters of their own. `options`: of parameters whose
+  /// groups have none; a state that `set_state` takes has the dtypes of `state_dtypes` from the
+  /// next step on.
   ///
   /// Throws std::invalid_argument for a hyperparameter out of its range, for a parameter of another
   /// dtype, for a learning rate that is missing, for a dtype that no state has, for a group that
@@ -162,7 +163,7 @@ class MLX_OPT_API Optimizer {
   NamedArrays master_parameters(const NamedArrays& parameters, mx::StreamOrDevice s = {}) const;
 
   /// The averages of `Options::ema`, in float32: for each of the parameters given, which is its own
-  /// average until it has had a step. Those without a state are returned as they are. Lazy.
+  /// average until it has had a step. Those that have none are returned as they are. Lazy.
   ///
   /// Throws std::invalid_argument if the optimizer keeps no averages, and with the name for a
   /// parameter of another shape than its state.
@@ -228,7 +229,6 @@ class MLX_OPT_API Optimizer {
 
   std::shared_ptr<const Assignment> assignment_; // null after a move
   std::optional<float> learning_rate_;
-  Ema ema_;
   std::weak_ptr<const bool> evaluating_;  // expired if there is none
   std::uint64_t attempts_ = 0;            // steps done and skipped
   mx::array step_ = mx::array(attempts_); // those done

@@ -1,4 +1,6 @@
 // What an optimizer has in the place of the parameters that it updates.
+#include <algorithm>
+
 #include "mlx/ops.h"
 #include "mlx_opt/api/assignment.h"
 #include "mlx_opt/api/errors.h"
@@ -49,13 +51,18 @@ NamedArrays Optimizer::master_parameters(
 }
 
 NamedArrays Optimizer::ema_parameters(const NamedArrays& parameters, mx::StreamOrDevice s) const {
-  if (!definition().program.has_ema()) {
+  const auto& combinations = assignment().combinations;
+  if (std::none_of(combinations.begin(), combinations.end(), [](const Combination& combination) {
+        return combination.definition.program.has_ema();
+      })) {
     reject("the optimizer has no ema, and so no averages");
   }
   NamedArrays averages = parameters;
   for (auto& [name, average] : averages) {
-    if (const auto own = slots_.find(name); own != slots_.end()) {
-      const mx::array& ema = own->second.arrays[find(own->second, ema_slot().name).value()];
+    const auto own = slots_.find(name);
+    const auto slot = own == slots_.end() ? std::nullopt : find(own->second, ema_slot().name);
+    if (slot) {
+      const mx::array& ema = own->second.arrays[*slot];
       check_operand(name, "parameter", average, ema.shape(), "state");
       average = mx::where(mx::isnan(ema, s), mx::astype(average, mx::float32, s), ema, s);
     }

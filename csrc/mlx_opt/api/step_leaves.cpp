@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "mlx/ops.h"
+#include "mlx_opt/api/ema_rate.h"
 
 namespace mlx_opt {
 namespace {
 
 bool is_same(const ProgramLeaves& a, const Definition& b) {
-  return a.program->rule() == b.program.rule() && a.program->operands(0) == b.program.operands(0) &&
-         a.program->stores_like(b.program) && a.maximize == b.maximize;
+  return a.program->is_like(b.program) && a.maximize == b.maximize;
 }
 
 } // namespace
@@ -100,8 +100,9 @@ void StepLeaves::add_scalars(
       const Arrays& own = found->second;
       std::copy(own.begin(), own.end(), scalars.hypers.end() - own.size());
     }
-    if (numbers.ema_rate) {
-      scalars.hypers.push_back(*numbers.ema_rate);
+    const Definition& definition = combination.definition;
+    if (definition.program.has_ema()) {
+      scalars.hypers.push_back(ema_rate(definition.ema, numbers.step, numbers.stream));
     }
     programs[places_[i].program].groups.push_back(std::move(scalars));
   }

@@ -14,8 +14,7 @@ namespace mlx_opt {
 struct StepNumbers {
   mx::array learning_rate;
   mx::array step; // its number, from 1
-  /// What the averages of the weights move by, if there are any.
-  std::optional<Scalar> ema_rate = std::nullopt;
+  mx::StreamOrDevice stream;
 };
 
 class StepLeaves {

@@ -260,9 +260,10 @@ bool has_master(const Slots& slots) {
   });
 }
 
-bool Program::stores_like(const Program& other) const {
+bool Program::is_like(const Program& other) const {
   const auto alike = [](const SlotInfo* a, const SlotInfo* b) { return a->format == b->format; };
-  if (kinds() != other.kinds()) {
+  if (rule_ != other.rule_ || masters_ != other.masters_ || has_ema_ != other.has_ema_ ||
+      rounding_seed_ != other.rounding_seed_ || kinds() != other.kinds()) {
     return false;
   }
   for (size_t kind = 0; kind < slots_.size(); ++kind) {

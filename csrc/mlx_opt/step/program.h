@@ -86,8 +86,8 @@ class MLX_OPT_API Program {
     return keeps_parameter_;
   }
 
-  /// True if the slots of both programs of one rule are stored alike.
-  bool stores_like(const Program& other) const;
+  /// True if one step can update the leaves of both programs, whose compositions are the same.
+  bool is_like(const Program& other) const;
 
   MasterWeights masters() const {
     return masters_;
