@@ -36,6 +36,7 @@ struct Ema {
   std::uint64_t update_after = 0; // steps that are not averaged
 };
 
+/// What an Optimizer, or a Group of its parameters, stores and does besides the rule.
 struct Options {
   StateDtypes state_dtypes = {};
   /// The float32 weights of parameters in bfloat16 and float16, which the rule updates; parameters
