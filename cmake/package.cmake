@@ -7,7 +7,8 @@ install(TARGETS mlx_opt EXPORT mlx_optTargets LIBRARY DESTINATION ${part} COMPON
 install(EXPORT mlx_optTargets NAMESPACE mlx_opt:: DESTINATION ${part}/cmake COMPONENT part)
 
 set(headers mlx_opt api/functions api/optimizer graph/clip_scale graph/norm types/arrays types/clipping
-            types/coefficients types/export types/group types/hyperparameters types/named_arrays)
+            types/coefficients types/export types/group types/hyperparameters types/master_weights
+            types/named_arrays types/options)
 foreach(header IN LISTS headers)
   cmake_path(GET header PARENT_PATH folder)
   install(FILES ${PROJECT_SOURCE_DIR}/csrc/mlx_opt/${header}.h DESTINATION include/mlx_opt/${folder})

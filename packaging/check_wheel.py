@@ -38,7 +38,9 @@ HEADERS = {
     "types/export",
     "types/group",
     "types/hyperparameters",
+    "types/master_weights",
     "types/named_arrays",
+    "types/options",
     "version",
 }
 FILES = {

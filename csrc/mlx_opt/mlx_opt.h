@@ -8,4 +8,5 @@
 #include "mlx_opt/types/clipping.h"
 #include "mlx_opt/types/group.h"
 #include "mlx_opt/types/hyperparameters.h"
+#include "mlx_opt/types/options.h"
 #include "mlx_opt/version.h"

@@ -2,13 +2,9 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 
-#include <unistd.h>
-
+#include "file.h"
 #include "mlx/mlx.h"
 #include "optimizers.h"
 #include "trees.h"
@@ -17,36 +13,6 @@ namespace mx = mlx::core;
 using mlx_opt::NamedArrays;
 using mlx_opt::Optimizer;
 using namespace trees;
-
-namespace {
-
-// A file that is gone at the end of the test.
-class File {
- public:
-  explicit File(const std::string& name)
-      : path_("/tmp/mlx_opt_" + std::to_string(getpid()) + "_" + name + ".safetensors") {}
-  ~File() {
-    std::remove(path_.c_str());
-  }
-
-  const std::string& path() const {
-    return path_;
-  }
-
-  std::string bytes() const {
-    std::ifstream in(path_, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
-
-  void write(const std::string& bytes) const {
-    std::ofstream(path_, std::ios::binary) << bytes;
-  }
-
- private:
-  std::string path_;
-};
-
-} // namespace
 
 TEST_CASE("a training goes on from its checkpoint as if it had not stopped") {
   for (const auto& [name, hypers] : optimizers::all()) {

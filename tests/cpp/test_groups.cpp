@@ -196,6 +196,64 @@ TEST_CASE("a state goes to an optimizer with the same groups and back") {
   CHECK(equal(other.state(), optimizer.state()));
 }
 
+TEST_CASE("a group has options of its own") {
+  using mlx_opt::MasterWeights;
+  using mlx_opt::Options;
+  NamedArrays halves, slopes;
+  for (const auto& [name, x] : parameters()) {
+    halves.emplace(name, mx::astype(x, mx::bfloat16));
+    slopes.emplace(name, mx::astype(gradients().at(name), mx::bfloat16));
+  }
+  const Options all[] = {
+      {},
+      {.state_dtypes = {.all = mx::float32}},
+      {.master_weights = MasterWeights::float32},
+      {.master_weights = MasterWeights::remainder, .ema = {.decay = 0.5}},
+      {.rounding_seed = 1},
+      {.rounding_seed = 2, .ema = {.decay = 0.75, .warmup = mlx_opt::EmaWarmup::ratio}}};
+  for (const auto& [name, hypers] : optimizers::all()) {
+    for (const Options& base : all) {
+      for (const Options& of_bias : all) {
+        CAPTURE(name);
+        auto grouped = halves, bias = only(halves, "bias");
+        auto weight = only(halves, "layers.0.weight");
+        const Group group{.match = {"bias"}, .options = of_bias};
+        Optimizer optimizer(grouped, hypers, 1e-3, {group}, base);
+        Optimizer first(bias, hypers, 1e-3, {}, of_bias), second(weight, hypers, 1e-3, {}, base);
+        for (int step = 0; step < 3; ++step) {
+          optimizer.update(grouped, slopes);
+          first.update(bias, only(slopes, "bias"));
+          second.update(weight, only(slopes, "layers.0.weight"));
+        }
+        // Numbers of sums over all tensors would differ; none of these rules has some.
+        NamedArrays expected = first.state(), states = second.state();
+        states.merge(expected);
+        CHECK(equal(optimizer.state(), states));
+        CHECK(equal(only(grouped, "bias"), bias));
+        CHECK(equal(only(grouped, "layers.0.weight"), weight));
+        NamedArrays weights = first.master_parameters(bias);
+        weights.merge(second.master_parameters(weight));
+        CHECK(equal(optimizer.master_parameters(grouped), weights));
+      }
+    }
+  }
+}
+
+TEST_CASE("parameters of a group without averages are their own") {
+  auto named = parameters();
+  Optimizer optimizer(
+      named,
+      mlx_opt::AdamW{},
+      0.1,
+      {{.match = {"bias"}, .options = mlx_opt::Options{}}},
+      {.ema = {.decay = 0.5}});
+  optimizer.update(named, gradients());
+  optimizer.update(named, gradients());
+  const auto averages = optimizer.ema_parameters(named);
+  CHECK(equal(only(averages, "bias"), only(named, "bias")));
+  CHECK_FALSE(equal(averages, named));
+}
+
 TEST_CASE("a wrong group is refused by name") {
   const auto message = [](const mlx_opt::Hyperparameters& hypers, Group group) {
     return message_of([&] { Optimizer(parameters(), hypers, 0.1, {group}); });
@@ -220,4 +278,7 @@ TEST_CASE("a wrong group is refused by name") {
   CHECK(
       has(message(mlx_opt::SGD{}, {.match = {"*"}, .hypers = {{"nesterov", 1.0}}}),
           "nesterov needs a momentum"));
+  CHECK(
+      has(message(mlx_opt::Adagrad{}, {.match = {"*"}, .options = {{{.all = mx::int8}}}}),
+          "there is no state that int8 can hold"));
 }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "mlx/mlx.h"
 #include "optimizers.h"
@@ -88,7 +89,7 @@ TEST_CASE("the state has the dtypes that it was given, and parameters keep their
   for (const auto& [name, parameter] : parameters()) {
     halves.emplace(name, mx::astype(parameter, mx::bfloat16));
   }
-  const mlx_opt::StateDtypes dtypes{.all = mx::bfloat16, .of = {{"v", mx::float32}}};
+  const mlx_opt::Options dtypes{.state_dtypes = {.all = mx::bfloat16, .of = {{"v", mx::float32}}}};
   Optimizer optimizer(halves, mlx_opt::AdamW{}, 0.1, {}, dtypes);
   const auto check = [&](mx::Dtype m) {
     for (const auto& [name, parameter] : halves) {
@@ -112,7 +113,7 @@ TEST_CASE("the state has the dtypes that it was given, and parameters keep their
 
 TEST_CASE("dtypes that a state cannot have are refused") {
   const auto refusal = [](const mlx_opt::StateDtypes& dtypes) {
-    return message_of([&] { Optimizer(parameters(), mlx_opt::AdamW{}, 0.1, {}, dtypes); });
+    return message_of([&] { Optimizer(parameters(), mlx_opt::AdamW{}, 0.1, {}, {dtypes}); });
   };
   CHECK(
       refusal({.all = mx::uint8}) ==
@@ -264,7 +265,7 @@ TEST_CASE("gradients that cannot be added change nothing") {
     return message_of([&] { optimizer.accumulate(wrong, normalizer); });
   };
   CHECK(refusal("other", {}) == "mlx_opt: other: there is a gradient but no state");
-  CHECK(refusal("bias", {}) == "mlx_opt: bias: gradient (7,), the one before (3,)");
+  CHECK(refusal("bias", {}) == "mlx_opt: bias: gradient (7,), parameter (3,)");
   const std::string some =
       "normalizer: it must be given for all gradients that are added, or for none";
   CHECK(message_of([&] { optimizer.accumulate(gradients(), 2.0); }) == "mlx_opt: " + some);
@@ -272,6 +273,43 @@ TEST_CASE("gradients that cannot be added change nothing") {
       message_of([&] { optimizer.update(named, gradients(), {}, {}, 2.0); }) == "mlx_opt: " + some);
   CHECK(optimizer.accumulated() == 1);
   CHECK(optimizer.step() == 0);
+  Optimizer fresh(named, mlx_opt::SGD{}, 1.0);
+  CHECK(message_of([&] {
+          fresh.accumulate({{"bias", mx::ones({7})}});
+        }) == "mlx_opt: bias: gradient (7,), parameter (3,)");
+  CHECK(fresh.accumulated() == 0);
+}
+
+TEST_CASE("pending gradients that are not of their form are refused by name") {
+  const std::string entry = "mlx_opt.accumulated.";
+  Optimizer optimizer(parameters(), mlx_opt::SGD{}, 1.0);
+  optimizer.accumulate(gradients(), 2.0);
+  const auto before = optimizer.state();
+  const auto refusal = [&](const std::string& key, const mx::array& instead) {
+    auto state = before;
+    state.insert_or_assign(entry + key, instead);
+    return message_of([&] { optimizer.set_state(state); });
+  };
+  CHECK(
+      refusal("calls", mx::array(1)) ==
+      "mlx_opt: the state's \"mlx_opt.accumulated.calls\" must be an array of as many elements as "
+      "calls, got int32 of shape ()");
+  CHECK(
+      refusal("calls", mx::zeros({0}, mx::uint8)) ==
+      "mlx_opt: the state has \"mlx_opt.accumulated.gradients.bias\", but no call in "
+      "\"mlx_opt.accumulated.calls\"");
+  CHECK(
+      refusal("normalizer", mx::ones({2})) ==
+      "mlx_opt: the state's \"mlx_opt.accumulated.normalizer\" must be one real number, got "
+      "float32 of shape (2,)");
+  CHECK(refusal("gradients.bias", mx::ones({7})) == "mlx_opt: bias: gradient (7,), parameter (3,)");
+  CHECK(
+      refusal("gradients.bias", mx::ones({3}, mx::int32)) ==
+      "mlx_opt: bias: gradient must be float32, float16 or bfloat16, got int32");
+  CHECK(
+      refusal("gradients.other", mx::ones({7})) ==
+      "mlx_opt: other: there is a gradient but no state");
+  CHECK(equal(optimizer.state(), before));
 }
 
 TEST_CASE("elements are clipped after the norm's scale") {
@@ -449,6 +487,40 @@ TEST_CASE("an update that fails names the parameter and changes nothing") {
         }) == "mlx_opt: max_norm should be >=0, -1 was provided instead");
   CHECK(equal(named, before));
   CHECK(equal(optimizer.state(), state));
+}
+
+TEST_CASE("a moved optimizer goes on, and the one that it was made of throws") {
+  auto named = parameters(), expected = parameters();
+  Optimizer plain(expected, mlx_opt::AdamW{}, 0.1), first(named, mlx_opt::AdamW{}, 0.1);
+  const mlx_opt::Clip clip = {.max_norm = 1.0, .skip_nonfinite = true};
+  first.update(named, gradients(), clip);
+  Optimizer moved = std::move(first);
+  const std::string gone = "mlx_opt: this optimizer has been moved from";
+  CHECK(message_of([&] { first.update(named, gradients()); }) == gone);
+  CHECK(message_of([&] { first.accumulate(gradients()); }) == gone);
+  CHECK(message_of([&] { first.state(); }) == gone);
+  CHECK(message_of([&] { first.values(); }) == gone);
+  CHECK(message_of([&] { first.step(); }) == gone);
+  CHECK(message_of([&] { first.grad_norm(); }) == gone);
+  CHECK(message_of([&] { first.set_state(moved.state()); }) == gone);
+  CHECK(message_of([&] { first.master_parameters(named); }) == gone);
+  first = std::move(moved);
+  first.update(named, gradients());
+  plain.update(expected, gradients(), clip);
+  plain.update(expected, gradients());
+  CHECK(equal(named, expected));
+  CHECK(equal(first.state(), plain.state()));
+}
+
+TEST_CASE("an optimizer without parameters counts its steps") {
+  NamedArrays none;
+  Optimizer optimizer(none, mlx_opt::AdamW{}, 0.1);
+  optimizer.update(none, {}, {.max_norm = 1.0, .skip_nonfinite = true});
+  optimizer.accumulate({});
+  optimizer.update(none, {});
+  CHECK(optimizer.step() == 2);
+  CHECK(optimizer.grad_norm()->item<float>() == 0);
+  CHECK(none.empty());
 }
 
 TEST_CASE("an optimizer of parameters that it cannot update is not made") {

@@ -17,20 +17,40 @@ using mlx_opt::NamedArrays;
 
 namespace {
 
+struct Case {
+  mlx_opt::Hyperparameters hypers;
+  mlx_opt::Options options = {};
+  std::optional<double> loss_scale = std::nullopt;
+};
+
 // As in test_cpp.py; each with a learning rate of 0.01, except relative steps.
-const std::map<std::string, mlx_opt::Hyperparameters> optimizers = {
-    {"AdamW", mlx_opt::AdamW{.weight_decay = 0.1}},
-    {"Lion", mlx_opt::Lion{}},
-    {"Adafactor", mlx_opt::Adafactor{.weight_decay = 0.1}},
-    {"Adafactor with beta_1", mlx_opt::Adafactor{.beta_1 = 0.9, .relative_step = false}},
-    {"Muon", mlx_opt::Muon{}},
+const std::map<std::string, Case> cases = {
+    {"AdamW", {mlx_opt::AdamW{.weight_decay = 0.1}}},
+    {"Lion", {mlx_opt::Lion{}}},
+    {"Adafactor", {mlx_opt::Adafactor{.weight_decay = 0.1}}},
+    {"Adafactor with beta_1", {mlx_opt::Adafactor{.beta_1 = 0.9, .relative_step = false}}},
+    {"Muon", {mlx_opt::Muon{}}},
     {"Muon with options",
-     mlx_opt::Muon{
+     {mlx_opt::Muon{
          .nesterov = false,
          .ns_steps = 7,
          .ns_coefficients = mlx_opt::polar_express(),
          .adjust_lr = mlx_opt::AdjustLr::match_rms_adamw,
-         .decoupled_weight_decay = true}},
+         .decoupled_weight_decay = true}}},
+    {"AdamW with master weights",
+     {mlx_opt::AdamW{},
+      {.master_weights = mlx_opt::MasterWeights::float32,
+       .ema = {.decay = 0.9, .warmup = mlx_opt::EmaWarmup::ratio}}}},
+    {"Lion with remainders",
+     {mlx_opt::Lion{},
+      {.master_weights = mlx_opt::MasterWeights::remainder,
+       .ema =
+           {.decay = 0.9, .warmup = mlx_opt::EmaWarmup::power, .power = 0.75, .update_after = 1}}}},
+    {"AdamW with stochastic rounding", {mlx_opt::AdamW{}, {.rounding_seed = 11}}},
+    {"Muon with stochastic rounding",
+     {mlx_opt::Muon{}, {.rounding_seed = 11, .ema = {.decay = 0.9}}}},
+    {"AdamW with a loss scale", {mlx_opt::AdamW{}, {}, 1024.0}},
+    {"AdamW in int8", {mlx_opt::AdamW{}, {.state_dtypes = {.all = mx::int8}}}},
 };
 
 NamedArrays read(const std::filesystem::path& path) {
@@ -44,7 +64,9 @@ void run(const std::string& name, const std::filesystem::path& folder, int first
   if (name != "Adafactor") {
     learning_rate = 0.01;
   }
-  mlx_opt::Optimizer optimizer(parameters, optimizers.at(name), learning_rate);
+  const auto& [hypers, options, loss_scale] = cases.at(name);
+  mlx_opt::Optimizer optimizer(parameters, hypers, learning_rate, {}, options);
+  optimizer.set_loss_scale(loss_scale);
   const auto state = folder / "state.safetensors";
   if (std::filesystem::exists(state)) {
     optimizer.load(state);

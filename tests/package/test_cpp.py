@@ -104,6 +104,11 @@ def steps(package, mlx_root, tmp_path_factory):
     return build_with_pkg_config(HERE / "steps.cpp", program, package, mlx_root)
 
 
+def with_loss_scale(optimizer, value):
+    optimizer.loss_scale = value
+    return optimizer
+
+
 OPTIMIZERS = {
     "AdamW": lambda: mlx_opt.AdamW(0.01, weight_decay=0.1),
     "Lion": lambda: mlx_opt.Lion(0.01),
@@ -118,6 +123,26 @@ OPTIMIZERS = {
         adjust_lr="match_rms_adamw",
         decoupled_weight_decay=True,
     ),
+    "AdamW with master weights": lambda: mlx_opt.AdamW(
+        0.01, master_weights="float32", ema_decay=0.9, ema_warmup="ratio"
+    ),
+    "Lion with remainders": lambda: mlx_opt.Lion(
+        0.01, master_weights="remainder", ema_decay=0.9, ema_warmup=0.75, ema_update_after=1
+    ),
+    "AdamW with stochastic rounding": lambda: mlx_opt.AdamW(
+        0.01, stochastic_rounding=True, rounding_seed=11
+    ),
+    "Muon with stochastic rounding": lambda: mlx_opt.Muon(
+        0.01, stochastic_rounding=True, rounding_seed=11, ema_decay=0.9
+    ),
+    "AdamW with a loss scale": lambda: with_loss_scale(mlx_opt.AdamW(0.01), 1024.0),
+    "AdamW in int8": lambda: mlx_opt.AdamW(0.01, state_dtype="int8"),
+}
+OF_BFLOAT16 = {
+    "AdamW with master weights",
+    "Lion with remainders",
+    "AdamW with stochastic rounding",
+    "Muon with stochastic rounding",
 }
 
 
@@ -147,10 +172,15 @@ def steps_of_python(name, folder, first, last):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_either_goes_on_from_the_state_of_the_other(steps, name, cpp_first, tmp_path):
     def tree(seed):
-        shapes = {"scale": (), "layers": [{"weight": (5, 7)}, {"weight": (2, 3, 4), "bias": (6,)}]}
-        key = iter(mx.random.split(mx.random.key(seed), 4))
+        shapes = {
+            "scale": (),
+            "layers": [{"weight": (5, 7)}, {"weight": (2, 3, 4), "bias": (6,)}],
+            "embedding": (64, 65),
+        }
+        key = iter(mx.random.split(mx.random.key(seed), 5))
+        dtype = mx.bfloat16 if name in OF_BFLOAT16 else mx.float32
         return tree_map(
-            lambda shape: mx.random.normal(shape, key=next(key)),
+            lambda shape: mx.random.normal(shape, key=next(key)).astype(dtype),
             shapes,
             is_leaf=lambda x: isinstance(x, tuple),
         )

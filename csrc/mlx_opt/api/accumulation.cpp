@@ -1,11 +1,11 @@
 #include "mlx_opt/api/accumulation.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "mlx/ops.h"
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/api/run_step.h"
-#include "mlx_opt/types/layout.h"
+#include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
@@ -14,19 +14,6 @@ const std::string entry = "mlx_opt.accumulated.";
 const std::string calls_key = entry + "calls";
 const std::string normalizer_key = entry + "normalizer";
 const std::string gradients_key = entry + "gradients.";
-
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
-
-void check(const PendingGradients& pending, const NamedArrays& gradients) {
-  for (const auto& [name, gradient] : gradients) {
-    const auto held = pending.gradients.find(name);
-    const bool is_first = held == pending.gradients.end();
-    const auto& shape = is_first ? gradient.shape() : held->second.shape();
-    check_operand(name, "gradient", gradient, shape, "the one before");
-  }
-}
 
 // Adds gradients to arrays of the same names, in place where nothing else holds these; a name that
 // there is not yet gets the gradient itself. SGD with a learning rate of -1 adds.
@@ -97,7 +84,6 @@ void add(
     NamedArrays gradients,
     std::optional<double> normalizer,
     mx::StreamOrDevice s) {
-  check(pending, gradients);
   auto sum = normalizer_after(pending, normalizer, s);
   add(pending.gradients, gradients, s);
   pending.normalizer = std::move(sum);
@@ -110,7 +96,6 @@ Total total_of(
     const NamedArrays& parameters,
     std::optional<double> normalizer,
     mx::StreamOrDevice s) {
-  check(pending, gradients);
   Total total{pending.gradients, normalizer_after(pending, normalizer, s)};
   if (total.divisor) {
     const mx::array& n = *total.divisor;
@@ -137,18 +122,31 @@ void write_state(const PendingGradients& pending, NamedArrays& state) {
 }
 
 PendingGradients take_pending(NamedArrays& state) {
+  const auto refuse = [](const std::string& key, const mx::array& given, const char* expected) {
+    reject(
+        "the state's \"" + key + "\" must be " + expected + ", got " + dtype_text(given.dtype()) +
+        " of shape " + shape_text(given.shape()));
+  };
   PendingGradients pending;
   if (auto calls = state.extract(calls_key); !calls.empty()) {
+    if (calls.mapped().ndim() != 1) {
+      refuse(calls_key, calls.mapped(), "an array of as many elements as calls");
+    }
     pending.calls = calls.mapped().size();
   }
-  if (auto sum = state.extract(normalizer_key); !sum.empty() && sum.mapped().ndim() == 0) {
+  if (auto sum = state.extract(normalizer_key); !sum.empty() && sum.mapped().size() > 0) {
+    if (sum.mapped().ndim() > 0 || sum.mapped().dtype() == mx::complex64) {
+      refuse(normalizer_key, sum.mapped(), "one real number");
+    }
     pending.normalizer = mx::astype(sum.mapped(), mx::float32, mx::Device::cpu);
   }
   for (auto it = state.lower_bound(gradients_key);
        it != state.end() && it->first.starts_with(gradients_key);) {
     // Between two rounds Python leaves arrays of size 0.
     if (it->second.size() > 0) {
-      check_operand(it->first, "array", it->second, it->second.shape());
+      if (pending.calls == 0) {
+        reject("the state has \"" + it->first + "\", but no call in \"" + calls_key + "\"");
+      }
       pending.gradients.emplace(it->first.substr(gradients_key.size()), it->second);
     }
     it = state.erase(it);

@@ -12,8 +12,8 @@ struct Total {
   std::optional<mx::array> divisor; // what they are divided by, 0-d; none if they are as given
 };
 
-/// Adds gradients to those that are pending. Throws std::invalid_argument with the name of one that
-/// does not fit, and if only some calls have a normalizer; nothing has changed then.
+/// Adds gradients to those that are pending, which have the same shapes. Throws
+/// std::invalid_argument if only some calls have a normalizer; nothing has changed then.
 void add(
     PendingGradients& pending,
     NamedArrays gradients,
@@ -32,7 +32,8 @@ Total total_of(
 /// Puts what is pending into a state, in the form that Python's has.
 void write_state(const PendingGradients& pending, NamedArrays& state);
 
-/// Takes what is pending out of a state. Throws std::invalid_argument if it does not fit.
+/// Takes what is pending out of a state. Throws std::invalid_argument, with its key, for what is
+/// not of the form that `write_state` gives.
 PendingGradients take_pending(NamedArrays& state);
 
 } // namespace mlx_opt

@@ -5,16 +5,12 @@
 #include <algorithm>
 #include <cctype>
 #include <set>
-#include <stdexcept>
 
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/step/kept.h"
 
 namespace mlx_opt {
 namespace {
-
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
 
 bool matches(const std::string& pattern, const std::string& name) {
   return fnmatch(pattern.c_str(), name.c_str(), FNM_NOESCAPE) == 0;
@@ -84,19 +80,21 @@ void scale_greatest_rate(Definition& definition, double scale) {
 Combination combine(
     const std::vector<const Group*>& groups,
     const Hyperparameters& hypers,
-    const StateDtypes& state_dtypes) {
+    const Options& options) {
   std::map<std::string, double> values;
   std::optional<double> rate, scale;
   std::vector<int> split;
+  std::optional<Options> own_options;
   bool frozen = false;
   for (const Group* group : groups) {
+    own_options = own_options ? own_options : group->options;
     values.insert(group->hypers.begin(), group->hypers.end());
     rate = rate ? rate : group->learning_rate;
     scale = scale ? scale : group->learning_rate_scale;
     frozen |= group->frozen;
     split = split.empty() ? group->split : split;
   }
-  Combination combination{definition(hypers, values, state_dtypes), std::nullopt};
+  Combination combination{definition(hypers, values, own_options.value_or(options)), std::nullopt};
   combination.kept_key = kept_key(groups, combination.definition.program.rule());
   if (scale && !combination.definition.uses_learning_rate) {
     reject("a group has a learning_rate_scale, but its step does not read the learning rate");
@@ -120,11 +118,11 @@ Assignment assign(
     const std::vector<std::string>& names,
     const Hyperparameters& hypers,
     const std::vector<Group>& groups,
-    const StateDtypes& state_dtypes) {
+    const Options& options) {
   for (const Group& group : groups) {
     check(group, names);
   }
-  Assignment assignment{{{definition(hypers, {}, state_dtypes), std::nullopt}}, {}};
+  Assignment assignment{{{definition(hypers, {}, options), std::nullopt}}, {}};
   std::map<std::vector<const Group*>, size_t> known = {{{}, 0}};
   for (const std::string& name : names) {
     std::vector<const Group*> matching;
@@ -135,7 +133,7 @@ Assignment assign(
     }
     const auto [entry, is_new] = known.emplace(matching, assignment.combinations.size());
     if (is_new) {
-      assignment.combinations.push_back(combine(matching, hypers, state_dtypes));
+      assignment.combinations.push_back(combine(matching, hypers, options));
     }
     assignment.of_names.emplace(name, entry->second);
   }

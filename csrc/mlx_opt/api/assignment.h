@@ -34,6 +34,6 @@ Assignment assign(
     const std::vector<std::string>& names,
     const Hyperparameters& hypers,
     const std::vector<Group>& groups,
-    const StateDtypes& state_dtypes);
+    const Options& options);
 
 } // namespace mlx_opt

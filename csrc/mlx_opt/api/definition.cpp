@@ -1,18 +1,16 @@
 #include "mlx_opt/api/definition.h"
 
 #include <algorithm>
-#include <map>
 #include <set>
 #include <stdexcept>
 
 #include "mlx_opt/algorithms/muon.h"
+#include "mlx_opt/api/ema_rate.h"
+#include "mlx_opt/api/named_values.h"
 #include "mlx_opt/types/text.h"
 
 namespace mlx_opt {
 namespace {
-
-// Hyperparameters and options by the names that the rules' descriptions give them.
-using Values = std::map<std::string, double>;
 
 [[noreturn]] void refuse(std::string_view optimizer, const std::string& what) {
   throw std::invalid_argument("mlx_opt " + std::string(optimizer) + ": " + what);
@@ -109,103 +107,6 @@ bool take_maximize(std::string_view optimizer, Values& values) {
   return !found.empty() && found.mapped() != 0.0;
 }
 
-// An optimizer's name in the rules' descriptions, and its values.
-struct Named {
-  std::string optimizer;
-  Values values;
-};
-
-Values adam_values(const auto& h) {
-  return {
-      {"betas[0]", h.beta1},
-      {"betas[1]", h.beta2},
-      {"eps", h.eps},
-      {"bias_correction", h.bias_correction},
-      {"nesterov", h.nesterov},
-      {"amsgrad", h.amsgrad},
-      {"cautious", h.cautious}};
-}
-
-void add_options(Values& values, const auto& h) {
-  values["weight_decay"] = h.weight_decay;
-  values["weight_decay_kind"] = static_cast<double>(h.weight_decay_kind);
-  values["max_learning_rate"] = h.max_learning_rate;
-  values["cautious_weight_decay"] = h.cautious_weight_decay;
-  values["maximize"] = h.maximize;
-}
-
-Named named(const SGD& h) {
-  Values values = {{"momentum", h.momentum}, {"dampening", h.dampening}, {"nesterov", h.nesterov}};
-  add_options(values, h);
-  return {"SGD", std::move(values)};
-}
-
-Named named(const RMSprop& h) {
-  return {"RMSprop", {{"alpha", h.alpha}, {"eps", h.eps}}};
-}
-
-Named named(const Adagrad& h) {
-  return {"Adagrad", {{"eps", h.eps}}};
-}
-
-Named named(const AdaDelta& h) {
-  return {"AdaDelta", {{"rho", h.rho}, {"eps", h.eps}}};
-}
-
-Named named(const Adam& h) {
-  Values values = adam_values(h);
-  add_options(values, h);
-  return {"AdamW", std::move(values)};
-}
-
-Named named(const AdamW& h) {
-  Values values = adam_values(h);
-  add_options(values, h);
-  return {"AdamW", std::move(values)};
-}
-
-Named named(const Adamax& h) {
-  return {"Adamax", {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"eps", h.eps}}};
-}
-
-Named named(const Lion& h) {
-  Values values = {{"betas[0]", h.beta1}, {"betas[1]", h.beta2}, {"cautious", h.cautious}};
-  add_options(values, h);
-  return {"Lion", std::move(values)};
-}
-
-Named named(const Adafactor& h) {
-  Values values = {
-      {"eps[0]", h.eps.first},
-      {"eps[1]", h.eps.second},
-      {"clip_threshold", h.clip_threshold},
-      {"decay_rate", h.decay_rate},
-      {"weight_decay", h.weight_decay},
-      {"scale_parameter", h.scale_parameter},
-      {"relative_step", h.relative_step},
-      {"warmup_init", h.warmup_init}};
-  if (h.beta_1) {
-    values["beta_1"] = *h.beta_1;
-  }
-  return {"Adafactor", std::move(values)};
-}
-
-Named named(const Muon& h) {
-  Values values = {{"momentum", h.momentum}, {"nesterov", h.nesterov}};
-  add_options(values, h);
-  if (h.decoupled_weight_decay) {
-    values["weight_decay_kind"] = static_cast<double>(WeightDecayKind::decoupled);
-  }
-  values["normuon"] = h.normuon;
-  values["adamuon"] = h.adamuon;
-  values["beta2"] = h.beta2;
-  return {"Muon", std::move(values)};
-}
-
-Named named(const RuleByName& h) {
-  return {h.name, h.hypers};
-}
-
 void check_nesterov(const Values& values) {
   const auto value = [&](const char* name) { return values.at(name); };
   if (value("nesterov") != 0.0 && (value("momentum") <= 0.0 || value("dampening") != 0.0)) {
@@ -298,13 +199,20 @@ void check_cautious(std::string_view optimizer, const Values& values) {
   }
 }
 
+Program with_options(const Program& program, const Options& options) {
+  const Program with_masters = program.with(options.master_weights);
+  const Program rounding =
+      options.rounding_seed ? with_masters.with_rounding(*options.rounding_seed) : with_masters;
+  return options.ema.decay != 0.0 ? rounding.with_ema() : rounding;
+}
+
 } // namespace
 
 Definition definition(
     const Hyperparameters& hypers,
     const std::map<std::string, double>& values,
-    const StateDtypes& state_dtypes) {
-  auto [optimizer, all] = std::visit([](const auto& h) { return named(h); }, hypers);
+    const Options& options) {
+  auto [optimizer, all] = named_values(hypers);
   for (const auto& [name, value] : values) {
     all[name] = value;
   }
@@ -315,8 +223,9 @@ Definition definition(
   const Rule rule = rule_for(optimizer, all);
   auto of_rule = hypers_for(optimizer, rule, all);
   check_decay(optimizer, rule, of_rule);
-  const auto formats = formats_for(optimizer, state_dtypes);
+  const auto formats = formats_for(optimizer, options.state_dtypes);
   check_cautious(optimizer, all);
+  check(options.ema, optimizer);
   if (const Muon* muon = std::get_if<Muon>(&hypers)) {
     Muon own = *muon;
     own.normuon = all["normuon"] != 0.0;
@@ -324,11 +233,12 @@ Definition definition(
     if (own.hyperball && all["weight_decay"] != 0.0) {
       refuse(optimizer, "hyperball needs a weight_decay of 0");
     }
-    return {muon_program(own, stack_elements, formats), std::move(of_rule), true, maximize};
+    Program program = with_options(muon_program(own, stack_elements, formats), options);
+    return {std::move(program), std::move(of_rule), true, options.ema, maximize};
   }
   const bool reads_rate = uses_learning_rate(rule, of_rule);
-  Program program(rule, has_options(rule, all), nullptr, formats);
-  return {std::move(program), std::move(of_rule), reads_rate, maximize};
+  const Program program(rule, has_options(rule, all), nullptr, formats);
+  return {with_options(program, options), std::move(of_rule), reads_rate, options.ema, maximize};
 }
 
 std::vector<std::string_view> state_names(const Slots& slots) {

@@ -5,6 +5,7 @@
 
 #include "mlx/ops.h"
 #include "mlx/version.h"
+#include "mlx_opt/api/errors.h"
 #include "mlx_opt/backend/find.h"
 #include "mlx_opt/eager/in_place.h"
 #include "mlx_opt/eager/merge.h"
@@ -17,15 +18,11 @@
 namespace mlx_opt {
 namespace {
 
-[[noreturn]] void reject(const std::string& what) {
-  throw std::invalid_argument("mlx_opt: " + what);
-}
-
 Leaves collect(const Program& program, const std::vector<Leaf>& leaves) {
   Leaves collected(program);
   for (const Leaf& leaf : leaves) {
     const size_t kind = program.kind_of(*leaf.parameter);
-    auto& arrays = collected.add(kind, leaf.group).arrays;
+    auto& arrays = collected.add(kind, leaf.group, leaf.rounding_key).arrays;
     arrays.push_back(leaf.parameter);
     const Slots& slots = program.state_slots(*leaf.parameter);
     for (size_t k = 0; k < slots.size(); ++k) {
@@ -42,20 +39,6 @@ bool fits(const mx::array& x, const mx::Shape& shape) {
   return x.shape() == shape && is_storage(x.dtype());
 }
 
-// True for codes and scales, which kernels read in one dtype alone.
-bool is_exact(const SlotInfo& slot) {
-  return slot.format == Format::int8 || slot.extent == Extent::blocks;
-}
-
-void check_dtype(const Name& name, size_t i, const SlotInfo& slot, mx::Dtype given) {
-  const mx::Dtype expected = slot_dtype(slot, mx::float32);
-  if (given != expected) {
-    reject(
-        name(i) + ": state " + slot.name + " must be " + dtype_text(expected) + ", got " +
-        dtype_text(given));
-  }
-}
-
 // Names are put together only for errors.
 void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& leaf) {
   const mx::Shape& shape = leaf.parameter->shape();
@@ -66,11 +49,12 @@ void check_leaf(const Program& program, const Name& name, size_t i, const Leaf& 
   const Slots& slots = program.state_slots(*leaf.parameter);
   for (size_t k = 0; k < slots.size(); ++k) {
     const mx::Shape expected = slot_shape(*slots[k], shape);
-    if (is_exact(*slots[k]) && leaf.state[k].shape() == expected) {
-      check_dtype(name, i, *slots[k], leaf.state[k].dtype());
-    } else if (!fits(leaf.state[k], expected)) {
+    const mx::array& state = leaf.state[k];
+    const bool is_right =
+        has_one_dtype(*slots[k]) ? state.shape() == expected : fits(state, expected);
+    if (!is_right) {
       const std::string what = std::string("state ") + slots[k]->name;
-      check_operand(name(i), what, leaf.state[k], expected, "expected");
+      check_operand(name(i), what, state, expected, "expected");
     }
   }
 }
@@ -110,6 +94,11 @@ void check_mlx() {
                     ", but MLX ") +
         mx::version() + " is running: install mlx==" MLX_OPT_MLX_VERSION);
   }
+}
+
+bool has_one_dtype(const SlotInfo& slot) {
+  return slot.format == Format::int8 || slot.format == Format::bits16 ||
+         slot.extent == Extent::blocks;
 }
 
 void check_operand(

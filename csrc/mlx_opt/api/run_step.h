@@ -14,6 +14,7 @@ struct Leaf {
   mx::array* gradient;
   mx::array* state;
   uint16_t group = 0;
+  uint32_t rounding_key = 0; // see Program
 };
 
 /// The leaves that one program updates, and the scalars of their groups.
@@ -60,6 +61,9 @@ void check_operand(
     const mx::array& x,
     const mx::Shape& shape,
     const char* of = "parameter");
+
+/// True if the kernels read the slot in one dtype alone, as codes, scales and remainders.
+bool has_one_dtype(const SlotInfo& slot);
 
 /// Throws std::runtime_error if the running MLX is not the one that this library was built for.
 void check_mlx();

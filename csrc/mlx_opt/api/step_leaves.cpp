@@ -3,13 +3,13 @@
 #include <algorithm>
 
 #include "mlx/ops.h"
+#include "mlx_opt/api/ema_rate.h"
 
 namespace mlx_opt {
 namespace {
 
 bool is_same(const ProgramLeaves& a, const Definition& b) {
-  return a.program->rule() == b.program.rule() && a.program->operands(0) == b.program.operands(0) &&
-         a.program->stores_like(b.program) && a.maximize == b.maximize;
+  return a.program->is_like(b.program) && a.maximize == b.maximize;
 }
 
 } // namespace
@@ -33,6 +33,7 @@ StepLeaves::StepLeaves(const Assignment& assignment) : assignment_(assignment) {
 void StepLeaves::add(size_t combination, const std::string& name, Leaf leaf) {
   const auto [place, group] = places_[combination];
   leaf.group = group;
+  leaf.rounding_key = programs_[place].program->rounding_key(name);
   programs_[place].leaves.push_back(leaf);
   names_[place].push_back(&name);
 }
@@ -55,13 +56,12 @@ Arrays StepLeaves::gradients() const {
 }
 
 std::map<std::string, Arrays> StepLeaves::sums(
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const StepNumbers& numbers,
     const std::map<std::string, Arrays>& kept,
     const std::optional<GradientScale>& scale,
     mx::StreamOrDevice s) const {
   std::vector<ProgramLeaves> programs = programs_;
-  add_scalars(programs, learning_rate, step, kept);
+  add_scalars(programs, numbers, kept);
   std::vector<std::vector<Arrays>> all;
   for (const ProgramLeaves& program : programs) {
     all.push_back(sums_of(program, scale, s));
@@ -78,30 +78,31 @@ std::map<std::string, Arrays> StepLeaves::sums(
 }
 
 std::vector<ProgramLeaves> StepLeaves::with_scalars(
-    const mx::array& learning_rate,
-    const mx::array& step,
-    const std::map<std::string, Arrays>& kept) && {
-  add_scalars(programs_, learning_rate, step, kept);
+    const StepNumbers& numbers, const std::map<std::string, Arrays>& kept) && {
+  add_scalars(programs_, numbers, kept);
   return std::move(programs_);
 }
 
 void StepLeaves::add_scalars(
     std::vector<ProgramLeaves>& programs,
-    const mx::array& learning_rate,
-    const mx::array& step,
+    const StepNumbers& numbers,
     const std::map<std::string, Arrays>& kept) const {
   for (size_t i = 0; i < places_.size(); ++i) {
     const Combination& combination = assignment_.combinations[i];
     const auto& rate = combination.learning_rate;
     GroupScalars scalars{
         combination.definition.hypers,
-        rate ? mx::array(*rate) : learning_rate,
-        step,
+        rate ? mx::array(*rate) : numbers.learning_rate,
+        numbers.step,
         combination.rate_scale,
         combination.split};
-    if (const auto numbers = kept.find(combination.kept_key); numbers != kept.end()) {
-      const Arrays& own = numbers->second;
+    if (const auto found = kept.find(combination.kept_key); found != kept.end()) {
+      const Arrays& own = found->second;
       std::copy(own.begin(), own.end(), scalars.hypers.end() - own.size());
+    }
+    const Definition& definition = combination.definition;
+    if (definition.program.has_ema()) {
+      scalars.hypers.push_back(ema_rate(definition.ema, numbers.step, numbers.stream));
     }
     programs[places_[i].program].groups.push_back(std::move(scalars));
   }

@@ -10,6 +10,13 @@
 
 namespace mlx_opt {
 
+/// What a step has besides its leaves.
+struct StepNumbers {
+  mx::array learning_rate;
+  mx::array step; // its number, from 1
+  mx::StreamOrDevice stream;
+};
+
 class StepLeaves {
  public:
   explicit StepLeaves(const Assignment& assignment);
@@ -25,8 +32,7 @@ class StepLeaves {
   /// The sums over all leaves that the rule needs, by the keys of combinations; zeros for those
   /// without leaves. `kept`: as before the step.
   std::map<std::string, Arrays> sums(
-      const mx::array& learning_rate,
-      const mx::array& step,
+      const StepNumbers& numbers,
       const std::map<std::string, Arrays>& kept,
       const std::optional<GradientScale>& scale,
       mx::StreamOrDevice s) const;
@@ -34,15 +40,12 @@ class StepLeaves {
   /// The leaves with the scalars of their groups. `kept`: the numbers that the rule
   /// keeps, by the keys of combinations.
   std::vector<ProgramLeaves> with_scalars(
-      const mx::array& learning_rate,
-      const mx::array& step,
-      const std::map<std::string, Arrays>& kept) &&;
+      const StepNumbers& numbers, const std::map<std::string, Arrays>& kept) &&;
 
  private:
   void add_scalars(
       std::vector<ProgramLeaves>& programs,
-      const mx::array& learning_rate,
-      const mx::array& step,
+      const StepNumbers& numbers,
       const std::map<std::string, Arrays>& kept) const;
 
   struct Place {

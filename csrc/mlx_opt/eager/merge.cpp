@@ -21,10 +21,8 @@ bool same_scale(const std::optional<GradientScale>& a, const std::optional<Gradi
 bool can_share(const Part& a, const Part& b) {
   const Program& program = *a.request.program;
   const Program& other = *b.request.program;
-  return program.rule() == other.rule() && program.operands(0) == other.operands(0) &&
-         program.composition() == other.composition() && program.masters() == other.masters() &&
-         program.has_ema() == other.has_ema() && program.rounding_seed() == other.rounding_seed() &&
-         program.stores_like(other) && same_scale(a.request.scale, b.request.scale);
+  return program.is_like(other) && program.composition() == other.composition() &&
+         same_scale(a.request.scale, b.request.scale);
 }
 
 // The number of outputs of each kind of leaves.

@@ -141,28 +141,30 @@ Program::Program(
       keeps_parameter_(formats.has_value()),
       own_slots_(with_formats(rule, formats)),
       kinds_of_rule_(tells_matrices_apart(rule) ? 2 : 1) {
-  for (bool coded : {false, true}) {
-    for (bool is_matrix : {false, true}) {
-      state_slots_[coded][is_matrix] =
-          slots_for(rule, own_slots_.get(), {coded, with_options, is_matrix, true});
-    }
-  }
-  scales_ = static_cast<int>(state_slots_[1][0].size() - state_slots_[0][0].size());
+  const auto count = [&](bool coded) {
+    return slots_for(rule, own_slots_.get(), {coded, with_options, false, true}).size();
+  };
+  scales_ = static_cast<int>(count(true) - count(false));
   set_kinds();
 }
 
 void Program::set_kinds() {
   slots_.clear();
+  state_slots_.clear();
   for (bool coded : {false, true}) {
     for (bool has_master : {false, true}) {
       for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
         if ((coded && scales_ == 0) || (has_master && masters_ == MasterWeights::none)) {
           continue;
         }
-        Slots& slots = slots_.emplace_back(
-            slots_for(rule_, own_slots_.get(), {coded, with_options_, kind == 1, false}));
-        if (has_master) {
-          slots.insert(slots.end() - scales(slots_.size() - 1), &master_slot(masters_));
+        for (bool with_idle : {false, true}) {
+          Slots& slots =
+              (with_idle ? state_slots_ : slots_)
+                  .emplace_back(slots_for(
+                      rule_, own_slots_.get(), {coded, with_options_, kind == 1, with_idle}));
+          if (has_master) {
+            slots.insert(slots.end() - (coded ? scales_ : 0), &master_slot(masters_));
+          }
         }
       }
     }
@@ -224,8 +226,10 @@ Program Program::with_ema() const {
   Program program = *this;
   if (!has_ema_) {
     program.has_ema_ = true;
-    for (Slots& slots : program.slots_) {
-      slots.push_back(&ema_slot());
+    for (auto* of_kinds : {&program.slots_, &program.state_slots_}) {
+      for (Slots& slots : *of_kinds) {
+        slots.push_back(&ema_slot());
+      }
     }
   }
   return program;
@@ -235,8 +239,10 @@ Program Program::without_ema() const {
   Program program = *this;
   if (has_ema_) {
     program.has_ema_ = false;
-    for (Slots& slots : program.slots_) {
-      slots.pop_back();
+    for (auto* of_kinds : {&program.slots_, &program.state_slots_}) {
+      for (Slots& slots : *of_kinds) {
+        slots.pop_back();
+      }
     }
   }
   return program;
@@ -254,9 +260,10 @@ bool has_master(const Slots& slots) {
   });
 }
 
-bool Program::stores_like(const Program& other) const {
+bool Program::is_like(const Program& other) const {
   const auto alike = [](const SlotInfo* a, const SlotInfo* b) { return a->format == b->format; };
-  if (kinds() != other.kinds()) {
+  if (rule_ != other.rule_ || masters_ != other.masters_ || has_ema_ != other.has_ema_ ||
+      rounding_seed_ != other.rounding_seed_ || kinds() != other.kinds()) {
     return false;
   }
   for (size_t kind = 0; kind < slots_.size(); ++kind) {
@@ -305,12 +312,15 @@ mx::Dtype slot_dtype(const SlotInfo& slot, mx::Dtype parameter) {
 
 std::vector<mx::array> initial_state(const Program& program, const mx::array& parameter) {
   std::vector<mx::array> state;
+  // The rule updates a master weight, which is float32.
+  const bool has_master = program.has_master(program.kind_of(parameter));
+  const mx::Dtype dtype = has_master ? mx::float32 : parameter.dtype();
   for (const SlotInfo* slot : program.state_slots(parameter)) {
     // Of unset codes the scales are NaN.
     const bool is_nan = slot->begin == Begin::unset && slot->format != Format::int8;
     const float value = is_nan ? std::numeric_limits<float>::quiet_NaN() : 0;
-    state.push_back(mx::full(
-        slot_shape(*slot, parameter.shape()), value, slot_dtype(*slot, parameter.dtype())));
+    state.push_back(
+        mx::full(slot_shape(*slot, parameter.shape()), value, slot_dtype(*slot, dtype)));
   }
   return state;
 }

@@ -86,8 +86,8 @@ class MLX_OPT_API Program {
     return keeps_parameter_;
   }
 
-  /// True if the slots of both programs of one rule are stored alike.
-  bool stores_like(const Program& other) const;
+  /// True if one step can update the leaves of both programs, whose compositions are the same.
+  bool is_like(const Program& other) const;
 
   MasterWeights masters() const {
     return masters_;
@@ -148,15 +148,14 @@ class MLX_OPT_API Program {
     return slots_[kind];
   }
 
-  /// All slots of a parameter's state but the master weight, including those that the rule does not
-  /// use.
+  /// All slots of a parameter's state: `slots` and those that the rule does not use.
   const Slots& state_slots(const mx::array& parameter) const {
-    return state_slots_[has_codes(parameter)][parameter.ndim() >= 2];
+    return state_slots_[kind_of(parameter)];
   }
 
-  /// The same of a parameter of so many dimensions that has no codes.
+  /// The same of a parameter of so many dimensions that has neither master weight nor codes.
   const Slots& wide_state_slots(size_t ndim) const {
-    return state_slots_[0][ndim >= 2];
+    return state_slots_[kinds_of_rule_ > 1 && ndim >= 2];
   }
 
   /// Number of operands of a tensor: the parameter, its slots and the gradient.
@@ -185,9 +184,8 @@ class MLX_OPT_API Program {
   bool keeps_parameter_;
   std::shared_ptr<const OwnSlots> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
-  int scales_ = 0;           // arrays of scales of a parameter that has codes
-  std::vector<Slots> slots_; // of each kind
-  Slots state_slots_[2][2];  // without and with codes: of vectors and of matrices
+  int scales_ = 0;                         // arrays of scales of a parameter that has codes
+  std::vector<Slots> slots_, state_slots_; // of each kind
 };
 
 /// The slot of a master weight that is not none.

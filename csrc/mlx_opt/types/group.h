@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "mlx_opt/types/options.h"
+
 namespace mlx_opt {
 
 /// Parameters of an Optimizer that have hyperparameters of their own:
@@ -25,6 +27,8 @@ struct Group {
   /// equal size: {12}. Each block has an orthogonal factor of its own; one that is a single row of
   /// more than two dimensions is a matrix of the others. Empty: the matrix is not split.
   std::vector<int> split = {};
+  /// In the place of the optimizer's, all of them.
+  std::optional<Options> options = std::nullopt;
   /// True if the parameters are not updated, have no state and do not count in the norm.
   bool frozen = false;
   /// True if a pattern may match no parameter.

@@ -206,14 +206,4 @@ using Hyperparameters = std::variant<
     Muon,
     RuleByName>;
 
-/// How an optimizer stores its state: dtypes that are float32, float16, bfloat16 or int8. Where
-/// they are given the parameters keep their dtypes, whatever those of their gradients and state.
-/// With int8 a slot has codes of 8 bits, with scales beside it: docs/8-bit-states.md.
-struct StateDtypes {
-  /// Of all slots but those that the rule stores in float32, as AdEMAMix does m2.
-  std::optional<mlx::core::Dtype> all = std::nullopt;
-  /// Of slots by the names that docs/rules gives them: {"v", mx::float32}.
-  std::map<std::string, mlx::core::Dtype> of = {};
-};
-
 } // namespace mlx_opt

@@ -6,8 +6,11 @@
 
 namespace mlx_opt {
 
-/// none: they are not. float32: in a slot of their own. remainder: a parameter in bfloat16 has the
-/// first 16 bits, a slot the others; see rules/master.h.
-enum class MasterWeights : uint8_t { none, float32, remainder };
+/// How the float32 weights of parameters in bfloat16 and float16 are kept: docs/master-weights.md.
+enum class MasterWeights : uint8_t {
+  none,
+  float32,   // in a slot of their own
+  remainder, // of bfloat16 alone: the parameter has the first 16 bits, a slot the others
+};
 
 } // namespace mlx_opt

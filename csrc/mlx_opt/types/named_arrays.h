@@ -22,4 +22,10 @@ struct PendingGradients {
   NamedArrays gradients = {};
 };
 
+/// The factor of a loss, and for how many steps in a row it has been that.
+struct LossScale {
+  mx::array value; // 0-d, float32
+  mx::array steps; // 0-d, uint32
+};
+
 } // namespace mlx_opt
