@@ -111,3 +111,19 @@ def test_half_precision_parameters_with_masters(stages, compiler):
         model, _ = trained(optimizer, True, mx.bfloat16)
         results.append((model.parameters(), optimizer.state))
     assert_same(*results)
+
+
+def test_vmap(stages, compiler):
+    w, g = ({name: normal(3, 20, seed=i) for i, name in enumerate("abc", j)} for j in (0, 9))
+
+    def step(w, g):
+        optimizer = mlx_opt.AdamW(1e-2)
+        for _ in range(2):
+            w = optimizer.apply_gradients(g, w)
+        return w
+
+    results = []
+    for least in (1 << 40, 1):
+        stages(least)
+        results.append([f(w, g) for f in (mx.vmap(step), mx.compile(mx.vmap(step)))])
+    assert_same(*results)

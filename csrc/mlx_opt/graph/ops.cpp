@@ -2,7 +2,6 @@
 
 #include <optional>
 
-#include "mlx/ops.h"
 #include "mlx_opt/graph/composition.h"
 #include "mlx_opt/graph/ema.h"
 #include "mlx_opt/graph/masters.h"
@@ -36,7 +35,7 @@ mx::array token_of(const Request& request, const Leaves& leaves, const mx::array
   CheckedStep checked = check(request, leaves);
   inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());
   if (before) {
-    inputs.back() = mx::depends({inputs.back()}, {*before})[0];
+    inputs.back() = after(inputs.back(), *before, request.stream);
   }
   auto primitive = std::make_shared<StepPrimitive>(
       request.stream, std::move(checked.spec), std::move(checked.dtypes));

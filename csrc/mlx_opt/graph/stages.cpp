@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <unordered_map>
+#include <utility>
+
+#include "mlx/primitives.h"
 
 namespace mlx_opt {
 namespace {
@@ -48,7 +52,37 @@ class Depths {
   std::unordered_map<std::uintptr_t, int> depths_;
 };
 
+class After : public mx::UnaryPrimitive {
+ public:
+  using mx::UnaryPrimitive::UnaryPrimitive;
+
+  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) override {
+    output.copy_shared_buffer(inputs[0]);
+  }
+
+  void eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) override {
+    eval_cpu(inputs, output);
+  }
+
+  std::pair<std::vector<mx::array>, std::vector<int>> vmap(
+      const std::vector<mx::array>& inputs, const std::vector<int>& axes) override {
+    return {{inputs[0]}, {axes[0]}};
+  }
+
+  std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
+    return {inputs[0].shape()};
+  }
+
+  const char* name() const override {
+    return "mlx_opt::After";
+  }
+};
+
 } // namespace
+
+mx::array after(const mx::array& x, const mx::array& before, mx::Stream stream) {
+  return mx::array(x.shape(), x.dtype(), std::make_shared<After>(stream), {x, before});
+}
 
 size_t stage_bytes() {
   return least_bytes.load(std::memory_order_relaxed);

@@ -25,4 +25,8 @@ struct LeafPlace {
 /// freed, before the gradients of the next are computed. One stage if there is nothing to gain.
 std::vector<std::vector<LeafPlace>> stages_of(const Leaves& leaves);
 
+/// `x`, once `before` is computed. As mx::depends, but vmap goes through it, which leaves the order
+/// out.
+mx::array after(const mx::array& x, const mx::array& before, mx::Stream stream);
+
 } // namespace mlx_opt
