@@ -19,7 +19,7 @@ from .pending import Pending, average_number
 from .plan import Leaf, Range, Round, ranges_in
 from .states import cut
 
-STAGES = 8
+STAGES = 16
 """The most parts in which a step averages gradients and updates their parameters."""
 
 
