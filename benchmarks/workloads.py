@@ -47,6 +47,7 @@ RULES = {
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
     # Parameter, slots and gradient for the state; the first three again for the parameter.
     "Lamb": Rule(2, {}, None, passes=10),
+    "AdamH": Rule(2, {}, None, passes=10),
     # Without the parameter in the first pass.
     "StableAdamW": Rule(2, {}, None, passes=9, wide=1),
     # Parameter and gradient for the norms, then all for the step.
