@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .measure import Run, measure
 from .options import OPTIONAL_PEERS, OURS
-from .peers import MEASURED_BY, PEERS, has_meaning, why_missing
-from .report import table, write_json, write_plot
+from .peers import PEERS, has_meaning, measured_by, why_missing
+from .report import summary, table, write_json, write_plot
 from .together import run_together, table_together
 from .workloads import ALL, Workload
 
@@ -43,10 +43,12 @@ def main(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         names = _chosen_peers(rule, options.peers or OPTIONAL_PEERS, console)
         runs.append(_measure(workload, names, options.rounds))
         console.print(table(runs[-1], console))
-        measure_of = MEASURED_BY.get(rule)
+        measure_of = measured_by(rule)
         if measure_of in runs[-1].results:
             ratio = 1 / runs[-1].time_over_ours(measure_of)
             console.print(f"{OURS} takes {ratio:.2f} times {measure_of}")
+    if len(runs) > 1:
+        console.print(summary(runs, console))
     if options.json:
         write_json(options.json, runs)
     if options.plot:

@@ -37,7 +37,11 @@ def environment() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
         **{name: report[name] for name in ("default", "vectors", "threads") if name in report},
     }
-    for module, distribution in (("torch", "torch"), ("mlx_lm", "mlx-lm")):
+    for module, distribution in (
+        ("torch", "torch"),
+        ("pytorch_optimizer", "pytorch_optimizer"),
+        ("mlx_lm", "mlx-lm"),
+    ):
         if find_spec(module) is not None:
             facts[distribution] = metadata.version(distribution)
     return facts

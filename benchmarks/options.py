@@ -9,7 +9,7 @@ from .workloads import ITEMSIZES, MODELS, RULES, Model, model_named
 
 OURS = "mlx_opt"
 # The peers that --peers can name, in the order of the report.
-OPTIONAL_PEERS = ["mlx", "compiled", "torch", "adamw", "products"]
+OPTIONAL_PEERS = ["mlx", "compiled", "torch", "published", "adamw", "products"]
 DESCRIPTION = """\
 Time the steps of mlx_opt's optimizers beside those of mlx.optimizers and
 PyTorch, and beside the time in which the same bytes can be streamed through

@@ -18,7 +18,7 @@ import mlx_opt
 from .limit import Limit
 from .options import OURS
 from .products import Products
-from .workloads import LEARNING_RATE, RULES, Model, Workload, call_text
+from .workloads import LEARNING_RATE, PUBLISHED, RULES, Model, Workload, call_text
 
 LIMIT = "limit"
 ADAMW = "adamw"
@@ -111,11 +111,11 @@ def _tree(workload: Workload, seed: int) -> dict:
     return tree_unflatten(list(zip(workload.model.shapes, arrays, strict=True)))
 
 
-def _torch_peer(workload: Workload) -> Peer:
+def _torch_peer(workload: Workload, published: bool) -> Peer:
     from .torch_peer import TorchPeer
 
     make_values = partial(values, workload.model, workload.dtype)
-    return TorchPeer(workload, make_values(WEIGHTS_SEED), make_values(GRADIENTS_SEED))
+    return TorchPeer(workload, make_values(WEIGHTS_SEED), make_values(GRADIENTS_SEED), published)
 
 
 # In the order of the report.
@@ -123,31 +123,37 @@ PEERS: dict[str, Callable[[Workload], Peer]] = {
     OURS: partial(MLXPeer, mlx_opt),
     "mlx": partial(MLXPeer, stock),
     "compiled": partial(CompiledPeer, stock),
-    "torch": _torch_peer,
+    "torch": partial(_torch_peer, published=False),
+    "published": partial(_torch_peer, published=True),
     ADAMW: AdamWPeer,
     PRODUCTS: Products,
     LIMIT: Limit,
 }
 
 
-MEASURED_BY = {"Lamb": ADAMW, "AdamW-clipped": ADAMW, "Adafactor": ADAMW, "Muon": PRODUCTS}
-"""Of some rules: the peer whose time is a measure of theirs."""
+def measured_by(rule: str) -> str | None:
+    """The peer whose time is a measure of the rule's; None for AdamW, which is the measure."""
+    return {"AdamW": None, "Muon": PRODUCTS}.get(rule, ADAMW)
 
 
 def has_meaning(peer: str, rule: str) -> bool:
-    return peer not in MEASURED_BY.values() or MEASURED_BY.get(rule) == peer
+    return peer not in (ADAMW, PRODUCTS) or measured_by(rule) == peer
 
 
 def why_missing(peer: str, rule: str) -> str | None:
     """Why a peer cannot take part with a rule; None if it can."""
     if peer in ("mlx", "compiled"):
         return None if hasattr(stock, RULES[rule].optimizer or rule) else f"MLX has no {rule}"
-    if peer != "torch":
+    if peer not in ("torch", "published"):
         return None
     if find_spec("torch") is None:
         return "PyTorch is not installed"
-    if RULES[rule].torch is None:
+    if peer == "torch" and RULES[rule].torch is None:
         return f"PyTorch has no {rule}"
+    if peer == "published" and find_spec("pytorch_optimizer") is None:
+        return "pytorch_optimizer is not installed"
+    if peer == "published" and rule not in PUBLISHED:
+        return f"pytorch_optimizer has nothing for {rule} that PyTorch has not"
     from .torch_peer import torch_device
 
     return None if torch_device() else "PyTorch has no device of the kind of MLX's default"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .environment import write_figures
 from .measure import Run
-from .peers import LIMIT, OURS
+from .peers import ADAMW, LIMIT, OURS
 
 COLORS = {OURS: "#b3470f", "mlx": "#8fb3d9", "compiled": "#3d6f9e", "torch": "#c9a227"}
 HEADINGS = (
@@ -59,6 +59,47 @@ def fitting(
         if _width_of(table, console) <= console.width or not dropped:
             return table
         columns.remove(dropped.pop(0))
+
+
+SUMMARY = (
+    "rule",
+    "state,\nB/param",
+    "moved,\nB/param",
+    "of\nlimit",
+    "time/\nadamw",
+    "a byte/\nadamw",
+    "torch",
+    "published",
+)
+
+
+def summary(runs: list[Run], console: Console) -> Table:
+    """Several rules in one table."""
+    caption = (
+        "state, moved: bytes. of limit: the time of the same bytes streamed, over mlx_opt's. "
+        "time/adamw: over mlx_opt's AdamW in the same rounds; a byte: each over the bytes that it "
+        f"moves. torch, published: their time over {OURS}'s. All are medians of the rounds."
+    )
+    return fitting(console, list(SUMMARY), [summary_row(run) for run in runs], "", caption)
+
+
+def summary_row(run: Run) -> list[str]:
+    """The cells of a rule, empty where its peer did not take part."""
+    workload, size = run.workload, run.workload.model.size
+    timed = run.results
+    to_adamw = 1 / run.time_over_ours(ADAMW) if ADAMW in timed else None
+    if workload.rule == "AdamW":
+        to_adamw = 1.0
+    bytes_to_adamw = workload.bytes_moved / workload._replace(rule="AdamW").bytes_moved
+    return [
+        workload.rule,
+        f"{(workload.resident_bytes - 2 * workload.itemsize * size) / size:.0f}",
+        f"{workload.bytes_moved / size:.0f}",
+        f"{digits(100 * run.share_of_limit(OURS))}%",
+        "" if to_adamw is None else f"{to_adamw:.2f}",
+        "" if to_adamw is None else f"{to_adamw / bytes_to_adamw:.2f}",
+        *(digits(run.time_over_ours(x)) if x in timed else "" for x in ("torch", "published")),
+    ]
 
 
 def _width_of(table: Table, console: Console) -> int:

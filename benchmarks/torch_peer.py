@@ -1,7 +1,8 @@
-"""PyTorch's optimizers. Import this only where PyTorch is installed."""
+"""PyTorch's optimizers and pytorch_optimizer's. Import this only where PyTorch is installed."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import torch
 
 import mlx_opt
 
-from .workloads import LEARNING_RATE, RULES, Workload, call_text
+from .workloads import LEARNING_RATE, PUBLISHED, RULES, Workload, call_text
 
 
 def torch_device() -> str | None:
@@ -22,15 +23,27 @@ def torch_device() -> str | None:
 
 
 class TorchPeer:
+    """`published`: of pytorch_optimizer."""
+
     def __init__(
-        self, workload: Workload, parameters: list[mx.array], gradients: list[mx.array]
+        self,
+        workload: Workload,
+        parameters: list[mx.array],
+        gradients: list[mx.array],
+        published: bool,
     ) -> None:
-        rule = RULES[workload.rule].torch
         device = torch_device()
-        assert rule is not None and device is not None
-        name, settings = rule
-        settings = {**settings, _implementation(name, workload.dtype, device): True}
-        self.about = call_text(f"torch.optim.{name}", settings)
+        assert device is not None
+        package: Any = torch.optim
+        if published:
+            package = import_module("pytorch_optimizer")
+            name, settings = PUBLISHED[workload.rule]
+        else:
+            rule = RULES[workload.rule].torch
+            assert rule is not None
+            name, settings = rule
+            settings = {**settings, _implementation(name, workload.dtype, device): True}
+        self.about = call_text(f"{package.__name__}.{name}", settings)
         torch.set_num_threads(mlx_opt.num_threads())
         self.device = torch.device(device)
         tensors = []
@@ -38,7 +51,9 @@ class TorchPeer:
             parameter = torch.nn.Parameter(_copy(parameters.pop(), workload.dtype, self.device))
             parameter.grad = _copy(gradients.pop(), workload.dtype, self.device)
             tensors.append(parameter)
-        self.optimizer = getattr(torch.optim, name)(tensors, lr=LEARNING_RATE, **settings)
+        self.optimizer = getattr(package, name)(tensors, lr=LEARNING_RATE, **settings)
+        if name.startswith("ScheduleFree"):
+            self.optimizer.train()
 
     def step(self) -> None:
         self.optimizer.step()

@@ -47,6 +47,7 @@ RULES = {
     "Lion": Rule(1, {"weight_decay": 0.01}, None),
     # Parameter, slots and gradient for the state; the first three again for the parameter.
     "Lamb": Rule(2, {}, None, passes=10),
+    "AdamH": Rule(2, {}, None, passes=10),
     # Without the parameter in the first pass.
     "StableAdamW": Rule(2, {}, None, passes=9, wide=1),
     # Parameter and gradient for the norms, then all for the step.
@@ -71,6 +72,22 @@ RULES = {
     # Momentum and descent; not the products between them.
     "Muon": Rule(1, {}, None, passes=8),
 }
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name: (name, {})
+        for name in (
+            *("AdaBelief", "Adan", "AdEMAMix", "ADOPT", "DAdaptAdam", "DiffGrad", "Lamb", "LARS"),
+            *("LaProp", "Lion", "MADGRAD", "MARS", "Prodigy", "QHAdam", "StableAdamW", "Yogi"),
+        )
+    },
+    "AdamWScheduleFree": ("ScheduleFreeAdamW", {}),
+    "MARSLion": ("MARS", {"mars_type": "lion"}),
+    "RAdamScheduleFree": ("ScheduleFreeRAdam", {}),
+    "SGDScheduleFree": ("ScheduleFreeSGD", {}),
+    "SignSGD": ("SignSGD", {"momentum": 0.0}),
+    "Signum": ("SignSGD", {}),
+}
+"""The class in pytorch_optimizer and its settings, of rules that PyTorch does not have."""
 TORCH: dict[str, tuple[str, dict]] = {"NAdam": ("NAdam", {}), "RAdam": ("RAdam", {})}
 _DESCRIBED: Any = _rules.RULES
 for _described in _DESCRIBED:
@@ -109,19 +126,23 @@ class Workload(NamedTuple):
         return RULES[self.rule].slots + 2
 
     @property
+    def itemsize(self) -> int:
+        return ITEMSIZES[self.dtype]
+
+    @property
     def resident_bytes(self) -> int:
-        return self.model.size * (self.arrays * ITEMSIZES[self.dtype] + self._widened)
+        return self.model.size * (self.arrays * self.itemsize + self._widened)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes a step has to move."""
         passes = RULES[self.rule].passes or 2 * self.arrays - 1
-        return self.model.size * (passes * ITEMSIZES[self.dtype] + 2 * self._widened)
+        return self.model.size * (passes * self.itemsize + 2 * self._widened)
 
     @property
     def _widened(self) -> int:
         """Bytes of a parameter's float32 slots beyond those of slots of the parameter's dtype."""
-        return RULES[self.rule].wide * (4 - ITEMSIZES[self.dtype])
+        return RULES[self.rule].wide * (4 - self.itemsize)
 
 
 def transformer(layers: int, width: int, vocabulary: int, context: int) -> dict[str, tuple]:

@@ -52,6 +52,7 @@ class Case(NamedTuple):
         own = {
             "AdamWScheduleFree": ["z"],
             "AdEMAMix": ["m2"],
+            "GPAAdamW": ["z"],
             "MADGRAD": ["s", "v", "x0"],
             "DAdaptAdam": ["m", "v", "s"],
             "Prodigy": ["m", "v", "s"],
@@ -69,6 +70,7 @@ class Case(NamedTuple):
             "AdamWScheduleFree": ["z"],
             "ADOPT": ["v"],
             "Adan": ["previous"],
+            "GPAAdamW": ["z"],
             "MADGRAD": ["x0"],
             "MARS": ["previous"],
             "MARSLion": ["previous"],
@@ -280,6 +282,8 @@ CASES = [
     Case("Lamb"),
     Case("Lamb", {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
     Case("Lamb", {"weight_decay": 0.0}),
+    Case("AdamH"),
+    Case("AdamH", {"betas": (0.8, 0.99), "eps": 1e-4}),
     Case("LARS"),
     Case(
         "LARS",
@@ -368,6 +372,18 @@ CASES = [
             "weight_lr_power": 1.0,
         },
     ),
+    Case("GPAAdamW"),
+    Case(
+        "GPAAdamW",
+        {
+            "betas": (0.8, 0.95),
+            "eps": 1e-5,
+            "weight_decay": 0.1,
+            "train_interp_coeff": 0.5,
+            "eval_interp_coeff": 0.9,
+        },
+    ),
+    Case("GPAAdamW", {"weight_decay": 0.1, "use_wd_on_y": True}),
     Case("SimplifiedAdEMAMix"),
     Case(
         "SimplifiedAdEMAMix",

@@ -14,7 +14,8 @@ from cases import DTYPES, assert_close, assert_same, normal, wide
 
 RATE, STEPS = 0.1, 6
 PARTS = {"SGDScheduleFree": 0.9, "AdamWScheduleFree": 0.9, "RAdamScheduleFree": 0.9}
-each_class = pytest.mark.parametrize("name", PARTS)
+NAMES = [*PARTS, "GPAAdamW"]
+each_class = pytest.mark.parametrize("name", NAMES)
 
 
 def model_of(dtype=mx.float32):
@@ -58,7 +59,7 @@ def averages_by_hand(name, steps, part):
     return {k.removesuffix(".z"): x / weights for k, x in sums.items()}
 
 
-@each_class
+@pytest.mark.parametrize("name", PARTS)
 def test_the_average_is_the_mean_of_all_base_iterates(name):
     model, optimizer = trained(name)
     means = averages_by_hand(name, STEPS, PARTS[name])
@@ -66,6 +67,18 @@ def test_the_average_is_the_mean_of_all_base_iterates(name):
     assert averages.keys() == means.keys()
     for path, mean in means.items():
         np.testing.assert_allclose(wide(averages[path]), mean, rtol=0, atol=2e-6)
+
+
+def test_primal_averaging_forgets_base_iterates_at_a_constant_rate():
+    model = model_of()
+    optimizer = mlx_opt.GPAAdamW(RATE, eval_interp_coeff=0.8)
+    averages = {path: wide(x) for path, x in tree_flatten(model.parameters())}
+    for step in range(STEPS):
+        train(optimizer, model, 1, step)
+        z = {k: wide(x) for k, x in tree_flatten(optimizer.state) if k.endswith(".z")}
+        averages = {k: 0.8 * x + 0.2 * z[f"{k}.z"] for k, x in averages.items()}
+    for path, x in tree_flatten(optimizer.eval_parameters(model)):
+        np.testing.assert_allclose(wide(x), averages[path], rtol=0, atol=2e-6)
 
 
 @each_class

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx_opt.benchmarks import rules_table
 from mlx_opt.benchmarks.measure import Result, Run
 from mlx_opt.benchmarks.options import OPTIONAL_PEERS, OURS
 from mlx_opt.benchmarks.peers import LIMIT, PEERS
@@ -233,6 +234,23 @@ def test_a_benchmark_as_json_has_its_schema_and_time(tmp_path):
     assert report["environment"]["mlx_opt"] == mlx_opt.__version__
     assert str(Path(mlx_opt.__file__).parent) not in path.read_text()
     assert [peer["peer"] for peer in report["runs"][0]["peers"]] == ["mlx_opt", "mlx", "limit"]
+
+
+def test_several_rules_end_with_a_table_of_all(tmp_path):
+    path = tmp_path / "times.json"
+    rules = ("--rule", "AdamW", "--rule", "Lamb", "--rule", "AdamW-clipped")
+    model = ("--model", "3*20x30,5", "--peers", "adamw", "--rounds", "2")
+    done = command("bench", *model, *rules, "--json", path)
+    assert done.returncode == 0, done.stderr
+    *_, table = done.stdout.split("rule ")
+    rows = [line.split() for line in table.splitlines()][2:5]
+    adamw, lamb, clipped = ([row[0], *row[1:3]] for row in rows)
+    assert adamw == ["AdamW", "8", "28"]
+    assert lamb == ["Lamb", "8", "40"]
+    assert clipped == ["AdamW-clipped", "8", "32"]
+    assert rows[0][-2:] == ["1.00", "1.00"]
+    of_file = rules_table.markdown(rules_table.runs_of(path)).splitlines()[2:]
+    assert [line.replace("|", " ").split() for line in of_file] == rows
 
 
 @pytest.mark.parametrize("width", [50, 80])

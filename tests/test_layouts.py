@@ -169,6 +169,7 @@ OPTIONS = {
         **KINDS,
     },
     "Lamb": {"betas": st.tuples(betas, betas), "eps": positive, "weight_decay": st.floats(0, 1.0)},
+    "AdamH": {"betas": st.tuples(betas, betas), "eps": positive},
     "LARS": {
         "momentum": betas,
         "weight_decay": st.floats(0, 1.0),
@@ -213,6 +214,14 @@ OPTIONS = {
         "weight_decay": st.floats(0, 1.0),
         "silent_sgd_phase": st.booleans(),
         "r": st.floats(0, 2),
+    },
+    "GPAAdamW": {
+        "betas": st.tuples(betas, betas),
+        "eps": positive,
+        "weight_decay": st.floats(0, 1.0),
+        "train_interp_coeff": st.floats(0.1, 0.99),
+        "eval_interp_coeff": betas,
+        "use_wd_on_y": st.booleans(),
     },
     "NAdam": {
         "betas": st.tuples(betas, betas),

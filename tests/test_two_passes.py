@@ -1,4 +1,4 @@
-"""Rules whose step needs sums over each tensor: Lamb."""
+"""Rules whose step needs sums over each tensor: Lamb and AdamH."""
 
 import mlx.core as mx
 import numpy as np
@@ -154,3 +154,29 @@ def test_a_batch_of_parameters_has_a_ratio_each():
 
     expected = [wide(step(w[i], g[i])) for i in range(4)]
     assert_near(mx.vmap(step)(w, g), np.stack(expected), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 33), (300, 700)], ids=str)
+def test_adamh_keeps_the_norm_and_moves_by_the_learning_rate(shape):
+    w = {"w": normal(*shape, seed=1)}
+    optimizer, norm = mlx_opt.AdamH(0.05), np.linalg.norm(wide(w["w"]))
+    for step in range(20):
+        before = wide(w["w"])
+        w = optimizer.apply_gradients({"w": normal(*shape, seed=2 + step)}, w)
+        after = wide(w["w"])
+        assert np.linalg.norm(after) == pytest.approx(norm, rel=2e-6)
+        assert 0.8 < np.linalg.norm(after - before) / (0.05 * norm) < 1.001
+
+
+def test_adamh_leaves_a_tensor_of_zeros_and_one_without_a_gradient():
+    w = {"zeros": mx.zeros(9), "still": normal(9, seed=1)}
+    optimizer = mlx_opt.AdamH(0.5)
+    new = optimizer.apply_gradients({"zeros": mx.ones(9), "still": mx.zeros(9)}, w)
+    assert_same(new, w)
+
+
+def test_adamh_at_a_rate_of_1_along_the_parameter_gives_zeros():
+    """The step then ends in the origin, which has no direction."""
+    w = {"w": mx.ones((4, 4))}
+    new = mlx_opt.AdamH(1.0, eps=0.0).apply_gradients(w, w)
+    assert_same(new, {"w": mx.zeros((4, 4))})

@@ -17,6 +17,7 @@
   RULE(ADOPT)                       \
   RULE(DAdaptAdam)                  \
   RULE(DiffGrad)                    \
+  RULE(GPAAdamW)                    \
   RULE(LaProp)                      \
   RULE(Lion)                        \
   RULE(MADGRAD)                     \
@@ -44,6 +45,7 @@
 // step; the second updates the parameter with what the sums give.
 #define MLX_OPT_FOR_EACH_TWO_PASS_RULE(RULE) \
   RULE(Lamb)                                 \
+  RULE(AdamH)                                \
   RULE(LARS)                                 \
   RULE(StableAdamW)                          \
   RULE(CautiousAdamW)                        \

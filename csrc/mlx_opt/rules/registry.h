@@ -11,6 +11,7 @@
 #include "adagrad.h"
 #include "adam_atan2.h"
 #include "adamax.h"
+#include "adamh.h"
 #include "adamw.h"
 #include "adan.h"
 #include "ademamix.h"

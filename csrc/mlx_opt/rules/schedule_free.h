@@ -1,6 +1,7 @@
 // Schedule-Free steps, plain, adaptive and rectified: Defazio, Yang, Mehta, Mishchenko, Khaled and
 // Cutkosky, arXiv:2405.15682. The parameter is y, where the gradient is taken; z takes the steps of
-// the base optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta.
+// the base optimizer; the average x of z is not stored, but is (y - (1 - beta) z) / beta. And
+// generalized primal averaging, whose x forgets at a constant rate: arXiv:2512.17131.
 #pragma once
 #include "portable.h"
 
@@ -40,6 +41,10 @@ struct ScheduleFree {
 
   MLX_OPT_FN Scalars prepare(float beta, float averaged_steps, float rate) {
     float weight = averaged_steps > 0.0f ? 1.0f / averaged_steps : 0.0f;
+    return with_weight(beta, weight, rate);
+  }
+
+  MLX_OPT_FN Scalars with_weight(float beta, float weight, float rate) {
     return {rate, weight, rate * (beta * (1.0f - weight) - 1.0f)};
   }
 
@@ -243,6 +248,59 @@ struct RAdamScheduleFree {
       .slots = {{.name = "z", .format = Format::float32, .begin = Begin::unset}, {"v"}},
       .step = {Reads::always},
       .average = {.base = "z", .part = "betas[0]"},
+  })
+};
+
+struct GPAAdamW {
+  struct Hypers {
+    Hyper beta1, beta2, eps, weight_decay, train_interp_coeff, eval_interp_coeff, use_wd_on_y;
+  };
+  struct Scalars {
+    ScheduleFree::Scalars average;
+    float moment_scale, denominator_scale;
+    float decay_y, decay_z; // one is 0
+  };
+  struct Element {
+    float w, z, m, v;
+  };
+
+  MLX_OPT_FN Scalars prepare(Hypers h, float lr, float step) {
+    float decay = lr * h.weight_decay.value;
+    bool on_y = h.use_wd_on_y.value != 0.0f;
+    return {
+        ScheduleFree::with_weight(h.train_interp_coeff.value, h.eval_interp_coeff.one_minus, lr),
+        1.0f / one_minus_power(h.beta1, step),
+        1.0f / square_root(one_minus_power(h.beta2, step)),
+        on_y ? decay : 0.0f,
+        on_y ? 0.0f : decay};
+  }
+
+  MLX_OPT_FN Element update(Element e, float g, Hypers h, Scalars s) {
+    float m = fma(h.beta1.value, e.m, h.beta1.one_minus * g);
+    float v = fma(h.beta2.value, e.v, h.beta2.one_minus * (g * g));
+    float u = s.moment_scale * m / fma(square_root(v), s.denominator_scale, h.eps.value);
+    float z = value_or(e.z, e.w);
+    z -= decay_of(z, s.decay_z);
+    float y = e.w - decay_of(e.w, s.decay_y);
+    return {ScheduleFree::next_y(y, z, u, s.average), fma(-s.average.rate, u, z), m, v};
+  }
+
+  MLX_OPT_DESCRIBE({
+      .optimizer = "GPAAdamW",
+      .hypers =
+          {{"betas[0]", 0.9, Range::below_one},
+           {"betas[1]", 0.999, Range::below_one},
+           {"eps", 1e-8, Range::not_negative},
+           {"weight_decay", 0.0, Range::not_negative},
+           {"train_interp_coeff", 0.7, Range::fraction},
+           {"eval_interp_coeff", 0.9967, Range::below_one},
+           {"use_wd_on_y", 0, Range::flag}},
+      .slots =
+          {{.name = "z", .format = Format::float32, .begin = Begin::unset},
+           {"m"},
+           {.name = "v", .codes = Codes::not_negative}},
+      .step = {Reads::always},
+      .average = {.base = "z", .part = "train_interp_coeff"},
   })
 };
 

@@ -1,4 +1,4 @@
-"""The formulas of Schedule-Free rules."""
+"""The formulas of Schedule-Free rules and of generalized primal averaging."""
 
 from .adam_variants import radam_length
 from .registry import keep, one_minus_power, progress, reference, value_or, with_decay
@@ -121,10 +121,48 @@ def radam_schedule_free(
 
 def next_iterates(xp, y, z, u, rate, beta, averaged_steps):
     """The parameter y, which is between z and the average of all z, and z after a step along u."""
-    z = value_or(xp, z, y)
     weight = xp.where(averaged_steps > 0, 1 / xp.maximum(averaged_steps, 1), 0)
+    return weighted_iterates(y, value_or(xp, z, y), u, rate, beta, weight)
+
+
+def weighted_iterates(y, z, u, rate, beta, weight):
+    """The same; `weight`: of z in its average."""
     y = y + weight * (z - y) + rate * (beta * (1 - weight) - 1) * u
     return y, {"z": z - rate * u}
+
+
+@reference("GPAAdamW", {"weight_decay": 0.1}, {"weight_decay": 0.1, "use_wd_on_y": True})
+def gpa_adamw(
+    xp,
+    w,
+    g,
+    state,
+    step,
+    *,
+    learning_rate,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    train_interp_coeff=0.7,
+    eval_interp_coeff=0.9967,
+    use_wd_on_y=False,
+):
+    """GPAAdamW: AdamW with generalized primal averaging, the smooth form of DiLoCo's steps.
+
+    "Smoothing DiLoCo with Primal Averaging for Faster Training of LLMs", 2025, arXiv:2512.17131.
+    """
+    beta1, beta2 = betas
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
+    u = (m / c1) / (xp.sqrt(v / c2) + eps)
+    y, z = w, value_or(xp, state["z"], w)
+    if use_wd_on_y:
+        y = (1 - learning_rate * weight_decay) * y
+    else:
+        z = (1 - learning_rate * weight_decay) * z
+    w, new = weighted_iterates(y, z, u, learning_rate, train_interp_coeff, 1 - eval_interp_coeff)
+    return w, {**new, "m": m, "v": v}
 
 
 @keep("SGDScheduleFree")

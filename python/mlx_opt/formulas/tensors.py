@@ -100,6 +100,32 @@ def norm(xp, x):
     return xp.sqrt(xp.sum(xp.abs(x) ** 2))
 
 
+@reference("AdamH")
+def adamh(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.95), eps=1e-8):
+    """AdamH: Adam's direction along the sphere on which each tensor began, in place of decay.
+
+    Wen, Dang, Lyu, Ma and Liang 2025, "Fantastic Pretraining Optimizers and Where to Find Them 2.1:
+    Hyperball Optimization".
+    """
+    beta1, beta2 = betas
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    after = {"m": m, "v": v}
+    w = adamh_from_state(xp, w, g, after, step, learning_rate=learning_rate, betas=betas, eps=eps)
+    return w, after
+
+
+@finish("AdamH")
+def adamh_from_state(xp, w, g, state, step, *, learning_rate, betas=(0.9, 0.95), eps=1e-8):
+    c1, c2 = (one_minus_power(xp, beta, step) for beta in betas)
+    u = (state["m"] / c1) / (xp.sqrt(state["v"] / c2) + eps)
+    radius, size = norm(xp, w), norm(xp, u)
+    both = (radius > 0) & (size > 0)
+    moved = w - learning_rate * xp.where(both, radius / xp.where(both, size, 1), 0) * u
+    size = norm(xp, moved)
+    return moved * xp.where(both, radius / xp.where(size > 0, size, 1), 1)
+
+
 @reference("LARS", {"weight_decay": 0.1, "nesterov": True})
 def lars(
     xp,

@@ -33,8 +33,9 @@ class Sharded(WithParameters):
     the new parameters. The gradients are averaged on the way, so this replaces
     :func:`mlx.nn.average_gradients`, and a step equals that of one process with the averaged
     gradients. Parameters that :func:`mlx.nn.fully_shard` has divided stay so, and their gradients,
-    which it has averaged, are taken as they are. Rules that need whole tensors (Adafactor, LARS,
-    Lamb, Muon, StableAdamW) divide the tensors, all others the elements. See docs/distributed.md.
+    which it has averaged, are taken as they are. Rules that need whole tensors (Adafactor, AdamH,
+    LARS, Lamb, Muon, StableAdamW) divide the tensors, all others the elements. See
+    docs/distributed.md.
 
     All members must construct it, and call ``init``, ``update`` and ``apply_gradients``, in the
     same order, and evaluate the parameters that result. Rajbhandari et al., `ZeRO: Memory

@@ -50,7 +50,7 @@ OF_ONE_HEADER = [
     {"CautiousLion", "Lion"},
     {"DAdaptAdam", "Prodigy"},
     {"MARS", "MARSLion"},
-    {"AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"},
+    {"AdamWScheduleFree", "GPAAdamW", "RAdamScheduleFree", "SGDScheduleFree"},
 ]
 
 
