@@ -5,6 +5,7 @@
 #include "mlx_opt/graph/masters.h"
 #include "mlx_opt/graph/rounding.h"
 #include "mlx_opt/graph/step_primitive.h"
+#include "mlx_opt/graph/weight_norms.h"
 
 namespace mlx_opt {
 namespace {
@@ -28,6 +29,13 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
     return {};
   }
   const Program& program = *request.program;
+  if (request.norms && !kernels_take_norms(program, request.stream.device)) {
+    Request without = request;
+    without.norms = nullptr;
+    std::vector<mx::array> results = successors(without, leaves);
+    *request.norms = norms_of(request, leaves, results);
+    return results;
+  }
   if (!program.is_fused()) {
     if (program.has_ema()) {
       return step_with_ema(request, leaves, successors);
@@ -50,7 +58,11 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
   inputs.insert(inputs.end(), checked.scalars.begin(), checked.scalars.end());
   auto primitive = std::make_shared<StepPrimitive>(
       request.stream, std::move(checked.spec), std::move(checked.dtypes));
-  return outputs_of(token_of(std::move(primitive), std::move(inputs)));
+  const mx::array token = token_of(std::move(primitive), std::move(inputs));
+  if (request.norms) {
+    *request.norms = norms_of(token);
+  }
+  return outputs_of(token);
 }
 
 std::vector<mx::array> step(
