@@ -60,6 +60,8 @@ def main() -> None:
         groups=[optim.no_decay()],
     )
 
+    optimizer.telemetry = True
+
     def loss_of(model: Writer, batch: mx.array) -> mx.array:
         return nn.losses.cross_entropy(model(batch[:, :-1]), batch[:, 1:], reduction="mean")
 
@@ -81,7 +83,9 @@ def main() -> None:
         losses.append(loss.item())
         if i % REPORT == 0:
             mean = sum(losses[-REPORT:]) / REPORT
-            print(f"step {i:4}   loss {mean:.3f}   norm {optimizer.grad_norm.item():.2f}")
+            moved = optimizer.telemetry.ratio.item()
+            norm = optimizer.grad_norm.item()
+            print(f"step {i:4}   loss {mean:.3f}   norm {norm:.2f}   moved by {moved:.1%}")
     seconds = time.perf_counter() - begin
     letters_a_second = steps * BATCH * CONTEXT / seconds
     print(f"{letters_a_second:,.0f} letters a second, {optimizer.skipped.item()} steps skipped")

@@ -155,6 +155,15 @@ Args:
     skip_nonfinite: True if the step is skipped if ``scale`` is not finite.
     around: Called with a group's formula; returns one that does the same to its gradients.
     max_value: A 0-d array; each element is then clipped to at most this from 0.)")
+      .def(
+          "take_norms",
+          &Part::take_norms,
+          "norms"_a,
+          R"(Asks for the norms of the updates and of the new weights.
+
+Args:
+    norms: An array of the program's own. The step replaces its value, lazily, by a float32 array
+        with a row for each group: the norm of the updates and that of the weights after them.)")
       .def("gradients", &Part::gradients, "The gradients of all leaves.")
       .def(
           "sums",

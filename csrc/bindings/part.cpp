@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "mlx/ops.h"
 #include "mlx_opt/backend/find.h"
 
 namespace mlx_opt::python {
@@ -333,13 +334,18 @@ std::vector<mx::array> Part::gradients() {
   return gradients;
 }
 
-Request Part::request() const {
+Request Part::request() {
   std::vector<GroupScalars> groups;
   groups.reserve(groups_.size());
   for (const PartGroup& group : groups_) {
     groups.push_back(group.scalars);
   }
-  return {&program_, std::move(groups), scale_, mx::default_stream(mx::default_device())};
+  mx::array* norms = nullptr;
+  if (norms_.is_valid()) {
+    staged_norms_ = mx::zeros({static_cast<int>(groups_.size()), 2}); // if no leaf is updated
+    norms = &*staged_norms_;
+  }
+  return {&program_, std::move(groups), scale_, mx::default_stream(mx::default_device()), norms};
 }
 
 mlx_opt::Part Part::in_place() {

@@ -68,6 +68,12 @@ class Part {
     around_ = std::move(around);
   }
 
+  /// Asks for the norms of each group's updates and new weights, which the step makes the value of
+  /// `norms`, an array of Python's: float32, {groups, 2}.
+  void take_norms(nb::object norms) {
+    norms_ = std::move(norms);
+  }
+
   /// True if a transformation traces any of the gradients.
   bool has_tracer() const;
 
@@ -82,9 +88,7 @@ class Part {
   std::vector<std::tuple<int, mx::array, mx::array, nb::object>> unserved();
 
   /// True if the trees' classes and the dtypes permit the step to overwrite the arrays.
-  bool may_overwrite() const {
-    return may_overwrite_ && has_real_scale();
-  }
+  bool may_overwrite() const;
 
   /// True if results can be put into the parameters' tree without running Python code.
   bool is_assignable() const {
@@ -113,8 +117,11 @@ class Part {
   /// classes of its tuples. Throws std::logic_error if nothing is staged.
   nb::object tree();
 
-  /// Puts the staged slots into the state. Runs no Python code.
+  /// Puts the staged slots into the state, and the norms into their array. Runs no Python code.
   void commit();
+
+  /// The same of the norms of a part that ran in place.
+  void put_norms();
 
   /// Puts the staged parameters into their tree. Runs no Python code.
   void assign();
@@ -182,7 +189,9 @@ class Part {
   void leave_shared_state_to_the_formula();
   void push_operands(const Leaf& leaf, std::vector<mx::array*>& operands);
   const Leaves& leaves();
-  Request request() const;
+  Request request();
+  void stage_norms();
+  std::pair<mx::array, mx::array> weights_of(size_t i) const;
   bool is_traced();
   bool has_real_scale() const;
   static const nb::object& object_of(Successor& successor);
@@ -193,7 +202,9 @@ class Part {
   std::vector<PartGroup> groups_;
   Assignment assignment_;
   std::optional<GradientScale> scale_;
-  nb::object around_; // null if the gradients are not scaled
+  nb::object around_;                     // null if the gradients are not scaled
+  nb::object norms_;                      // null if they are not asked for
+  std::optional<mx::array> staged_norms_; // of the leaves that the kernels update, then of all
   bool initialized_;
   bool assigned_;
   bool available_;

@@ -1,8 +1,13 @@
 // The results of a part that does not run in place.
 #include "bindings/part.h"
+
+#include <algorithm>
+
 #include "mlx/utils.h"
+#include "mlx_opt/graph/masters.h"
 #include "mlx_opt/graph/sums.h"
 #include "mlx_opt/graph/tracing.h"
+#include "mlx_opt/graph/weight_norms.h"
 
 namespace mlx_opt::python {
 
@@ -29,6 +34,12 @@ bool Part::is_traced() {
 // MLX's norm of complex gradients is complex, and so is the scale computed from it.
 bool Part::has_real_scale() const {
   return !scale_ || !mx::issubdtype(scale_->value.dtype(), mx::complexfloating);
+}
+
+bool Part::may_overwrite() const {
+  const mx::Device device = mx::default_device();
+  return may_overwrite_ && has_real_scale() &&
+         (!norms_.is_valid() || kernels_take_norms(program_, device));
 }
 
 const nb::object& Part::object_of(Successor& successor) {
@@ -144,6 +155,52 @@ void Part::stage_formula() {
       entries_.push_back({leaf.state, key, value});
     }
   }
+  if (norms_.is_valid()) {
+    stage_norms();
+  }
+}
+
+// Adds the norms of the leaves that the formula updates to those of the others.
+void Part::stage_norms() {
+  const auto is_served = [](const Leaf& leaf) { return leaf.served; };
+  const bool has_served = std::any_of(leaves_.begin(), leaves_.end(), is_served);
+  if (has_served && std::all_of(leaves_.begin(), leaves_.end(), is_served)) {
+    return;
+  }
+  WeightNorms norms(groups_.size(), mx::default_stream(mx::default_device()));
+  if (has_served) {
+    norms.add(*staged_norms_);
+  }
+  for (size_t i = 0; i < leaves_.size(); ++i) {
+    if (!leaves_[i].served) {
+      const auto [before, after] = weights_of(i);
+      norms.add(leaves_[i].group, before, after);
+    }
+  }
+  staged_norms_ = norms.norms();
+}
+
+// The weight of a leaf that the formula updates, before and after.
+std::pair<mx::array, mx::array> Part::weights_of(size_t i) const {
+  const Leaf& leaf = leaves_[i];
+  const mx::array& before = array_of(leaf.parameter);
+  const mx::array& after = array_of(results_[i]);
+  const size_t master = place_of_master(program_, leaf.kind);
+  if (master == 0 || slots_.size() < leaf.first_slot + master) {
+    return {before, after};
+  }
+  const nb::str& name = slot_names_[leaf.kind][master - 1];
+  const nb::object& old_master = slots_[leaf.first_slot + master - 1];
+  const auto entry = std::find_if(entries_.rbegin(), entries_.rend(), [&](const Entry& x) {
+    return x.dict.is(leaf.state) && x.key.equal(name);
+  });
+  if (entry == entries_.rend() || !is_array(entry->value) || !is_array(old_master)) {
+    return {before, after};
+  }
+  const mx::Stream stream = mx::default_stream(mx::default_device());
+  return {
+      weight_of(before, array_of(old_master), stream),
+      weight_of(after, array_of(entry->value), stream)};
 }
 
 nb::object Part::tree() {
@@ -191,6 +248,14 @@ void Part::commit() {
     if (PyDict_Check(dict.ptr())) {
       store(dict, key, value);
     }
+  }
+  put_norms();
+}
+
+void Part::put_norms() {
+  if (norms_.is_valid() && staged_norms_) {
+    array_of(norms_) = std::move(*staged_norms_);
+    staged_norms_.reset();
   }
 }
 

@@ -109,6 +109,9 @@ bool update(
     stage(in_place);
     staged.insert(staged.end(), in_place.begin(), in_place.end());
   }
+  for (Part* part : in_place) {
+    part->put_norms();
+  }
   for (Part* part : staged) {
     part->commit();
     part->assign();

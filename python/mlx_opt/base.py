@@ -9,11 +9,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers.optimizers as stock
 
-from . import accumulation, ema, loss_scale, master_weights, reserved, step
+from . import accumulation, ema, loss_scale, master_weights, reserved, step, telemetry
 from .clipping import ClipRequest
 from .descriptions import STORAGE
 from .rollback import Rollback
 from .step import Share
+from .telemetry import Telemetry
 from .tools import memory, summary
 from .tools.memory import Memory
 
@@ -26,6 +27,9 @@ class Optimizer(stock.Optimizer):
 
     _accumulate: int = 1
     _accumulate_dtype: str | None = None  # its name, because a dtype cannot be pickled
+
+    _takes_norms: bool = False
+    _norm_labels: telemetry.Labels = []
 
     @summary.never_raises
     def __repr__(self) -> str:
@@ -236,6 +240,36 @@ class Optimizer(stock.Optimizer):
         """The global norm of the gradients of the last step that clipped or could be skipped, a 0-d
         array; before the first of these, None."""
         return reserved.entries_of(self._clip_state()).get("grad_norm")
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """The norms of the last step's update and of the parameters after it, and their ratio.
+
+        Set it to True, and each step takes ``update_norm``, ``parameter_norm`` and ``ratio``, of
+        all parameters that it updates, and in the dict ``groups`` of those of each group: 0-d
+        float32 arrays, for which nothing waits. Where a parameter has a master weight they are of
+        that. A skipped step has an update of norm 0. Before the first step, or if it is set to
+        False, it is None. See docs/telemetry.md for what it costs.
+
+        Raises:
+            TypeError: Set to something that is not a bool, or the optimizer is :class:`Sharded`, or
+                has a component that is not of mlx_opt.
+
+        Example:
+            >>> import mlx.core as mx
+            >>> import mlx_opt as optim
+            >>> optimizer = optim.SGD(0.5, groups=[optim.Group("b", learning_rate_scale=0.0)])
+            >>> optimizer.telemetry = True
+            >>> w = {"a": mx.array([4.0]), "b": mx.array([3.0])}
+            >>> w = optimizer.apply_gradients({"a": mx.array([0.0]), "b": mx.array([1.0])}, w)
+            >>> optimizer.telemetry.parameter_norm, optimizer.telemetry.groups["b"].update_norm
+            (array(5, dtype=float32), array(0, dtype=float32))
+        """
+        return telemetry.of(self)
+
+    @telemetry.setter
+    def telemetry(self, on: bool) -> None:
+        telemetry.switch(self, on)
 
     @property
     def loss_scale(self) -> mx.array | None:

@@ -17,7 +17,7 @@ from .forms import Forms
 from .group_formula import GroupFormula, with_values
 from .group_kept import KeptNumbers, entries_of, own_entries
 from .group_settings import LearningRate, Settings
-from .groups import Group
+from .groups import OTHERS, Group
 from .hyperparameters import Attribute
 from .rollback import Change, Rollback
 from .state_dtypes import slots_of
@@ -45,6 +45,9 @@ class Portion(NamedTuple):
     keys: Sequence[str | None] = (None,)
     """For each group the key of the numbers that the rule keeps for it; see KeptNumbers."""
 
+    labels: Sequence[tuple[str, ...]] = ((),)
+    """For each group the names of the user's groups that it takes values from."""
+
 
 class _Combined(NamedTuple):
     """What the leaves of one combination of groups have."""
@@ -59,6 +62,9 @@ class _Combined(NamedTuple):
     split: tuple[int, ...]
     key: str | None = None
     """The key of the numbers that the rule keeps for it; see KeptNumbers."""
+
+    labels: tuple[str, ...] = ()
+    """The names of the groups."""
 
     @property
     def scale(self) -> float:
@@ -231,8 +237,9 @@ class Grouping:
                 groups.append((combined.hypers, own_rate, combined.scale, formula))
             splits = [combined.split for combined in combinations]
             keys = [combined.key for combined in combinations]
+            labels = [combined.labels for combined in combinations]
             portions.append(
-                Portion(program, groups, found.tree, positions, maximizes, splits, keys)
+                Portion(program, groups, found.tree, positions, maximizes, splits, keys, labels)
             )
         return portions
 
@@ -245,7 +252,9 @@ class Grouping:
                 places.append((None, 0))
                 continue
             kind, combined = self._combined(optimizer, base, own)
-            combined = combined._replace(key=self._kept.key_of(combination))
+            labels = tuple(self.groups[i].label for i in sorted({*combination.values()}))
+            key_of_kept = self._kept.key_of(combination)
+            combined = combined._replace(key=key_of_kept, labels=labels or (OTHERS,))
             groups = portions.setdefault(kind, [])
             places.append((kind, len(groups)))
             groups.append(combined)

@@ -16,6 +16,9 @@ from .state_dtypes import named
 
 Match = str | Callable[[str, mx.array], bool]
 
+OTHERS = "(others)"
+"""The label of the parameters that take nothing from a group."""
+
 
 class Group:
     """Parameters that have hyperparameters of their own.

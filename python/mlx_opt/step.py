@@ -17,7 +17,7 @@ import mlx.nn as nn
 import mlx.optimizers.optimizers as stock
 from mlx.utils import tree_merge
 
-from . import _ext, loss_scale, reserved
+from . import _ext, loss_scale, reserved, telemetry
 from .clipping import ClippedStep, ClipRequest, negative_of
 from .foreign import Apply, holder_of, members_of, note_state, run_foreign
 from .grouping import Portion
@@ -162,6 +162,8 @@ def _prepare(
     counters: list[Any] = []
     for step, own_parts in zip(settled, parts, strict=True):
         _clip(step, own_parts, clipped)
+        if step.optimizer._takes_norms:
+            telemetry.ask(step.optimizer, step.state, step.portions, own_parts, rollback)
         if clipped is not None:
             _choose_entries(step, clipped, rollback)
             record(step.optimizer, clipped, rollback)
@@ -171,6 +173,8 @@ def _prepare(
     for optimizer, own, apply in shares:
         if apply is not None:
             trees.append(run_foreign(optimizer, apply, own, parameters, clipped, rollback))
+            if getattr(optimizer, "_takes_norms", False):
+                telemetry.record(optimizer, parameters, trees[-1], rollback)
             if clipped is not None:
                 for member in members_of(optimizer):
                     record(member, clipped, rollback)

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from .base import Optimizer
+from .telemetry import Telemetry
 
 
 class Wrapper(Optimizer):
@@ -48,6 +49,15 @@ class Wrapper(Optimizer):
     @accumulate_dtype.setter
     def accumulate_dtype(self, dtype: Any) -> None:
         self.optimizer.accumulate_dtype = dtype
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """As of the optimizer that is wrapped."""
+        return self.optimizer.telemetry
+
+    @telemetry.setter
+    def telemetry(self, on: bool) -> None:
+        self.optimizer.telemetry = on
 
     def _clip_state(self) -> dict:
         return self.optimizer._clip_state()

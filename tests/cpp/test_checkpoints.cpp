@@ -54,6 +54,16 @@ TEST_CASE("what clipping leaves in the state is there only once asked for") {
   CHECK(optimizer.skipped() == 0);
 }
 
+TEST_CASE("what Python's telemetry leaves in the state is ignored") {
+  auto named = parameters();
+  Optimizer optimizer(named, mlx_opt::Lion{}, 0.1);
+  const auto plain = optimizer.state();
+  auto state = plain;
+  state.emplace("mlx_opt.telemetry.0", mx::ones({1, 2}));
+  optimizer.set_state(state);
+  CHECK(equal(optimizer.state(), plain));
+}
+
 TEST_CASE("a state that does not belong is refused by name, and nothing changes") {
   auto named = parameters();
   Optimizer optimizer(named, mlx_opt::AdamW{}, 0.1);

@@ -18,6 +18,7 @@ namespace {
 
 // What mlx.optimizers does not have stands under one reserved name, as in Python.
 constexpr const char* grad_norm_key = "mlx_opt.grad_norm";
+constexpr const char* telemetry_prefix = "mlx_opt.telemetry.";
 constexpr const char* skipped_key = "mlx_opt.skipped";
 constexpr const char* loss_scale_key = "mlx_opt.loss_scale";
 constexpr const char* loss_scale_steps_key = "mlx_opt.steps_at_loss_scale";
@@ -170,6 +171,8 @@ void Optimizer::set_state(const NamedArrays& state) {
   auto learning_rate = uses_learning_rate ? take_scalar(rest, "learning_rate", false)
                                           : take_scalar_if_any(rest, "learning_rate", false);
   move_former_entries(rest);
+  // The norms that Python's telemetry has put there.
+  std::erase_if(rest, [](const auto& entry) { return entry.first.starts_with(telemetry_prefix); });
   auto grad_norm = take_scalar_if_any(rest, grad_norm_key, false);
   auto skipped = take_scalar_if_any(rest, skipped_key, true);
   auto loss_scale = take_loss_scale(rest);

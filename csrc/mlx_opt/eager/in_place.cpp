@@ -23,8 +23,8 @@ struct Task {
   StepSpec spec;
   std::vector<mx::Dtype> dtypes;
   ArrayRefs operands;
-  Buffers overwritten;
-  size_t scalars; // number of its scalar inputs
+  Buffers written; // the overwritten ones, then that of the norms
+  size_t scalars;  // number of its scalar inputs
 };
 
 // The work of one evaluation.
@@ -54,7 +54,7 @@ void enqueue(
     prepared.push_back(prepare(task.spec, inputs, task.dtypes, stream, mode));
   }
   for (size_t i = 0; i < prepared.size(); ++i) {
-    prepared[i]->enqueue(tasks[i].overwritten, keep_alive);
+    prepared[i]->enqueue(tasks[i].written, keep_alive);
   }
 }
 
@@ -104,6 +104,12 @@ std::vector<SharedData> data_of(const ArrayRefs& arrays) {
     data.push_back(x->data_shared_ptr());
   }
   return data;
+}
+
+// Evaluated, without a value yet.
+mx::array new_norms(size_t groups) {
+  const mx::Shape shape{static_cast<int>(groups), 2};
+  return array_from(new_data(2 * groups * sizeof(float)), shape, mx::float32);
 }
 
 bool is_traced(const Scalar& x) {
@@ -174,7 +180,7 @@ void evaluate_lazy(const std::vector<mx::array*>& counters, std::vector<mx::arra
 }
 
 // The arrays have their new values once the token is available.
-void mark_overwritten(const ArrayRefs& arrays, const mx::array& token) {
+void mark_written(const ArrayRefs& arrays, const mx::array& token) {
   for (const mx::array* pointer : arrays) {
     auto& x = const_cast<mx::array&>(*pointer);
     x.set_status(mx::array::Status::evaluated);
@@ -192,12 +198,12 @@ bool run_in_place(
       return false;
     }
   }
-  parts = merged(std::move(parts)).parts;
+  MergedParts shared = merged(std::move(parts));
   InPlaceTasks work;
   Accesses accesses;
   std::vector<mx::array> scalars;
   std::vector<mx::Dtype> dtypes;
-  for (const Part& part : parts) {
+  for (const Part& part : shared.parts) {
     CheckedStep checked = check(part.request, part.leaves);
     dtypes.insert(dtypes.end(), checked.dtypes.begin(), checked.dtypes.end());
     scalars.insert(scalars.end(), checked.scalars.begin(), checked.scalars.end());
@@ -221,21 +227,29 @@ bool run_in_place(
     return false;
   }
   auto next = accesses.overwritten.begin();
-  for (Task& task : work.tasks) {
-    task.overwritten.reserve(task.dtypes.size());
+  ArrayRefs results = accesses.overwritten;
+  for (size_t k = 0; k < work.tasks.size(); ++k) {
+    Task& task = work.tasks[k];
+    task.written.reserve(task.dtypes.size() + 1);
     for (size_t i = 0; i < task.dtypes.size(); ++i) {
-      task.overwritten.push_back(const_cast<mx::array&>(**next++).buffer());
+      task.written.push_back(const_cast<mx::array&>(**next++).buffer());
+    }
+    if (task.spec.takes_norms) {
+      mx::array& norms = shared.shared_norms[k];
+      norms = new_norms(task.spec.sources.size());
+      task.written.push_back(norms.buffer());
+      results.push_back(&norms);
     }
   }
   if (runs_at_once(work.tasks, accesses, scalars, last.get(), stream)) {
     enqueue(work.tasks, scalars, stream, LaunchMode::on_calling_thread, nullptr);
     evaluate_lazy(counters, {});
+    shared.give_norms();
     return true;
   }
   const bool idle = parameter.is_available() && outlasts_the_host(accesses, stream);
   work.mode = idle && work.tasks.size() == 1 ? LaunchMode::split : LaunchMode::whole;
-  const auto in_flight =
-      std::make_shared<InFlightStep>(data_of(accesses.overwritten), data_of(accesses.read));
+  const auto in_flight = std::make_shared<InFlightStep>(data_of(results), data_of(accesses.read));
   work.in_flight = in_flight;
   continue_streak(last.get(), *in_flight, idle);
   auto primitive = std::make_shared<InPlacePrimitive>(stream, std::move(work));
@@ -245,7 +259,8 @@ bool run_in_place(
     last->hand_over(*in_flight);
   }
   set_last_in_flight(stream, in_flight);
-  mark_overwritten(accesses.overwritten, token);
+  mark_written(results, token);
+  shared.give_norms();
   if (is_waited_for(*in_flight) && !counters.empty()) {
     *counters[0] = mx::stop_gradient(*counters[0], stream);
     in_flight->lazy_result = *counters[0];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "mlx/ops.h"
 #include "mlx_opt/graph/ops.h"
 
 namespace mlx_opt {
@@ -22,7 +23,7 @@ bool can_share(const Part& a, const Part& b) {
   const Program& program = *a.request.program;
   const Program& other = *b.request.program;
   return program.is_like(other) && program.composition() == other.composition() &&
-         same_scale(a.request.scale, b.request.scale);
+         !a.request.norms == !b.request.norms && same_scale(a.request.scale, b.request.scale);
 }
 
 // The number of outputs of each kind of leaves.
@@ -43,7 +44,12 @@ MergedParts merged(std::vector<Part> parts) {
       return can_share(x, part);
     });
     merged.places.push_back(static_cast<size_t>(first - merged.parts.begin()));
-    if (first == merged.parts.end()) {
+    const bool is_first = first == merged.parts.end();
+    merged.norms.push_back(
+        {part.request.norms,
+         is_first ? 0 : static_cast<int>(first->request.groups.size()),
+         static_cast<int>(part.request.groups.size())});
+    if (is_first) {
       merged.parts.push_back(std::move(part));
       continue;
     }
@@ -51,7 +57,28 @@ MergedParts merged(std::vector<Part> parts) {
     first->leaves.append(part.leaves, static_cast<uint16_t>(groups.size()));
     std::move(part.request.groups.begin(), part.request.groups.end(), std::back_inserter(groups));
   }
+  const auto takes_norms = [](const Part& part) { return part.request.norms != nullptr; };
+  if (std::any_of(merged.parts.begin(), merged.parts.end(), takes_norms)) {
+    merged.shared_norms.assign(merged.parts.size(), mx::array(0.0f));
+  }
+  for (size_t i = 0; i < merged.shared_norms.size(); ++i) {
+    mx::array*& norms = merged.parts[i].request.norms;
+    norms = norms ? &merged.shared_norms[i] : nullptr;
+  }
   return merged;
+}
+
+void MergedParts::give_norms() const {
+  for (size_t i = 0; i < norms.size(); ++i) {
+    const auto& [wanted, first, groups] = norms[i];
+    const Part& part = parts[places[i]];
+    if (wanted && part.leaves.size() > 0) {
+      const mx::array& all = shared_norms[places[i]];
+      *wanted = groups == all.shape(0)
+                    ? all
+                    : mx::slice(all, {first, 0}, {first + groups, 2}, part.request.stream);
+    }
+  }
 }
 
 // A merged part has the leaves of each kind in the order of its parts.
@@ -60,7 +87,8 @@ std::vector<std::vector<mx::array>> successors_of_parts(std::vector<Part> parts)
   for (const Part& part : parts) {
     counts.push_back(counts_of(part.leaves));
   }
-  const auto [all, places] = merged(std::move(parts));
+  const MergedParts shared = merged(std::move(parts));
+  const auto& [all, places, norms, shared_norms] = shared;
   std::vector<std::vector<mx::array>> results(counts.size());
   for (size_t place = 0; place < all.size(); ++place) {
     const Part& part = all[place];
@@ -76,6 +104,7 @@ std::vector<std::vector<mx::array>> successors_of_parts(std::vector<Part> parts)
       }
     }
   }
+  shared.give_norms();
   return results;
 }
 

@@ -142,6 +142,7 @@ CheckedStep check(const Request& request, const Leaves& leaves) {
   CheckedStep checked;
   checked.spec.rule = rule;
   checked.spec.has_ema = request.program->has_ema();
+  checked.spec.takes_norms = request.norms != nullptr;
   if (!available(request.stream.device)) {
     refuse(rule, "there is no kernel for this device");
   }

@@ -5,11 +5,13 @@
 
 #include "mlx/array.h"
 #include "mlx_opt/graph/request.h"
+#include "mlx_opt/types/export.h"
 
 namespace mlx_opt {
 
 /// The weight of a parameter in float32, of its master or remainder.
-mx::array weight_of(const mx::array& parameter, const mx::array& master, mx::Stream stream);
+MLX_OPT_API mx::array weight_of(
+    const mx::array& parameter, const mx::array& master, mx::Stream stream);
 
 using Step = std::vector<mx::array>(const Request& request, const Leaves& leaves);
 

@@ -8,6 +8,7 @@
 #include "mlx_opt/graph/rounding.h"
 #include "mlx_opt/graph/stages.h"
 #include "mlx_opt/graph/step_primitive.h"
+#include "mlx_opt/graph/weight_norms.h"
 
 namespace mlx_opt {
 namespace {
@@ -57,6 +58,7 @@ std::vector<mx::array> successors_in(
   }
   std::vector<std::optional<mx::array>> results(outputs);
   std::optional<mx::array> token;
+  WeightNorms norms(request.groups.size(), request.stream);
   for (const auto& places : stages) {
     Leaves part(*request.program, places.size());
     for (const auto& [kind, i] : places) {
@@ -67,6 +69,9 @@ std::vector<mx::array> successors_in(
       arrays.insert(arrays.end(), begin, begin + all.operands);
     }
     token = token_of(request, part, token ? &*token : nullptr);
+    if (request.norms) {
+      norms.add(norms_of(*token));
+    }
     auto next = outputs_of(*token);
     auto made = next.begin();
     for (size_t kind = 0; kind < kinds.size(); ++kind) {
@@ -77,6 +82,9 @@ std::vector<mx::array> successors_in(
         }
       }
     }
+  }
+  if (request.norms) {
+    *request.norms = norms.norms();
   }
   std::vector<mx::array> all;
   all.reserve(outputs);
@@ -93,6 +101,13 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
     return {};
   }
   const Program& program = *request.program;
+  if (request.norms && !kernels_take_norms(program, request.stream.device)) {
+    Request without = request;
+    without.norms = nullptr;
+    std::vector<mx::array> results = successors(without, leaves);
+    *request.norms = norms_of(request, leaves, results);
+    return results;
+  }
   if (!program.is_fused()) {
     if (program.has_ema()) {
       return step_with_ema(request, leaves, successors);
@@ -108,7 +123,11 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
   // A norm needs all gradients before the first update.
   const auto stages = request.scale ? std::vector<std::vector<LeafPlace>>(1) : stages_of(leaves);
   if (stages.size() == 1) {
-    return outputs_of(token_of(request, leaves, nullptr));
+    const mx::array token = token_of(request, leaves, nullptr);
+    if (request.norms) {
+      *request.norms = norms_of(token);
+    }
+    return outputs_of(token);
   }
   return successors_in(stages, request, leaves);
 }

@@ -87,6 +87,9 @@ struct Request {
   std::vector<GroupScalars> groups;
   std::optional<GradientScale> scale;
   mx::Stream stream;
+  /// Is set to the norms of each group's updates and new weights, float32, {groups, 2}; null if
+  /// they are not asked for.
+  mx::array* norms = nullptr;
 };
 
 /// A checked request, in the form that its primitive takes.

@@ -74,6 +74,13 @@ size_t StepPrimitive::input_of(size_t position) const {
   throw std::logic_error("mlx_opt: a step has no such output");
 }
 
+mx::Shape StepPrimitive::shape_of(size_t position, const std::vector<mx::array>& inputs) const {
+  if (position == dtypes_.size()) {
+    return {static_cast<int>(spec_.sources.size()), 2};
+  }
+  return inputs[input_of(position)].shape();
+}
+
 // The operands' addresses are recorded before their buffers are donated to the outputs, so the step
 // is prepared first and queued last.
 void StepPrimitive::enqueue(
@@ -82,7 +89,11 @@ void StepPrimitive::enqueue(
     const std::function<Data(size_t)>& allocate) {
   check_codes(inputs, spec_.runs);
   auto step = prepare(spec_, refs_to(inputs), dtypes_, stream(), LaunchMode::whole);
-  const auto& held = attach(assign_output_buffers(inputs, spec_.runs, dtypes_, allocate), token);
+  OutputBuffers buffers = assign_output_buffers(inputs, spec_.runs, dtypes_, allocate);
+  if (spec_.takes_norms) {
+    buffers.buffers.push_back(allocate(2 * spec_.sources.size() * sizeof(float)));
+  }
+  const auto& held = attach(std::move(buffers), token);
   step->enqueue(held.written(), token.data_shared_ptr());
 }
 
@@ -114,7 +125,7 @@ void StepOutput::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::
 
 std::vector<mx::Shape> StepOutput::output_shapes(const std::vector<mx::array>& inputs) {
   const auto& step = static_cast<const StepPrimitive&>(inputs[0].primitive());
-  return {inputs[0].inputs()[step.input_of(position_)].shape()};
+  return {step.shape_of(position_, inputs[0].inputs())};
 }
 
 mx::array token_of(std::shared_ptr<StepPrimitive> step, std::vector<mx::array> inputs) {
@@ -144,6 +155,14 @@ std::vector<mx::array> outputs_of(const mx::array& token) {
     }
   }
   return outputs;
+}
+
+mx::array norms_of(const mx::array& token) {
+  const auto& step = static_cast<const StepPrimitive&>(token.primitive());
+  const size_t position = step.dtypes().size();
+  auto output = std::make_shared<StepOutput>(token.primitive().stream(), position);
+  return mx::array(
+      step.shape_of(position, token.inputs()), mx::float32, std::move(output), {token});
 }
 
 } // namespace mlx_opt

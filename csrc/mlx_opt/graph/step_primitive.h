@@ -22,7 +22,7 @@ namespace mx = mlx::core;
 /// that read the token are, for each tensor, the successors of its parameter and slots.
 class StepPrimitive : public mx::Primitive {
  public:
-  /// `dtypes`: of the outputs.
+  /// `dtypes`: of the tensors' outputs.
   StepPrimitive(mx::Stream stream, StepSpec spec, std::vector<mx::Dtype> dtypes)
       : mx::Primitive(stream), spec_(std::move(spec)), dtypes_(std::move(dtypes)) {}
 
@@ -54,6 +54,14 @@ class StepPrimitive : public mx::Primitive {
 
   const std::vector<mx::Dtype>& dtypes() const {
     return dtypes_;
+  }
+
+  /// The shape of output `position`; behind those of the tensors come the norms, if it takes them.
+  mx::Shape shape_of(size_t position, const std::vector<mx::array>& inputs) const;
+
+  /// The number of StepOutputs.
+  size_t outputs() const {
+    return dtypes_.size() + spec_.takes_norms;
   }
 
   /// Index of the input that output `position` replaces.
@@ -102,6 +110,9 @@ class StepOutput : public mx::Primitive {
 /// Builds a step as a graph: its token, and the outputs of a token.
 mx::array token_of(std::shared_ptr<StepPrimitive> step, std::vector<mx::array> inputs);
 std::vector<mx::array> outputs_of(const mx::array& token);
+
+/// The norms that a step takes, of its token.
+mx::array norms_of(const mx::array& token);
 
 /// Finds the kernels of a step and records the addresses of `inputs`. Throws std::runtime_error if
 /// there are no kernels for it.

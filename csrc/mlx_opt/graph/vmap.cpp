@@ -58,7 +58,9 @@ std::pair<std::vector<mx::array>, std::vector<int>> StepPrimitive::vmap(
   // Blocks of codes are of one tensor.
   const bool has_codes = std::any_of(
       spec_.runs.begin(), spec_.runs.end(), [](const TensorRun& run) { return run.scales > 0; });
-  if (is_elementwise(spec_.rule) && !mapped_scalar && !has_codes) {
+  // So are norms.
+  const bool is_of_elements = is_elementwise(spec_.rule) && !spec_.takes_norms;
+  if (is_of_elements && !mapped_scalar && !has_codes) {
     const int batch = batch_size(inputs, axes);
     std::vector<mx::array> batched_inputs;
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -68,13 +70,17 @@ std::pair<std::vector<mx::array>, std::vector<int>> StepPrimitive::vmap(
     return {{token_of(copy(), std::move(batched_inputs))}, {0}};
   }
   const int batch = batch_size(inputs, axes);
-  std::vector<std::vector<mx::array>> results(dtypes_.size());
+  std::vector<std::vector<mx::array>> results(outputs());
   for (int b = 0; b < batch; ++b) {
     std::vector<mx::array> one;
     for (size_t i = 0; i < inputs.size(); ++i) {
       one.push_back(axes[i] >= 0 ? element_of(inputs[i], b, axes[i], stream()) : inputs[i]);
     }
-    auto outputs = outputs_of(token_of(copy(), std::move(one)));
+    const mx::array token = token_of(copy(), std::move(one));
+    auto outputs = outputs_of(token);
+    if (spec_.takes_norms) {
+      outputs.push_back(norms_of(token));
+    }
     for (size_t i = 0; i < outputs.size(); ++i) {
       results[i].push_back(outputs[i]);
     }

@@ -47,6 +47,10 @@ struct StepSpec {
   bool clips_values = false; // false if the scaling is none
   bool has_ema = false;      // true if each tensor has an average of its weights
 
+  /// True if there is one output more, the last: for each group the norm of the updates and that of
+  /// the new weights, in float32.
+  bool takes_norms = false;
+
   /// Of each tensor the key of its random bits, if results in bfloat16 are rounded stochastically;
   /// else empty.
   std::vector<uint32_t> rounding_keys;

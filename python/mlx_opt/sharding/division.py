@@ -13,7 +13,7 @@ from ..step import Share
 from .agreement import check_agreement, facts_of
 from .exchange import Members
 from .fully_sharded import Names, names_of
-from .leaves import flat, leaves_of, parts_of, whole_shapes
+from .leaves import flat, leaves_of, parts_of, refuse_telemetry, whole_shapes
 from .plan import Plan
 from .states import Structure, divide
 
@@ -74,6 +74,7 @@ class Division:
             KeyError, TypeError, ValueError: A gradient does not fit its parameter.
             RuntimeError: The members do not agree.
         """
+        refuse_telemetry(self.optimizer)
         plan, members = self.plan, self.members
         all_parameters = flat(parameters, names)
         shapes = whole_shapes(gradients, all_parameters, names, members.size)

@@ -34,6 +34,12 @@ def prefixes_of(optimizer: Any, prefix: str = "") -> list[str]:
     return [prefix, *prefixes_of(fallback, f"{prefix}{reserved.KEY}.fallback.")]
 
 
+def refuse_telemetry(optimizer: Any) -> None:
+    """Raise TypeError if an optimizer takes norms, which would be of one member's elements."""
+    if any(getattr(part, "_takes_norms", False) for part in parts_of(optimizer)):
+        raise TypeError("Sharded: telemetry is not supported")
+
+
 def divides_tensors(optimizer: Any) -> bool:
     """True if an optimizer's whole tensors are divided among the members, false if elements are.
 

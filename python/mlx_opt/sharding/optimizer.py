@@ -21,7 +21,14 @@ from .averages import WithParameters
 from .division import Division
 from .exchange import Members, own_elements
 from .fully_sharded import names_of
-from .leaves import divides_tensors, flat, parts_of, prefixes_of, whole_shapes
+from .leaves import (
+    divides_tensors,
+    flat,
+    parts_of,
+    prefixes_of,
+    refuse_telemetry,
+    whole_shapes,
+)
 from .states import Structure
 from .steps import make_step
 
@@ -82,10 +89,21 @@ class Sharded(WithParameters):
             raise ValueError(f"Sharded: bucket_size: expected more than 0, got {bucket_size}")
         for part in parts_of(optimizer):
             divides_tensors(part)
+        refuse_telemetry(optimizer)
         self.optimizer = optimizer
         self._members = Members(group)
         self._division = Division(optimizer, self._members, bucket_size)
         self._schedulers: dict[str, Any] = {}
+
+    @property
+    def telemetry(self) -> None:
+        """None: it cannot be set to True so far."""
+        return None
+
+    @telemetry.setter
+    def telemetry(self, on: bool) -> None:
+        if on:
+            raise TypeError("Sharded: telemetry is not supported")
 
     @summary.never_raises
     def __repr__(self) -> str:

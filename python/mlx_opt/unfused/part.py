@@ -10,8 +10,9 @@ import mlx.core as mx
 
 from ..descriptions import BY_RULE, Hyper, Slot, check_kind_or_number, number_from
 from ..ema import NAME, SLOT
-from ..master_weights import SLOTS, key_for
+from ..master_weights import KEYS, SLOTS, key_for, weight_of
 from ..trees import CONTAINERS
+from ..weight_norms import norms_of
 
 Formula = Callable[[mx.array, mx.array, Any], mx.array]
 Notes = list[tuple[Callable[..., Any], tuple]]
@@ -106,6 +107,8 @@ class Part:
         self._assignment = assignment
         self._positions = positions
         self._around: Callable[[Formula], Formula] | None = None
+        self._norms: mx.array | None = None
+        self._staged_norms: mx.array | None = None
         self._root: Any = None
         self._leaves: list[_Leaf] = []
         self._collected = False
@@ -130,6 +133,10 @@ class Part:
         """Set what is done with the gradients, which `around` does."""
         self._around = around
 
+    def take_norms(self, norms: mx.array) -> None:
+        """Ask for the norms of each group, which the step makes the value of `norms`."""
+        self._norms = norms
+
     def leaves(self) -> list[_Leaf]:
         self.collect()
         return self._leaves
@@ -153,6 +160,7 @@ class Part:
     def stage(self) -> None:
         """Run the formulas, and hold their results."""
         self._results, self._entries = [], []
+        weights: list[tuple[int, mx.array, mx.array]] = []
         states: dict[int, dict] = {}  # the copies that the formulas change, by the original
         for leaf in self.leaves():
             state = states.setdefault(id(leaf.state), {})
@@ -166,6 +174,17 @@ class Part:
                 raise TypeError("the formula of a step must return an array")
             self._results.append(result)
             self._entries += [(leaf.state, key, value) for key, value in state.items()]
+            weights.append((leaf.group, *self._weights_of(leaf, result, state)))
+        if self._norms is not None:
+            self._staged_norms = norms_of(weights, len(self._formulas))
+
+    def _weights_of(self, leaf: _Leaf, result: mx.array, state: dict) -> tuple[mx.array, mx.array]:
+        """The weight of a leaf before and after the step, of its master weight if it has one."""
+        for key in KEYS:
+            if isinstance(leaf.state, dict) and key in leaf.state:
+                before = weight_of(leaf.parameter, leaf.state[key])
+                return before, weight_of(result, state[key])
+        return leaf.parameter, result
 
     def tree(self) -> Any:
         """The staged parameters, with the structure of the gradients."""
@@ -176,6 +195,8 @@ class Part:
         for state, key, value in self._entries:
             if isinstance(state, dict):
                 _store(state, key, value, notes)
+        if self._norms is not None and self._staged_norms is not None:
+            self._norms[:] = self._staged_norms
 
     def assign(self, notes: Notes) -> None:
         """Put the staged parameters into their tree."""

@@ -12,14 +12,15 @@
 namespace mlx_opt {
 
 // The build defines MLX_OPT_LEVELS: LEVEL(name) for each level that it compiles, the best first.
-#define LEVEL(name)                            \
-  namespace name {                             \
-  extern const cpu::Kernel elementwise[];      \
-  extern const cpu::Kernel two_pass[];         \
-  extern const cpu::SumKernel summing[];       \
-  extern const cpu::Reductions reductions;     \
-  extern const cpu::AdafactorKernel adafactor; \
-  extern cpu::UpdateEma update_ema;            \
+#define LEVEL(name)                               \
+  namespace name {                                \
+  extern const cpu::Kernel elementwise[];         \
+  extern const cpu::Kernel two_pass[];            \
+  extern const cpu::SumKernel summing[];          \
+  extern const cpu::Reductions reductions;        \
+  extern const cpu::AdafactorKernel adafactor;    \
+  extern cpu::UpdateEma update_ema;               \
+  extern const cpu::WeightSquares weight_squares; \
   }
 MLX_OPT_LEVELS
 #undef LEVEL
@@ -35,6 +36,7 @@ struct Level {
   const Reductions& reductions;
   const AdafactorKernel& adafactor;
   UpdateEma& update_ema;
+  const WeightSquares& weight_squares;
   bool (*usable)();
 };
 
@@ -67,14 +69,15 @@ bool has_neon() {
 #endif
 
 const Level levels[] = {
-#define LEVEL(name)   \
-  {#name,             \
-   name::elementwise, \
-   name::two_pass,    \
-   name::summing,     \
-   name::reductions,  \
-   name::adafactor,   \
-   name::update_ema,  \
+#define LEVEL(name)      \
+  {#name,                \
+   name::elementwise,    \
+   name::two_pass,       \
+   name::summing,        \
+   name::reductions,     \
+   name::adafactor,      \
+   name::update_ema,     \
+   name::weight_squares, \
    has_##name},
     MLX_OPT_LEVELS
 #undef LEVEL
@@ -130,6 +133,10 @@ const Reductions& reductions() {
 
 UpdateEma& update_ema() {
   return level().update_ema;
+}
+
+const WeightSquares& weight_squares() {
+  return level().weight_squares;
 }
 
 const AdafactorKernel& adafactor_kernel() {

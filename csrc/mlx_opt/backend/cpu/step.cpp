@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <memory>
 
 #include "mlx/backend/cpu/encoder.h"
@@ -26,9 +27,15 @@ constexpr int64_t chunks_a_thread = 8;
 // longest_chunk.
 constexpr int64_t max_chunks = 256;
 
-// The number of elements that are updated before their averages are, so that the weights are still
-// in the first caches.
+// The number of elements that are updated before their averages are, or before their norms are
+// taken, so that the weights are still in the first caches.
 constexpr int64_t ema_block = 4096;
+constexpr int64_t norms_block = 1024;
+
+// About `elements`, in multiples of what a tensor is divided by.
+int64_t length_of_blocks(int64_t elements, int64_t grain) {
+  return (elements + grain - 1) / grain * grain;
+}
 
 // The scalars that the tensors of a group share.
 struct Group {
@@ -59,6 +66,7 @@ struct StepTask {
   std::vector<uint16_t> groups = {}; // of each tensor; empty: all are in group 0
   Operands operands = {};
   std::shared_ptr<void> keep_alive = {};
+  float* norms = nullptr; // where those of the groups go; null if they are not taken
 
   // `rounding_keys`: of the run's tensors; null if they are not rounded stochastically.
   void add_run(
@@ -76,8 +84,13 @@ struct StepTask {
   std::vector<Group> prepare_groups() const;
   template <typename Visit>
   void visit(int64_t chunk, Visit&& visit) const;
-  void update(const std::vector<Group>& prepared, int64_t total) const;
-  void update_with_ema(size_t tensor, int64_t begin, int64_t end, const Group& group) const;
+  void update(
+      const Tensor& tensor, int64_t begin, int64_t end, int64_t grain, const Group& group) const;
+  void update_with_norms(const std::vector<Group>& prepared, int64_t total) const;
+  template <typename Step>
+  void add_squares(Piece& piece, Step&& step) const;
+  int64_t chunk_of_pieces(int64_t total) const;
+  void write_norms(const Pieces& pieces, bool is_applied) const;
   void update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const;
 };
 
@@ -135,16 +148,30 @@ void StepTask::run() const {
     total += extent.size;
   }
   if (!scalars.is_applied()) {
+    if (norms) {
+      Pieces pieces(Plan(extents, chunk_of_pieces(total)));
+      pieces.for_each([&](Piece& piece) {
+        add_squares(piece, [&](const Tensor& tensor, int64_t begin, int64_t end) {
+          kernel->copy_through(tensor, begin, end);
+        });
+      });
+      write_norms(pieces, false);
+      return;
+    }
     visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
       kernel->copy_through(tensors[tensor], begin, end);
     });
     return;
   }
   const std::vector<Group> prepared = prepare_groups();
-  if (kernel->run) {
-    update(prepared, total);
-  } else {
+  if (!kernel->run) {
     update_in_two_passes(prepared, total);
+  } else if (norms) {
+    update_with_norms(prepared, total);
+  } else {
+    visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
+      update(tensors[tensor], begin, end, extents[tensor].grain, prepared[group_of(tensor)]);
+    });
   }
 }
 
@@ -154,36 +181,102 @@ void StepTask::visit(int64_t chunk, Visit&& visit) const {
   parallel_for(plan.chunks(), [&](int64_t index) { plan.visit(index, visit); });
 }
 
-void StepTask::update(const std::vector<Group>& prepared, int64_t total) const {
-  const Scale scale = scalars.scale();
-  visit(total / (chunks_a_thread * threads), [&](size_t tensor, int64_t begin, int64_t end) {
-    const Group& group = prepared[group_of(tensor)];
-    if (has_ema) {
-      update_with_ema(tensor, begin, end, group);
-    } else {
-      const Tensor& each = tensors[tensor];
-      kernel->run(each, begin, end, group.values(), group.scalars, scale, group.step);
-    }
-  });
+// The length of a chunk where sums are taken. It does not depend on the number of threads, and so
+// neither do the sums.
+int64_t StepTask::chunk_of_pieces(int64_t total) const {
+  return std::clamp(total / max_chunks, shortest_chunk, longest_chunk);
 }
 
-void StepTask::update_with_ema(
-    size_t tensor, int64_t begin, int64_t end, const Group& group) const {
-  const int64_t grain = extents[tensor].grain;
-  const int64_t length = (ema_block + grain - 1) / grain * grain;
+void StepTask::update(
+    const Tensor& tensor, int64_t begin, int64_t end, int64_t grain, const Group& group) const {
+  const Scale scale = scalars.scale();
+  if (!has_ema) {
+    kernel->run(tensor, begin, end, group.values(), group.scalars, scale, group.step);
+    return;
+  }
+  const int64_t length = length_of_blocks(ema_block, grain);
   for (; begin < end; begin += length) {
     const int64_t stop = std::min(begin + length, end);
-    const Tensor& each = tensors[tensor];
-    const Scale scale = scalars.scale();
-    kernel->run(each, begin, stop, group.values(), group.scalars, scale, group.step);
-    update_ema()(each, slots, begin, stop, group.hypers.back().value);
+    kernel->run(tensor, begin, stop, group.values(), group.scalars, scale, group.step);
+    update_ema()(tensor, slots, begin, stop, group.hypers.back().value);
+  }
+}
+
+void StepTask::update_with_norms(const std::vector<Group>& prepared, int64_t total) const {
+  Pieces pieces(Plan(extents, chunk_of_pieces(total)));
+  pieces.for_each([&](Piece& piece) {
+    const Group& group = prepared[group_of(piece.tensor)];
+    const int64_t grain = extents[piece.tensor].grain;
+    piece.sums = {};
+    if (!has_ema && kernel->run_with_squares) {
+      piece.begin = kernel->run_with_squares(
+          tensors[piece.tensor],
+          piece.begin,
+          piece.end,
+          group.values(),
+          group.scalars,
+          scalars.scale(),
+          piece.sums.data());
+    }
+    add_squares(piece, [&](const Tensor& tensor, int64_t begin, int64_t end) {
+      update(tensor, begin, end, grain, group);
+    });
+  });
+  write_norms(pieces, true);
+}
+
+// Makes the step of a piece in blocks, and takes the squares of each while it is in the caches.
+template <typename Step>
+void StepTask::add_squares(Piece& piece, Step&& step) const {
+  const WeightSquares& squares = weight_squares();
+  const Tensor& tensor = tensors[piece.tensor];
+  const bool has_masters = tensor.masters != MasterWeights::none;
+  const int64_t length = length_of_blocks(norms_block, extents[piece.tensor].grain);
+  const auto longest = static_cast<size_t>(std::min(length, piece.end - piece.begin));
+  struct alignas(64) Line {
+    float values[16];
+  };
+  static thread_local std::vector<Line> lines;
+  lines.resize(std::max(lines.size(), longest / 16 + 1));
+  float* buffer = lines.data()->values;
+  // The same tensor, whose new parameters go to the buffer.
+  std::vector<Operand> results(tensor.out, tensor.out + slots + 1 + has_masters + has_ema);
+  Tensor redirected = tensor;
+  redirected.out = results.data();
+  const auto data = reinterpret_cast<uintptr_t>(buffer);
+  const uintptr_t size = results[0].storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
+  for (int64_t begin = piece.begin; begin < piece.end; begin += length) {
+    const int64_t stop = std::min(begin + length, piece.end);
+    if (has_masters) {
+      squares.load_before(tensor, slots, begin, stop, buffer);
+      step(tensor, begin, stop);
+      squares.add(tensor, slots, begin, stop, buffer, piece.sums.data());
+    } else {
+      // Kernels address elements by their index in the tensor.
+      results[0].data = reinterpret_cast<void*>(data - static_cast<uintptr_t>(begin) * size);
+      step(redirected, begin, stop);
+      squares.put(tensor, results[0], begin, stop, piece.sums.data());
+    }
+  }
+}
+
+void StepTask::write_norms(const Pieces& pieces, bool is_applied) const {
+  std::vector<std::array<double, 2>> totals(scalars.groups().size());
+  const std::vector<Sums> sums = pieces.sums(tensors.size());
+  for (size_t t = 0; t < sums.size(); ++t) {
+    auto& [update, weight] = totals[group_of(t)];
+    update += is_applied ? sums[t][0] : 0.0; // also where weights are not finite
+    weight += sums[t][1];
+  }
+  float* next = norms;
+  for (const auto& [update, weight] : totals) {
+    *next++ = static_cast<float>(std::sqrt(update));
+    *next++ = static_cast<float>(std::sqrt(weight));
   }
 }
 
 void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t total) const {
-  // The pieces do not depend on the number of threads, and so neither do the sums.
-  const int64_t chunk = std::clamp(total / max_chunks, shortest_chunk, longest_chunk);
-  Pieces pieces(Plan(extents, chunk));
+  Pieces pieces(Plan(extents, chunk_of_pieces(total)));
   const Scale scale = scalars.scale();
   pieces.for_each([&](Piece& piece) {
     auto& [t, begin, end, sums] = piece;
@@ -196,11 +289,22 @@ void StepTask::update_in_two_passes(const std::vector<Group>& prepared, int64_t 
     const Group& group = prepared[group_of(t)];
     kernel->rates(sums[t].data(), group.values(), group.scalars, rates[t].data());
   }
-  pieces.for_each([&](const Piece& piece) {
-    const auto& [t, begin, end, _] = piece;
+  pieces.for_each([&](Piece& piece) {
+    const size_t t = piece.tensor;
+    piece.sums = {};
     const Group& group = prepared[group_of(t)];
-    kernel->finish(tensors[t], begin, end, group.values(), group.scalars, scale, rates[t].data());
+    const auto finish = [&](const Tensor& tensor, int64_t begin, int64_t end) {
+      kernel->finish(tensor, begin, end, group.values(), group.scalars, scale, rates[t].data());
+    };
+    if (norms) {
+      add_squares(piece, finish);
+    } else {
+      finish(tensors[t], piece.begin, piece.end);
+    }
   });
+  if (norms) {
+    write_norms(pieces, true);
+  }
 }
 
 class Step : public Prepared {
@@ -245,6 +349,10 @@ class Step : public Prepared {
     }
     for (const auto& [codes, scale] : task_->scales) {
       task_->out[codes].scales = static_cast<float*>(task_->out[scale].data);
+    }
+    if (outputs.size() > task_->out.size()) {
+      auto buffer = outputs.back();
+      task_->norms = static_cast<float*>(buffer.raw_ptr());
     }
     task_->keep_alive = std::move(keep_alive);
     if (on_calling_thread_) {

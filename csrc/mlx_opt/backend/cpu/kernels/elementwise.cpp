@@ -29,6 +29,14 @@ constexpr bool by_hand = true;
 constexpr bool by_hand = false;
 #endif
 
+typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
+
+MLX_OPT_FN Vector vector_of(const float* values) {
+  Vector vector;
+  __builtin_memcpy(&vector, values, sizeof vector);
+  return vector;
+}
+
 template <typename Rule>
 struct Driver {
   using Hypers = typename Rule::Hypers;
@@ -59,6 +67,30 @@ struct Driver {
     uniforms.scale = scale.factor;
     uniforms.step = step;
     dispatch(tensor, begin, end, uniforms, scale);
+  }
+
+  // As run, with the squares of the updates and the new parameters, of float32 arrays that are
+  // processed directly from memory, in whole vectors; see cpu::Kernel. In bfloat16 the processor
+  // and not the memory limits a step, and a loop of its own gains nothing.
+  static int64_t run_with_squares(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      Scale scale,
+      double* totals) {
+    const bool is_direct = scale.bound == infinity() && tensor.masters == MasterWeights::none;
+    if (!is_direct || !all_are(tensor, Storage::float32)) {
+      return begin;
+    }
+    Uniforms uniforms;
+    __builtin_memcpy(&uniforms.h, hypers, sizeof uniforms.h);
+    __builtin_memcpy(&uniforms.s, scalars, sizeof uniforms.s);
+    uniforms.scale = scale.factor;
+    const int64_t count = (end - begin) / lanes * lanes;
+    direct_with_squares(tensor, begin, count, uniforms, totals);
+    return begin + count;
   }
 
   // Gradients are clipped in blocks, and results rounded stochastically, so that the loops need not
@@ -217,6 +249,39 @@ struct Driver {
     loop<Format, by_hand, true>(in, out, end - begin, uniforms);
   }
 
+  // The squares of some elements are summed in float32, these sums in double. The sums are vectors,
+  // and not arrays, because with more arrays the compiler would not vectorise the update.
+  static void direct_with_squares(
+      const Tensor& tensor, int64_t begin, int64_t count, const Uniforms uniforms, double* totals) {
+    constexpr int64_t longest = 1024;
+    const float* in[fields + 1];
+    float* out[fields];
+    for (int k = 0; k <= fields; ++k) {
+      in[k] = at<const float>(tensor.in[k], begin);
+    }
+    for (int k = 0; k < fields; ++k) {
+      out[k] = at<float>(tensor.out[k], begin);
+    }
+    for (int64_t i = 0; i < count;) {
+      const int64_t stop = i + longest < count ? i + longest : count;
+      Vector updates = {}, parameters = {};
+      for (; i < stop; i += lanes) {
+        for (int k = 0; k <= fields; ++k) {
+          prefetch(in[k] + i);
+        }
+        const Vector before = vector_of(in[0] + i);
+        update<Float32, true>(in, out, i, uniforms);
+        const Vector after = vector_of(out[0] + i);
+        updates += (after - before) * (after - before);
+        parameters += after * after;
+      }
+      for (int lane = 0; lane < lanes; ++lane) {
+        totals[0] += updates[lane];
+        totals[1] += parameters[lane];
+      }
+    }
+  }
+
   // Updates at most `block` elements. `gradient`: the gradient's values if they are already loaded,
   // else null.
   static void staged(
@@ -338,8 +403,14 @@ struct Driver {
 
 extern const cpu::Kernel elementwise[];
 const cpu::Kernel elementwise[] = {
-#define MLX_OPT_KERNEL(name) \
-  {prepare<name>, Driver<name>::run, copy_through<name>, nullptr, nullptr, nullptr},
+#define MLX_OPT_KERNEL(name)                           \
+  {prepare<name>,                                      \
+   Driver<name>::run,                                  \
+   copy_through<name>,                                 \
+   by_hand ? Driver<name>::run_with_squares : nullptr, \
+   nullptr,                                            \
+   nullptr,                                            \
+   nullptr},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
 };

@@ -1,24 +1,10 @@
 // The average of the weights for one instruction set; compiled as elementwise.cpp is.
 #include "mlx_opt/rules/ema.h"
-#include "mlx_opt/backend/cpu/kernels/master.h"
+#include "mlx_opt/backend/cpu/kernels/weights.h"
 
 namespace mlx_opt {
 namespace MLX_OPT_LEVEL {
 namespace {
-
-// The weights of at most `block` elements after the step, which are in the results.
-const float* load_weights(
-    const Tensor& tensor, int master, int64_t begin, int64_t count, float* staged) {
-  if (tensor.masters == MasterWeights::float32) {
-    return load(tensor.out[master], begin, count, staged);
-  }
-  const float* parameters = load(tensor.out[0], begin, count, staged);
-  if (tensor.masters == MasterWeights::remainder) {
-    alignas(64) float remainders[block];
-    join(staged, load(tensor.out[master], begin, count, remainders), count);
-  }
-  return parameters;
-}
 
 void update_block(
     const float* averages, const float* weights, float* to, int64_t count, float rate) {
@@ -38,7 +24,7 @@ void update_ema(const Tensor& tensor, int slots, int64_t begin, int64_t end, flo
     alignas(64) float staged[block], weights[block];
     const float* before = load(tensor.in[average + 1], begin, count, staged);
     float* after = place(tensor.out[average], begin, staged);
-    update_block(before, load_weights(tensor, master, begin, count, weights), after, count, rate);
+    update_block(before, load_weights(tensor, slots, begin, count, weights), after, count, rate);
     store(tensor.out[average], begin, count, after);
   }
 }

@@ -78,6 +78,16 @@ struct Kernel {
       float step);
   /// Copies the operands to the results. Runs instead of `run` if the step is skipped.
   void (*copy_through)(const Tensor& tensor, int64_t begin, int64_t end);
+  /// As `run`, and adds the sums of squares that WeightSquares takes, in registers. Stops where it
+  /// cannot, and returns the end of what it has updated. Null if there is none.
+  int64_t (*run_with_squares)(
+      const Tensor& tensor,
+      int64_t begin,
+      int64_t end,
+      const float* hypers,
+      const float* scalars,
+      Scale scale,
+      double* totals);
 
   // The rest is for a rule of two passes, which has no `run`.
 
@@ -132,12 +142,35 @@ struct Reductions {
   double (*sum_of_squares)(const Operand& operand, int64_t begin, int64_t end);
 };
 
+/// The sums of the squares of a step's updates, and of its weights after them, compiled for one
+/// instruction set: added to the first and the second of `totals`.
+struct WeightSquares {
+  /// For parameters without master weights: adds those of the elements [begin, end) and puts the
+  /// new parameters, which are in `fresh`, to their place.
+  void (*put)(
+      const Tensor& tensor, const Operand& fresh, int64_t begin, int64_t end, double* totals);
+
+  // For all, in two steps. `slots`: the number of the rule's.
+
+  /// Writes the weights before the step to `to`.
+  void (*load_before)(const Tensor& tensor, int slots, int64_t begin, int64_t end, float* to);
+  /// Adds those of the elements [begin, end), of which `before` has the weights before the step.
+  void (*add)(
+      const Tensor& tensor,
+      int slots,
+      int64_t begin,
+      int64_t end,
+      const float* before,
+      double* totals);
+};
+
 /// The kernel of `rule` for the best instruction set of this machine, or for the one that the
 /// environment variable MLX_OPT_VECTOR_LEVEL names.
 MLX_OPT_API const Kernel& kernel(Rule rule);
 MLX_OPT_API const SumKernel& sum_kernel(Rule rule);
 MLX_OPT_API const Reductions& reductions();
 MLX_OPT_API UpdateEma& update_ema();
+MLX_OPT_API const WeightSquares& weight_squares();
 
 /// Name of that instruction set: "baseline", "avx2", "avx512", "avx512bf16" or "neon".
 MLX_OPT_API const char* vector_level();

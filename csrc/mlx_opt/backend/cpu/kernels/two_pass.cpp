@@ -333,6 +333,7 @@ const cpu::Kernel two_pass[] = {
   {prepare<name>,            \
    nullptr,                  \
    copy_through<name>,       \
+   nullptr,                  \
    TwoPass<name>::sum,       \
    TwoPass<name>::rates,     \
    TwoPass<name>::finish},

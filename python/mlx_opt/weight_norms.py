@@ -1,0 +1,28 @@
+"""The norms of a step's updates and weights, in MLX's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+
+def norms_of(weights: Iterable[tuple[int, mx.array, mx.array]], groups: int) -> mx.array:
+    """For each group the norm of the updates and that of the weights after them, in float32.
+
+    `weights`: of each parameter the group, the weight before the step and that after it.
+    """
+    squares = [[mx.zeros(2)] for _ in range(groups)]
+    for group, before, after in weights:
+        weight = _wide(after)
+        update = weight - _wide(before)
+        squares[group].append(mx.stack([_sum_of_squares(update), _sum_of_squares(weight)]))
+    return mx.sqrt(mx.stack([mx.stack(each).sum(0) for each in squares]))
+
+
+def _wide(x: mx.array) -> mx.array:
+    return x.astype(mx.result_type(x, mx.float32))
+
+
+def _sum_of_squares(x: mx.array) -> mx.array:
+    return mx.square(mx.abs(x)).sum().astype(mx.float32)
