@@ -1,8 +1,10 @@
 // All elementwise rules for one instruction set. The build compiles this file once for each level,
 // with the level's flags and with MLX_OPT_LEVEL set to its name, so it must not use inline
 // functions of other headers.
+#define MLX_OPT_DESCRIBES // for the codes of slots
 #include <type_traits>
 
+#include "mlx_opt/backend/cpu/kernels/coded.h"
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
 #include "mlx_opt/rules/rounding.h"
@@ -78,6 +80,12 @@ struct Driver {
     } else if (all_are(tensor, Storage::float16)) {
       direct<Float16>(tensor, begin, end, uniforms);
     } else {
+#if defined(__AVX512BW__)
+      using Loop = CodedLoop<Rule, Uniforms>;
+      if (Loop::takes(tensor)) {
+        begin = Loop::run(tensor, begin, end, uniforms);
+      }
+#endif
       staged_all(tensor, begin, end, uniforms, nullptr);
     }
   }
