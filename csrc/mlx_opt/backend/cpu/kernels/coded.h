@@ -5,6 +5,7 @@
 
 #include "mlx_opt/backend/cpu/kernels/element.h"
 #include "mlx_opt/backend/cpu/kernels/operand.h"
+#include "mlx_opt/backend/cpu/kernels/rounding.h"
 
 #if defined(__AVX512BW__)
 
@@ -80,6 +81,8 @@ class CodedLoop {
     const Stored* gradient = at<const Stored>(tensor.in[fields], begin);
     Stored* to_w = at<Stored>(tensor.out[0], begin);
     const int64_t count = (end - begin) / size * size;
+    const bool rounds = tensor.rounds;
+    const unsigned key = rounding_key(tensor.rounding_key, uniforms.step, 0);
     const auto encode = [&](int64_t i, int k) __attribute__((always_inline)) {
       const Floats x = load_floats(states[k] + i % kept);
       const Floats factor = _mm512_set1_ps(reciprocals[k][i / size % (kept / size)]);
@@ -114,7 +117,15 @@ class CodedLoop {
           const float g = uniforms.scale * from[fields][lane];
           put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
         }
-        narrow_lanes<Format>(to[0], to_w + j);
+        if constexpr (__is_same(Format, BFloat16)) {
+          const Floats x = load_floats(to[0]);
+          store_halves(
+              to_w + j,
+              rounds ? rounded_lanes(x, key, static_cast<unsigned>(begin + j))
+                     : narrowed(Format{}, x));
+        } else {
+          narrow_lanes<Format>(to[0], to_w + j);
+        }
         for (int k = 1; k < fields; ++k) {
           const Floats x = load_floats(to[k]);
           largest[k] = _mm512_max_epi32(largest[k], sizes(x));
