@@ -111,6 +111,7 @@ def test_kernels_decode_as_numpy(slot):
         [1.0, 1e-30],
         [3e38],
         [np.nan, 1.0],
+        [np.nan, -np.nan, -np.inf, -1.0],
         [np.inf, 1.0],
         [2.0**126],
     ],

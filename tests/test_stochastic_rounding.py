@@ -148,6 +148,19 @@ def test_special_values():
         assert got[5] == 0
 
 
+def test_special_values_of_a_whole_vector():
+    largest = float(np.uint32(0x7F7F0000).view(np.float32))
+    # The last is half a unit more than the largest bfloat16.
+    weights = mx.array([0, 0, 0, largest] * 9, BF16)
+    gradients = mx.array([-mx.inf, mx.inf, mx.nan, -(2.0**119)] * 9, BF16)
+    for seed in range(5):
+        optimizer = mlx_opt.SGD(1.0, stochastic_rounding=True, rounding_seed=seed)
+        got = optimizer.apply_gradients({"w": gradients}, {"w": weights})["w"]
+        got = np.array(got.astype(mx.float32)).reshape(9, 4)
+        assert (got[:, 0] == np.inf).all() and (got[:, 1] == -np.inf).all()
+        assert np.isnan(got[:, 2]).all() and (got[:, 3] == np.float32(largest)).all()
+
+
 def test_bits_depend_on_seed_step_and_path():
     parameter, gradient = mx.ones((1000,), BF16), mx.full((1000,), 1e-3)
 

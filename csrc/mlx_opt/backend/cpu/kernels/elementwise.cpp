@@ -1,11 +1,13 @@
 // All elementwise rules for one instruction set. The build compiles this file once for each level,
 // with the level's flags and with MLX_OPT_LEVEL set to its name, so it must not use inline
 // functions of other headers.
+#define MLX_OPT_DESCRIBES // for the codes of slots
 #include <type_traits>
 
+#include "mlx_opt/backend/cpu/kernels/coded.h"
 #include "mlx_opt/backend/cpu/kernels/element.h"
+#include "mlx_opt/backend/cpu/kernels/rounding.h"
 #include "mlx_opt/backend/cpu/kernels/rule.h"
-#include "mlx_opt/rules/rounding.h"
 
 // Tells the compiler to vectorise the loop: an output may be the buffer of an input, but only
 // element by element.
@@ -100,7 +102,7 @@ struct Driver {
     if (scale.bound != infinity()) {
       staged_all(tensor, begin, end, uniforms, &scale);
     } else if (tensor.rounds) {
-      staged_all(tensor, begin, end, uniforms, nullptr);
+      dispatch_rounding(tensor, begin, end, uniforms);
     } else if (tensor.masters != MasterWeights::none) {
       dispatch_masters(tensor, begin, end, uniforms);
     } else if (all_are(tensor, Storage::float32)) {
@@ -110,6 +112,12 @@ struct Driver {
     } else if (all_are(tensor, Storage::float16)) {
       direct<Float16>(tensor, begin, end, uniforms);
     } else {
+#if defined(__AVX512BW__)
+      using Loop = CodedLoop<Rule, Uniforms>;
+      if (Loop::takes(tensor)) {
+        begin = Loop::run(tensor, begin, end, uniforms);
+      }
+#endif
       staged_all(tensor, begin, end, uniforms, nullptr);
     }
   }
@@ -133,6 +141,51 @@ struct Driver {
       staged(tensor, begin, count, nullptr, uniforms, clipping);
     }
   }
+
+  static void dispatch_rounding(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
+#if defined(__AVX512BW__)
+    using Loop = CodedLoop<Rule, Uniforms>;
+    if (all_are(tensor, Storage::bfloat16)) {
+      begin = direct_rounding(tensor, begin, end, uniforms);
+    } else if (Loop::takes(tensor)) {
+      begin = Loop::run(tensor, begin, end, uniforms);
+    }
+#endif
+    staged_all(tensor, begin, end, uniforms, nullptr);
+  }
+
+#if defined(__AVX512BW__)
+
+  // Updates whole vectors from element `begin` on, and rounds all results stochastically. Returns
+  // the end of the last vector.
+  static int64_t direct_rounding(
+      const Tensor& tensor, int64_t begin, int64_t end, const Uniforms uniforms) {
+    const uint16_t* in[fields + 1];
+    uint16_t* out[fields];
+    unsigned keys[fields];
+    for (int k = 0; k <= fields; ++k) {
+      in[k] = at<const uint16_t>(tensor.in[k], 0);
+    }
+    for (int k = 0; k < fields; ++k) {
+      out[k] = at<uint16_t>(tensor.out[k], 0);
+      keys[k] = rounding_key(tensor.rounding_key, uniforms.step, k);
+    }
+    for (; begin + lanes <= end; begin += lanes) {
+      for (int k = 0; k <= fields; ++k) {
+        prefetch(in[k] + begin);
+      }
+      float to[fields][lanes];
+      compute<BFloat16, true>(in, begin, uniforms, to);
+      for (int k = 0; k < fields; ++k) {
+        const Floats x = load_floats(to[k]);
+        store_halves(out[k] + begin, rounded_lanes(x, keys[k], static_cast<unsigned>(begin)));
+      }
+    }
+    return begin;
+  }
+
+#endif
 
   static bool all_are(const Tensor& tensor, Storage storage) {
     bool same = true;
@@ -384,17 +437,26 @@ struct Driver {
       Stored* const (&out)[fields],
       int64_t i,
       const Uniforms& uniforms) {
-    float from[fields + 1][lanes];
     float to[fields][lanes];
+    compute<Format, scales>(in, i, uniforms, to);
+    for (int k = 0; k < fields; ++k) {
+      narrow_lanes<Format>(to[k], out[k] + i);
+    }
+  }
+
+  template <typename Format, bool scales, typename Stored = typename Format::Stored>
+  MLX_OPT_FN void compute(
+      const Stored* const (&in)[fields + 1],
+      int64_t i,
+      const Uniforms& uniforms,
+      float (&to)[fields][lanes]) {
+    float from[fields + 1][lanes];
     for (int k = 0; k <= fields; ++k) {
       widen_lanes<Format>(in[k] + i, from[k]);
     }
     for (int lane = 0; lane < lanes; ++lane) {
       const float g = scales ? uniforms.scale * from[fields][lane] : from[fields][lane];
       put(to, lane, Rule::update(take<Element>(from, lane), g, uniforms.h, uniforms.s));
-    }
-    for (int k = 0; k < fields; ++k) {
-      narrow_lanes<Format>(to[k], out[k] + i);
     }
   }
 };
