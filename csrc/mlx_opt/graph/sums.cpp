@@ -184,6 +184,9 @@ GroupSums sums_by_operations(const SumInputs& inputs) {
       element.push_back(is_read ? mx::astype(**next++, mx::float32) : mx::array(0.0f));
     }
     const mx::array g = scaled(**next++, scalars);
+    if (g.size() == 0) {
+      continue; // CUDA's kernels that mx.compile fuses divide by the size
+    }
     const auto sums = [&]<size_t... k>(std::index_sequence<k...>) {
       return R::sums(
           typename R::template Fields<mx::array>{element.at(k)...}, g, weights[spec.group_of(t)]);
