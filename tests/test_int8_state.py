@@ -430,3 +430,23 @@ def test_a_training_ends_with_the_loss_of_float32(rule, rate):
     spread = max(losses) - min(losses)
     coded = [final(seed, state_dtype="int8") for seed in range(3)]
     assert abs(np.mean(coded) - np.mean(losses)) < spread + 0.05 * np.mean(losses), (losses, coded)
+
+
+@pytest.mark.parametrize("kind", ["float32", "remainder"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_masters_beside_a_slot_that_the_rule_may_not_use(momentum, kind):
+    results = []
+    for state_dtype in (None, "int8"):
+        optimizer = mlx_opt.SGD(1e-2, momentum, state_dtype=state_dtype, master_weights=kind)
+        w = {"large": mx.ones(5000, mx.bfloat16), "small": mx.ones(9, mx.bfloat16)}
+        for _ in range(3):
+            w = optimizer.apply_gradients({k: mx.ones_like(x) for k, x in w.items()}, w)
+        results.append(optimizer.master_parameters(w))
+    for name, x in results[0].items():
+        assert mx.allclose(x, results[1][name], rtol=1e-5).item()
+
+
+@pytest.mark.parametrize("rule", ["Prodigy", "DAdaptAdam"])
+def test_rules_of_sums_over_all_tensors_refuse_it(rule):
+    with pytest.raises(ValueError, match=f"^{rule}: state_dtype: there is no state that int8"):
+        getattr(mlx_opt, rule)(state_dtype="int8")

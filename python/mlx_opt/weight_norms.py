@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import mlx.core as mx
@@ -25,4 +26,14 @@ def _wide(x: mx.array) -> mx.array:
 
 
 def _sum_of_squares(x: mx.array) -> mx.array:
-    return mx.square(mx.abs(x)).sum().astype(mx.float32)
+    return _sum(mx.square(mx.abs(x))).astype(mx.float32)
+
+
+def _sum(x: mx.array) -> mx.array:
+    """The sum of all elements, in rows if that is possible: see graph/weight_norms.cpp."""
+    length = math.isqrt(x.size)
+    while x.size > 1024 and length > 1 and x.size % length:
+        length -= 1
+    if x.size <= 1024 or length == 1:
+        return x.sum()
+    return _sum(x.reshape(-1, length).sum(1))

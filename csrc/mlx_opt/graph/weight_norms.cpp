@@ -1,5 +1,7 @@
 #include "mlx_opt/graph/weight_norms.h"
 
+#include <cmath>
+
 #include "mlx/ops.h"
 #include "mlx_opt/graph/masters.h"
 
@@ -10,11 +12,26 @@ mx::array wide(const mx::array& x, mx::Stream s) {
   return mx::astype(x, mx::promote_types(x.dtype(), mx::float32), s);
 }
 
+// The sum of all elements. On the CPU MLX adds them up one after another, which loses digits, so
+// they are summed in rows if they can be.
+mx::array sum(const mx::array& x, mx::Stream s) {
+  constexpr int few = 1024;
+  const int size = static_cast<int>(x.size());
+  int length = static_cast<int>(std::sqrt(static_cast<double>(x.size())));
+  while (size > few && length > 1 && size % length != 0) {
+    --length;
+  }
+  if (size <= few || length == 1) {
+    return mx::sum(x, s);
+  }
+  return sum(mx::sum(mx::reshape(x, {size / length, length}, s), 1, false, s), s);
+}
+
 // The sum of the squares in float32, or in the dtype of the array if that is wider.
 mx::array sum_of_squares(const mx::array& x, mx::Stream s) {
   const bool is_complex = mx::issubdtype(x.dtype(), mx::complexfloating);
   const mx::array size = is_complex ? mx::abs(x, s) : x;
-  return mx::astype(mx::sum(mx::square(size, s), s), mx::float32, s);
+  return mx::astype(sum(mx::square(size, s), s), mx::float32, s);
 }
 
 } // namespace
@@ -30,10 +47,7 @@ void WeightNorms::add(size_t group, const mx::array& before, const mx::array& af
 }
 
 void WeightNorms::add(const mx::array& norms) {
-  const mx::array squares = mx::flatten(mx::square(norms, stream_), stream_);
-  for (size_t i = 0; i < squares_.size(); ++i) {
-    squares_[i].push_back(mx::take(squares, static_cast<int>(i), 0, stream_));
-  }
+  of_groups_.push_back(mx::square(norms, stream_));
 }
 
 mx::array WeightNorms::norms() const {
@@ -43,7 +57,10 @@ mx::array WeightNorms::norms() const {
         squares.empty() ? mx::array(0.0f) : mx::sum(mx::stack(squares, 0, stream_), stream_));
   }
   const int groups = static_cast<int>(squares_.size() / 2);
-  const mx::array rows = mx::reshape(mx::stack(sums, 0, stream_), {groups, 2}, stream_);
+  mx::array rows = mx::reshape(mx::stack(sums, 0, stream_), {groups, 2}, stream_);
+  for (const mx::array& squares : of_groups_) {
+    rows = mx::add(rows, squares, stream_);
+  }
   return mx::sqrt(rows, stream_);
 }
 

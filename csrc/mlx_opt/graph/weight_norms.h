@@ -25,6 +25,7 @@ class MLX_OPT_API WeightNorms {
 
  private:
   std::vector<std::vector<mx::array>> squares_; // of each group the updates', then the weights'
+  std::vector<mx::array> of_groups_;            // squares of norms, {groups, 2}
   mx::Stream stream_;
 };
 

@@ -44,6 +44,7 @@ struct AdamW {
            {"weight_decay_kind", Setting::decoupled},
            {"amsgrad", Setting::off}},
       .step = {Reads::if_set, "bias_correction"},
+      .is_common = true,
   })
 };
 

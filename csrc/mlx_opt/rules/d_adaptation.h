@@ -223,7 +223,7 @@ struct Prodigy {
           {{.name = "m", .format = Format::float32},
            {.name = "v", .format = Format::float32},
            {.name = "s", .format = Format::float32},
-           {.name = "p0", .begin = Begin::unset}},
+           {.name = "p0", .begin = Begin::unset, .codes = Codes::none}},
       .step = {Reads::if_set, "use_bias_correction"},
   })
 };

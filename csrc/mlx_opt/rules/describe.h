@@ -137,6 +137,10 @@ struct Description {
   Reads learning_rate = {Reads::always};
   Coupling coupling = {};
   Average average = {};
+  /// True for the rules that most people run. They have loops of their own on the CPU for codes,
+  /// for stochastic rounding and for norms; others take these through a block in float32, in less
+  /// code.
+  bool is_common = false;
 };
 
 /// The description of a rule with the hyperparameters and slots of another that serves the same
@@ -153,6 +157,7 @@ constexpr Description variant_of(
     ++end;
   }
   other.slots[end] = slot;
+  other.is_common = false;
   return other;
 }
 

@@ -40,6 +40,7 @@ struct Lion {
            {"max_learning_rate", 0.0, Range::not_negative},
            {"cautious_weight_decay", 0, Range::flag}},
       .slots = {{"m"}},
+      .is_common = true,
   })
 };
 

@@ -151,6 +151,7 @@ Program::Program(
 void Program::set_kinds() {
   slots_.clear();
   state_slots_.clear();
+  scales_of_kinds_.clear();
   for (bool coded : {false, true}) {
     for (bool has_master : {false, true}) {
       for (size_t kind = 0; kind < kinds_of_rule_; ++kind) {
@@ -162,8 +163,14 @@ void Program::set_kinds() {
               (with_idle ? state_slots_ : slots_)
                   .emplace_back(slots_for(
                       rule_, own_slots_.get(), {coded, with_options_, kind == 1, with_idle}));
+          const auto scales = std::find_if(slots.begin(), slots.end(), [](const SlotInfo* slot) {
+            return slot->extent == Extent::blocks;
+          });
+          if (!with_idle) {
+            scales_of_kinds_.push_back(static_cast<int>(slots.end() - scales));
+          }
           if (has_master) {
-            slots.insert(slots.end() - (coded ? scales_ : 0), &master_slot(masters_));
+            slots.insert(scales, &master_slot(masters_));
           }
         }
       }

@@ -139,7 +139,7 @@ class MLX_OPT_API Program {
 
   /// Number of arrays of scales of such parameters, which come last.
   int scales(size_t kind) const {
-    return kind < wide_kinds() ? 0 : scales_;
+    return scales_of_kinds_[kind];
   }
 
   /// The slots that the rule reads and writes, the master weight, the average, and the
@@ -184,8 +184,9 @@ class MLX_OPT_API Program {
   bool keeps_parameter_;
   std::shared_ptr<const OwnSlots> own_slots_; // if they differ from the rule's
   size_t kinds_of_rule_;
-  int scales_ = 0;                         // arrays of scales of a parameter that has codes
+  int scales_ = 0; // slots of scales in the state of a parameter that has codes
   std::vector<Slots> slots_, state_slots_; // of each kind
+  std::vector<int> scales_of_kinds_;       // in `slots_`
 };
 
 /// The slot of a master weight that is not none.

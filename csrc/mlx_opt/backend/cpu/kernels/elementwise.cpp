@@ -113,9 +113,11 @@ struct Driver {
       direct<Float16>(tensor, begin, end, uniforms);
     } else {
 #if defined(__AVX512BW__)
-      using Loop = CodedLoop<Rule, Uniforms>;
-      if (Loop::takes(tensor)) {
-        begin = Loop::run(tensor, begin, end, uniforms);
+      if constexpr (Rule::description.is_common) {
+        using Loop = CodedLoop<Rule, Uniforms>;
+        if (Loop::takes(tensor)) {
+          begin = Loop::run(tensor, begin, end, uniforms);
+        }
       }
 #endif
       staged_all(tensor, begin, end, uniforms, nullptr);
@@ -145,11 +147,13 @@ struct Driver {
   static void dispatch_rounding(
       const Tensor& tensor, int64_t begin, int64_t end, const Uniforms& uniforms) {
 #if defined(__AVX512BW__)
-    using Loop = CodedLoop<Rule, Uniforms>;
-    if (all_are(tensor, Storage::bfloat16)) {
-      begin = direct_rounding(tensor, begin, end, uniforms);
-    } else if (Loop::takes(tensor)) {
-      begin = Loop::run(tensor, begin, end, uniforms);
+    if constexpr (Rule::description.is_common) {
+      using Loop = CodedLoop<Rule, Uniforms>;
+      if (all_are(tensor, Storage::bfloat16)) {
+        begin = direct_rounding(tensor, begin, end, uniforms);
+      } else if (Loop::takes(tensor)) {
+        begin = Loop::run(tensor, begin, end, uniforms);
+      }
     }
 #endif
     staged_all(tensor, begin, end, uniforms, nullptr);
@@ -463,15 +467,25 @@ struct Driver {
 
 } // namespace
 
+// The loop of a rule that takes norms too; null if it has none.
+template <typename Rule>
+constexpr auto squares_of() -> decltype(cpu::Kernel::run_with_squares) {
+  if constexpr (by_hand && Rule::description.is_common) {
+    return Driver<Rule>::run_with_squares;
+  } else {
+    return nullptr;
+  }
+}
+
 extern const cpu::Kernel elementwise[];
 const cpu::Kernel elementwise[] = {
-#define MLX_OPT_KERNEL(name)                           \
-  {prepare<name>,                                      \
-   Driver<name>::run,                                  \
-   copy_through<name>,                                 \
-   by_hand ? Driver<name>::run_with_squares : nullptr, \
-   nullptr,                                            \
-   nullptr,                                            \
+#define MLX_OPT_KERNEL(name) \
+  {prepare<name>,            \
+   Driver<name>::run,        \
+   copy_through<name>,       \
+   squares_of<name>(),       \
+   nullptr,                  \
+   nullptr,                  \
    nullptr},
     MLX_OPT_FOR_EACH_RULE(MLX_OPT_KERNEL)
 #undef MLX_OPT_KERNEL
