@@ -74,8 +74,8 @@ def switch(optimizer: Any, on: Any) -> None:
             name = type(member).__name__
             raise TypeError(f"telemetry: {name} is not an optimizer of mlx_opt")
     for member in members:
-        # The state keeps the last norms: if the entry went, mx.compile would take a function for the
-        # one that it traced before there was an entry, and give its results back in wrong places.
+        # The state keeps the last norms: if the entry went, mx.compile would take a function for
+        # the one that it traced before there was an entry, and put its results in wrong places.
         member._takes_norms = on
 
 
