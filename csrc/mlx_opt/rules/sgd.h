@@ -75,7 +75,6 @@ struct Momentum {
       .slots = {{"v"}},
       .when = {{"momentum", Setting::positive}, {"nesterov", Setting::off}},
       .coupling = {Coupling::unless_zero, "weight_decay", "weight_decay_kind"},
-      .is_common = true,
   })
 };
 

@@ -39,6 +39,13 @@ MLX_OPT_FN Vector vector_of(const float* values) {
   return vector;
 }
 
+// `first`: the index in the tensor of the first of these elements.
+MLX_OPT_ONE_COPY void round_all(float* x, unsigned count, unsigned key, unsigned first) {
+  for (unsigned i = 0; i < count; ++i) {
+    x[i] = rounded(x[i], key, first + i);
+  }
+}
+
 template <typename Rule>
 struct Driver {
   using Hypers = typename Rule::Hypers;
@@ -341,7 +348,7 @@ struct Driver {
 
   // Updates at most `block` elements. `gradient`: the gradient's values if they are already loaded,
   // else null.
-  static void staged(
+  MLX_OPT_ONE_COPY static void staged(
       const Tensor& tensor,
       int64_t begin,
       int64_t count,
@@ -372,16 +379,9 @@ struct Driver {
     for (int k = 0; k < fields; ++k) {
       if (tensor.rounds && tensor.out[k].storage == Storage::bfloat16) {
         const unsigned key = rounding_key(tensor.rounding_key, uniforms.step, k);
-        round(out[k], static_cast<unsigned>(count), key, static_cast<unsigned>(begin));
+        round_all(out[k], static_cast<unsigned>(count), key, static_cast<unsigned>(begin));
       }
       store(tensor.out[k], begin, count, out[k]);
-    }
-  }
-
-  // `first`: the index in the tensor of the first of these elements.
-  static void round(float* x, unsigned count, unsigned key, unsigned first) {
-    for (unsigned i = 0; i < count; ++i) {
-      x[i] = rounded(x[i], key, first + i);
     }
   }
 

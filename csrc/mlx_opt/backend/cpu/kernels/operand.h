@@ -6,6 +6,13 @@
 #include "mlx_opt/backend/cpu/kernels/convert.h"
 #include "mlx_opt/backend/cpu/kernels/kernel.h"
 
+// For a large function with many callers: GCC would inline it, or copy it for a caller's constants.
+#if defined(__clang__)
+#define MLX_OPT_ONE_COPY __attribute__((noinline))
+#else
+#define MLX_OPT_ONE_COPY __attribute__((noinline, noclone))
+#endif
+
 MLX_OPT_RULES_BEGIN
 namespace {
 
