@@ -40,14 +40,14 @@ inline std::vector<Pass> passes_of(Rule rule) {
   return {Pass::state, again ? Pass::finish_with_gradient : Pass::finish};
 }
 
-/// True if the first of two passes updates the slots of a rule, given by its name.
-inline bool updates_state_first(std::string_view name) {
+/// The properties of a rule of two passes, given by its name; nothing for another rule.
+inline mlx_opt::TwoPassInfo two_pass_info(std::string_view name) {
   for (int i = mlx_opt::elementwise_rules; i < rules; ++i) {
     if (mlx_opt::rule_infos[i].name == name) {
-      return mlx_opt::two_pass_info(static_cast<Rule>(i)).updates_state_first;
+      return mlx_opt::two_pass_info(static_cast<Rule>(i));
     }
   }
-  return false;
+  return {};
 }
 
 /// The storages of a pass, of those of all operands and all results.
@@ -55,7 +55,9 @@ inline UpdateKernel with_storages(
     UpdateKernel kernel, const Storages& operands, const Storages& results) {
   const int fields = results.count();
   const bool second = kernel.pass == Pass::finish || kernel.pass == Pass::finish_with_gradient;
-  const bool first_updates = updates_state_first(kernel.rule);
+  const mlx_opt::TwoPassInfo passes = two_pass_info(kernel.rule);
+  const bool first_updates = passes.updates_state_first;
+  kernel.sums = kernel.pass == Pass::state ? passes.sums : 0;
   kernel.in = {operands[0]};
   for (int k = 1; k < fields; ++k) {
     kernel.in.add(second && first_updates ? results[k] : operands[k]);

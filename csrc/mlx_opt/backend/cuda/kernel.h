@@ -94,6 +94,7 @@ struct UpdateKernel {
   bool rounds = false;  // true if results in bfloat16 are rounded stochastically
   bool has_ema = false; // if true, the last in and out but the gradient
   int scales = 0;       // slots of codes, each with scales besides what is in and out
+  int sums = 0;         // that the pass `state` takes over a tensor
 
   /// The number of addresses of a tensor that the kernel reads, and that it writes. The last of
   /// these is the tensor's sums in the pass `state`, its rates in the second one, and no address

@@ -98,11 +98,12 @@ std::string files_of_passes(std::string_view rule_header, bool two_passes) {
                      : joined(texts(), {"update.cu.h"}));
 }
 
-// Without a number of blocks the compiler aims for the most and spills registers for them.
+// Without a number of blocks the compiler aims for the most and spills registers for them. The sums
+// of a pass stay in registers.
 std::string bounds_of(const UpdateKernel& kernel) {
   switch (kernel.walk) {
     case Walk::flat:
-      return "threads";
+      return kernel.sums > 2 ? "threads, 4" : "threads";
     case Walk::transposed:
       return kernel.in.count() > 4 || kernel.scales > 0 ? "threads, 3" : "threads, 4";
     case Walk::strided:

@@ -118,6 +118,7 @@ void Tensors::add_state(
     const Extent& extent) {
   const int fields = results.count();
   kernel.pass = Pass::state;
+  kernel.sums = rule_.sums;
   for (int k = 0; k <= fields; ++k) {
     kernel.in.add(storage_of(operands[k]->dtype()));
   }
