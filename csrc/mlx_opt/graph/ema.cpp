@@ -30,13 +30,12 @@ std::vector<mx::array> step_with_ema(const Request& request, const Leaves& leave
   const Program without_ema = request.program->without_ema();
   Leaves inner_leaves(without_ema, leaves.size());
   for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
-    const auto& [operands, members, arrays, groups, rounding_keys] = leaves.kinds()[kind];
-    for (size_t i = 0; i < members.size(); ++i) {
-      auto* const* leaf = &arrays[i * operands];
-      const uint32_t key = rounding_keys.empty() ? 0 : rounding_keys[i];
-      auto& inner = inner_leaves.add(kind, groups[i], key).arrays;
-      inner.insert(inner.end(), leaf, leaf + operands - 2);
-      inner.push_back(leaf[operands - 1]);
+    const Leaves::Kind& all = leaves.kinds()[kind];
+    for (size_t i = 0; i < all.leaves.size(); ++i) {
+      auto* const* leaf = &all.arrays[i * all.operands];
+      auto& inner = inner_leaves.add_as(kind, all, i).arrays;
+      inner.insert(inner.end(), leaf, leaf + all.operands - 2);
+      inner.push_back(leaf[all.operands - 1]);
     }
   }
   Request inner = request;

@@ -46,9 +46,7 @@ mx::array token_of(const Request& request, const Leaves& leaves, const mx::array
 // One stage after another. A parameter that the backward pass still reads, to get at the gradients
 // of the next stage, is written over its gradient.
 std::vector<mx::array> successors_in(
-    const std::vector<std::vector<LeafPlace>>& stages,
-    const Request& request,
-    const Leaves& leaves) {
+    const Stages& stages, const Request& request, const Leaves& leaves) {
   const auto& kinds = leaves.kinds();
   std::vector<size_t> first; // of each kind's outputs
   size_t outputs = 0;
@@ -63,8 +61,7 @@ std::vector<mx::array> successors_in(
     Leaves part(*request.program, places.size());
     for (const auto& [kind, i] : places) {
       const Leaves::Kind& all = kinds[kind];
-      const uint32_t key = all.rounding_keys.empty() ? 0 : all.rounding_keys[i];
-      auto& arrays = part.add(kind, all.groups[i], key).arrays;
+      auto& arrays = part.add_as(kind, all, i).arrays;
       const auto begin = all.arrays.begin() + i * all.operands;
       arrays.insert(arrays.end(), begin, begin + all.operands);
     }
@@ -121,15 +118,15 @@ std::vector<mx::array> successors(const Request& request, const Leaves& leaves) 
     return program.composition()->successors(request, leaves);
   }
   // A norm needs all gradients before the first update.
-  const auto stages = request.scale ? std::vector<std::vector<LeafPlace>>(1) : stages_of(leaves);
-  if (stages.size() == 1) {
-    const mx::array token = token_of(request, leaves, nullptr);
-    if (request.norms) {
-      *request.norms = norms_of(token);
-    }
-    return outputs_of(token);
+  const Stages stages = request.scale ? Stages() : stages_of(leaves);
+  if (!stages.empty()) {
+    return successors_in(stages, request, leaves);
   }
-  return successors_in(stages, request, leaves);
+  const mx::array token = token_of(request, leaves, nullptr);
+  if (request.norms) {
+    *request.norms = norms_of(token);
+  }
+  return outputs_of(token);
 }
 
 std::vector<mx::array> step(

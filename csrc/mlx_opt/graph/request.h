@@ -59,6 +59,12 @@ class MLX_OPT_API Leaves {
     return added;
   }
 
+  /// Adds a leaf with the group and the rounding key of leaf `index` of another kind.
+  Kind& add_as(size_t kind, const Kind& other, size_t index) {
+    const uint32_t key = other.rounding_keys.empty() ? 0 : other.rounding_keys[index];
+    return add(kind, other.groups[index], key);
+  }
+
   /// Appends the leaves of another part with the same slots; its group 0 becomes `first_group`.
   void append(const Leaves& other, uint16_t first_group);
 

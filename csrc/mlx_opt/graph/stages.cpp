@@ -52,6 +52,10 @@ class Depths {
   std::unordered_map<std::uintptr_t, int> depths_;
 };
 
+const mx::array& gradient_of(const Leaves::Kind& kind, size_t index) {
+  return *kind.arrays[(index + 1) * kind.operands - 1];
+}
+
 class After : public mx::UnaryPrimitive {
  public:
   using mx::UnaryPrimitive::UnaryPrimitive;
@@ -92,38 +96,36 @@ void set_stage_bytes(size_t bytes) {
   least_bytes.store(bytes, std::memory_order_relaxed);
 }
 
-std::vector<std::vector<LeafPlace>> stages_of(const Leaves& leaves) {
-  std::vector<LeafPlace> places;
-  std::vector<const mx::array*> gradients;
+Stages stages_of(const Leaves& leaves) {
   size_t lazy = 0;
-  for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
-    const Leaves::Kind& all = leaves.kinds()[kind];
-    for (size_t i = 0; i < all.leaves.size(); ++i) {
-      places.push_back({kind, i});
-      const mx::array* gradient = all.arrays[(i + 1) * all.operands - 1];
-      gradients.push_back(gradient);
-      lazy += gradient->status() == mx::array::Status::unscheduled ? gradient->nbytes() : 0;
+  for (const Leaves::Kind& kind : leaves.kinds()) {
+    for (size_t i = 0; i < kind.leaves.size(); ++i) {
+      const mx::array& gradient = gradient_of(kind, i);
+      lazy += gradient.status() == mx::array::Status::unscheduled ? gradient.nbytes() : 0;
     }
   }
   const size_t bytes = std::max(stage_bytes(), lazy / most_stages);
   if (lazy < 2 * bytes) {
-    return {std::move(places)};
+    return {};
   }
   Depths depth_of;
-  std::vector<std::pair<int, size_t>> order;
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    order.emplace_back(depth_of(*gradients[i]), i);
+  std::vector<std::pair<int, LeafPlace>> order;
+  for (size_t kind = 0; kind < leaves.kinds().size(); ++kind) {
+    const Leaves::Kind& all = leaves.kinds()[kind];
+    for (size_t i = 0; i < all.leaves.size(); ++i) {
+      order.emplace_back(depth_of(gradient_of(all, i)), LeafPlace{kind, i});
+    }
   }
   std::sort(order.begin(), order.end());
-  std::vector<std::vector<LeafPlace>> stages;
+  Stages stages;
   size_t filled = bytes;
-  for (const auto& [_, i] : order) {
+  for (const auto& [_, place] : order) {
     if (filled >= bytes) {
       stages.emplace_back();
       filled = 0;
     }
-    stages.back().push_back(places[i]);
-    filled += gradients[i]->nbytes();
+    stages.back().push_back(place);
+    filled += gradient_of(leaves.kinds()[place.kind], place.index).nbytes();
   }
   return stages;
 }

@@ -1,6 +1,7 @@
 // The order in which a backward pass ends the gradients of a step.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <vector>
 
@@ -19,11 +20,15 @@ MLX_OPT_API void set_stage_bytes(size_t bytes);
 /// A leaf's kind, and its place among the leaves of that kind.
 struct LeafPlace {
   size_t kind, index;
+
+  auto operator<=>(const LeafPlace&) const = default;
 };
 
+using Stages = std::vector<std::vector<LeafPlace>>;
+
 /// Divides leaves with lazy gradients into stages, each of which can be updated, and its gradients
-/// freed, before the gradients of the next are computed. One stage if there is nothing to gain.
-std::vector<std::vector<LeafPlace>> stages_of(const Leaves& leaves);
+/// freed, before the gradients of the next are computed. None if there is nothing to gain.
+Stages stages_of(const Leaves& leaves);
 
 /// `x`, once `before` is computed. As mx::depends, but vmap goes through it, which leaves the order
 /// out.

@@ -28,18 +28,12 @@ class Division:
     def __init__(self, optimizer: Optimizer, members: Members, bucket_size: int | None) -> None:
         self.optimizer = optimizer
         self.members = members
-        self._bucket_size = bucket_size
+        self._given_bucket_size = bucket_size
+        self.bucket_size = bucket_size or LEAST_BUCKET
+        """How many bytes one operation exchanges at most."""
         self.plan = Plan(members.size)
         self._structure = Structure([])
         self._has_agreed = False
-
-    @property
-    def bucket_size(self) -> int:
-        """How many bytes one operation exchanges at most."""
-        if self._bucket_size is not None:
-            return self._bucket_size
-        total = sum(leaf.size * leaf.dtype.size for leaf in self.plan.leaves.values())
-        return max(LEAST_BUCKET, total // BUCKETS)
 
     def tree(self, values: dict[str, Any]) -> Any:
         """A tree of some of the leaves, by path."""
@@ -47,7 +41,7 @@ class Division:
 
     def anew(self) -> Division:
         """The same of no parameters."""
-        return Division(self.optimizer, self.members, self._bucket_size)
+        return Division(self.optimizer, self.members, self._given_bucket_size)
 
     def whole(self, parameters: Any) -> Any:
         """A tree with what the trainable parameters of a module, or a tree, are as a whole."""
@@ -86,11 +80,14 @@ class Division:
         leaves = leaves_of(self.optimizer, all_parameters, new)
         if members.size > 1:
             dtypes = {path: x.dtype for path, x in flat(gradients, names).items()}
-            facts = facts_of(parts, leaves, dtypes, self._bucket_size)
+            facts = facts_of(parts, leaves, dtypes, self._given_bucket_size)
             facts["accumulate"] = str(self.optimizer.accumulate)
             check_agreement(members, facts)
         self._has_agreed = True
         plan.extend(leaves)
+        if self._given_bucket_size is None:
+            total = sum(leaf.size * leaf.dtype.size for leaf in plan.leaves.values())
+            self.bucket_size = max(LEAST_BUCKET, total // BUCKETS)
         self._structure = Structure([*plan.leaves])
         for index, part in enumerate(parts if divides_states else ()):
             own = [leaf for leaf in leaves if leaf.share == index]
