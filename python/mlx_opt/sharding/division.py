@@ -19,7 +19,7 @@ from .states import Structure, divide
 
 LEAST_BUCKET = 32 * 1024**2
 BUCKETS = 32
-"""The parts of large parameters that one operation exchanges each: the fewer, the fewer waits."""
+"""The number of rounds that exchange large parameters. Each round waits, so few are fast."""
 
 
 class Division:
